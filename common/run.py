@@ -1,0 +1,142 @@
+"""One training run in memory: images, network, optimiser and history, saved and restored whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common import engine
+from common.checkpoint import load_weights
+from common.config import TrainConfig, as_dict
+from common.data import (
+    Batches,
+    Dataset,
+    epoch_order,
+    load_dataset,
+    measure_pixels,
+    split_batches,
+    split_dataset,
+)
+from common.models import build_model
+
+cached_dataset = cache(load_dataset)
+
+
+class Run:
+    """A trajectory of weights: one training configuration, some epochs of which are done."""
+
+    def __init__(self, config: TrainConfig, data_dir: str) -> None:
+        """Raises: UsageError for data, split, device, precision or weights that are not there."""
+        self.config = config
+        self.device = torch.device(config.device)
+        self.precision = engine.resolve_precision(config.amp, config.amp_dtype, self.device)
+        self.dataset = cached_dataset(config.dataset, data_dir)
+        self.split = split_dataset(self.dataset, config.split, config.split_seed, config.limit)
+        self.statistics = measure_pixels(self.dataset.images[self.split.train])
+        self.batches = Batches(
+            self.dataset, self.statistics, config.image_size, self.device,
+            data_on=config.data_on, pin_memory=config.pin_memory,
+            channels_last=config.channels_last,
+        )  # fmt: skip
+        torch.manual_seed(config.seed)
+        self.model = new_model(config, self.dataset)
+        self.model.to(self.device, memory_format=self.batches.memory_format)
+        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.optimizer = engine.build_optimizer(
+            self.model, config.opt, config.lr, config.weight_decay
+        )
+        self.scaler = engine.build_scaler(self.device, self.precision)
+        self.history: list[dict[str, Any]] = []
+
+    def order(self, epoch: int) -> list[Tensor]:
+        """The batches of one epoch, as lists of indices into the data set."""
+        order = epoch_order(len(self.split.train), self.config.seed, epoch)
+        return split_batches(self.split.train[order], self.config.batch_size)
+
+    def train_one_epoch(self) -> dict[str, Any]:
+        """Train and validate the next epoch; return its metrics, which join the history."""
+        epoch = len(self.history) + 1
+        try:
+            trained = engine.train_epoch(
+                self.forward, self.optimizer, self.scaler, self.batches, self.order(epoch),
+                self.precision, label=f"{self.config.describe()} [{epoch}/{self.config.epochs}]",
+            )  # fmt: skip
+        except engine.NonFiniteLoss as error:
+            error.metrics["epoch"] = epoch
+            raise
+        val_loss, val_acc, _ = self.test(self.split.val)
+        metrics = {
+            "epoch": epoch, "train_loss": trained.loss, "train_acc": trained.acc,
+            "val_loss": val_loss, "val_acc": val_acc, "lr": self.config.lr,
+            "train_ms": trained.train_ms,
+        }  # fmt: skip
+        self.history.append(metrics)
+        return metrics
+
+    def test(self, index: Tensor) -> tuple[float, float, Tensor]:
+        """Loss, accuracy and logits on the images of `index`. Shapes: (N,) -> (N, classes)."""
+        logits = engine.evaluate(self.model, self.batches, index)
+        return *engine.score(logits, self.dataset.labels[index]), logits
+
+    def weights(self) -> dict[str, Any]:
+        """A checkpoint's content: the weights, and what is needed to use them."""
+        mean, std = self.statistics
+        return {
+            "model": self.model.state_dict(), "config": as_dict(self.config),
+            "classes": list(self.dataset.classes), "mean": mean.tolist(), "std": std.tolist(),
+            "epoch": len(self.history),
+        }  # fmt: skip
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run continues from, bit for bit."""
+        return self.weights() | {
+            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+            "history": self.history, "rng": torch.get_rng_state(),
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become the run that `state` was taken from."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.history = state["history"]
+        torch.set_rng_state(state["rng"])
+
+
+def new_model(config: TrainConfig, dataset: Dataset) -> nn.Module:
+    """The network before its first step: drawn from the seed, or read from --weights."""
+    model = build_model(config.model, len(dataset.classes), config.seed)
+    if config.weights:
+        load_weights(model, config.weights)
+    return model
+
+
+def check_config(config: TrainConfig, data_dir: str) -> None:
+    """Say what is wrong with a configuration before any training starts. Raises: UsageError."""
+    engine.resolve_precision(config.amp, config.amp_dtype, torch.device(config.device))
+    dataset = cached_dataset(config.dataset, data_dir)
+    split_dataset(dataset, config.split, config.split_seed)
+    if config.weights:
+        new_model(config, dataset)
+
+
+def estimate_ms(configs: Iterable[TrainConfig], data_dir: str, steps: int = 3) -> float:
+    """Training time of some configurations, from a few timed steps of each kind of step."""
+    step_ms: dict[tuple, float] = {}
+    total_ms = 0.0
+    for config in configs:
+        kind = (config.model, config.opt, config.image_size, config.batch_size, config.device)
+        run = None if kind in step_ms else Run(config, data_dir)
+        if run:
+            args = (run.forward, run.optimizer, run.scaler, run.batches)
+            engine.train_epoch(*args, run.order(1)[:steps], run.precision)  # warm-up
+            timed = run.order(2)[:steps]
+            step_ms[kind] = engine.train_epoch(*args, timed, run.precision).train_ms / len(timed)
+        dataset = cached_dataset(config.dataset, data_dir)
+        split = split_dataset(dataset, config.split, config.split_seed, config.limit)
+        total_ms += step_ms[kind] * config.epochs * len(split.train) / config.batch_size
+    return total_ms
