@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from common import first_line
 from common.config import (
     TRAIN_PRESETS,
     TrainConfig,
@@ -29,6 +30,7 @@ from common.config import (
     group_trajectories,
     parse_command_line,
     pin_memory_effect,
+    plainest_twin,
     run_script,
 )
 from common.results import Log, best_rows, run_id, save_predictions, write_atomically
@@ -75,17 +77,13 @@ def find_twins(
     """Of the configurations not in the log: those whose twin, the same training, is there, each
     with its twin's row; and those that are still to be trained."""
     rows = log.finished("train")
-    twins, rest = [], []
-    for trajectory in group_trajectories(configs):
-        found = {c.epochs: rows[train_id(c)] for c in trajectory.configs if train_id(c) in rows}
-        for config in trajectory.configs:
-            if train_id(config) in rows:
-                continue
-            if config.epochs in found:
-                twins.append((config, found[config.epochs]))
-            else:
-                rest.append(config)
-    return twins, rest
+    found = {}
+    for row in rows.values():
+        if row["config"].keys() == as_dict(TrainConfig()).keys():  # else of another version
+            found.setdefault(plainest_twin(TrainConfig(**row["config"])), row)
+    missing = [c for c in configs if train_id(c) not in rows]
+    twins = [(c, found[plainest_twin(c)]) for c in missing if plainest_twin(c) in found]
+    return twins, [c for c in missing if plainest_twin(c) not in found]
 
 
 def append_train(
@@ -103,7 +101,7 @@ def train_trajectory(trajectory: Trajectory, log: Log, options: TrainOptions) ->
 
     run = Run(trajectory.trained, options.data_dir)
     name = train_id(run.config)
-    state_file = log.folder / "checkpoints" / f"{name}.state.pt"
+    state_file = log.folder / state_file_of(run.config)
     if options.resume and not options.force and state_file.exists():
         state = load_checkpoint(state_file)
         if len(state["history"]) <= trajectory.milestones[0]:
@@ -132,6 +130,11 @@ def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
 def checkpoint_file(config: TrainConfig, best: bool = False) -> str:
     """Where weights are kept, relative to the results folder: the last epoch's, or the best's."""
     return f"checkpoints/{train_id(config)}{'.best' if best else ''}.pt"
+
+
+def state_file_of(config: TrainConfig) -> str:
+    """Where an unfinished run is kept, relative to the results folder."""
+    return f"checkpoints/{train_id(config)}.state.pt"
 
 
 def finish_milestone(run: Run, trajectory: Trajectory, log: Log) -> None:
@@ -194,7 +197,7 @@ def train_all(trajectories: list[Trajectory], log: Log, options: TrainOptions) -
             raise
         except Exception as error:
             failures += 1
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            what = first_line(error)
             print(f"  failed: {what}", flush=True)
             metrics = getattr(error, "metrics", {})
             finished = log.finished("train")
@@ -263,6 +266,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.dry_run:
         return 0
     started = time.monotonic()
+    for config in set(configs) - set(rest):  # killed between its row and this
+        (log.folder / state_file_of(config)).unlink(missing_ok=True)
     for config, row in twins:
         append_train(log, config, row["metrics"], row["metrics"]["shared_with"] or row["run_id"])
     failures = train_all(todo, log, options)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from common import UsageError
+from common import UsageError, first_line
 from common.results import write_atomically
 
 
@@ -17,7 +17,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     try:
         write_atomically(path, lambda file: torch.save(content, file))
     except RuntimeError as error:  # torch's zip writer reports a full disk as this
-        raise UsageError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"cannot write {path}: {first_line(error)}") from None
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise UsageError(f"cannot load {path}: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"cannot load {path}: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UsageError(f"cannot load {path}: it holds no dictionary")
     return content

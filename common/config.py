@@ -174,15 +174,17 @@ class HwTrainConfig(DataConfig):
 class HwInferConfig(Validated):
     """Inference speed of one exported network in one engine."""
 
-    train_run_id: str = option("", "run whose exports are measured")
-    engine: str = option(
-        "eager", "inference engine", choices=("eager", "torchscript", "onnxruntime")
+    train_run_id: str | None = option(
+        None, "train runs whose exports are measured (default: each data set's best)"
     )
-    scenario: str = option(
-        "single", "batch 1 latency, or throughput", choices=("single", "offline")
+    engine: str | None = option(
+        None, "default: all", choices=("eager", "torchscript", "onnxruntime")
     )
-    batch_size: int = option(1, "images a query", minimum=1)
-    threads: int | None = option(None, "CPU threads (default: all)", minimum=1)
+    scenario: str | None = option(
+        None, "batch 1 latency, or throughput; default: both", choices=("single", "offline")
+    )
+    batch_size: int = option(64, "images a query of the offline scenario", minimum=1)
+    threads: int | None = option(None, "CPU threads of every engine (default: all)", minimum=1)
     queries: int = option(100, "timed queries", minimum=10)
 
 
@@ -211,6 +213,15 @@ class TrainOptions(Options):
         (), "export the trained network", choices=EXPORT_FORMATS, many=True
     )
     threads: int | None = option(None, "CPU threads (default: torch's own choice)", minimum=1)
+
+
+@dataclass(frozen=True)
+class HwOptions(Options):
+    """Flags of hw_bench.py beside the configuration."""
+
+    mode: str = option(
+        "train", "what is timed; each mode has flags of its own", choices=("train", "infer")
+    )
 
 
 # A preset's values are lists where the flag takes several. The study's grids are whole; `demo` is
@@ -245,6 +256,9 @@ HW_PRESETS: dict[str, dict[str, Any]] = {
         "threads": [1],
     },
 }  # fmt: skip
+HW_INFER_PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {"batch_size": [16], "threads": [1], "queries": [20]},
+}
 
 
 # --- from a command line to configurations --------------------------------------------------------
@@ -366,13 +380,18 @@ def pin_memory_effect(config: TrainConfig) -> str | None:
     return None
 
 
+def plainest_twin(config: TrainConfig) -> TrainConfig:
+    """The same training, with every setting that changes nothing in it at its default."""
+    if pin_memory_effect(config):
+        return dataclasses.replace(config, pin_memory=False, data_on="device")
+    return config
+
+
 def group_trajectories(configs: Sequence[TrainConfig]) -> list[Trajectory]:
     """Group the configurations whose training is the same but for its length."""
     groups: dict[TrainConfig, list[TrainConfig]] = {}
     for config in configs:
-        key = dataclasses.replace(config, epochs=1)
-        if pin_memory_effect(config):
-            key = dataclasses.replace(key, pin_memory=False, data_on="device")
+        key = dataclasses.replace(plainest_twin(config), epochs=1)
         groups.setdefault(key, []).append(config)
     return [Trajectory(tuple(sorted(g, key=lambda c: c.epochs))) for g in groups.values()]
 

@@ -1,0 +1,244 @@
+"""What was measured, from the rows of the log, and what the study published beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.stats import wilson_interval
+
+Row = dict[str, Any]
+
+STUDY_DATASETS = {"mnist": "MNIST", "fashion": "FashionMNIST"}
+
+# What the study held fixed. A run that differs in one of these is not beside a published figure.
+TRAIN_PROTOCOL = {
+    "split": "study", "limit": None, "image_size": 64, "batch_size": 16, "amp": True,
+    "weights": None, "weight_decay": None,
+}  # fmt: skip
+SVM_PROTOCOL = {
+    "split": "study", "samples": 10_000, "features": "raw", "C": 1.0, "gamma": "scale",
+    "max_iter": 1000,
+}  # fmt: skip
+TRAIN_FACTORS = ("dataset", "model", "opt", "lr", "epochs", "pin_memory")
+SVM_FACTORS = ("dataset", "kernel")
+
+
+def get(row: Any, *path: str) -> Any:
+    """A value deep in a row, or None where any step to it is missing."""
+    for step in path:
+        row = row.get(step) if isinstance(row, dict) else None
+    return row
+
+
+def number(row: Any, *path: str) -> float | None:
+    """A number deep in a row, or None where it is missing, null or something else."""
+    value = get(row, *path)
+    return None if isinstance(value, bool) or not isinstance(value, (int, float)) else value
+
+
+def latest_ok(rows: Iterable[Row], kind: str) -> list[Row]:
+    """The successful rows of a kind; of those that name the same work, the last one."""
+    last = {}
+    for row in rows:
+        if row["kind"] == kind and row["status"] == "ok":
+            last[row["run_id"], get(row, "metrics", "epoch") if kind == "epoch" else None] = row
+    return list(last.values())
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one configuration, which differ in their seed alone."""
+
+    config: Row
+    rows: tuple[Row, ...]
+
+    def values(self, metric: str) -> list[float]:
+        """The metric of each seed that has it."""
+        found = (number(row, "metrics", metric) for row in self.rows)
+        return [value for value in found if value is not None]
+
+    def mean(self, metric: str) -> float | None:
+        """Mean over seeds."""
+        values = self.values(metric)
+        return statistics.fmean(values) if values else None
+
+    def first(self) -> Row:
+        """The run that stands for the group where only one can be shown: the lowest seed's."""
+        return min(self.rows, key=lambda row: (number(row, "config", "seed") or 0, row["run_id"]))
+
+
+def by_seed(rows: Iterable[Row]) -> list[Group]:
+    """Group runs that differ in their seed alone."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        rest = {name: value for name, value in row["config"].items() if name != "seed"}
+        groups.setdefault(json.dumps(rest, sort_keys=True), []).append(row)
+    return [Group(json.loads(key), tuple(group)) for key, group in groups.items()]
+
+
+def accuracy_interval(group: Group) -> tuple[float, float] | None:
+    """95 % Wilson interval of the mean test accuracy on the number of test images."""
+    accuracy, total = group.mean("test_acc"), number(group.rows[0], "metrics", "n_test")
+    if accuracy is None or not total:
+        return None
+    return wilson_interval(round(accuracy * total), int(total))
+
+
+def pick_best(train: Iterable[Row]) -> list[Group]:
+    """The configuration of highest validation accuracy of each data set and split.
+
+    Ties go to the shorter training; test accuracy has no part in it.
+    """
+    groups: dict[tuple[Any, ...], list[Group]] = {}
+    for group in by_seed(train):
+        if group.mean("val_acc") is not None:
+            split = tuple(str(group.config.get(k)) for k in ("dataset", "split", "split_seed"))
+            groups.setdefault(split, []).append(group)
+
+    def rank(group: Group) -> tuple[float, float]:
+        duration_ms = group.mean("train_ms")
+        return -group.mean("val_acc"), math.inf if duration_ms is None else duration_ms
+
+    return [min(found, key=rank) for found in groups.values()]
+
+
+def trajectory(best: Row, epochs: Sequence[Row]) -> list[Row]:
+    """The epoch rows behind a run, of the run that was really trained where it is shared."""
+    trained = get(best, "metrics", "shared_with") or best["run_id"]
+    length = number(best, "config", "epochs") or 0
+    found = [row for row in epochs if row["run_id"] == trained]
+    found = [row for row in found if (number(row, "metrics", "epoch") or 0) <= length]
+    return sorted(found, key=lambda row: number(row, "metrics", "epoch") or 0)
+
+
+def slug(text: str) -> str:
+    """A name that is safe in a file name."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "unnamed"
+
+
+def datasets_of(rows: Iterable[Row]) -> list[str]:
+    """The study's data sets, then the others in the log."""
+    return list(dict.fromkeys([*STUDY_DATASETS, *(str(get(r, "config", "dataset")) for r in rows)]))
+
+
+def display(dataset: str) -> str:
+    """A data set's name as its authors write it."""
+    return STUDY_DATASETS.get(dataset, dataset)
+
+
+def load_published() -> list[Row]:
+    """Every figure of the study's tables; accuracies are fractions, times are milliseconds."""
+    return json.loads(Path(__file__).with_name("published.json").read_text())
+
+
+# --- published beside measured --------------------------------------------------------------------
+
+
+def deviations(config: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    """How a run differs from the study's protocol; empty where it does not."""
+    other = {k: config.get(k) for k, value in protocol.items() if config.get(k) != value}
+    if not other:
+        return ""
+    smaller = {k for k in ("image_size", "samples") if isinstance(other.get(k), int)}
+    reduced = other.get("limit") or any(other[k] < protocol[k] for k in smaller)
+    settings = ", ".join(f"{k.replace('_', ' ')} {plain(value)}" for k, value in other.items())
+    return f"{'reduced' if reduced else 'other'} protocol: {settings}"
+
+
+def plain(value: Any) -> str:
+    """A setting's value in words."""
+    if value is None:
+        return "default"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def order_of(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Sorting key of configurations, the study's factors first."""
+    names = ("model", "kernel", "opt", "lr", "epochs", "pin_memory")
+    return (*(str(config.get(k)) for k in names), json.dumps(config, sort_keys=True))
+
+
+def side_by_side(
+    groups: Sequence[Group], published: Sequence[Row], protocol: Row, factors: Sequence[str],
+) -> list[Row]:  # fmt: skip
+    """A record for each configuration measured, the study's protocol first, and for each published
+    one that was not.
+
+    A published figure enters the record of a run only if that run kept to the study's protocol.
+    """
+    figures = {tuple(row[k] for k in factors): row for row in published}
+    waiting = dict(figures)
+    varying = _varying_settings(groups, {*factors, *protocol})
+    records = []
+    for group in groups:
+        other = deviations(group.config, protocol)
+        key = tuple(group.config.get(k) for k in factors)
+        record = {k: group.config.get(k) for k in (*factors, *protocol)} | accuracy_record(group)
+        if not other and key in figures:
+            record |= _published(figures[key], record["test_acc"])
+            waiting.pop(key, None)
+        extra = [f"{k.replace('_', ' ')} {plain(group.config.get(k))}" for k in varying]
+        record["note"] = join_notes(other, *extra, *map(busy_note, group.rows))
+        records.append((1 if other else 0, order_of(group.config), record | {"group": group}))
+    for row in waiting.values():
+        rest = {k: row[k] for k in (*TRAIN_FACTORS, "kernel", "samples") if k in row}
+        rest |= _published(row, None)
+        records.append((2, order_of(row), rest | {"note": "not measured"}))
+    return [record for *_, record in sorted(records, key=lambda item: item[:2])]
+
+
+def _varying_settings(groups: Sequence[Group], shown: set[str]) -> list[str]:
+    """Settings in which the groups differ though no column shows it."""
+    names = dict.fromkeys(k for group in groups for k in group.config if k not in shown)
+    return [k for k in names if len({json.dumps(g.config.get(k)) for g in groups}) > 1]
+
+
+def _published(row: Row, measured: float | None) -> Row:
+    published = row["test_acc"]
+    return {
+        "published_test_acc": published,
+        "published_val_acc": row.get("val_acc"),
+        "published_fit_ms": row.get("fit_ms"),
+        "difference": None if measured is None else measured - published,
+    }
+
+
+def accuracy_record(group: Group) -> Row:
+    """Mean, spread over seeds and interval of a configuration's accuracy."""
+    values = group.values("test_acc")
+    low, high = accuracy_interval(group) or (None, None)
+    return {
+        "seeds": len(group.rows),
+        "val_acc": group.mean("val_acc"),
+        "test_acc": group.mean("test_acc"),
+        "test_acc_sd": statistics.stdev(values) if len(values) > 1 else None,
+        "test_acc_low": low,
+        "test_acc_high": high,
+    }
+
+
+def join_notes(*notes: str) -> str | None:
+    """The notes that say anything, each once."""
+    return "; ".join(dict.fromkeys(filter(None, notes))) or None
+
+
+def busy_note(row: Row) -> str:
+    """Says so where the machine had more to do than this run when it was timed."""
+    load, cpus = get(row, "env", "load_average"), number(row, "env", "cpu_count")
+    if not cpus or not isinstance(load, list) or not load or load[0] <= 1.5 * cpus:
+        return ""
+    return f"busy machine: load {load[0]:.1f} on {cpus} CPUs"
+
+
+def devices_note(rows: Iterable[Row]) -> str:
+    """The devices behind a table, with the number of rows of each."""
+    found = Counter(str(get(row, "env", "device")) for row in rows)
+    return "Measured on " + ", ".join(f"{k} (rows: {n})" for k, n in found.items()) if found else ""

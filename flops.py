@@ -1,0 +1,135 @@
+"""Count MACs, FLOPs, parameters and activations of networks, in three conventions.
+
+    python flops.py --model resnet18 resnet50 --image-size 224
+    python flops.py --preset study
+
+Method: the network runs on PyTorch's meta device, shapes without values, on one 3-channel image,
+in evaluation mode; nothing is timed. common/cost.py says what each convention counts. A single
+configuration is also shown layer by layer. FLOPs are 2 a MAC; a training step is a forward and a
+backward pass of one image; weights are in fp32.
+
+Writes to --results-dir: log.jsonl (kind flops, one row a convention). A count that the log already
+has is not added again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from common.config import (
+    FLOPS_PRESETS,
+    FlopsConfig,
+    Options,
+    as_dict,
+    expand_grid,
+    parse_command_line,
+    run_script,
+)
+from common.results import Log, run_id
+
+if TYPE_CHECKING:
+    from common.cost import Costs
+
+
+def count(config: FlopsConfig, convention: str) -> Costs:
+    """Count one configuration in one convention."""
+    import torch
+
+    from common.cost import count_costs
+    from common.models import build_model
+
+    with torch.device("meta"):
+        model = build_model(config.model, config.classes)
+    return count_costs(model, (1, 3, config.image_size, config.image_size), convention)
+
+
+def to_metrics(costs: Costs) -> dict[str, Any]:
+    """The totals, as a row of the log holds them."""
+    return {
+        "convention": costs.convention,
+        "input_shape": list(costs.input_shape),
+        "macs": costs.macs,
+        "flops": costs.flops,
+        "params": costs.params,
+        "activations": costs.activations,
+        "weight_bytes": costs.weight_bytes,
+        "train_step_flops": costs.train_step_flops,
+    }
+
+
+def count_or_fail(config: FlopsConfig, convention: str, log: Log, done: dict) -> Costs | None:
+    """Count, and log what the log does not have yet. Returns: None where it failed."""
+    settings = as_dict(config) | {"convention": convention}
+    try:
+        costs = count(config, convention)
+    except Exception as error:  # whatever one count fails of, the rest go on
+        reason = f"{type(error).__name__}: {error}"
+        row = log.append("flops", settings, {}, status="failed", error=reason)
+        label = f"{config.model} at {config.image_size}, {convention}"
+        print(f"{label}: failed, {row['error']}", file=sys.stderr)
+        return None
+    metrics = to_metrics(costs)
+    earlier = done.get(run_id("flops", settings))
+    if earlier is None or earlier["metrics"] != metrics:
+        log.append("flops", settings, metrics)
+    return costs
+
+
+def format_layers(by_convention: Sequence[Costs]) -> str:
+    """One network, a row a layer, with the MACs of each convention."""
+    from tabulate import tabulate
+
+    lines = []
+    for layer, *others in zip(*(costs.layers for costs in by_convention), strict=True):
+        shape = "x".join(map(str, layer.output_shape))
+        counts = (layer.macs, *(o.macs for o in others), layer.params, layer.activations)
+        lines.append([layer.name, layer.kind, shape, *(f"{n:,}" for n in counts)])
+    conventions = [f"MACs\n{costs.convention}" for costs in by_convention]
+    headers = ["layer", "type", "output", *conventions, "parameters", "activations"]
+    aligned = ["left"] * 3 + ["right"] * (len(headers) - 3)
+    return tabulate(lines, headers, colalign=aligned, disable_numparse=True)
+
+
+def format_totals(results: Sequence[tuple[FlopsConfig, Costs]]) -> str:
+    """A row a network, input size and convention."""
+    from tabulate import tabulate
+
+    lines = [
+        [
+            config.model, str(config.image_size), str(config.classes), costs.convention,
+            f"{costs.macs / 1e9:.4f}", f"{costs.flops / 1e9:.4f}",
+            f"{costs.train_step_flops / 1e9:.4f}", f"{costs.params / 1e6:.3f}",
+            f"{costs.activations / 1e6:.3f}", f"{costs.weight_bytes / 1e6:.2f}",
+        ]
+        for config, costs in results
+    ]  # fmt: skip
+    headers = [
+        "model", "image\nsize", "classes", "convention", "GMACs", "GFLOPs", "training step\nGFLOPs",
+        "parameters\nmillions", "activations\nmillions", "weights\nMB",
+    ]  # fmt: skip
+    aligned = ["left", "right", "right", "left"] + ["right"] * 6
+    return tabulate(lines, headers, colalign=aligned, disable_numparse=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Count every configuration in every convention, and print them all."""
+    grid, options = parse_command_line(argv, __doc__, FlopsConfig, Options, FLOPS_PRESETS)
+    configs = expand_grid(FlopsConfig, grid)
+    log = Log(options.results_dir)
+    done = {} if options.force else log.finished("flops")
+
+    from common.cost import CONVENTIONS
+
+    tried = [(c, count_or_fail(c, name, log, done)) for c in configs for name in CONVENTIONS]
+    results = [(config, costs) for config, costs in tried if costs is not None]
+    if len(configs) == 1 and len(results) == len(tried):
+        print(format_layers([costs for _, costs in results]), end="\n\n")
+    if results:
+        print(format_totals(results))
+    return int(len(results) < len(tried))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,282 @@
+"""Write the report: what the log holds, beside what the study published.
+
+Reads results/log.jsonl and the predictions that it names, and nothing else; measures nothing. The
+same log gives the same bytes. Writes report.md, report.tex, a CSV file for each table and figures
+as PNG and PDF. A part that the log lacks is named, with the command that measures it.
+
+    python report.py
+    python report.py --results-dir reference --out build/report
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+import unicodedata
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+from common.config import UsageError, Validated, option, parse_command_line, run_script
+from common.results import read_rows, write_atomically
+
+if TYPE_CHECKING:  # imported after the command line is parsed, so that --help answers at once
+    import jinja2
+
+    from common.measured import Row
+    from common.plots import ReportFigure
+    from common.tables import Table
+
+TITLE = "Image classification bake-off: measured beside published"
+TEMPLATES = Path(__file__).parent / "common" / "templates"
+
+
+@dataclass(frozen=True)
+class NoGrid(Validated):
+    """Nothing to vary."""
+
+
+@dataclass(frozen=True)
+class ReportOptions(Validated):
+    """Where to read and to write."""
+
+    results_dir: str = option("results", "folder of the log")
+    out: str | None = option(
+        None, "folder to write to (default: report, inside the results folder)"
+    )
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the report, with all that it shows."""
+
+    key: str
+    title: str
+    tables: list[Table]
+    figures: list[ReportFigure]
+
+    @property
+    def missing(self) -> bool:
+        """Whether nothing of it was measured."""
+        return all(table.missing for table in self.tables if not table.key.endswith("_published"))
+
+
+# --- what the log names ---------------------------------------------------------------------------
+
+
+def load_predictions(folder: Path, row: Row) -> tuple[dict[str, Any] | None, str | None]:
+    """A run's predictions on the test images, or one line that says why there are none."""
+    import numpy as np
+
+    name = row["metrics"].get("predictions")
+    if not isinstance(name, str):
+        return None, f"run {row['run_id']}: the row names no predictions"
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        return None, f"run {row['run_id']}: {name} is outside the results folder"
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as held:
+            found = {key: held[key] for key in ("pred", "label", "classes")}
+        used = np.stack([found["pred"], found["label"]])
+        if used.size == 0 or used.min() < 0 or used.max() >= len(found["classes"]):
+            raise ValueError("its classes are not those of its images")
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        return None, f"run {row['run_id']}: {name} cannot be used, {error}"
+    accuracy, logged = np.mean(found["pred"] == found["label"]), row["metrics"].get("test_acc")
+    if logged is None or abs(accuracy - logged) > 1e-6:
+        return None, f"run {row['run_id']}: {name} has accuracy {accuracy:.6f}, the row {logged}"
+    return found, None
+
+
+# --- forms ----------------------------------------------------------------------------------------
+
+TEX_SPECIAL = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
+    "#": r"\#", "_": r"\_\allowbreak{}", "^": r"\^{}", "~": r"\~{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\`{}", "/": r"/\allowbreak{}", "-": "-{}",
+}  # fmt: skip
+# The accents that LaTeX's default encoding can set, on letters that it has.
+TEX_ACCENTS = "\u0300\u0301\u0302\u0303\u0308"
+
+
+def escape_markdown(value: Any) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    text = " ".join(str(value).split())
+    text = re.sub(r"[\\`*\[\]<>|&#~$]", r"\\\g<0>", text)
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\_", text)  # inside a word it is plain
+
+
+def escape_tex(value: Any) -> str:
+    """Text that LaTeX shows as it is; a character that it cannot set becomes its code point."""
+    return "".join(_tex_character(c) for c in " ".join(str(value).split()))
+
+
+def _tex_character(c: str) -> str:
+    if " " <= c <= "~":
+        return TEX_SPECIAL.get(c, c)
+    parts = unicodedata.normalize("NFD", c)
+    accented = len(parts) == 2 and parts[0].isascii() and parts[1] in TEX_ACCENTS
+    return c if accented and c <= "\u00ff" else f"[U+{ord(c):04X}]"
+
+
+def markdown_table(table: Table) -> str:
+    """A pipe table of the columns that hold anything."""
+    from tabulate import tabulate
+
+    columns, rows = table.shown()
+    return tabulate(
+        [[escape_markdown(cell) for cell in row] for row in rows],
+        [escape_markdown(column.head.replace("-\n", "")) for column in columns],
+        tablefmt="pipe", disable_numparse=True,
+        colalign=["left" if column.is_text else "right" for column in columns],
+    )  # fmt: skip
+
+
+def tex_columns(table: Table) -> str:
+    """The column specification of a longtable."""
+    columns, _ = table.shown()
+    return "".join(
+        f"p{{{c.width_mm}mm}}" if c.width_mm
+        else "l" if c.is_text else "r"
+        for c in columns
+    )  # fmt: skip
+
+
+def tex_heads(table: Table) -> str:
+    """The headings of a longtable, over two lines where they say so."""
+    heads = []
+    for column in table.shown()[0]:
+        side = "l" if column.is_text else "r"
+        lines = r" \\ ".join(map(escape_tex, column.head.split("\n")))
+        heads.append(rf"\shortstack[{side}]{{{lines}}}")
+    return " & ".join(heads)
+
+
+def template_engine(escape: Callable[[Any], str]) -> jinja2.Environment:
+    """Jinja2 that escapes every value, except what a filter below has made."""
+    import jinja2
+    from markupsafe import Markup
+
+    engine = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        block_start_string="[%", block_end_string="%]",
+        variable_start_string="<<<", variable_end_string=">>>",
+        comment_start_string="[##", comment_end_string="##]",
+        finalize=lambda value: value if isinstance(value, Markup) else escape(value),
+    )  # fmt: skip
+    made = {"markdown": markdown_table, "columns": tex_columns, "heads": tex_heads, "raw": str}
+    engine.filters |= {
+        name: lambda value, make=make: Markup(make(value)) for name, make in made.items()
+    }
+    return engine
+
+
+def csv_text(table: Table) -> str:
+    """A table's raw values: fractions, milliseconds, and nothing where a value is null."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(column.key for column in table.columns)
+    for row in table.rows:
+        writer.writerow(f"{cell:.10g}" if isinstance(cell, float) else cell for cell in row)
+    return buffer.getvalue()
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def build_sections(rows: Sequence[Row], problems: Sequence[str], folder: Path) -> list[Section]:
+    """Everything that the report shows, undrawn."""
+    from common import measured, plots, tables
+
+    problems, predictions = list(problems), {}
+    for group in measured.pick_best(measured.latest_ok(rows, "train")):
+        found, problem = load_predictions(folder, group.first())
+        if found:
+            predictions[group.first()["run_id"]] = found
+        else:
+            problems.append(problem)
+    built = tables.build_tables(rows, problems, predictions)
+    figures = plots.build_figures(rows, predictions)
+    return [
+        Section(
+            key, title, [t for t in built if t.section == key],
+            [f for f in figures if f.section == key],
+        )
+        for key, title, _ in tables.SECTIONS
+    ]  # fmt: skip
+
+
+def write_report(sections: Sequence[Section], facts: dict[str, Any], out: Path) -> None:
+    """Write every form of the report."""
+    from common import plots
+
+    for section in sections:
+        for table in section.tables:
+            write_atomically(out / "csv" / f"{table.key}.csv", csv_text(table).encode())
+        for figure in section.figures:
+            with plots.styled():
+                drawing = figure.draw()
+                for extension in ("png", "pdf"):
+                    path = out / "figures" / f"{figure.key}.{extension}"
+                    write_atomically(path, plots.to_bytes(drawing, extension))
+    for extension, escape in (("md", escape_markdown), ("tex", escape_tex)):
+        template = template_engine(escape).get_template(f"report.{extension}.j2")
+        text = template.render(sections=sections, **facts)
+        write_atomically(out / f"report.{extension}", text.encode())
+
+
+def summary(sections: Sequence[Section]) -> list[str]:
+    """The lines for the screen: what was found, what is missing, what is wrong."""
+    tables = {table.key: table for section in sections for table in section.tables}
+    lines = []
+    for record in (*tables["best"].records(), *tables["q1b"].records()):
+        if record["test_acc"] is not None:
+            what = record.get("model") or f"SVM {record['kernel']}"
+            accuracy = f"{100 * record['test_acc']:.2f} %"
+            if record["test_acc_low"] is not None:
+                low, high = 100 * record["test_acc_low"], 100 * record["test_acc_high"]
+                accuracy += f" ({low:.2f} to {high:.2f})"
+            lines.append(f"{record['dataset']}, {what}: {accuracy} on test")
+    lines += [f"not measured: {t.title} ({t.missing})" for t in tables.values() if t.missing]
+    if failed := tables["failed"].rows:
+        lines.append(f"failed or interrupted, with errors in the report: {len(failed)}")
+    if problems := tables["problems"].rows:
+        lines.append(f"problems in the log: {len(problems)}, the first: {problems[0][0]}")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the report of a results folder."""
+    _, options = parse_command_line(argv, __doc__, NoGrid, ReportOptions)
+    folder = Path(options.results_dir)
+    log = folder / "log.jsonl"
+    out = Path(options.out) if options.out else folder / "report"
+    rows, problems = read_rows(log)
+    if not rows:
+        why = f"none of its {len(problems)} lines can be read" if problems else "missing or empty"
+        raise UsageError(f"--results-dir: {log} is no log to report on: {why}; run make demo first")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: cannot write to {out}: {error.strerror}") from None
+    sections = build_sections(rows, problems, folder)
+    facts = {
+        "title": TITLE,
+        "rows": len(rows),
+        "log_sha256": hashlib.sha256(log.read_bytes()).hexdigest()[:12],
+        "last": max(str(row["time_utc"]) for row in rows),
+    }
+    write_report(sections, facts, out)
+    print("\n".join(summary(sections)))
+    print(f"report: {out / 'report.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,305 @@
+"""Fit and test support vector machines, one or a grid of them where a flag has several values.
+
+    python svm.py --dataset mnist fashion --kernel poly rbf
+    python svm.py --preset smoke
+
+Method: SVC on `samples` images of the training split, drawn by the seed, with pixels scaled to
+[0, 1]. Fit and prediction of the test split are timed apart, features and validation outside of
+both. max_iter bounds the solver in each pair of classes, and a machine stopped by it is marked as
+not converged; scikit-learn alone reports that. The other engines leave `converged` null, and their
+iterations are not scikit-learn's: max_iter bounds outer steps of many updates each in oneDAL.
+
+Writes to --results-dir: log.jsonl (kind svm) and predictions/. A configuration that is in the log
+is skipped.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.config import (
+    SVM_PRESETS,
+    Options,
+    SvmConfig,
+    UsageError,
+    as_dict,
+    expand_grid,
+    parse_command_line,
+    run_script,
+)
+from common.results import Log, run_id, write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SHOWN = ("dataset", "kernel", "features", "engine")  # settings named even where they do not vary
+HOG_CELL = 4  # pixels a side: divides the 28 of the data sets and the 8 of the digits
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where an SVC comes from, how it is installed, and whether its predict may be threaded."""
+
+    module: str
+    install: str
+    threaded: bool = False
+
+
+# libsvm predicts without the GIL and image by image, so threads change nothing but the time. The
+# other engines use all cores, or a GPU, by themselves.
+ENGINES = {
+    "sklearn": Engine("sklearn.svm", "pip install scikit-learn", threaded=True),
+    "sklearnex": Engine("sklearnex.svm", "pip install scikit-learn-intelex"),
+    "cuml": Engine("cuml.svm", "pip install cuml-cu12"),
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Features and labels of what one machine is fitted on and judged by.
+
+    Shapes: x (n, D) float64; y (n,) int64; test_index (n_test,) int64 into the pool.
+    """
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_val: np.ndarray
+    y_val: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    test_index: np.ndarray
+    features_ms: float
+
+
+def import_or_explain(flag: str, module: str, install: str) -> Any:
+    """Import what a flag needs. Raises: UsageError with the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:  # a missing driver is one of the latter
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{flag}: {reason}; install it with: {install}") from None
+
+
+@cache
+def load_split(dataset: str, split: str, split_seed: int, data_dir: str) -> tuple[Any, Any]:
+    """A data set and its split, loaded once a process."""
+    from common.data import split_dataset
+
+    loaded = load_pool(dataset, data_dir)
+    return loaded, split_dataset(loaded, split, split_seed)
+
+
+@cache
+def load_pool(name: str, data_dir: str) -> Any:
+    """A data set, loaded once a process."""
+    from common.data import load_dataset
+
+    return load_dataset(name, data_dir)
+
+
+def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
+    """Look for every engine, library and image that is asked for, before any work.
+
+    Raises: UsageError.
+    """
+    for name in dict.fromkeys(c.engine for c in configs):
+        import_or_explain(f"--engine {name}", ENGINES[name].module, ENGINES[name].install)
+    if any(c.features == "hog" for c in configs):
+        import_or_explain("--features hog", "skimage.feature", "pip install scikit-image")
+    for c in configs:
+        _, split = load_split(c.dataset, c.split, c.split_seed, data_dir)
+        if c.samples > len(split.train):
+            raise UsageError(
+                f"--samples: {c.samples} is more than the {len(split.train)} training images of "
+                f"{c.dataset}; ask for at most as many"
+            )
+
+
+def compute_features(images: np.ndarray, kind: str) -> np.ndarray:
+    """Pixels in [0, 1], or HOG descriptors of them (9 directions, blocks of 2 x 2 cells).
+
+    Shapes: images (N, C, H, W) uint8 -> (N, D) float64.
+    """
+    import numpy as np
+
+    pixels = images / 255
+    if kind == "raw":
+        return pixels.reshape(len(images), -1)
+    from skimage.feature import hog
+
+    cell = (HOG_CELL, HOG_CELL)
+    return np.stack([hog(p, 9, cell, cells_per_block=(2, 2), channel_axis=0) for p in pixels])
+
+
+@lru_cache(maxsize=2)  # raw and hog, shared by the kernels of a grid; more would cost memory
+def prepare_parts(
+    dataset: str, split: str, split_seed: int, seed: int, samples: int, features: str, data_dir: str
+) -> Parts:
+    """Choose the training images and compute all features."""
+    import numpy as np
+
+    pool, parts = load_split(dataset, split, split_seed, data_dir)
+    # RandomState's stream is frozen by numpy's compatibility policy, Generator's is not.
+    chosen = np.random.RandomState(seed).permutation(len(parts.train))[:samples]
+    index = [parts.train.numpy()[chosen], parts.val.numpy(), parts.test.numpy()]
+    images, labels = pool.images.numpy(), pool.labels.numpy()
+    start = time.perf_counter()
+    x_train, x_val, x_test = (compute_features(images[i], features) for i in index)
+    features_ms = (time.perf_counter() - start) * 1e3
+    y_train, y_val, y_test = (labels[i] for i in index)
+    return Parts(x_train, y_train, x_val, y_val, x_test, y_test, index[2], features_ms)
+
+
+def fit(config: SvmConfig, x: np.ndarray, y: np.ndarray) -> Any:
+    """Fit an SVC of the configuration's engine and of no other.
+
+    Raises: RuntimeError when scikit-learn-intelex leaves the work to scikit-learn.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+
+    svc = importlib.import_module(ENGINES[config.engine].module).SVC
+    model = svc(kernel=config.kernel, C=config.C, gamma=config.gamma, max_iter=config.max_iter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # main says it in one line
+        model.fit(x, y)
+    # It has no setting that forbids this, and says so only to its own log.
+    if config.engine == "sklearnex" and not hasattr(model, "_onedal_estimator"):
+        raise RuntimeError("scikit-learn-intelex fell back to scikit-learn; use --engine sklearn")
+    return model
+
+
+def predict(model: Any, x: np.ndarray, jobs: int) -> np.ndarray:
+    """Predict in as many threads as jobs. Shapes: (N, D) -> (N,)."""
+    import numpy as np
+    from joblib import Parallel, delayed
+
+    if jobs == 1:
+        return np.asarray(model.predict(x))
+    parts = np.array_split(x, jobs)
+    return np.concatenate(
+        Parallel(jobs, prefer="threads")(delayed(model.predict)(p) for p in parts)
+    )
+
+
+def read_convergence(config: SvmConfig, model: Any) -> dict[str, Any]:
+    """Whether the solver converged, its most iterations in a pair of classes, and how many pairs
+    max_iter stopped; nulls where the engine does not tell."""
+    if config.engine != "sklearn":
+        return {"converged": None, "n_iter_max": None, "pairs_stopped": None}
+    converged = bool(model.fit_status_ == 0)
+    return {
+        "converged": converged, "n_iter_max": int(model.n_iter_.max()),
+        "pairs_stopped": 0 if converged else int((model.n_iter_ >= config.max_iter).sum()),
+    }  # fmt: skip
+
+
+def measure(config: SvmConfig, options: Options) -> dict[str, Any]:
+    """Fit, test, and save the predictions. Returns: the metrics of the row."""
+    import numpy as np
+    from joblib import cpu_count
+
+    pool, split = load_split(config.dataset, config.split, config.split_seed, options.data_dir)
+    parts = prepare_parts(
+        config.dataset, config.split, config.split_seed, config.seed, config.samples,
+        config.features, options.data_dir,
+    )  # fmt: skip
+    jobs = cpu_count() if ENGINES[config.engine].threaded else 1
+    start = time.perf_counter()
+    model = fit(config, parts.x_train, parts.y_train)
+    fitted = time.perf_counter()
+    pred = predict(model, parts.x_test, jobs)
+    predicted = time.perf_counter()
+    val_acc = float((predict(model, parts.x_val, jobs) == parts.y_val).mean())
+    target = Path("predictions") / f"{run_id('svm', as_dict(config))}.npz"
+    save_predictions(Path(options.results_dir) / target, pred, parts, pool.classes)
+    return {
+        "test_acc": float((pred == parts.y_test).mean()), "val_acc": val_acc,
+        "fit_ms": (fitted - start) * 1e3, "predict_ms": (predicted - fitted) * 1e3,
+        "predict_jobs": jobs, "features_ms": parts.features_ms,
+        "n_support": int(np.sum(model.n_support_)), **read_convergence(config, model),
+        "engine": config.engine, "n_train": len(parts.y_train), "n_val": len(parts.y_val),
+        "n_test": len(parts.y_test), "split_sha256": split.sha256(), "predictions": str(target),
+    }  # fmt: skip
+
+
+def save_predictions(target: Path, pred: np.ndarray, parts: Parts, classes: Sequence[str]) -> None:
+    """Save what paired tests need: predicted and true classes, and which images they are of."""
+    import numpy as np
+
+    content = {
+        "pred": pred.astype("int16"), "label": parts.y_test.astype("int16"),
+        "index": parts.test_index, "classes": np.array(classes),
+    }  # fmt: skip
+    write_atomically(target, lambda file: np.savez_compressed(file, **content))
+
+
+def fit_or_fail(config: SvmConfig, options: Options, log: Log, label: str) -> dict[str, Any]:
+    """Measure one configuration and log it, as failed if it does. Returns: the row."""
+    settings = as_dict(config)
+    try:
+        metrics = measure(config, options)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever one machine fails of, the rest go on
+        reason = f"{type(error).__name__}: {error}"
+        row = log.append("svm", settings, {}, status="failed", error=reason)
+        print(f"{label}: failed, {row['error']}", file=sys.stderr)
+        return row
+    if metrics["converged"] is False:
+        print(
+            f"{label}: warning: --max-iter {config.max_iter} stopped the solver before it "
+            f"converged, in {metrics['pairs_stopped']} pairs of classes",
+            file=sys.stderr,
+        )
+    return log.append("svm", settings, metrics)
+
+
+def format_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """A table of the rows, led by the settings of those names."""
+    from tabulate import tabulate
+
+    lines = []
+    for row in rows:
+        settings, m = [row["config"][name] for name in names], row["metrics"]
+        if row["status"] != "ok":
+            lines.append([*settings, "failed", "", "", "", ""])
+            continue
+        # A digit is shown while it stands for at least an image or so.
+        acc = f"{m['test_acc']:.{2 if m['n_test'] >= 5000 else 1}%}"
+        times = [f"{m[name] / 1e3:.2f}" for name in ("fit_ms", "predict_ms")]
+        converged = {True: "yes", False: "no", None: "unknown"}[m["converged"]]
+        lines.append([*settings, acc, *times, m["n_support"], converged])
+    headers = [*names, "test acc", "fit s", "predict s", "support vectors", "converged"]
+    aligned = ["left"] * len(names) + ["right"] * 4 + ["left"]
+    return tabulate(lines, headers, colalign=aligned, disable_numparse=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fit every configuration that the log does not have, and print them all."""
+    grid, options = parse_command_line(argv, __doc__, SvmConfig, Options, SVM_PRESETS)
+    configs = expand_grid(SvmConfig, grid)
+    check_configs(configs, options.data_dir)
+    log = Log(options.results_dir)
+    done = {} if options.force else log.finished("svm")
+    names = [name for name in grid if name in SHOWN or len(grid[name]) > 1]
+    rows = []
+    for number, config in enumerate(configs, 1):
+        settings = as_dict(config)
+        label = f"[{number}/{len(configs)}] {' '.join(str(settings[name]) for name in names)}"
+        row = done.get(run_id("svm", settings))
+        print(f"{label}: in the log" if row else label, flush=True)
+        rows.append(row or fit_or_fail(config, options, log, label))
+    print(format_table(rows, names))
+    return int(any(row["status"] != "ok" for row in rows))
+
+
+if __name__ == "__main__":
+    run_script(main)

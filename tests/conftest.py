@@ -1,0 +1,28 @@
+"""What the tests share: a small training that learns nothing but takes every path."""
+
+import json
+import os
+
+import pytest
+
+# The work here is tiny: a second thread would only wait, and much longer on a busy machine.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+TINY = ["--dataset", "digits", "--limit", "48", "--image-size", "32"]
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Flags of a training that takes about a second, writing under tmp_path/results."""
+    return [*TINY, "--results-dir", str(tmp_path / "results")]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """A function: the log's rows of one kind."""
+
+    def read(kind, folder="results"):
+        lines = (tmp_path / folder / "log.jsonl").read_text().splitlines()
+        return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+    return read

@@ -1,0 +1,121 @@
+"""Flags, presets, grids and their plan."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from common.config import (
+    TRAIN_PRESETS,
+    Options,
+    TrainConfig,
+    TrainOptions,
+    UsageError,
+    as_dict,
+    expand_grid,
+    group_trajectories,
+    parse_command_line,
+)
+
+
+def parse(*argv):
+    grid, options = parse_command_line(argv, "", TrainConfig, TrainOptions, TRAIN_PRESETS)
+    return expand_grid(TrainConfig, grid), options
+
+
+def test_defaults_are_the_studys_protocol():
+    [config], options = parse("--dataset", "fashion", "--opt", "adam")
+    assert (config.model, config.lr, config.epochs, config.batch_size) == ("resnet18", 1e-3, 5, 16)
+    assert (config.image_size, config.split, config.amp, config.seed) == (64, "study", True, 0)
+    assert (config.limit, config.weights) == (None, None)
+    assert options.resume
+    assert not options.force
+
+
+def test_q1a_is_64_configurations_in_16_trajectories_on_a_cpu_and_32_on_an_accelerator():
+    configs, _ = parse("--preset", "q1a")
+    assert len(configs) == len(set(configs)) == 64
+    assert len(group_trajectories([replace(c, device="cpu") for c in configs])) == 16
+    assert len(group_trajectories([replace(c, device="cuda") for c in configs])) == 32
+
+
+def test_q1a_in_flags_is_the_preset():
+    flags = (
+        "--dataset mnist fashion --model resnet18 resnet50 --opt sgd adam --lr 1e-3 1e-4 "
+        "--epochs 3 5 --pin-memory false true --data-on host"
+    )
+    assert parse(*flags.split())[0] == parse("--preset", "q1a")[0]
+
+
+def test_explicit_flag_beats_preset_beats_default():
+    configs, _ = parse("--preset", "demo", "--opt", "adamw", "--limit", "5")
+    assert {c.opt for c in configs} == {"adamw"}
+    assert {c.limit for c in configs} == {5}
+    assert {c.image_size for c in configs} == {32}
+    assert {c.batch_size for c in configs} == {16}
+
+
+def test_a_value_given_twice_counts_once_and_a_bare_flag_means_true():
+    configs, _ = parse("--epochs", "3", "3", "--pin-memory")
+    assert [(c.epochs, c.pin_memory) for c in configs] == [(3, True)]
+
+
+def test_a_trajectory_trains_its_longest_configuration():
+    configs, _ = parse("--epochs", "5", "3", "--pin-memory", "true", "false")
+    [trajectory] = group_trajectories([replace(c, device="cpu") for c in configs])
+    assert trajectory.trained.epochs == 5
+    assert trajectory.milestones == [3, 5]
+    assert len(trajectory.configs) == 4
+
+
+@pytest.mark.parametrize("field", ["seed", "lr", "opt", "batch_size", "image_size", "split_seed"])
+def test_whatever_changes_arithmetic_is_a_trajectory_of_its_own(field):
+    other = {"seed": 1, "lr": 0.1, "opt": "adam", "batch_size": 8, "image_size": 32}
+    config = TrainConfig(device="cpu")
+    changed = replace(config, **{field: other.get(field, 7)})
+    assert len(group_trajectories([config, changed])) == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--model", "resnet19"], ["--model", "resnet19", "resnet18"]),
+        (["--preset", "q1"], ["--preset", "q1a"]),
+        (["--lr", "nan"], ["--lr", "nan"]),
+        (["--lr", "0"], ["--lr", "greater than 0"]),
+        (["--lr", "x"], ["--lr", "'x'"]),
+        (["--epochs", "0"], ["--epochs", "at least 1"]),
+        (["--batch-size", "-3"], ["--batch-size", "-3"]),
+        (["--limit", "0"], ["--limit", "at least 1"]),
+        (["--pin-memory", "maybe"], ["maybe", "neither true nor false"]),
+        (["--export", "onyx"], ["--export", "onnx"]),
+        (["--ep", "3"], ["--ep"]),
+        (["stray"], ["stray"]),
+    ],
+)
+def test_bad_usage_is_one_line_that_names_field_and_value(argv, words):
+    with pytest.raises(UsageError) as error:
+        parse(*argv)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_options_are_not_part_of_a_configuration():
+    assert not set(as_dict(Options())) & set(as_dict(TrainConfig()))
+
+
+@pytest.mark.parametrize("script", ["train", "svm", "flops", "hw_bench", "report"])
+def test_help_imports_nothing_heavy(script):
+    code = (
+        f"import sys, {script}\n"
+        "try:\n"
+        f"    {script}.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'sklearn', 'scipy', 'matplotlib', 'numpy'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--results-dir" in done.stdout

@@ -1,0 +1,233 @@
+"""Costs against hand calculation, the package thop, torchvision's figures and PyTorch's counter."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.convnext import LayerNorm2d
+
+from common.cost import CONVENTIONS, count_costs
+
+ignore_thops_warnings = pytest.mark.filterwarnings(
+    "ignore:distutils Version classes are deprecated:DeprecationWarning",
+    "ignore:This API is being deprecated:UserWarning:thop",
+)
+LARGE, SMALL = (1, 3, 224, 224), (1, 3, 64, 64)
+
+
+def build(name, classes=10, device="meta"):
+    with torch.device(device):
+        return getattr(torchvision.models, name)(num_classes=classes)
+
+
+def tiny_net():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),  # 8x8 -> 4x4
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, 4, 1, groups=4, bias=False),
+        nn.AvgPool2d(2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 5),
+    )
+
+
+# By hand, of tiny_net on 1x3x8x8: MACs of one forward pass by layer, parameters, activations.
+CONV, NORM, GROUPED = 8 * 4 * 4 * 3 * 3 * 3, 8 * 4 * 4 * 4, 4 * 4 * 4 * 2
+AVERAGE, ADAPTIVE, LINEAR = 4 * 2 * 2, (2 * 2 + 1) * 4, 4 * 5
+PARAMS = {"0": 8 * 27 + 8, "1": 8 + 8, "3": 4 * 2, "4": 0, "5": 0, "7": 4 * 5 + 5}
+ACTIVATIONS = {"0": 128, "1": 0, "3": 64, "4": 0, "5": 0, "7": 5}
+
+
+def test_tiny_net_thop_by_hand():
+    costs = count_costs(tiny_net(), (1, 3, 8, 8), "thop")
+    by_hand = {"0": CONV, "1": NORM, "3": GROUPED, "4": AVERAGE, "5": ADAPTIVE, "7": LINEAR}
+    assert {layer.name: layer.macs for layer in costs.layers} == by_hand
+    assert {layer.name: layer.params for layer in costs.layers} == PARAMS
+    assert {layer.name: layer.activations for layer in costs.layers} == ACTIVATIONS
+    assert costs.macs == sum(by_hand.values())
+    assert costs.flops == 2 * costs.macs
+    # The first layer's input needs no gradient, and the pools have no weights.
+    step = 2 * CONV + 3 * (NORM + GROUPED + LINEAR) + 2 * (AVERAGE + ADAPTIVE)
+    assert costs.train_step_flops == 2 * step
+
+
+@pytest.mark.parametrize("convention", ["conv_linear", "torch"])
+def test_tiny_net_convolutions_and_linear_by_hand(convention):
+    costs = count_costs(tiny_net(), (1, 3, 8, 8), convention)
+    by_hand = {"0": CONV, "1": 0, "3": GROUPED, "4": 0, "5": 0, "7": LINEAR}
+    assert {layer.name: layer.macs for layer in costs.layers} == by_hand
+    assert costs.macs == CONV + GROUPED + LINEAR
+    step = 2 * CONV + 3 * (GROUPED + LINEAR)
+    if convention == "torch":  # its weight gradient of the 4 groups is that of one group of all
+        step += 3 * GROUPED
+    assert costs.train_step_macs == step
+
+
+def test_totals_are_the_same_in_all_conventions():
+    for convention in CONVENTIONS:
+        costs = count_costs(tiny_net(), (1, 3, 8, 8), convention)
+        assert (costs.convention, costs.input_shape) == (convention, (1, 3, 8, 8))
+        assert costs.params == sum(PARAMS.values())
+        assert costs.activations == sum(ACTIVATIONS.values())
+        assert costs.weight_bytes == 4 * costs.params
+
+
+def test_batch_multiplies_every_count_but_parameters():
+    for convention in CONVENTIONS:
+        one = count_costs(tiny_net(), (1, 3, 8, 8), convention)
+        five = count_costs(tiny_net(), (5, 3, 8, 8), convention)
+        assert five.macs == 5 * one.macs
+        assert five.train_step_macs == 5 * one.train_step_macs
+        assert five.activations == 5 * one.activations
+        assert five.params == one.params
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "macs"),
+    [
+        (nn.BatchNorm2d(6, affine=False), (1, 6, 5, 5), 2 * 150),
+        (nn.LayerNorm(7), (3, 7), 4 * 21),
+        (nn.PReLU(), (2, 9), 18),
+        (nn.Softmax(dim=1), (3, 10), 3 * (10 + 9 + 10)),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), (1, 2, 3, 3), 11 * 72),
+        (nn.AdaptiveAvgPool2d(2), (1, 3, 5, 5), 75 + 12),
+        (nn.Conv1d(4, 6, 3, groups=2), (2, 4, 10), 2 * 6 * 8 * 2 * 3),
+        (nn.Conv3d(2, 3, 2), (1, 2, 4, 4, 4), 3 * 27 * 2 * 8),
+        (nn.MaxPool2d(2), (1, 3, 4, 4), 0),
+        (LayerNorm2d(3), (1, 3, 4, 4), 0),  # a subclass, to which thop gives no rule
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+@ignore_thops_warnings
+def test_thop_rule_of_each_layer(layer, shape, macs):
+    assert count_costs(layer, shape, "thop").macs == macs
+    thop = pytest.importorskip("thop")
+    # thop loses a layer that is the whole model, so it gets one around it.
+    counted, _ = thop.profile(nn.Sequential(layer), (torch.zeros(shape),), verbose=False)
+    assert counted == macs
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("resnet18", LARGE),
+        ("resnet50", LARGE),
+        ("mobilenet_v3_small", SMALL),
+        ("squeezenet1_1", SMALL),
+    ],
+)
+@ignore_thops_warnings
+def test_equal_to_the_package_thop(name, shape):
+    thop = pytest.importorskip("thop")
+    expected, _ = thop.profile(build(name, device="cpu"), (torch.zeros(shape),), verbose=False)
+    costs = count_costs(build(name), shape, "thop")
+    assert costs.macs == expected
+    assert sum(layer.macs for layer in costs.layers) == expected
+
+
+@pytest.mark.parametrize(("name", "gmacs"), [("resnet18", 1.82353), ("resnet50", 4.13172)])
+def test_the_studys_figures(name, gmacs):
+    assert count_costs(build(name), LARGE, "thop").macs / 1e9 == pytest.approx(gmacs, abs=5e-6)
+
+
+# Activations in millions: timm's benchmark tables, at 224x224 with 1000 classes.
+@pytest.mark.parametrize(
+    ("name", "weights", "activations"),
+    [("resnet18", "ResNet18_Weights", 2.48), ("resnet50", "ResNet50_Weights", 11.11)],
+)
+def test_published_figures(name, weights, activations):
+    published = getattr(torchvision.models, weights).IMAGENET1K_V1.meta
+    for convention in ("conv_linear", "torch"):
+        costs = count_costs(build(name, 1000), LARGE, convention)
+        assert round(costs.macs / 1e9, 3) == published["_ops"]
+        assert costs.params == published["num_params"]
+        assert round(costs.activations / 1e6, 2) == activations
+
+
+def test_meta_device_counts_what_a_real_training_step_does():
+    model = build("resnet18", device="cpu")
+    with FlopCounterMode(display=False) as counter:
+        logits = model(torch.zeros(2, 3, 32, 32))
+        forward = counter.get_total_flops()
+        functional.cross_entropy(logits, torch.tensor([0, 1])).backward()
+    for convention in ("torch", "conv_linear"):
+        costs = count_costs(model, (2, 3, 32, 32), convention)
+        assert costs.flops == forward
+        assert costs.train_step_flops == counter.get_total_flops()
+
+
+def test_grouped_convolutions_are_counted_by_group():
+    costs = count_costs(build("mobilenet_v3_small"), SMALL, "conv_linear")
+    counted = count_costs(build("mobilenet_v3_small"), SMALL, "torch")
+    assert costs.layers == counted.layers
+    depthwise = next(layer for layer in costs.layers if layer.name == "features.1.block.0.0")
+    assert depthwise.macs == 16 * 16 * 16 * 3 * 3  # 16 channels at 16x16, each its own group
+    # All but the first layer take three passes; torch's counter takes groups for one.
+    assert costs.train_step_macs == 3 * costs.macs - costs.layers[0].macs
+    assert counted.train_step_macs > costs.train_step_macs
+
+
+def test_frozen_weights_need_no_gradient():
+    model = build("resnet18")
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    for convention in CONVENTIONS:
+        costs = count_costs(model, SMALL, convention)
+        assert costs.train_step_macs == costs.macs
+    model.fc.weight.requires_grad = True
+    costs = count_costs(model, SMALL, "conv_linear")
+    assert costs.train_step_macs == costs.macs + 512 * 10
+    assert count_costs(model, SMALL, "torch").train_step_macs == costs.train_step_macs
+
+
+def test_a_layer_called_twice_counts_twice_but_is_stored_once():
+    layer = nn.Linear(6, 6)
+    for convention in CONVENTIONS:
+        costs = count_costs(nn.Sequential(layer, nn.ReLU(), layer), (1, 6), convention)
+        assert [entry.macs for entry in costs.layers] == [72]
+        assert (costs.macs, costs.activations, costs.params) == (72, 12, 42)
+        assert costs.layers[0].params == 42
+
+
+class Gram(nn.Module):
+    """Multiplies its input by itself, which no layer holds."""
+
+    def forward(self, x):
+        return x @ x.transpose(-1, -2)
+
+
+@pytest.mark.parametrize(
+    ("model", "macs"), [(Gram(), 3 * 8**3), (nn.ConvTranspose2d(3, 2, 3), 8 * 8 * 3 * 2 * 3 * 3)]
+)
+def test_work_outside_the_counted_layers_is_refused_not_missed(model, macs):
+    assert count_costs(model, (1, 3, 8, 8), "torch").macs == macs
+    for convention in ("thop", "conv_linear"):
+        with pytest.raises(ValueError, match=f"hold 0 .* {2 * macs} FLOPs; count it in .* torch"):
+            count_costs(model, (1, 3, 8, 8), convention)
+
+
+def test_model_is_left_as_it_was():
+    model = tiny_net()
+    before = copy.deepcopy(model.state_dict())
+    count_costs(model, (1, 3, 8, 8), "thop")
+    assert all(module.training for module in model.modules())
+    assert all(p.grad is None and p.device.type == "cpu" for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_training_step_is_counted_without_grad_too():
+    expected = count_costs(tiny_net(), (1, 3, 8, 8), "conv_linear")
+    with torch.no_grad():
+        assert count_costs(tiny_net(), (1, 3, 8, 8), "conv_linear") == expected
+
+
+def test_unknown_convention():
+    with pytest.raises(ValueError, match="unknown convention 'fvcore'; choose from thop"):
+        count_costs(tiny_net(), (1, 3, 8, 8), "fvcore")

@@ -1,0 +1,172 @@
+"""The training loop against plain torch, and what it does when numbers go wrong."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from common import UsageError, engine
+from common.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from common.data import Batches, load_dataset, measure_pixels, split_batches
+from common.models import MODELS, build_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def batches():
+    dataset = load_dataset("digits")
+    return Batches(dataset, measure_pixels(dataset.images), 8, CPU)
+
+
+def small_net(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+@pytest.mark.parametrize("opt", ["sgd", "adam", "adamw"])
+def test_an_epoch_is_the_plain_loop_of_the_tutorials(batches, opt):
+    order = split_batches(torch.arange(100), 16)
+    ours, reference = small_net(), small_net()
+    optimizer = engine.build_optimizer(ours, opt, 1e-2, None)
+    scaler = engine.build_scaler(CPU, "fp32")
+    result = engine.train_epoch(ours, optimizer, scaler, batches, order, "fp32")
+    plain = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
+        "adam": lambda p: torch.optim.Adam(p, lr=1e-2),
+        "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
+    }[opt](reference.parameters())
+    losses, right = [], 0
+    for index in order:
+        inputs, labels = batches.load(index)
+        logits = reference(inputs)
+        loss = cross_entropy(logits, labels)
+        plain.zero_grad()
+        loss.backward()
+        plain.step()
+        losses += [loss.item()] * len(index)
+        right += (logits.argmax(1) == labels).sum().item()
+    for a, b in zip(ours.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    assert result.loss == pytest.approx(sum(losses) / 100, rel=1e-5)
+    assert result.acc == right / 100
+    assert result.train_ms > 0
+
+
+def test_weight_decay_reaches_the_optimizer():
+    assert engine.build_optimizer(small_net(), "sgd", 0.1, 0.5).defaults["weight_decay"] == 0.5
+    assert engine.build_optimizer(small_net(), "adamw", 0.1, None).defaults["weight_decay"] == 0.01
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_the_last_finite_value(batches):
+    class Poisoned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.calls = small_net(), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.net(x) * (float("nan") if self.calls >= 120 else 1)
+
+    model = Poisoned()
+    optimizer = engine.build_optimizer(model, "sgd", 1e-3, None)
+    order = split_batches(torch.arange(1000), 2)
+    with pytest.raises(engine.NonFiniteLoss) as error:
+        engine.train_epoch(
+            model, optimizer, engine.build_scaler(CPU, "fp32"), batches, order, "fp32"
+        )
+    assert error.value.metrics["step"] == 120
+    assert 0 < error.value.metrics["last_finite_loss"] < 10
+    assert model.calls == 200  # the next look after it, not the end of the epoch
+
+
+def test_evaluation_is_fp32_in_eval_mode_and_changes_nothing(batches):
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Dropout(0.5), nn.Linear(192, 10))
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    index = torch.arange(600)
+    logits = engine.evaluate(model, batches, index)
+    assert logits.dtype == torch.float32
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    model.eval()
+    with torch.no_grad():
+        expected = model(batches.load(index)[0])
+    assert torch.allclose(logits, expected, atol=1e-5)
+
+
+def test_score_by_hand():
+    logits = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
+    loss, acc = engine.score(logits, torch.tensor([1, 0]))
+    expected = (torch.log(torch.tensor(2.0)) + torch.log1p(torch.exp(torch.tensor(-2.0)))) / 2
+    assert loss == pytest.approx(expected.item())
+    assert acc == 0.5
+
+
+def test_precision_says_what_it_will_really_use(monkeypatch):
+    monkeypatch.setattr(engine, "cpu_has_fast_bf16", lambda: False)
+    assert engine.resolve_precision(True, "auto", CPU) == "fp32"
+    assert engine.resolve_precision(True, "bf16", CPU) == "bf16"
+    monkeypatch.setattr(engine, "cpu_has_fast_bf16", lambda: True)
+    assert engine.resolve_precision(True, "auto", CPU) == "bf16"
+    assert engine.resolve_precision(False, "auto", CPU) == "fp32"
+    with pytest.raises(UsageError, match="fp16"):
+        engine.resolve_precision(True, "fp16", CPU)
+
+
+def test_bf16_autocast_really_multiplies_in_bf16():
+    seen = []
+    layer = nn.Linear(4, 4)
+    layer.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
+    optimizer = engine.build_optimizer(layer, "sgd", 0.1, None)
+    inputs, labels = torch.randn(2, 4), torch.tensor([0, 1])
+    for precision in ("bf16", "fp32"):
+        scaler = engine.build_scaler(CPU, precision)
+        loss, logits = engine.train_step(layer, optimizer, scaler, inputs, labels, precision)
+        assert loss.dtype == logits.dtype == torch.float32
+    assert seen == [torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_are_drawn_from_their_seed_alone(name):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, two, other = (build_model(name, 7, seed) for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    first = [next(m.parameters()) for m in (one, two, other)]
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
+    assert one.fc.out_features == 7
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_a_checkpoint_that_is_not_data_is_refused_unexecuted(tmp_path, capsys):
+    file = tmp_path / "evil.pt"
+    torch.save({"model": Malicious()}, file)
+    with pytest.raises(UsageError, match="cannot load"):
+        load_checkpoint(file)
+    file.write_bytes(pickle.dumps(Malicious(), protocol=2))
+    with pytest.raises(UsageError, match="cannot load"):
+        load_checkpoint(file)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path):
+    file = tmp_path / "cut.pt"
+    save_checkpoint(file, {"model": small_net().state_dict()})
+    whole = file.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(UsageError, match="cannot load"):
+            load_checkpoint(file)
+    file.write_bytes(whole)
+    load_weights(small_net(1), file)
+    with pytest.raises(UsageError, match="does not fit"):
+        load_weights(nn.Linear(3, 3), file)

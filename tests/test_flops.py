@@ -1,0 +1,142 @@
+"""flops.py: the printed tables, one row a convention in the log, skipping, and failures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flops
+from common import cost
+from common.config import UsageError
+from common.results import read_rows
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def where(tmp_path):
+    return ["--results-dir", str(tmp_path / "results")]
+
+
+def table_of(text):
+    """{(model, image size, convention): GMACs} of the totals printed."""
+    lines = [line.split() for line in text.splitlines()]
+    return {(c[0], c[1], c[3]): c[4] for c in lines if len(c) == 10 and c[3] in cost.CONVENTIONS}
+
+
+def test_the_studys_command(where, capsys):
+    argv = ["--model", "resnet18", "resnet50", "--image-size", "224", *where]
+    assert flops.main(argv) == 0
+    printed = capsys.readouterr().out
+    assert table_of(printed) == {
+        ("resnet18", "224", "thop"): "1.8235",
+        ("resnet18", "224", "conv_linear"): "1.8136",
+        ("resnet18", "224", "torch"): "1.8136",
+        ("resnet50", "224", "thop"): "4.1317",
+        ("resnet50", "224", "conv_linear"): "4.0872",
+        ("resnet50", "224", "torch"): "4.0872",
+    }
+    assert "layer4.1.conv2" not in printed
+
+
+def test_one_row_a_convention(where, rows, tmp_path):
+    assert flops.main(["--image-size", "32", "--classes", "7", *where]) == 0
+    written = rows("flops")
+    assert read_rows(tmp_path / "results/log.jsonl")[1] == []
+    assert [row["config"] for row in written] == [
+        {"model": "resnet18", "image_size": 32, "classes": 7, "convention": name}
+        for name in cost.CONVENTIONS
+    ]
+    assert len({row["run_id"] for row in written}) == 3
+    for row in written:
+        metrics = row["metrics"]
+        assert row["status"] == "ok"
+        assert metrics["convention"] == row["config"]["convention"]
+        assert metrics["input_shape"] == [1, 3, 32, 32]
+        assert metrics["flops"] == 2 * metrics["macs"]
+        assert metrics["params"] == 11_689_512 - 993 * 513  # torchvision's, less 993 classes
+        assert metrics["weight_bytes"] == 4 * metrics["params"]
+    thop, conv_linear, torch = (row["metrics"] for row in written)
+    assert thop["macs"] > conv_linear["macs"] == torch["macs"]
+    # The first convolution, 64x16x16 outputs of 3x7x7, needs no gradient of its input.
+    first = 2 * 64 * 16 * 16 * 3 * 7 * 7
+    assert torch["train_step_flops"] == 3 * torch["flops"] - first
+    assert thop["train_step_flops"] > conv_linear["train_step_flops"]
+
+
+def test_a_single_configuration_is_shown_by_layer(where, capsys):
+    flops.main(["--image-size", "32", *where])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = {cells[0]: cells[1:] for cells in lines if cells}
+    conv = f"{64 * 16 * 16 * 147:,}"
+    assert shown["conv1"] == ["Conv2d", "1x64x16x16", conv, conv, conv, "9,408", "16,384"]
+    assert shown["bn1"] == ["BatchNorm2d", "1x64x16x16", "65,536", "0", "0", "128", "0"]
+    assert shown["fc"] == ["Linear", "1x10", "5,120", "5,120", "5,120", "5,130", "10"]
+
+
+def test_again_prints_and_adds_nothing_unless_forced(where, rows, capsys):
+    argv = ["--image-size", "32", *where]
+    flops.main(argv)
+    first = capsys.readouterr().out
+    assert flops.main(argv) == 0
+    assert capsys.readouterr().out == first
+    assert len(rows("flops")) == 3
+    flops.main([*argv, "--force"])
+    assert len(rows("flops")) == 6
+
+
+def test_a_row_that_says_otherwise_is_superseded(where, rows, tmp_path):
+    argv = ["--image-size", "32", *where]
+    flops.main(argv)
+    expected = rows("flops")[1]["metrics"]
+    wrong = rows("flops")
+    wrong[1]["metrics"]["macs"] += 1
+    (tmp_path / "results/log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wrong))
+    flops.main(argv)
+    assert len(rows("flops")) == 4
+    assert rows("flops")[3]["metrics"] == expected
+
+
+def test_a_failed_count_is_logged_and_the_rest_finish(where, rows, capsys):
+    argv = ["--image-size", str(10**9), "32", *where]
+    assert flops.main(argv) == 1
+    captured = capsys.readouterr()
+    assert "resnet18 at 1000000000, thop: failed, RuntimeError: " in captured.err
+    assert set(table_of(captured.out)) == {("resnet18", "32", name) for name in cost.CONVENTIONS}
+    written = rows("flops")
+    assert [row["status"] for row in written] == ["failed"] * 3 + ["ok"] * 3
+    assert all(row["error"].startswith("RuntimeError") for row in written[:3])
+
+
+def test_all_failed_prints_no_table(where, capsys):
+    assert flops.main(["--image-size", str(10**9), *where]) == 1
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--model", "resnet1"], "--model: unknown value 'resnet1'; did you mean 'resnet18'?"),
+        (["--image-size", "0"], "--image-size: 0 must be at least 1"),
+        (["--preset", "stud"], "--preset: unknown value 'stud'; did you mean 'study'?"),
+    ],
+)
+def test_bad_usage_before_any_work(argv, message, where, tmp_path):
+    with pytest.raises(UsageError) as error:
+        flops.main([*argv, *where])
+    assert str(error.value) == message
+    assert not (tmp_path / "results").exists()
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys, flops\n"
+        "try:\n    flops.main(['--help'])\n"
+        "except SystemExit as end:\n"
+        "    sys.exit(end.code or ('torch' in sys.modules and 'torch was imported'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--image-size" in done.stdout

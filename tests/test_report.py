@@ -1,0 +1,524 @@
+"""A log whose truth is known, and what the report must say of it, in every form."""
+
+import csv
+import io
+import itertools
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import report
+from common.config import (
+    FlopsConfig,
+    HwInferConfig,
+    HwTrainConfig,
+    SvmConfig,
+    TrainConfig,
+    UsageError,
+    as_dict,
+)
+from common.results import append_line, dumps_strict, read_rows, run_id, save_predictions
+
+MARKUP = r"a_b & 50% #1 <b>x</b> | $y$ ^~ {z} \w `c` *d* --e [f](g) → é"
+CLASSES = ["no_shoe", "a & b", "<b>", "x | y"]
+N_TEST = 14_000
+
+
+class LogBuilder:
+    """Writes rows as the scripts do, with times that count up."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.seconds = itertools.count()
+
+    def add(self, kind, config, metrics, status="ok", error=None, name=None):
+        name = name or run_id(kind, config)
+        row = {
+            "schema": 1, "kind": kind, "run_id": name,
+            "time_utc": f"2025-01-02T03:{next(self.seconds):02}:00+00:00",
+            "git": {"commit": "abcdef0123456789", "dirty": False}, "status": status, "error": error,
+            "config": config, "metrics": metrics,
+            "env": {"python": "3.13.1", "cpu": "A_CPU & more", "device": "A_CPU & more",
+                    "cpu_count": 2, "load_average": [0.5, 0.4, 0.3]},
+        }  # fmt: skip
+        append_line(self.folder / "log.jsonl", dumps_strict(row))
+        return name
+
+    def train(self, test_acc, *, val_acc=0.9, train_ms=1000.0, shared_with=None, file=None, **set):
+        config = as_dict(TrainConfig(**set))
+        metrics = {
+            "val_acc": val_acc, "test_acc": test_acc, "train_ms": train_ms, "n_test": N_TEST,
+            "precision": "bf16", "shared_with": shared_with, "predictions": file,
+        }  # fmt: skip
+        return self.add("train", config, metrics)
+
+    def predictions(self, name, test_acc, n=400):
+        rng = np.random.default_rng(0)
+        label = rng.integers(0, len(CLASSES), n)
+        wrong = rng.permutation(n)[: round(n * (1 - test_acc))]
+        pred = label.copy()
+        pred[wrong] = (label[wrong] + 1 + rng.integers(0, 3, len(wrong))) % len(CLASSES)
+        file = f"predictions/{name}.npz"
+        save_predictions(
+            self.folder / file, pred=pred, label=label, index=np.arange(n), classes=CLASSES
+        )
+        return file
+
+    def tables(self):
+        """What the CSV files would hold, by table: quick, since nothing is drawn."""
+        rows, problems = read_rows(self.folder / "log.jsonl")
+        built = [t for s in report.build_sections(rows, problems, self.folder) for t in s.tables]
+        return {t.key: list(csv.DictReader(io.StringIO(report.csv_text(t)))) for t in built}
+
+    def report(self):
+        assert report.main(["--results-dir", str(self.folder)]) == 0
+        return Written(self.folder / "report")
+
+
+@dataclass
+class Written:
+    """A report that was written."""
+
+    folder: Path
+
+    @property
+    def md(self):
+        return (self.folder / "report.md").read_text()
+
+    @property
+    def tex(self):
+        return (self.folder / "report.tex").read_text()
+
+    def csv(self, key):
+        with open(self.folder / "csv" / f"{key}.csv", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def section(self, title):
+        return re.search(rf"^## {re.escape(title)}$(.*?)(?=^## |\Z)", self.md, re.M | re.S)[1]
+
+    def files(self):
+        found = (path for path in self.folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in found}
+
+    def markdown_rows(self, title):
+        """A table's cells, read back from Markdown: headings first."""
+        text = re.search(rf"^### {re.escape(title)}\n\n((?:\|.*\n)+)", self.md, re.M)[1]
+        rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines()]
+        assert len({len(row) for row in rows}) == 1
+        return [[re.sub(r"\\(\W|_)", r"\1", cell.strip()) for cell in row] for row in rows]
+
+
+@pytest.fixture
+def log(tmp_path):
+    return LogBuilder(tmp_path / "results")
+
+
+def fill(log):
+    """Every kind of row, in both of the study's data sets and another, with markup in its text."""
+    file = log.predictions("best", 0.95)
+    adam = {"dataset": "fashion", "opt": "adam", "pin_memory": True}
+    best = log.train(0.9212, val_acc=0.93, train_ms=1.5e6, **adam)
+    for epoch in (1, 2):
+        metrics = {"epoch": epoch, "train_loss": 0.5, "train_acc": 0.8, "val_loss": None,
+                   "val_acc": 0.85 + epoch / 100, "lr": 1e-3, "train_ms": 7e5}  # fmt: skip
+        log.add("epoch", as_dict(TrainConfig(**adam)), metrics, name=best)
+    log.train(0.9012, shared_with=best, **adam | {"epochs": 3})
+    log.train(0.9512, dataset="mnist", limit=10_000, image_size=32, opt="adam")
+    log.train(0.95, dataset="digits", file=file)
+    for kernel, converged in (("rbf", False), ("poly", True)):
+        metrics = {"test_acc": 0.8612, "val_acc": 0.86, "fit_ms": 7123.0, "predict_ms": 25_000.0,
+                   "n_support": 4321, "converged": converged, "n_test": N_TEST}  # fmt: skip
+        log.add("svm", as_dict(SvmConfig(dataset="fashion", kernel=kernel)), metrics)
+    log.add(
+        "flops", as_dict(FlopsConfig(image_size=224)) | {"convention": "thop"},
+        {"macs": 1_823_530_000, "flops": 3_647_060_000, "params": 11_181_642, "convention": "thop"},
+    )  # fmt: skip
+    for threads, ratio in ((1, 1.0), (2, 1.75)):
+        metrics = {"images_per_s": 21.5, "step_ms": {"median": 744.0, "iqr": 5.0, "n": 10},
+                   "first_step_ms": 900.0, "epoch_ms": 2.27e6, "extrapolated": True,
+                   "test_acc": None, "label": f"{threads} {MARKUP}",
+                   "speedup": {"ratio": ratio, "baseline_label": f"1 {MARKUP}"}}  # fmt: skip
+        log.add("hw_train", as_dict(HwTrainConfig(threads=threads)), metrics)
+    parity = {"images": N_TEST, "flips": 3, "max_abs_logit": 2.5e-5, "acc_delta": -0.0001}
+    log.add(
+        "export", as_dict(TrainConfig(**adam)) | {"format": "onnx"},
+        {"format": "onnx", "file": "exports/best.onnx", "size_bytes": 44_731_000,
+         "sha256": "ab" * 32, "train_run_id": best, "parity": parity},
+    )  # fmt: skip
+    log.add(
+        "hw_infer", as_dict(HwInferConfig(train_run_id=best, engine="onnxruntime")),
+        {"dataset": "fashion", "model": "resnet18", "engine": "onnxruntime", "scenario": "single",
+         "batch_size": 1, "latency_ms": {"p50": 5.25, "p90": 6.5, "p99": 7.75, "n": 100},
+         "images_per_s": 190.5, "test_acc": 0.9211, "flips": 7, "speedup_vs_eager": 2.25},
+    )  # fmt: skip
+    log.add("train", as_dict(TrainConfig(lr=9.0)), {}, status="failed", error=MARKUP)
+    append_line(log.folder / "log.jsonl", "{torn <b>")
+    return log
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The report of a log that has everything."""
+    return fill(LogBuilder(tmp_path_factory.mktemp("whole") / "results")).report()
+
+
+# --- every number, in every form ------------------------------------------------------------------
+
+
+def only(rows, **where):
+    found = [row for row in rows if where.items() <= row.items()]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "where", "expected"),
+    [
+        ("q1a_fashion", {"model": "resnet18", "epochs": "5", "pin_memory": "True"},
+         {"test_acc": 0.9212, "val_acc": 0.93, "train_ms": 1.5e6, "published_test_acc": 0.9154,
+          "difference": 0.9212 - 0.9154}),
+        ("best", {"dataset": "fashion"},
+         {"test_acc": 0.9212, "published_test_acc": 0.9154, "published_val_acc": 0.915}),
+        ("q1b", {"dataset": "fashion", "kernel": "rbf"},
+         {"test_acc": 0.8612, "fit_ms": 7123, "predict_ms": 25_000, "n_support": 4321,
+          "published_test_acc": 0.8567, "published_fit_ms": 7558.53, "converged": "False",
+          "note": "stopped by max_iter 1000"}),
+        ("flops", {"convention": "thop"},
+         {"macs": 1.82353e9, "published_macs": 1.824e9, "macs_difference": -470_000}),
+        ("q2", {"speedup": "1.75"},
+         {"images_per_s": 21.5, "step_ms": 744, "step_iqr_ms": 5, "extrapolated": "True",
+          "test_acc": ""}),
+        ("q2_published", {"model": "resnet50", "opt": "sgd", "device": "gpu"}, {"speedup": 37.67}),
+        ("infer", {"engine": "onnxruntime"},
+         {"p50_ms": 5.25, "p90_ms": 6.5, "p99_ms": 7.75, "flips": 7, "test_acc": 0.9211}),
+        ("export", {"format": "onnx"}, {"flips": 3, "acc_delta": -0.0001, "sha256": "ab" * 32}),
+        ("log", {"kind": "train"}, {"ok": 4, "failed": 1, "interrupted": 0, "superseded": 0}),
+        ("commits", {"commit": "abcdef012345"}, {"rows": 14, "dirty": "False"}),
+        ("failed", {"kind": "train"}, {"error": MARKUP}),
+        ("environment", {"property": "cpu"}, {"value": "A_CPU & more", "rows": 14}),
+    ],
+)  # fmt: skip
+def test_csv_holds_the_raw_values(whole, key, where, expected):
+    row = only(whole.csv(key), **where)
+    for name, value in expected.items():
+        if isinstance(value, str):
+            assert row[name] == value
+        else:
+            assert float(row[name]) == pytest.approx(value, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("section", "shown"),
+    [
+        ("Question 1(a): networks", ["92.12", "91.54", "+0.58", "1,500", "yes"]),
+        ("Question 1(b): support vector machines", ["86.12", "85.67", "7.12", "7.56", "4,321"]),
+        ("Question 2: training speed by device", ["21.5", "744", "1.75x", "37.67x", "275"]),
+        ("Cost of the networks", ["1.8235", "1.8240", "-0.0005", "3.6471", "11.18"]),
+        ("Inference", ["5.25", "6.50", "7.75", "190", "92.11", "2.25x"]),
+        ("Exported models", ["44.73", "14,000", "2.5e-05", "-0.01", "abababababab"]),
+    ],
+)
+def test_markdown_and_latex_show_the_values(whole, section, shown):
+    tex = re.search(rf"\\section{{{re.escape(section)}}}(.*?)\\clearpage", whole.tex, re.S)[1]
+    tex = tex.replace("-{}", "-")
+    for text in shown:
+        assert re.search(rf"\| +{re.escape(text)} +\|", whole.section(section)), text
+        assert re.search(rf"(}}|& ){re.escape(text)} (&|\\)", tex), text
+
+
+def test_the_epochs_of_the_best_model_are_there_with_their_nulls(whole):
+    (key,) = (Path(name).stem for name in whole.files() if name.startswith("csv/epochs_fashion"))
+    assert [row["val_acc"] for row in whole.csv(key)] == ["0.86", "0.87"]
+    assert [row["val_loss"] for row in whole.csv(key)] == ["", ""]
+
+
+def test_every_figure_shown_was_drawn_and_every_one_drawn_is_shown(whole):
+    for text, extension in ((whole.md, "png"), (whole.tex, "pdf")):
+        drawn = {n for n in whole.files() if n.startswith("figures/") and n.endswith(extension)}
+        assert drawn == set(re.findall(rf"figures/\w+\.{extension}", text))
+        kinds = {Path(name).stem.rsplit("_", 1)[0] for name in drawn}
+        assert kinds == {"curves", "accuracy", "confusion_digits", "speedup"}
+
+
+# --- published beside measured --------------------------------------------------------------------
+
+
+def test_a_run_of_another_protocol_has_no_published_figure_beside_it(whole):
+    rows = whole.csv("q1a_mnist")
+    reduced = only(rows, note="reduced protocol: limit 10000, image size 32")
+    assert float(reduced["test_acc"]) == 0.9512
+    assert reduced["published_test_acc"] == reduced["difference"] == ""
+    best = only(whole.csv("best"), dataset="mnist", note="not measured")
+    assert (best["test_acc"], best["published_test_acc"]) == ("", "0.9933")
+    measured = [row for row in whole.csv("best") if row["dataset"] == "mnist" and row["test_acc"]]
+    assert [row["published_test_acc"] for row in measured] == [""]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"limit": 100}, {"image_size": 32}, {"batch_size": 64}, {"amp": False}, {"split": "official"},
+     {"weight_decay": 0.1}, {"weights": "w.pt"}],
+    ids=str,
+)  # fmt: skip
+def test_each_part_of_the_protocol_counts(log, other):
+    log.train(0.9, dataset="mnist", **other)
+    rows = log.tables()["q1a_mnist"]
+    (name, value), = other.items()  # fmt: skip
+    assert f"protocol: {name.replace('_', ' ')} {str(value).lower()}" in rows[0]["note"]
+    assert [row["note"] for row in rows if row["published_test_acc"]] == ["not measured"] * 10
+
+
+@pytest.mark.parametrize("same", [{"seed": 3}, {"data_on": "host"}, {"compile": True}], ids=str)
+def test_what_the_study_left_open_does_not(log, same):
+    log.train(0.99, dataset="mnist", **same)
+    row = only(log.tables()["q1a_mnist"], test_acc="0.99")
+    assert row["published_test_acc"] == "0.9933"
+
+
+def test_published_rows_without_a_run_are_listed_as_not_measured(whole):
+    rows = whole.csv("q1a_fashion")
+    waiting = [row for row in rows if row["note"] == "not measured"]
+    assert len(waiting) == 9  # of the study's ten, one was run
+    assert all(row["published_test_acc"] and not row["test_acc"] for row in waiting)
+    assert len([row for row in whole.csv("q1b") if row["note"] == "not measured"]) == 2
+    assert only(whole.csv("flops"), model="resnet50")["note"] == "not measured"
+
+
+def test_a_shared_trajectory_names_the_run_that_was_trained(whole):
+    rows = whole.csv("q1a_fashion")
+    trained = only(rows, model="resnet18", epochs="5", pin_memory="True")
+    assert only(rows, epochs="3", pin_memory="True")["shared_with"] == trained["runs"]
+
+
+@pytest.mark.parametrize("kept", [None, "train", "svm", "hw_train", "flops", "hw_infer", "export"])
+def test_a_missing_part_is_named_with_the_command_that_measures_it(log, kept):
+    fill(log)
+    path = log.folder / "log.jsonl"
+    lines = [line for line in path.read_text().splitlines() if f'"kind": "{kept}"' in line]
+    lines += [line for line in path.read_text().splitlines() if '"status": "failed"' in line]
+    path.write_text("\n".join(lines) + "\n")
+    commands = {"train": "q1a", "svm": "q1b", "hw_train": "q2", "flops": "flops",
+                "hw_infer": "bench", "export": "best"}  # fmt: skip
+    written = log.report()
+    tex = written.tex.replace("-{}", "-")
+    for kind, command in commands.items():
+        assert (f"Not measured. `make {command}` measures it." in written.md) is (kind != kept)
+        assert (rf"Not measured. \texttt{{make {command}}}" in tex) is (kind != kept)
+
+
+# --- several seeds, several tries -----------------------------------------------------------------
+
+
+def test_seeds_are_shown_as_mean_and_spread_never_as_the_best(log):
+    accuracies = [0.9901, 0.9925, 0.9940]
+    for seed, accuracy in enumerate(accuracies):
+        log.train(accuracy, val_acc=0.99 + seed / 1000, train_ms=1000 + seed, seed=seed)
+    row = only(log.tables()["q1a_mnist"], seeds="3")
+    assert float(row["test_acc"]) == pytest.approx(statistics.fmean(accuracies))
+    assert float(row["test_acc_sd"]) == pytest.approx(np.std(accuracies, ddof=1))
+    assert (row["val_acc"], row["train_ms"]) == ("0.991", "1001")
+
+
+def test_the_best_model_is_chosen_by_mean_validation_accuracy_then_by_time(log):
+    log.train(0.99, val_acc=0.95, lr=0.01)
+    log.train(0.80, val_acc=0.97, train_ms=900, lr=0.02)
+    log.train(0.85, val_acc=0.97, train_ms=800, lr=0.03)
+    log.train(0.95, val_acc=0.99, lr=0.04, seed=0)
+    log.train(0.95, val_acc=0.93, lr=0.04, seed=1)
+    assert only(log.tables()["best"], dataset="mnist", note="")["lr"] == "0.03"
+
+
+def test_interval_is_wilson_s_on_the_test_images(log):
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    log.train(0.9215, dataset="fashion")
+    row = only(log.tables()["q1a_fashion"], test_acc="0.9215")
+    expected = proportion.proportion_confint(round(0.9215 * N_TEST), N_TEST, method="wilson")
+    found = float(row["test_acc_low"]), float(row["test_acc_high"])
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_of_the_same_work_the_last_row_that_is_ok_counts(log):
+    log.train(0.11)
+    name = log.train(0.22)
+    log.add("train", as_dict(TrainConfig()), {}, status="failed", error="late", name=name)
+    tables = log.tables()
+    assert [r["test_acc"] for r in tables["q1a_mnist"] if r["test_acc"]] == ["0.22"]
+    assert only(tables["log"], kind="train")["superseded"] == "1"
+    assert only(tables["failed"], error="late")["retried"] == "done"
+
+
+def test_a_busy_machine_is_flagged(log):
+    log.train(0.99)
+    text = (log.folder / "log.jsonl").read_text()
+    (log.folder / "log.jsonl").write_text(text.replace("[0.5,", "[6.25,"))
+    row = only(log.tables()["q1a_mnist"], test_acc="0.99")
+    assert row["note"] == "busy machine: load 6.2 on 2 CPUs"
+
+
+# --- predictions ----------------------------------------------------------------------------------
+
+
+def test_classes_are_counted_as_scikit_learn_does(whole):
+    from sklearn.metrics import confusion_matrix, precision_score, recall_score
+
+    (key,) = (Path(name).stem for name in whole.files() if name.startswith("csv/classes_digits"))
+    with np.load(whole.folder.parent / "predictions" / "best.npz") as held:
+        label, pred = held["label"], held["pred"]
+    rows = whole.csv(key)
+    assert [row["class"] for row in rows] == CLASSES
+    matrix = confusion_matrix(label, pred)
+    assert [int(row["images"]) for row in rows] == list(matrix.sum(axis=1))
+    recall = [float(row["recall"]) for row in rows]
+    assert recall == pytest.approx(recall_score(label, pred, average=None))
+    precision = [float(row["class_precision"]) for row in rows]
+    assert precision == pytest.approx(precision_score(label, pred, average=None))
+    np.fill_diagonal(matrix, 0)
+    expected = [f"{CLASSES[line.argmax()]} ({line.max()})" for line in matrix]
+    assert [row["confused_with"] for row in rows] == expected
+
+
+def relabel(path):
+    with np.load(path) as held:
+        arrays = {key: held[key] for key in held.files}
+    np.savez_compressed(path, **arrays | {"classes": arrays["classes"][:2]})
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        ("predictions/gone.npz", None, "cannot be used"),
+        (
+            "predictions/torn.npz",
+            lambda path: path.write_bytes(path.read_bytes()[:300]),
+            "cannot be",
+        ),
+        ("predictions/text.npz", lambda path: path.write_text("no zip"), "cannot be used"),
+        ("../outside.npz", None, "outside the results folder"),
+        (None, None, "names no predictions"),
+        ("predictions/alien.npz", relabel, "its classes are not those of its images"),
+        ("predictions/other.npz", lambda path: None, "has accuracy 0.900000, the row 0.95"),
+    ],
+)
+def test_predictions_that_cannot_be_trusted_are_a_problem_not_a_crash(log, file, damage, said):
+    if damage:
+        damage(log.folder / log.predictions(Path(file).stem, 0.9))
+    name = log.train(0.95, dataset="digits", file=file)
+    tables = log.tables()
+    (problem,) = (row["problem"] for row in tables["problems"])
+    assert problem.startswith(f"run {name}: ")
+    assert said in problem
+    assert tables[f"classes_digits_{name}"] == []
+
+
+# --- what is not as it should be ------------------------------------------------------------------
+
+
+def test_a_torn_line_is_named(whole):
+    (problem,) = whole.csv("problems")[:1]
+    assert "log.jsonl:15: skipped" in problem["problem"]
+
+
+@pytest.mark.parametrize("metrics", [{}, "nulls"])
+def test_rows_without_metrics_are_reported_all_the_same(log, metrics):
+    fill(log)
+    path = log.folder / "log.jsonl"
+    lines = path.read_text().splitlines()[:-1]
+    path.write_text("")
+    for row in map(json.loads, lines):
+        empty = {} if metrics == {} else dict.fromkeys(row["metrics"])
+        append_line(path, dumps_strict(row | {"metrics": empty}))
+    written = log.report()
+    assert not any(row["test_acc"] for row in written.csv("q1a_fashion"))
+    assert only(written.csv("log"), kind="hw_infer")["ok"] == "1"
+
+
+@pytest.mark.parametrize("content", [None, "", "{torn\n"])
+def test_without_a_row_it_says_so_in_one_line(tmp_path, content):
+    if content is not None:
+        (tmp_path / "log.jsonl").write_text(content)
+    command = [sys.executable, report.__file__, "--results-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "log.jsonl is no log to report on" in done.stderr
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_any_work(log):
+    log.train(0.9)
+    (log.folder / "report").write_text("a file")
+    with pytest.raises(UsageError, match=r"--out: cannot write to .*report"):
+        report.main(["--results-dir", str(log.folder)])
+
+
+def test_help_needs_no_heavy_import():
+    heavy = "{'torch', 'numpy', 'scipy', 'matplotlib', 'jinja2', 'sklearn'}"
+    code = f"import report, sys; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(report.__file__).parent)
+
+
+# --- forms ----------------------------------------------------------------------------------------
+
+
+def test_markup_in_the_log_is_text_in_markdown(whole):
+    heads, _, row = whole.markdown_rows("Not finished")
+    assert row[heads.index("Error")] == MARKUP
+    assert not re.search(r"(?<!\\)<b>", whole.md)
+
+
+def test_every_markdown_table_has_the_same_number_of_cells_in_each_row(whole):
+    titles = re.findall(r"^### (.*)\n\n\|", whole.md, re.M)
+    assert len(titles) > 15
+    for title in titles:
+        assert len(whole.markdown_rows(title)) > 2
+
+
+def test_latex_special_characters_are_escaped():
+    assert report.escape_tex("50% & #1_$") == r"50\% \& \#1\_\allowbreak{}\$"
+    assert report.escape_tex("\\end{x} --flag") == r"\textbackslash{}end\{x\} -{}-{}flag"
+    assert report.escape_tex("é→\x07") == "é[U+2192][U+0007]"
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no TeX here")
+def test_latex_compiles(whole, tmp_path):
+    shutil.copytree(whole.folder, tmp_path / "tex")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
+    for _ in range(2):
+        done = subprocess.run(
+            command, cwd=tmp_path / "tex", capture_output=True, check=False, timeout=120
+        )
+        assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+    warned = (tmp_path / "tex" / "report.log").read_text(errors="replace")
+    assert "Overfull" not in warned
+    assert "Missing character" not in warned
+
+
+def test_latex_needs_only_plain_packages(whole):
+    packages = re.findall(r"\\usepackage(?:\[.*?\])?{(.*?)}", whole.tex)
+    assert set(packages) <= {"booktabs", "graphicx", "geometry", "longtable", "hyperref"}
+
+
+def test_the_same_log_gives_the_same_bytes(log):
+    first = fill(log).report().files()
+    assert report.main(["--results-dir", str(log.folder), "--out", str(log.folder / "again")]) == 0
+    assert Written(log.folder / "again").files() == first
+    assert len(first) > 30
+
+
+def test_the_screen_ends_with_the_report(log, capsys):
+    log.train(0.9933)
+    log.report()
+    lines = capsys.readouterr().out.splitlines()
+    assert "problems in the log: 1, the first: run" in "\n".join(lines)
+    assert lines[-1] == f"report: {log.folder / 'report' / 'report.md'}"
+    assert "mnist, resnet18: 99.33 % (99.18 to 99.45) on test" in lines
+    assert "not measured: Support vector machines: every configuration (make q1b)" in lines

@@ -1,0 +1,137 @@
+"""The log: nothing lost, nothing half-written, every fault named."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common import UsageError
+from common.results import (
+    Log,
+    append_line,
+    best_rows,
+    dumps_strict,
+    read_rows,
+    run_id,
+    write_atomically,
+)
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_row_comes_back_as_it_was_written(tmp_path):
+    log = Log(tmp_path)
+    row = log.append("train", {"dataset": "digits", "seed": 0}, {"test_acc": 0.5, "note": "é\n"})
+    rows, problems = read_rows(log.path)
+    assert rows == [row]
+    assert problems == []
+    assert row["run_id"] == run_id("train", {"seed": 0, "dataset": "digits"})
+    assert row["run_id"] != run_id("svm", {"seed": 0, "dataset": "digits"})
+    assert row["run_id"] != run_id("train", {"seed": 1, "dataset": "digits"})
+    assert len(row["git"]["commit"]) == 40
+    assert len(row["env"]["load_average"]) == 3
+
+
+def test_nan_and_infinity_become_null():
+    text = dumps_strict({"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": -float("inf")}})
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": [None, 1.5],
+                                                            "c": {"d": None}}  # fmt: skip
+
+
+def test_only_successful_rows_are_finished_and_the_last_one_counts(tmp_path):
+    log = Log(tmp_path)
+    log.append("svm", {"seed": 1}, {"n": 1})
+    log.append("svm", {"seed": 1}, {"n": 2})
+    log.append("svm", {"seed": 2}, {}, status="failed", error="it broke\nhere")
+    assert [row["metrics"]["n"] for row in log.finished("svm").values()] == [2]
+    assert log.read("svm")[-1]["error"] == "it broke"
+
+
+def test_a_line_cut_off_is_reported_by_number_and_costs_nothing_else(tmp_path):
+    log = Log(tmp_path)
+    first = log.append("svm", {"seed": 1}, {})
+    whole = log.path.read_bytes()
+    log.path.write_bytes(whole + whole[:40])
+    second = log.append("svm", {"seed": 2}, {})
+    rows, problems = read_rows(log.path)
+    assert rows == [first, second]
+    assert len(problems) == 1
+    assert "log.jsonl:2: skipped" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema": 2}, "schema 2"),
+        ({"kind": "magic"}, "unknown kind 'magic'"),
+        ({"status": "fine"}, "unknown status 'fine'"),
+        ({"metrics": 3}, "must be objects"),
+    ],
+)
+def test_what_is_no_row_is_skipped_with_the_reason(tmp_path, change, said):
+    log = Log(tmp_path)
+    row = log.append("svm", {"seed": 1}, {})
+    log.path.write_text(json.dumps(row | change) + "\n[1]\nnull\n\xff\n", encoding="latin-1")
+    rows, problems = read_rows(log.path)
+    assert rows == []
+    assert said in problems[0]
+    assert len(problems) == 4
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from common.results import append_line
+for i in range(100):
+    append_line(Path(sys.argv[1]), f'{{"worker": {sys.argv[2]}, "i": {i}, "pad": "{"x" * 20000}"}}')
+"""
+
+
+def test_eight_processes_append_and_every_line_is_whole(tmp_path):
+    path = tmp_path / "log.jsonl"
+    workers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, path, str(n)], cwd=ROOT) for n in range(8)
+    ]
+    assert [w.wait() for w in workers] == [0] * 8
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    seen = {(line["worker"], line["i"]) for line in lines}
+    assert len(lines) == len(seen) == 800
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="--results-dir: cannot write"):
+        Log(tmp_path / "file" / "results")
+
+
+def test_atomic_write_keeps_the_old_file_when_the_writer_fails(tmp_path):
+    target = tmp_path / "a.bin"
+    write_atomically(target, b"old")
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UsageError, match="No space left"):
+        write_atomically(target, fail)
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_append_to_a_full_device_is_an_error():
+    with pytest.raises(OSError, match=r"[Nn]o space"):
+        append_line(Path("/dev/full"), "{}")
+
+
+def test_best_is_chosen_on_validation_then_on_time_never_on_test():
+    def row(name, val_acc, train_ms, test_acc, status="ok"):
+        metrics = {"val_acc": val_acc, "train_ms": train_ms, "test_acc": test_acc}
+        config = {"dataset": "mnist"}
+        return {"kind": "train", "status": status, "run_id": name, "config": config,
+                "metrics": metrics}  # fmt: skip
+
+    rows = [row("a", 0.9, 5, 0.99), row("b", 0.95, 9, 0.8), row("c", 0.95, 7, 0.7),
+            row("d", 0.99, 1, 0.99, "failed")]  # fmt: skip
+    assert best_rows(rows)["mnist"]["run_id"] == "c"

@@ -1,0 +1,254 @@
+"""svm.py: scikit-learn called directly is the reference; then what a row says, and failures."""
+
+import importlib.util
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.svm import SVC
+
+import svm
+from common.config import SvmConfig, UsageError
+
+ROOT = Path(__file__).parent.parent
+IMAGES, SAMPLES = 1797, 300
+
+
+def split_digits(seed=0, samples=SAMPLES):
+    """Training, validation and test indices, from the definition of the split."""
+    order = np.random.RandomState(0).permutation(IMAGES)
+    train, val, test = np.split(order, [IMAGES * 7 // 10, IMAGES * 7 // 10 + IMAGES // 10])
+    return train[np.random.RandomState(seed).permutation(len(train))[:samples]], val, test
+
+
+def digits_pixels():
+    """Pixels as 8-bit images hold them, in [0, 1], and labels."""
+    pixels, labels = load_digits(return_X_y=True)
+    return np.round(pixels / 16 * 255) / 255, labels
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A function: svm.py on the digits with these flags, writing under tmp_path/results."""
+
+    def main(*flags):
+        base = ["--dataset", "digits", "--results-dir", str(tmp_path / "results")]
+        return svm.main([*base, "--samples", str(SAMPLES), *flags])
+
+    return main
+
+
+def predictions(tmp_path, row):
+    return np.load(tmp_path / "results" / row["metrics"]["predictions"])
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_predictions_are_those_of_scikit_learn_called_directly(run, rows, tmp_path, seed):
+    assert run("--kernel", "poly", "rbf", "linear", "--seed", str(seed)) == 0
+    x, y = digits_pixels()
+    train, val, test = split_digits(seed)
+    assert [row["config"]["kernel"] for row in rows("svm")] == ["poly", "rbf", "linear"]
+    for row in rows("svm"):
+        model = SVC(kernel=row["config"]["kernel"], max_iter=1000).fit(x[train], y[train])
+        m, saved = row["metrics"], predictions(tmp_path, row)
+        np.testing.assert_array_equal(saved["pred"], model.predict(x[test]))
+        np.testing.assert_array_equal(saved["label"], y[test])
+        np.testing.assert_array_equal(saved["index"], test)
+        assert saved["classes"].tolist() == list("0123456789")
+        assert "logits" not in saved
+        assert m["test_acc"] == pytest.approx(model.score(x[test], y[test]), abs=1e-12)
+        assert m["val_acc"] == pytest.approx(model.score(x[val], y[val]), abs=1e-12)
+        assert m["n_support"] == len(model.support_)
+        assert m["n_iter_max"] == model.n_iter_.max()
+        assert (m["n_train"], m["n_val"], m["n_test"]) == (SAMPLES, 179, 361)
+        assert m["converged"] is True
+        assert m["engine"] == "sklearn"
+        assert min(m["fit_ms"], m["predict_ms"], m["features_ms"]) > 0
+
+
+@pytest.mark.filterwarnings("ignore:Solver terminated early")  # by the reference
+def test_every_setting_reaches_the_machine(run, rows):
+    run("--C", "0.2", "5", "--gamma", "scale", "auto", "--max-iter", "20", "-1")
+    x, y = digits_pixels()
+    train, *_ = split_digits()
+    expected = [
+        len(SVC(C=c, gamma=gamma, max_iter=max_iter).fit(x[train], y[train]).support_)
+        for c in (0.2, 5)
+        for gamma in ("scale", "auto")
+        for max_iter in (20, -1)
+    ]
+    assert [row["metrics"]["n_support"] for row in rows("svm")] == expected
+    assert len(set(expected)) == 8
+
+
+def test_threads_change_no_prediction():
+    x, y = digits_pixels()
+    model = SVC().fit(x[:300], y[:300])
+    for jobs in (1, 2, 7):
+        np.testing.assert_array_equal(svm.predict(model, x[300:], jobs), model.predict(x[300:]))
+
+
+def test_max_iter_that_stops_the_solver_is_reported(run, rows, capsys):
+    assert run("--kernel", "poly", "--max-iter", "10") == 0
+    [row] = rows("svm")
+    assert row["metrics"]["converged"] is False
+    assert row["metrics"]["n_iter_max"] == 10
+    x, y = digits_pixels()
+    train, *_ = split_digits()
+    unlimited = SVC(kernel="poly").fit(x[train], y[train])
+    assert row["metrics"]["pairs_stopped"] == (unlimited.n_iter_ > 10).sum()
+    captured = capsys.readouterr()
+    [line] = captured.err.splitlines()
+    assert "warning: --max-iter 10 stopped the solver" in line
+    assert captured.out.splitlines()[-1].endswith("no")
+
+
+def test_finished_work_is_skipped_unless_forced(run, rows, capsys):
+    run("--kernel", "linear")
+    assert run("--kernel", "linear", "rbf") == 0
+    assert "[1/2] digits linear raw sklearn: in the log" in capsys.readouterr().out
+    assert [row["config"]["kernel"] for row in rows("svm")] == ["linear", "rbf"]
+    assert run("--kernel", "linear", "--force") == 0
+    first, _, again = rows("svm")
+    assert first["run_id"] == again["run_id"]
+    assert first["metrics"]["test_acc"] == again["metrics"]["test_acc"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--samples", "300", "1258"], ["--samples", "1258", "1257", "digits"]),
+        (["--split", "official"], ["--split official", "digits"]),
+        (["--kernel", "rbff"], ["--kernel", "rbff", "'rbf'"]),
+        (["--C", "0"], ["--C", "0"]),
+    ],
+)
+def test_bad_usage_is_one_line_and_nothing_is_written(run, tmp_path, flags, names):
+    with pytest.raises(UsageError) as caught:
+        run(*flags)
+    assert all(name in str(caught.value) for name in names)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "results").exists()
+
+
+def test_bad_usage_exits_with_status_2(tmp_path):
+    flags = ["--dataset", "digits", "--samples", "1258", "--results-dir", str(tmp_path / "r")]
+    done = subprocess.run(
+        [sys.executable, "svm.py", *flags], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("svm.py: --samples: 1258 ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "module", "command"),
+    [
+        (["--engine", "sklearn", "sklearnex"], "sklearnex", "pip install scikit-learn-intelex"),
+        (["--engine", "sklearn", "cuml"], "cuml", "pip install cuml-cu12"),
+        (["--features", "raw", "hog"], "skimage", "pip install scikit-image"),
+    ],
+)
+def test_a_missing_library_is_named_before_any_work(
+    run, tmp_path, monkeypatch, flags, module, command
+):
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError, match=f"{flags[0]} {flags[2]}: .*{command}"):
+        run(*flags)
+    assert not (tmp_path / "results").exists()
+
+
+def fake_sklearnex(monkeypatch, svc):
+    """Put an SVC of ours in the place of scikit-learn-intelex's."""
+    package, module = types.ModuleType("sklearnex"), types.ModuleType("sklearnex.svm")
+    package.svm, module.SVC = module, svc
+    monkeypatch.setitem(sys.modules, "sklearnex", package)
+    monkeypatch.setitem(sys.modules, "sklearnex.svm", module)
+
+
+def test_falling_back_to_scikit_learn_is_a_failure(run, rows, monkeypatch):
+    fake_sklearnex(monkeypatch, SVC)  # it has scikit-learn's attributes and none of its own
+    assert run("--engine", "sklearnex") == 1
+    [row] = rows("svm")
+    assert row["status"] == "failed"
+    assert "fell back to scikit-learn" in row["error"]
+
+
+def test_convergence_that_an_engine_does_not_tell_is_null(run, rows, monkeypatch, capsys):
+    class Accelerated(SVC):
+        _onedal_estimator = "marks a fit by oneDAL"
+
+    fake_sklearnex(monkeypatch, Accelerated)
+    assert run("--engine", "sklearnex") == 0
+    m = rows("svm")[0]["metrics"]
+    assert [m[k] for k in ("converged", "n_iter_max", "pairs_stopped")] == [None] * 3
+    assert (m["engine"], m["predict_jobs"]) == ("sklearnex", 1)
+    assert capsys.readouterr().out.splitlines()[-1].endswith("unknown")
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("sklearnex"), reason="scikit-learn-intelex")
+@pytest.mark.filterwarnings("default")
+def test_scikit_learn_intelex_agrees(run, rows, tmp_path):
+    assert run("--engine", "sklearn", "sklearnex") == 0
+    ours, theirs = (predictions(tmp_path, row)["pred"] for row in rows("svm"))
+    assert (ours == theirs).mean() > 0.99
+
+
+def test_a_failing_fit_is_a_row_and_the_rest_go_on(run, rows, monkeypatch, capsys):
+    real_fit = SVC.fit
+
+    def fit(self, *args):
+        if self.kernel == "poly":
+            raise ValueError("first line\nsecond line")
+        return real_fit(self, *args)
+
+    monkeypatch.setattr(SVC, "fit", fit)
+    assert run("--kernel", "poly", "rbf") == 1
+    failed, done = rows("svm")
+    assert (failed["status"], failed["error"]) == ("failed", "ValueError: first line")
+    assert failed["metrics"] == {}
+    assert done["status"] == "ok"
+    captured = capsys.readouterr()
+    assert "[1/2] digits poly raw sklearn: failed, ValueError: first line" in captured.err
+    assert "failed" in captured.out
+    monkeypatch.undo()
+    assert run("--kernel", "poly", "rbf") == 0  # what failed is tried again, what is done is not
+    assert [row["status"] for row in rows("svm")] == ["failed", "ok", "ok"]
+
+
+def test_hog_features(run, rows, tmp_path):
+    hog = pytest.importorskip("skimage.feature").hog
+    assert run("--features", "hog") == 0
+    x, y = digits_pixels()
+    x = np.array([
+        hog(image, orientations=9, pixels_per_cell=(4, 4), cells_per_block=(2, 2))
+        for image in x.reshape(-1, 8, 8)
+    ])  # fmt: skip
+    train, _, test = split_digits()
+    model = SVC(max_iter=1000).fit(x[train], y[train])
+    [row] = rows("svm")
+    np.testing.assert_array_equal(predictions(tmp_path, row)["pred"], model.predict(x[test]))
+
+
+@pytest.mark.parametrize(
+    ("n_test", "shown"), [(361, "95.6%"), (14_000, "95.57%")], ids=["digits", "pool"]
+)
+def test_the_table_shows_no_more_digits_than_images_give(n_test, shown):
+    metrics = {
+        "test_acc": 0.955714, "n_test": n_test, "fit_ms": 1234.5, "predict_ms": 20.0,
+        "n_support": 77, "converged": True,
+    }  # fmt: skip
+    row = {"status": "ok", "config": {"kernel": "rbf"}, "metrics": metrics}
+    last = svm.format_table([row], ["kernel"]).splitlines()[-1]
+    assert last.split() == ["rbf", shown, "1.23", "0.02", "77", "yes"]
+
+
+def test_every_engine_of_the_flag_has_an_entry():
+    assert set(svm.ENGINES) == set(SvmConfig.__dataclass_fields__["engine"].metadata["choices"])

@@ -1,0 +1,203 @@
+"""train.py: shared trajectories, resumption after kills, failures, and what a row holds."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from common.checkpoint import load_checkpoint
+from common.config import UsageError
+
+ROOT = Path(__file__).parent.parent
+TIMES = {"train_ms", "eval_ms", "images_per_s"}  # what two identical runs may differ in
+
+
+def outcome(row):
+    """A row's configuration and every figure that is not a time."""
+    figures = {k: v for k, v in row["metrics"].items() if k not in TIMES}
+    return json.dumps([row["kind"], row["run_id"], row["status"], row["config"], figures])
+
+
+def by_config(rows, **values):
+    return [r for r in rows if all(r["config"][k] == v for k, v in values.items())]
+
+
+def test_a_shared_three_epoch_row_equals_that_configuration_trained_alone(tiny, rows, tmp_path):
+    assert train.main([*tiny, "--epochs", "3", "5"]) == 0
+    shared, longest = (by_config(rows("train"), epochs=e)[0] for e in (3, 5))
+    assert shared["metrics"]["shared_with"] == longest["run_id"]
+    assert longest["metrics"]["shared_with"] is None
+    alone_dir = tmp_path / "alone"
+    assert train.main([*tiny[:-1], str(alone_dir), "--epochs", "3"]) == 0
+    [alone] = rows("train", "alone")
+    assert alone["metrics"]["shared_with"] is None
+    assert alone["run_id"] == shared["run_id"]
+    for name in ("val_acc", "val_loss", "test_acc", "test_loss", "best_epoch", "split_sha256"):
+        assert alone["metrics"][name] == shared["metrics"][name], name
+    for key in ("checkpoint", "best_checkpoint"):
+        ours = load_checkpoint(tmp_path / "results" / shared["metrics"][key])["model"]
+        theirs = load_checkpoint(alone_dir / alone["metrics"][key])["model"]
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    ours = np.load(tmp_path / "results" / shared["metrics"]["predictions"])
+    theirs = np.load(alone_dir / alone["metrics"]["predictions"])
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_row_holds_what_the_run_was(tiny, rows, tmp_path):
+    train.main([*tiny, "--epochs", "2"])
+    [row] = rows("train")
+    m = row["metrics"]
+    assert (m["n_train"], m["n_val"], m["n_test"]) == (48, 179, 361)
+    assert m["params"] == 11_181_642  # torchvision's 11,689,512, less 990 classes' 512 + 1
+    assert m["pin_memory_effect"].startswith("none")
+    epochs = rows("epoch")
+    assert [e["metrics"]["epoch"] for e in epochs] == [1, 2]
+    assert {e["run_id"] for e in epochs} == {row["run_id"]}
+    assert m["train_ms"] == pytest.approx(sum(e["metrics"]["train_ms"] for e in epochs))
+    assert m["val_acc"] == epochs[-1]["metrics"]["val_acc"]
+    saved = np.load(tmp_path / "results" / m["predictions"])
+    assert (saved["pred"] == saved["label"]).mean() == pytest.approx(m["test_acc"])
+    assert saved["logits"].shape == (361, 10)
+    assert saved["logits"].dtype == np.float16
+    assert len(set(saved["index"].tolist())) == 361
+    assert not list((tmp_path / "results" / "checkpoints").glob("*.state.pt"))
+
+
+def test_training_learns(tmp_path, rows):
+    flags = ["--dataset", "digits", "--image-size", "32", "--epochs", "2", "--limit", "600"]
+    train.main([*flags, "--results-dir", str(tmp_path / "results")])
+    assert rows("train")[0]["metrics"]["test_acc"] > 0.8
+
+
+def test_finished_work_is_skipped_unless_forced(tiny, rows):
+    train.main([*tiny, "--epochs", "1"])
+    before = rows("train")
+    train.main([*tiny, "--epochs", "1"])
+    assert rows("train") == before
+    train.main([*tiny, "--epochs", "1", "--force"])
+    assert len(rows("train")) == 2
+    assert outcome(rows("train")[1]) == outcome(before[0])
+
+
+def test_a_twin_in_the_log_is_not_trained_again(tiny, rows):
+    train.main([*tiny, "--epochs", "1"])
+    train.main([*tiny, "--epochs", "1", "--pin-memory"])
+    first, twin = rows("train")
+    assert twin["metrics"]["shared_with"] == first["run_id"]
+    assert twin["metrics"]["test_acc"] == first["metrics"]["test_acc"]
+    assert len(rows("epoch")) == 1
+
+
+def test_dry_run_says_the_plan_and_writes_nothing(tiny, tmp_path, capsys):
+    flags = ["--epochs", "1", "2", "--pin-memory", "false", "true", "--dry-run"]
+    assert train.main([*tiny, *flags]) == 0
+    said = capsys.readouterr().out
+    assert "4 configurations, 1 trajectories; in the log: 0 configurations" in said
+    assert "estimated training time" in said
+    assert (tmp_path / "results" / "log.jsonl").read_text() == ""
+
+
+def test_a_diverged_run_leaves_a_failed_row_and_the_rest_goes_on(tiny, rows):
+    assert train.main([*tiny, "--lr", "1e30", "1e-3", "--epochs", "1", "--amp", "false"]) == 1
+    failed, done = rows("train")
+    assert (failed["status"], done["status"]) == ("failed", "ok")
+    assert "NonFiniteLoss" in failed["error"]
+    assert failed["metrics"]["epoch"] == 1
+    assert failed["metrics"]["step"] >= 2
+    assert np.isfinite(failed["metrics"]["last_finite_loss"])
+
+
+def test_an_image_size_that_onednn_cannot_train_in_bf16_is_refused(tiny):
+    with pytest.raises(UsageError, match=r"layer4.0.conv1 would see a single pixel"):
+        train.main([*tiny, "--image-size", "16", "--amp-dtype", "bf16"])
+    assert train.main([*tiny, "--image-size", "16", "--amp", "false", "--epochs", "1"]) == 0
+
+
+GRID = ["--opt", "sgd", "adam", "--epochs", "1", "2", "--pin-memory", "false", "true"]
+
+
+def test_a_grid_killed_after_every_line_ends_with_the_same_rows(tiny, rows, tmp_path):
+    """SIGKILL as soon as the log has grown by a line, again and again until it is complete."""
+    train.main([*tiny, *GRID])
+    undisturbed = tmp_path / "results"
+    killed = tmp_path / "killed"
+    log = killed / "log.jsonl"
+    command = [sys.executable, "train.py", *tiny[:-1], str(killed), *GRID]
+    kills = 0
+    while True:
+        lines = len(log.read_bytes().splitlines()) if log.exists() else 0
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            if log.exists() and len(log.read_bytes().splitlines()) > lines:
+                process.kill()
+                process.wait()
+                kills += 1
+            time.sleep(0.002)
+        if process.returncode == 0:
+            break
+    assert kills >= 3
+    for kind, count in (("train", 8), ("epoch", 4)):
+        expected = {outcome(row) for row in rows(kind)}
+        assert {outcome(row) for row in rows(kind, "killed")} == expected
+        assert len(rows(kind, "killed")) == len(expected) == count
+    for file in sorted(undisturbed.glob("predictions/*.npz")):
+        ours, theirs = np.load(killed / "predictions" / file.name), np.load(file)
+        assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    assert not list(killed.rglob("*.state.pt"))
+
+
+def test_no_resume_starts_afresh(tiny, rows, monkeypatch):
+    def interrupt(run, trajectory, log):
+        if len(run.history) == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "finish_milestone", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train.main([*tiny, "--epochs", "2"])
+    assert train.main([*tiny, "--epochs", "2", "--no-resume"]) == 0
+    assert [row["metrics"]["epoch"] for row in rows("epoch")] == [1, 1, 2]
+    assert len({outcome(row) for row in rows("epoch")}) == 2
+
+
+def test_weights_are_loaded_and_must_fit(tiny, rows, tmp_path):
+    train.main([*tiny, "--epochs", "1"])
+    file = str(tmp_path / "results" / rows("train")[0]["metrics"]["checkpoint"])
+    train.main([*tiny, "--epochs", "1", "--weights", file])
+    assert rows("train")[1]["metrics"]["val_loss"] != rows("train")[0]["metrics"]["val_loss"]
+    with pytest.raises(UsageError, match="does not fit the network"):
+        train.main([*tiny, "--model", "resnet34", "--weights", file])
+    with pytest.raises(UsageError, match="cannot load"):
+        train.main([*tiny, "--weights", str(tmp_path / "nowhere.pt")])
+
+
+def test_best_takes_the_configuration_of_highest_validation_accuracy(tiny, rows, capsys):
+    with pytest.raises(UsageError, match="no finished run on digits"):
+        train.main([*tiny, "--best"])
+    train.main([*tiny, "--lr", "1e-3", "1e-7", "--epochs", "1"])
+    best = max(rows("train"), key=lambda row: row["metrics"]["val_acc"])
+    capsys.readouterr()
+    assert train.main([*tiny, "--best"]) == 0
+    said = capsys.readouterr().out
+    assert best["run_id"] in said
+    assert len([line for line in said.splitlines() if "digits resnet18" in line]) == 1
+    assert len(rows("train")) == 2
+
+
+def test_asking_for_an_absent_device_is_one_line_and_exit_2(tiny, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    done = subprocess.run(
+        [sys.executable, "train.py", *tiny, "--device", "cuda"], cwd=ROOT, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("train.py: --device cuda: not available")
+    assert done.stderr.count("\n") == 1
