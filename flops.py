@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from common import first_line
 from common.config import (
     FLOPS_PRESETS,
     FlopsConfig,
@@ -65,8 +66,7 @@ def count_or_fail(config: FlopsConfig, convention: str, log: Log, done: dict) ->
     try:
         costs = count(config, convention)
     except Exception as error:  # whatever one count fails of, the rest go on
-        reason = f"{type(error).__name__}: {error}"
-        row = log.append("flops", settings, {}, status="failed", error=reason)
+        row = log.append("flops", settings, {}, status="failed", error=first_line(error))
         label = f"{config.model} at {config.image_size}, {convention}"
         print(f"{label}: failed, {row['error']}", file=sys.stderr)
         return None

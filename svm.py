@@ -25,6 +25,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common import first_line
 from common.config import (
     SVM_PRESETS,
     Options,
@@ -35,7 +36,7 @@ from common.config import (
     parse_command_line,
     run_script,
 )
-from common.results import Log, run_id, write_atomically
+from common.results import Log, run_id, save_predictions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,25 +85,16 @@ def import_or_explain(flag: str, module: str, install: str) -> Any:
     try:
         return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:  # a missing driver is one of the latter
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{flag}: {reason}; install it with: {install}") from None
+        raise UsageError(f"{flag}: {first_line(error)}; install it with: {install}") from None
 
 
 @cache
 def load_split(dataset: str, split: str, split_seed: int, data_dir: str) -> tuple[Any, Any]:
-    """A data set and its split, loaded once a process."""
-    from common.data import split_dataset
+    """A data set and its split."""
+    from common.data import cached_dataset, split_dataset
 
-    loaded = load_pool(dataset, data_dir)
+    loaded = cached_dataset(dataset, data_dir)
     return loaded, split_dataset(loaded, split, split_seed)
-
-
-@cache
-def load_pool(name: str, data_dir: str) -> Any:
-    """A data set, loaded once a process."""
-    from common.data import load_dataset
-
-    return load_dataset(name, data_dir)
 
 
 def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
@@ -218,27 +210,19 @@ def measure(config: SvmConfig, options: Options) -> dict[str, Any]:
     pred = predict(model, parts.x_test, jobs)
     predicted = time.perf_counter()
     val_acc = float((predict(model, parts.x_val, jobs) == parts.y_val).mean())
-    target = Path("predictions") / f"{run_id('svm', as_dict(config))}.npz"
-    save_predictions(Path(options.results_dir) / target, pred, parts, pool.classes)
+    predictions = f"predictions/{run_id('svm', as_dict(config))}.npz"
+    save_predictions(
+        Path(options.results_dir) / predictions, pred=pred, label=parts.y_test,
+        index=parts.test_index, classes=pool.classes,
+    )  # fmt: skip
     return {
         "test_acc": float((pred == parts.y_test).mean()), "val_acc": val_acc,
         "fit_ms": (fitted - start) * 1e3, "predict_ms": (predicted - fitted) * 1e3,
         "predict_jobs": jobs, "features_ms": parts.features_ms,
         "n_support": int(np.sum(model.n_support_)), **read_convergence(config, model),
         "engine": config.engine, "n_train": len(parts.y_train), "n_val": len(parts.y_val),
-        "n_test": len(parts.y_test), "split_sha256": split.sha256(), "predictions": str(target),
+        "n_test": len(parts.y_test), "split_sha256": split.sha256(), "predictions": predictions,
     }  # fmt: skip
-
-
-def save_predictions(target: Path, pred: np.ndarray, parts: Parts, classes: Sequence[str]) -> None:
-    """Save what paired tests need: predicted and true classes, and which images they are of."""
-    import numpy as np
-
-    content = {
-        "pred": pred.astype("int16"), "label": parts.y_test.astype("int16"),
-        "index": parts.test_index, "classes": np.array(classes),
-    }  # fmt: skip
-    write_atomically(target, lambda file: np.savez_compressed(file, **content))
 
 
 def fit_or_fail(config: SvmConfig, options: Options, log: Log, label: str) -> dict[str, Any]:
@@ -249,8 +233,7 @@ def fit_or_fail(config: SvmConfig, options: Options, log: Log, label: str) -> di
     except UsageError:
         raise
     except Exception as error:  # whatever one machine fails of, the rest go on
-        reason = f"{type(error).__name__}: {error}"
-        row = log.append("svm", settings, {}, status="failed", error=reason)
+        row = log.append("svm", settings, {}, status="failed", error=first_line(error))
         print(f"{label}: failed, {row['error']}", file=sys.stderr)
         return row
     if metrics["converged"] is False:

@@ -33,7 +33,7 @@ from common.config import (
     plainest_twin,
     run_script,
 )
-from common.results import Log, best_rows, run_id, save_predictions, write_atomically
+from common.results import Log, run_id, save_predictions, write_atomically
 
 if TYPE_CHECKING:
     from common.run import Run
@@ -42,14 +42,18 @@ if TYPE_CHECKING:
 def choose_configs(grid: dict[str, list[Any]], best: bool, log: Log) -> list[TrainConfig]:
     """The configurations asked for, each with the device that it will run on."""
     from common.engine import resolve_device
+    from common.measured import latest_ok, pick_best
 
     grid["device"] = list(dict.fromkeys(resolve_device(name).type for name in grid["device"]))
     if not best:
         return expand_grid(TrainConfig, grid)
-    found = best_rows(log.read("train"))
+    found = {}
+    for group in pick_best(latest_ok(log.read("train"), "train")):
+        if all(group.config[name] in grid[name] for name in ("split", "split_seed")):
+            found[group.config["dataset"]] = TrainConfig(**group.first()["config"])
     if missing := [name for name in grid["dataset"] if name not in found]:
         raise UsageError(f"--best: no finished run on {missing[0]} in {log.path}; train some first")
-    return [TrainConfig(**found[name]["config"]) for name in grid["dataset"]]
+    return [found[name] for name in grid["dataset"]]
 
 
 def train_id(config: TrainConfig) -> str:
@@ -258,7 +262,11 @@ def main(argv: list[str] | None = None) -> int:
     log = Log(options.results_dir)
     configs = choose_configs(grid, options.best, log)
     for config in configs:
-        check_config(config, options.data_dir)
+        precision = check_config(config, options.data_dir)
+        if config.amp and precision == "fp32":
+            print(
+                f"{config.describe()}: fp32, for this CPU has no fast bf16; --amp changes nothing"
+            )
     twins, rest = ([], configs) if options.force else find_twins(configs, log)
     todo = group_trajectories(rest)
     if len(configs) > 1 or options.dry_run:

@@ -257,6 +257,7 @@ HW_PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 HW_INFER_PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {"queries": [50]},
     "smoke": {"batch_size": [16], "threads": [1], "queries": [20]},
 }
 
@@ -407,6 +408,10 @@ def run_script(main: Callable[[], int]) -> None:
         sys.exit(main())
     except UsageError as error:
         print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        print(f"{error}; install what is missing: make setup, then .venv/bin/python ...",
+              file=sys.stderr)  # fmt: skip
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; everything finished so far is kept", file=sys.stderr)

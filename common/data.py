@@ -9,6 +9,7 @@ names of DATASETS also feed every script's --help.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import io
@@ -193,6 +194,9 @@ def load_dataset(name: str, data_dir: str | Path = "data") -> Dataset:
         raise UsageError(f"{name}: labels run from {labels.min()} to {labels.max()}")
     images = torch.from_numpy(np.concatenate(arrays[::2])).unsqueeze(1)
     return Dataset(name, images, torch.from_numpy(labels), spec.classes, len(arrays[2]))
+
+
+cached_dataset = functools.cache(load_dataset)  # loads a data set once a process
 
 
 def _class_column(labels: np.ndarray) -> np.ndarray:

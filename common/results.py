@@ -246,9 +246,15 @@ def describe_machine(device: str | None = None) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "load_average": list(os.getloadavg()),
     }
-    for name in ("torch", "torchvision", "sklearn", "onnxruntime"):  # those that this run used
+    for name in (
+        "torch",
+        "torchvision",
+        "sklearn",
+        "sklearnex",
+        "onnxruntime",
+    ):  # those that this run used
         if name in sys.modules:
-            env[name] = sys.modules[name].__version__
+            env[name] = getattr(sys.modules[name], "__version__", "unknown")
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
         env["threads"] = torch.get_num_threads()

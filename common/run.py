@@ -16,15 +16,13 @@ from common.config import TrainConfig, as_dict
 from common.data import (
     Batches,
     Dataset,
+    cached_dataset,
     epoch_order,
-    load_dataset,
     measure_pixels,
     split_batches,
     split_dataset,
 )
 from common.models import build_model
-
-cached_dataset = cache(load_dataset)
 
 
 class Run:
@@ -116,8 +114,12 @@ def new_model(config: TrainConfig, dataset: Dataset) -> nn.Module:
     return model
 
 
-def check_config(config: TrainConfig, data_dir: str) -> None:
-    """Say what is wrong with a configuration before any training starts. Raises: UsageError."""
+def check_config(config: TrainConfig, data_dir: str) -> str:
+    """Say what is wrong with a configuration before any training starts.
+
+    Returns: the precision that it will train in.
+    Raises: UsageError.
+    """
     device = torch.device(config.device)
     precision = engine.resolve_precision(config.amp, config.amp_dtype, device)
     dataset = cached_dataset(config.dataset, data_dir)
@@ -131,6 +133,7 @@ def check_config(config: TrainConfig, data_dir: str) -> None:
             )
     if config.weights:
         new_model(config, dataset)
+    return precision
 
 
 @cache

@@ -16,6 +16,7 @@ from common.config import (
     expand_grid,
     group_trajectories,
     parse_command_line,
+    run_script,
 )
 
 
@@ -119,3 +120,27 @@ def test_help_imports_nothing_heavy(script):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--results-dir" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (None, 0, ""),
+        (UsageError("--lr: 0 is no rate"), 2, "script.py: --lr: 0 is no rate"),
+        (ModuleNotFoundError("No module named 'torch'"), 2, "make setup"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_how_a_script_ends(raised, status, said, monkeypatch, capsys):
+    def main():
+        if raised:
+            raise raised
+        return 0
+
+    monkeypatch.setattr(sys, "argv", ["some/script.py"])
+    with pytest.raises(SystemExit) as end:
+        run_script(main)
+    assert end.value.code == status
+    heard = capsys.readouterr().err
+    assert said in heard
+    assert heard.count("\n") <= 1

@@ -7,6 +7,7 @@ import itertools
 import struct
 import threading
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_a_wrong_file_is_refused_with_what_to_place_where(tmp_path, raw, four_fi
 class Mirror(http.server.BaseHTTPRequestHandler):
     """/forbidden answers 403, /page a page of HTML with status 200, /good the files."""
 
-    content: dict = {}
+    content: ClassVar[dict[str, bytes]] = {}
 
     def do_GET(self):
         _, kind, name = self.path.split("/")

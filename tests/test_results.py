@@ -11,7 +11,6 @@ from common import UsageError
 from common.results import (
     Log,
     append_line,
-    best_rows,
     dumps_strict,
     read_rows,
     run_id,
@@ -123,15 +122,3 @@ def test_atomic_write_keeps_the_old_file_when_the_writer_fails(tmp_path):
 def test_append_to_a_full_device_is_an_error():
     with pytest.raises(OSError, match=r"[Nn]o space"):
         append_line(Path("/dev/full"), "{}")
-
-
-def test_best_is_chosen_on_validation_then_on_time_never_on_test():
-    def row(name, val_acc, train_ms, test_acc, status="ok"):
-        metrics = {"val_acc": val_acc, "train_ms": train_ms, "test_acc": test_acc}
-        config = {"dataset": "mnist"}
-        return {"kind": "train", "status": status, "run_id": name, "config": config,
-                "metrics": metrics}  # fmt: skip
-
-    rows = [row("a", 0.9, 5, 0.99), row("b", 0.95, 9, 0.8), row("c", 0.95, 7, 0.7),
-            row("d", 0.99, 1, 0.99, "failed")]  # fmt: skip
-    assert best_rows(rows)["mnist"]["run_id"] == "c"

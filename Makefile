@@ -1,0 +1,84 @@
+# Every job by name. RESULTS and DATA say where; ARGS goes to the script: make q1a ARGS="--seed 1"
+PYTHON  ?= python3
+RESULTS ?= results
+DATA    ?= data
+ARGS    ?=
+
+PY      := .venv/bin/python
+DEMO    := $(RESULTS)/demo
+SMOKE   := $(RESULTS)/smoke
+DIRS     = --data-dir "$(DATA)" --results-dir "$(RESULTS)"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data smoke demo q1a q1b q2 flops best bench report all test lint clean distclean
+
+help: ## print this list
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/.stamp ## create .venv and install what running needs
+.venv/.stamp: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --upgrade -r requirements.txt
+	@touch $@
+
+.venv/.stamp-dev: .venv/.stamp requirements-dev.txt
+	$(PY) -m pip install --quiet --upgrade -r requirements-dev.txt
+	@touch $@
+
+data: .venv/.stamp ## fetch and verify MNIST and FashionMNIST
+	$(PY) -m common.data mnist fashion --data-dir "$(DATA)"
+
+smoke: .venv/.stamp ## every script on the embedded digits, no network, under two minutes
+	$(PY) train.py --preset smoke --results-dir "$(SMOKE)" $(ARGS)
+	$(PY) svm.py --preset smoke --results-dir "$(SMOKE)"
+	$(PY) flops.py --preset study --results-dir "$(SMOKE)"
+	$(PY) hw_bench.py --preset smoke --results-dir "$(SMOKE)"
+	$(PY) train.py --preset smoke --best --export torchscript onnx --results-dir "$(SMOKE)"
+	$(PY) hw_bench.py --mode infer --preset smoke --results-dir "$(SMOKE)"
+	$(PY) report.py --results-dir "$(SMOKE)"
+
+demo: data ## the study at reduced scale on the real data, about ten minutes
+	$(PY) train.py --preset demo --data-dir "$(DATA)" --results-dir "$(DEMO)"
+	$(PY) svm.py --preset demo --data-dir "$(DATA)" --results-dir "$(DEMO)"
+	$(PY) flops.py --preset study --results-dir "$(DEMO)"
+	$(PY) hw_bench.py --preset demo --data-dir "$(DATA)" --results-dir "$(DEMO)"
+	$(PY) train.py --preset demo --best --export torchscript onnx --data-dir "$(DATA)" --results-dir "$(DEMO)"
+	$(PY) hw_bench.py --mode infer --preset demo --data-dir "$(DATA)" --results-dir "$(DEMO)"
+	$(PY) report.py --results-dir "$(DEMO)"
+
+q1a: data ## the 64 training configurations; hours; run again to continue
+	$(PY) train.py --preset q1a $(DIRS) $(ARGS)
+
+q1b: data ## the support vector machines
+	$(PY) svm.py --preset q1b $(DIRS) $(ARGS)
+
+q2: data ## training speed by device, or by CPU variant where there is only a CPU
+	$(PY) hw_bench.py --preset q2 $(DIRS) $(ARGS)
+
+flops: .venv/.stamp ## MACs, parameters and activations in three conventions
+	$(PY) flops.py --preset study --results-dir "$(RESULTS)" $(ARGS)
+
+best: data ## export each data set's best configuration, chosen on validation
+	$(PY) train.py --preset q1a --best --export torchscript onnx $(DIRS) $(ARGS)
+
+bench: data ## inference speed of the exported models, behind the parity gate
+	$(PY) hw_bench.py --mode infer $(DIRS) $(ARGS)
+
+report: .venv/.stamp ## report.md, report.tex, CSVs and figures from the log
+	$(PY) report.py --results-dir "$(RESULTS)" $(ARGS)
+
+all: q1a q1b q2 flops best bench report ## the whole study
+
+test: .venv/.stamp-dev ## the full test suite, offline
+	$(PY) -m pytest $(ARGS)
+
+lint: .venv/.stamp-dev ## ruff
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean: ## remove caches; never results or data
+	rm -rf .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## also remove .venv; never results or data
+	rm -rf .venv

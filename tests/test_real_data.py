@@ -1,0 +1,51 @@
+"""The real images, where `make data` has fetched them: published facts, and learning from them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.svm import SVC
+
+import svm
+import train
+from common.data import load_dataset, measure_pixels, split_dataset
+
+DATA = Path(__file__).parent.parent / "data"
+FOLDERS = {"mnist": "MNIST", "fashion": "FashionMNIST"}
+
+
+@pytest.fixture(params=FOLDERS)
+def name(request):
+    if not (DATA / FOLDERS[request.param] / "raw").exists():
+        pytest.skip("make data has not fetched it")
+    return request.param
+
+
+def test_published_pixel_statistics_and_class_counts(name):
+    dataset = load_dataset(name, DATA)
+    mean, std = measure_pixels(dataset.images[:60_000])
+    published = {"mnist": (0.1307, 0.3081), "fashion": (0.2860, 0.3530)}[name]
+    assert (mean.item(), std.item()) == pytest.approx(published, abs=5e-5)
+    counts = np.bincount(dataset.labels[60_000:])
+    mnist = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert counts.tolist() == (mnist if name == "mnist" else [1000] * 10)
+
+
+def test_svm_is_scikit_learns_prediction_for_prediction(name, tmp_path, rows):
+    flags = ["--dataset", name, "--kernel", "rbf", "--samples", "500", "--data-dir", str(DATA)]
+    assert svm.main([*flags, "--results-dir", str(tmp_path / "results")]) == 0
+    [row] = rows("svm")
+    dataset = load_dataset(name, DATA)
+    split = split_dataset(dataset, "study", 0)
+    chosen = split.train[np.random.RandomState(0).permutation(49_000)[:500]]
+    pixels = dataset.images.reshape(70_000, -1).numpy() / 255
+    direct = SVC(kernel="rbf", gamma="scale", max_iter=1000)
+    direct.fit(pixels[chosen], dataset.labels[chosen])
+    saved = np.load(tmp_path / "results" / row["metrics"]["predictions"])
+    assert np.array_equal(saved["pred"], direct.predict(pixels[split.test]))
+
+
+def test_a_short_training_learns(name, tmp_path, rows):
+    flags = ["--dataset", name, "--limit", "3000", "--image-size", "32", "--epochs", "1"]
+    train.main([*flags, "--data-dir", str(DATA), "--results-dir", str(tmp_path / "results")])
+    assert rows("train")[0]["metrics"]["test_acc"] > {"mnist": 0.85, "fashion": 0.65}[name]
