@@ -233,8 +233,8 @@ TRAIN_PRESETS: dict[str, dict[str, Any]] = {
         "pin_memory": [False, True], "data_on": ["host"],
     },
     "demo": {
-        "dataset": ["mnist", "fashion"], "opt": ["sgd", "adam"], "epochs": [1, 2],
-        "limit": [10_000], "image_size": [32],
+        "dataset": ["mnist", "fashion"], "opt": ["sgd", "adam"], "epochs": [2],
+        "pin_memory": [False, True], "limit": [12_000], "image_size": [32],
     },
     "smoke": {
         "dataset": ["digits"], "opt": ["sgd", "adam"], "epochs": [3, 5], "image_size": [32],

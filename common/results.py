@@ -166,23 +166,6 @@ def save_predictions(
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
 
-def best_rows(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The successful train row of highest validation accuracy of each data set; of equals, the one
-    that trained fastest."""
-    best: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if row["kind"] != "train" or row["status"] != "ok":
-            continue
-        old = best.setdefault(row["config"]["dataset"], row)
-        if _merit(row) > _merit(old):
-            best[row["config"]["dataset"]] = row
-    return best
-
-
-def _merit(row: dict[str, Any]) -> tuple[float, float]:
-    return row["metrics"]["val_acc"], -row["metrics"]["train_ms"]
-
-
 def read_rows(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Read a log. Returns: (valid rows, one line for each that was skipped and why)."""
     rows, problems = [], []

@@ -1,0 +1,246 @@
+"""common.export: what is in the files, and which files are refused."""
+
+import copy
+import hashlib
+import importlib.util
+import json
+import warnings
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import interpolate
+
+from common import UsageError, export
+from common.checkpoint import save_checkpoint
+from common.config import TrainConfig, as_dict
+from common.models import MODELS, build_model
+from common.results import Log
+from common.run import Run
+
+FORMATS = tuple(export.SUFFIXES)
+
+
+def tiny_network(classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(), nn.Linear(32, classes),
+    )  # fmt: skip
+
+
+def add_run(log, model, weights, **metrics):
+    """A train row with its checkpoint, as train.py leaves them."""
+    config = as_dict(TrainConfig(dataset="digits", model=model, image_size=16, device="cpu"))
+    content = {
+        "model": weights, "config": config, "classes": list("0123456789"), "mean": [0.3],
+        "std": [0.4], "epoch": 5,
+    }  # fmt: skip
+    save_checkpoint(log.folder / "checkpoints/run.pt", content)
+    return log.append("train", config, {"checkpoint": "checkpoints/run.pt", **metrics})
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Those of the tiny network after two epochs: far from chance, with clear answers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "tiny", tiny_network)
+        run = Run(
+            TrainConfig(dataset="digits", model="tiny", image_size=16, lr=0.05, device="cpu"),
+            "data",
+        )
+        run.train_one_epoch()
+        assert run.train_one_epoch()["val_acc"] > 0.5
+        return run.model.state_dict()
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "tiny", tiny_network)
+    return Log(tmp_path)
+
+
+def run_file(path, pixels):
+    """An exported file's logits, by the engine itself with nothing of ours in between."""
+    if path.suffix == ".onnx":
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return session.run(None, {"pixels": pixels.numpy()})[0]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.jit.load(path)(pixels).numpy()
+
+
+def read_metadata(path):
+    if path.suffix == ".onnx":
+        return {p.key: p.value for p in onnx.load(path).metadata_props}
+    files = {"metadata.json": ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.jit.load(path, _extra_files=files)
+    return json.loads(files["metadata.json"])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_answers_as_the_network_does_in_any_batch_size(format, log, weights):
+    row = export.export_run(log, add_run(log, "tiny", weights), format, "data")
+    assert row["status"] == "ok", row["error"]
+    model = tiny_network(10).eval()
+    model.load_state_dict(weights)
+    for batch_size in (1, 7, 64):
+        pixels = torch.rand(batch_size, 1, 16, 16)
+        with torch.no_grad():
+            expected = model(((pixels - 0.3) / 0.4).repeat(1, 3, 1, 1)).numpy()
+        ours = run_file(log.folder / row["metrics"]["file"], pixels)
+        np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_row_names_one_whole_file_with_its_metadata(format, log, weights):
+    train_row = add_run(log, "tiny", weights)
+    row = export.export_run(log, train_row, format, "data")
+    m = row["metrics"]
+    file = log.folder / m["file"]
+    assert list(file.parent.iterdir()) == [file]  # no external data, no draft
+    assert file.name == train_row["run_id"] + export.SUFFIXES[format]
+    assert row["config"] == train_row["config"] | {"format": format}
+    assert m["size_bytes"] == file.stat().st_size
+    assert m["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (m["format"], m["train_run_id"]) == (format, train_row["run_id"])
+    assert m["parity"]["images"] == 361
+    assert m["parity"]["flips"] == m["parity"]["acc_delta"] == 0
+    assert 0 <= m["parity"]["max_abs_logit"] < 1e-4
+    found = read_metadata(file)
+    if format == "onnx":
+        texts = {"input", "output", "dataset", "model", "train_run_id", "git_commit"}
+        found = {k: v if k in texts else json.loads(v) for k, v in found.items()}
+    assert found["classes"] == list("0123456789")
+    assert (found["mean"], found["std"]) == ([0.3], [0.4])
+    assert (found["image_size"], found["channels"]) == (16, 1)
+    assert found["train_run_id"] == train_row["run_id"]
+    assert found["test_acc"] > 0.5
+    assert "[0, 1]" in found["input"]
+    assert "git_commit" in found
+
+
+def test_resnet18_exports_in_both_formats(log):
+    row = add_run(log, "resnet18", build_model("resnet18", 10, seed=1).state_dict())
+    for format in FORMATS:
+        done = export.export_run(log, row, format, "data")
+        assert done["status"] == "ok", done["error"]
+        assert done["metrics"]["parity"]["max_abs_logit"] < export.MAX_ABS_LOGIT
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_that_predicts_otherwise_is_refused_and_the_old_one_stays(
+    format, log, weights, monkeypatch
+):
+    train_row = add_run(log, "tiny", weights)
+    good = export.export_run(log, train_row, format, "data")
+    before = (log.folder / good["metrics"]["file"]).read_bytes()
+    write = export.WRITERS[format]
+
+    def write_forgetting_normalisation(network, file, metadata):
+        network = copy.deepcopy(network)
+        network.mean.zero_()
+        network.std.fill_(1)
+        write(network, file, metadata)
+
+    monkeypatch.setitem(export.WRITERS, format, write_forgetting_normalisation)
+    row = export.export_run(log, train_row, format, "data")
+    assert row["status"] == "failed"
+    assert "refused" in row["error"]
+    assert row["metrics"]["file"] is None
+    assert row["metrics"]["parity"]["flips"] > 0
+    assert row["metrics"]["parity"]["acc_delta"] != 0
+    assert (log.folder / good["metrics"]["file"]).read_bytes() == before
+    assert len(list((log.folder / "exports").iterdir())) == 1
+    assert log.finished("export")[good["run_id"]]["time_utc"] == good["time_utc"]
+
+
+def test_an_exporter_that_breaks_costs_its_row_only(log, weights, monkeypatch):
+    def breaks(*args):
+        raise RuntimeError("no operator\nfor it")
+
+    monkeypatch.setitem(export.WRITERS, "onnx", breaks)
+    row = export.export_run(log, add_run(log, "tiny", weights), "onnx", "data")
+    assert (row["status"], row["error"]) == ("failed", "RuntimeError: no operator")
+    assert not (log.folder / "exports").exists()
+
+
+def fault_of(logits, reference):
+    return export.measure_parity(
+        torch.tensor(logits), torch.tensor(reference), torch.zeros(len(logits), dtype=torch.int64)
+    )
+
+
+def test_parity_counts_what_differs():
+    reference = [[3.0, 1.0], [1.0, 3.0], [2.0, 1.0], [2.0, 1.0]]
+    logits = [[3.0, 1.0], [3.5, 3.0], [1.0, 2.0], [2.0, 1.25]]
+    parity, fault = fault_of(logits, reference)
+    assert parity == {"images": 4, "flips": 2, "max_abs_logit": 2.5, "acc_delta": 0.0}
+    assert fault.startswith("2 of 4 classes differ")
+    assert fault_of(reference, reference)[1] is None
+
+
+def test_a_class_may_flip_in_a_near_tie_only():
+    assert fault_of([[1.0, 1.00005]], [[1.00005, 1.0]]) == (
+        {"images": 1, "flips": 1, "max_abs_logit": pytest.approx(5e-5, rel=0.01), "acc_delta": -1},
+        None,
+    )
+    assert "1 of 1" in fault_of([[1.0, 1.0003]], [[1.0003, 1.0]])[1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2.002])
+def test_logits_beyond_tolerance_are_a_fault_without_any_flip(value):
+    assert "0 of 1" in fault_of([[value, 1.0]], [[2.0, 1.0]])[1]
+    assert fault_of([[2.0005, 1.0]], [[2.0, 1.0]])[1] is None
+
+
+def test_a_network_for_colour_images_takes_three_channels():
+    network = export.Deployable(nn.Flatten(), [0.1, 0.2, 0.3], [1.0, 2.0, 4.0])
+    pixels = torch.full((1, 3, 1, 1), 0.5)
+    torch.testing.assert_close(network(pixels), torch.tensor([[0.4, 0.15, 0.05]]))
+
+
+def test_pixels_are_the_images_resized_and_scaled(log):
+    dataset = Run(
+        TrainConfig(dataset="digits", model="tiny", image_size=16, device="cpu"), "data"
+    ).dataset
+    index = torch.tensor([5, 0, 1796])
+    expected = interpolate(dataset.images[index] / 255, (16, 16), mode="bilinear")
+    pixels = export.build_pixel_loader(dataset, 16)(index)
+    assert pixels.is_contiguous()
+    torch.testing.assert_close(pixels, expected)
+
+
+def test_a_missing_package_is_named_with_its_command(log, weights, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name)
+    )
+    row = add_run(log, "tiny", weights)
+    with pytest.raises(UsageError, match="pip install onnxscript"):
+        export.export_run(log, row, "onnx", "data")
+    export.check_packages("torchscript")
+
+
+def test_a_checkpoint_that_lacks_something_is_bad_input(log, weights):
+    row = add_run(log, "tiny", weights)
+    save_checkpoint(log.folder / "checkpoints/run.pt", {"model": weights})
+    with pytest.raises(UsageError, match="no checkpoint of train"):
+        export.export_run(log, row, "torchscript", "data")
+    (log.folder / "checkpoints/run.pt").unlink()
+    with pytest.raises(UsageError, match="cannot load"):
+        export.export_run(log, row, "torchscript", "data")
+
+
+def test_engines_take_the_threads_they_are_given(log, weights):
+    row = export.export_run(log, add_run(log, "tiny", weights), "torchscript", "data")
+    before = torch.get_num_threads()
+    try:
+        export.load_engine("torchscript", log.folder / row["metrics"]["file"], before + 1)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,402 @@
+"""hw_bench.py: which variants are compared, how, and what a row holds."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import hw_bench
+from common import engine, export
+from common.checkpoint import save_checkpoint
+from common.config import HwTrainConfig, TrainConfig, UsageError, as_dict, parse_command_line
+from common.models import MODELS
+from common.results import Log, run_id
+from common.run import Run
+
+ROOT = Path(__file__).parent.parent
+TRAIN = ["--dataset", "digits", "--model", "tiny", "--image-size", "16", "--threads", "1"]
+EAGER = [*TRAIN, "--compile", "false", "--steps", "3"]
+
+
+def tiny_network(classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(), nn.Linear(32, classes),
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(hw_bench, "SETTLE_S", 0)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "tiny", tiny_network)
+        yield
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """A function: hw_bench with some flags, writing under tmp_path/results."""
+    return lambda *flags: hw_bench.main([*flags, "--results-dir", str(tmp_path / "results")])
+
+
+def expand(*flags):
+    grid, _ = parse_command_line(flags, "", HwTrainConfig)
+    return hw_bench.expand_groups(grid)
+
+
+def labels(group):
+    return [hw_bench.label_of(config) for config in group]
+
+
+# --- training: which variants ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def four_cores(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(engine, "cpu_has_fast_bf16", lambda: True)
+    monkeypatch.setattr(hw_bench, "compile_obstacle", lambda: None)
+
+
+def test_a_cpu_alone_is_compared_with_itself(four_cores):
+    [group] = expand("--device", "cpu")
+    assert labels(group) == [
+        f"cpu, {threads}, {precision}, {mode}"
+        for threads in ("1 thread", "4 threads")
+        for precision in ("fp32", "bf16")
+        for mode in ("eager", "compiled")
+    ]
+
+
+def test_flags_choose_among_the_variants(four_cores):
+    [group] = expand("--device", "cpu", "--threads", "2", "--compile", "false")
+    assert labels(group) == ["cpu, 2 threads, fp32, eager", "cpu, 2 threads, bf16, eager"]
+    groups = expand("--device", "cpu", "--model", "resnet18", "resnet50", "--opt", "sgd", "adam")
+    assert [(g[0].model, g[0].opt, len(g)) for g in groups] == [
+        ("resnet18", "sgd", 8), ("resnet18", "adam", 8), ("resnet50", "sgd", 8),
+        ("resnet50", "adam", 8),
+    ]  # fmt: skip
+
+
+def test_a_cpu_beside_an_accelerator_is_one_variant(four_cores, monkeypatch):
+    monkeypatch.setattr(engine, "resolve_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    [group] = expand("--device", "cpu", "cuda")
+    assert labels(group) == ["cpu, 4 threads, bf16, eager", "cuda, bf16, eager"]
+    [group] = expand("--device", "cuda", "--precision", "fp32", "fp16")
+    assert labels(group) == ["cuda, fp32, eager", "cuda, fp16, eager"]
+
+
+def test_what_the_machine_lacks_is_said_and_refused_if_asked_for(four_cores, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "cpu_has_fast_bf16", lambda: False)
+    monkeypatch.setattr(hw_bench, "compile_obstacle", lambda: "no compiler: apt-get install g++")
+    [group] = expand("--device", "cpu")
+    assert labels(group) == ["cpu, 1 thread, fp32, eager", "cpu, 4 threads, fp32, eager"]
+    said = capsys.readouterr().out
+    assert "bf16: not measured" in said
+    assert "compiled variants: not measured, no compiler: apt-get install g++" in said
+    with pytest.raises(UsageError, match="--compile: no compiler"):
+        expand("--device", "cpu", "--compile", "false", "true")
+    with pytest.raises(UsageError, match="--precision fp16"):
+        expand("--device", "cpu", "--precision", "fp16")
+
+
+def test_a_missing_compiler_is_found_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert "apt-get install g++" in hw_bench.compile_obstacle()
+    for name in ("g++", "clang++"):
+        (tmp_path / name).touch(mode=0o755)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(hw_bench.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert hw_bench.compile_obstacle() is None
+    (tmp_path / "Python.h").unlink()
+    assert "python3-dev" in hw_bench.compile_obstacle()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--batch-size", "1258"], "--batch-size 1258: digits has 1257 training images"),
+        (["--model", "resnet18", "--precision", "bf16"], "would see a single pixel"),
+        (["--steps", "1"], "--steps: 1 must be at least 2"),
+        (["--mode", "infr"], "did you mean 'infer'"),
+        (["--mode", "infer"], "no exported networks"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(flags, said, bench, rows):
+    grid = [] if "--mode" in flags else EAGER
+    with pytest.raises(UsageError, match=said):
+        bench(*grid, *flags)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
+def test_a_missing_device_is_one_line_and_status_2(tmp_path):
+    command = [sys.executable, "hw_bench.py", "--device", "cuda", "--results-dir", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("hw_bench.py: --device cuda: not available")
+    assert done.stderr.count("\n") == 1
+
+
+# --- training: the measurement --------------------------------------------------------------------
+
+
+def test_a_row_holds_what_was_timed(bench, rows):
+    assert bench(*EAGER, "--precision", "fp32", "bf16") == 0
+    first, second = rows("hw_train")
+    assert (first["config"]["precision"], second["config"]["precision"]) == ("fp32", "bf16")
+    for row in (first, second):
+        m = row["metrics"]
+        assert row["run_id"] == run_id("hw_train", row["config"])
+        assert row["config"]["threads"] == row["env"]["threads"] == 1
+        assert row["config"]["device"] == "cpu"
+        assert m["step_ms"]["n"] == 3
+        assert m["step_ms"]["median"] > 0
+        assert m["images_per_s"] == pytest.approx(16e3 / m["step_ms"]["median"])
+        assert m["epoch_ms"] == pytest.approx(m["step_ms"]["median"] * 79)  # 1257 images by 16
+        assert (m["extrapolated"], m["test_acc"]) == (True, None)
+        assert m["first_step_ms"] > 0
+        assert m["mfu"] is m["roofline"] is None
+        assert m["speedup"] == {
+            "ratio": pytest.approx(first["metrics"]["epoch_ms"] / m["epoch_ms"]),
+            "baseline": first["run_id"], "baseline_label": "cpu, 1 thread, fp32, eager",
+        }  # fmt: skip
+    assert second["metrics"]["label"] == "cpu, 1 thread, bf16, eager"
+
+
+def test_variants_take_turns_from_alternating_ends(bench, monkeypatch):
+    turns = []
+    sample = hw_bench.Side.sample
+
+    def record(side):
+        turns.append(side.config.precision)
+        sample(side)
+
+    monkeypatch.setattr(hw_bench.Side, "sample", record)
+    bench(*EAGER, "--precision", "fp32", "bf16", "--steps", "5")
+    assert turns == ["fp32", "bf16", "bf16", "fp32", "fp32", "bf16"]
+
+
+def test_steps_see_fresh_images_in_full_batches(monkeypatch):
+    config = HwTrainConfig(batch_size=4)
+    batches = hw_bench.endless_batches(torch.arange(100, 110), config)
+    epoch = torch.cat([next(batches), next(batches)])
+    assert len(epoch.unique()) == 8
+    assert set(epoch.tolist()) < set(range(100, 110))
+    assert len(next(batches)) == 4
+
+
+def test_what_is_in_the_log_is_not_measured_again_but_sides_stay_together(bench, rows, capsys):
+    bench(*EAGER, "--precision", "fp32")
+    bench(*EAGER, "--precision", "fp32")
+    assert len(rows("hw_train")) == 1
+    assert "in the log" in capsys.readouterr().out
+    bench(*EAGER, "--precision", "fp32", "bf16")
+    assert [r["config"]["precision"] for r in rows("hw_train")] == ["fp32", "fp32", "bf16"]
+    bench(*EAGER, "--precision", "fp32", "--force")
+    assert len(rows("hw_train")) == 4
+
+
+def test_a_whole_epoch_is_what_train_does(bench, rows):
+    bench(*EAGER, "--precision", "fp32", "--lr", "0.05", "--full-epoch")
+    [row] = rows("hw_train")
+    m = row["metrics"]
+    config = TrainConfig(
+        dataset="digits", model="tiny", image_size=16, device="cpu", lr=0.05, amp=False
+    )
+    run = Run(config, "data")
+    run.train_one_epoch()
+    assert m["test_acc"] == run.test(run.split.test)[1] > 0.2
+    assert m["extrapolated"] is False
+    assert m["images_per_s"] == pytest.approx(1257e3 / m["epoch_ms"])
+    assert m["step_ms"]["n"] == 3
+
+
+class FailsInBf16(nn.Sequential):
+    def forward(self, inputs):
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("out of memory\nby a lot")
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("order", [["fp32", "bf16"], ["bf16", "fp32"]])
+def test_a_variant_that_fails_leaves_the_others(order, bench, rows, monkeypatch, capsys):
+    monkeypatch.setitem(MODELS, "fails", lambda classes: FailsInBf16(*tiny_network(classes)))
+    assert bench(*EAGER, "--model", "fails", "--precision", *order) == 1
+    by_precision = {row["config"]["precision"]: row for row in rows("hw_train")}
+    failed, good = by_precision["bf16"], by_precision["fp32"]
+    assert (failed["status"], failed["error"]) == ("failed", "RuntimeError: out of memory")
+    assert "step_ms" not in failed["metrics"]
+    assert good["status"] == "ok"
+    expected = 1.0 if order[0] == "fp32" else None
+    assert good["metrics"]["speedup"]["ratio"] == expected
+    assert "cpu, 1 thread, fp32, eager" in capsys.readouterr().out
+
+
+def test_a_diverged_network_is_no_measurement(bench, rows):
+    assert bench(*EAGER, "--precision", "fp32", "--lr", "1e30") == 1
+    [row] = rows("hw_train")
+    assert row["status"] == "failed"
+    assert "loss nan" in row["error"]
+
+
+@pytest.mark.parametrize(("load", "warns"), [(1.9, False), (2.1, True)])
+def test_a_busy_machine_is_said_to_be(load, warns, monkeypatch, capsys):
+    monkeypatch.setattr(hw_bench.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(hw_bench.os, "cpu_count", lambda: 4)
+    hw_bench.warn_if_busy()
+    assert ("warning: load average 2.1 on 4 cores" in capsys.readouterr().out) == warns
+
+
+# --- inference ------------------------------------------------------------------------------------
+
+INFER = ["--mode", "infer", "--preset", "smoke"]
+
+
+def add_run(log, lr, val_acc):
+    """A trained and exported run. Returns: its row."""
+    config = TrainConfig(dataset="digits", model="tiny", image_size=16, device="cpu", lr=lr)
+    run = Run(config, "data")
+    run.train_one_epoch()
+    name = run_id("train", as_dict(config))
+    save_checkpoint(log.folder / f"{name}.pt", run.weights())
+    metrics = {"checkpoint": f"{name}.pt", "val_acc": val_acc, "train_ms": 1.0}
+    row = log.append("train", as_dict(config), metrics)
+    for format in export.SUFFIXES:
+        assert export.export_run(log, row, format, "data")["status"] == "ok"
+    return row
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A results folder with two exported runs, of which the second has the higher val_acc."""
+    log = Log(tmp_path_factory.mktemp("exported"))
+    return log.folder, [add_run(log, 0.05, 0.7), add_run(log, 0.02, 0.8)]
+
+
+@pytest.fixture
+def runs(exported, tmp_path):
+    """The train rows of two exported runs, in a results folder of the test's own."""
+    shutil.copytree(exported[0], tmp_path / "results")
+    return exported[1]
+
+
+def exported_file(rows, run, format):
+    [found] = [
+        row["metrics"]["file"]
+        for row in rows("export")
+        if row["metrics"]["train_run_id"] == run["run_id"] and row["config"]["format"] == format
+    ]
+    return found
+
+
+def test_every_engine_of_the_best_run_is_checked_and_timed(bench, runs, rows, capsys):
+    assert bench(*INFER) == 0
+    found = rows("hw_infer")
+    pairs = [(r["config"]["scenario"], r["config"]["engine"]) for r in found]
+    engines = ["eager", "torchscript", "onnxruntime"]
+    assert pairs == [(s, e) for s in ("single", "offline") for e in engines]
+    run = Run(TrainConfig(**runs[1]["config"]), "data")
+    run.train_one_epoch()
+    eager_ms = {r["config"]["scenario"]: r for r in found if r["config"]["engine"] == "eager"}
+    for row in found:
+        config, m = row["config"], row["metrics"]
+        assert row["run_id"] == run_id("hw_infer", config)
+        assert config["train_run_id"] == runs[1]["run_id"]  # the higher val_acc
+        assert config["batch_size"] == m["batch_size"] == (16 if m["scenario"] == "offline" else 1)
+        assert (config["threads"], row["env"]["threads"]) == (1, 1)
+        assert (m["dataset"], m["model"]) == ("digits", "tiny")
+        assert m["test_acc"] == run.test(run.split.test)[1]
+        assert m["flips"] == 0
+        latency = m["latency_ms"]
+        assert latency["n"] == 20
+        assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
+        assert 0 < m["images_per_s"] < 1e3 * m["batch_size"] * 20 / latency["p50"]
+        eager = eager_ms[m["scenario"]]["metrics"]["latency_ms"]["p50"]
+        assert m["speedup_vs_eager"] == pytest.approx(eager / latency["p50"])
+    assert "onnxruntime" in capsys.readouterr().out
+    bench(*INFER)
+    assert len(rows("hw_infer")) == 6
+
+
+def test_every_query_is_timed_once_in_each_engine_on_images_of_its_own():
+    log = []
+    answers = {
+        name: hw_bench.Answers(engine=lambda pixels, name=name: log.append((name, pixels)))
+        for name in "ab"
+    }
+    answers["c"] = hw_bench.Answers(error="refused")
+    queries = list(torch.arange(60).split(2))
+    times = hw_bench.time_engines(answers, queries, lambda index: tuple(index.tolist()))
+    assert {name: len(ms) for name, ms in times.items()} == {"a": 30, "b": 30}
+    timed = log[2 * hw_bench.INFER_WARMUP :]
+    for name in "ab":
+        assert {pixels for n, pixels in timed if n == name} == {(i, i + 1) for i in range(0, 60, 2)}
+    turns = [name for i, (name, _) in enumerate(timed) if i == 0 or timed[i - 1][0] != name]
+    assert "".join(turns) == "ababababab" + "a"  # ab ba ab ...: equal neighbours count once
+
+
+def test_one_engine_of_one_run_may_be_asked_for(bench, runs, rows):
+    flags = ["--train-run-id", runs[0]["run_id"], "--engine", "onnxruntime", "--scenario", "single"]
+    assert bench(*INFER, *flags) == 0
+    [row] = rows("hw_infer")
+    assert row["config"]["train_run_id"] == runs[0]["run_id"]
+    assert row["metrics"]["speedup_vs_eager"] is None  # nothing to compare with was timed
+    assert row["metrics"]["flips"] == 0
+
+
+@pytest.mark.parametrize("format", ["torchscript", "onnx"])
+def test_a_file_that_answers_otherwise_gets_no_speed(format, bench, runs, rows, tmp_path):
+    files = [tmp_path / "results" / exported_file(rows, run, format) for run in runs]
+    shutil.copy(files[0], files[1])  # another network's
+    assert bench(*INFER, "--scenario", "single") == 1
+    found = {row["config"]["engine"]: row for row in rows("hw_infer")}
+    row = found.pop(export.ENGINE_OF[format])
+    assert row["status"] == "failed"
+    assert "classes differ" in row["error"]
+    m = row["metrics"]
+    assert m["flips"] > 0
+    assert m["latency_ms"] is m["images_per_s"] is m["speedup_vs_eager"] is None
+    assert {r["status"] for r in found.values()} == {"ok"}
+
+
+def test_a_damaged_file_costs_its_own_rows(bench, runs, rows, tmp_path):
+    file = tmp_path / "results" / exported_file(rows, runs[1], "onnx")
+    file.write_bytes(file.read_bytes()[:1000])
+    assert bench(*INFER) == 1
+    status = {(r["config"]["engine"], r["status"]) for r in rows("hw_infer")}
+    assert status == {("eager", "ok"), ("torchscript", "ok"), ("onnxruntime", "failed")}
+
+
+def test_what_is_not_exported_is_named(bench, runs, rows, tmp_path, capsys):
+    (tmp_path / "results" / exported_file(rows, runs[1], "onnx")).unlink()
+    assert bench(*INFER, "--scenario", "single") == 0
+    assert "no export for onnxruntime: python train.py" in capsys.readouterr().out
+    flags = ["--train-run-id", runs[1]["run_id"], "--engine", "onnxruntime"]
+    with pytest.raises(UsageError, match="no export for onnxruntime"):
+        bench(*INFER, *flags)
+    with pytest.raises(UsageError, match="nosuchrun is no finished run"):
+        bench(*INFER, "--train-run-id", "nosuchrun")
+    (tmp_path / "results" / runs[1]["metrics"]["checkpoint"]).unlink()
+    with pytest.raises(UsageError, match="eager inference needs it"):
+        bench(*INFER)
+
+
+def test_help_is_of_the_mode(capsys):
+    for mode, flag in (("train", "--warmup"), ("infer", "--queries")):
+        with pytest.raises(SystemExit) as stop:
+            hw_bench.main(["--mode", mode, "--help"])
+        assert stop.value.code == 0
+        assert flag in capsys.readouterr().out
