@@ -9,6 +9,8 @@ DEMO    := $(RESULTS)/demo
 SMOKE   := $(RESULTS)/smoke
 DIRS     = --data-dir "$(DATA)" --results-dir "$(RESULTS)"
 
+# Timings want the machine to themselves, and the report its inputs.
+.NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help setup data smoke demo q1a q1b q2 flops best bench report all test lint clean distclean
 

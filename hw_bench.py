@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     from common.export import Engine
 
 MODES = {
-    "train": (HwTrainConfig, HW_PRESETS),
-    "infer": (HwInferConfig, HW_INFER_PRESETS),
+    "train": (HwTrainConfig, HW_PRESETS, "q2"),
+    "infer": (HwInferConfig, HW_INFER_PRESETS, None),
 }
 BUSY_LOAD = 0.5  # of the cores: other work that is felt in the timings
 VISIT_SAMPLES = 2  # timed samples of a variant before it is the next one's turn
@@ -671,8 +671,8 @@ def warn_if_busy() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Measure what was asked for and print it."""
     mode = choose_mode(argv)
-    config_class, presets = MODES[mode]
-    grid, options = parse_command_line(argv, __doc__, config_class, HwOptions, presets)
+    config_class, presets, preset = MODES[mode]
+    grid, options = parse_command_line(argv, __doc__, config_class, HwOptions, presets, preset)
     expand_grid(config_class, grid)  # a bad value is said before torch is even imported
     log = Log(options.results_dir)
     bench = bench_train if mode == "train" else bench_infer

@@ -15,7 +15,9 @@ with --export, exports/.
 
 from __future__ import annotations
 
+import math
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from common import first_line
@@ -40,20 +42,25 @@ if TYPE_CHECKING:
 
 
 def choose_configs(grid: dict[str, list[Any]], best: bool, log: Log) -> list[TrainConfig]:
-    """The configurations asked for, each with the device that it will run on."""
+    """The configurations asked for, each with the device that it will run on; or of these only
+    each data set's best on validation, of those that are finished."""
     from common.engine import resolve_device
-    from common.measured import latest_ok, pick_best
+    from common.measured import pick_best
 
     grid["device"] = list(dict.fromkeys(resolve_device(name).type for name in grid["device"]))
+    configs = expand_grid(TrainConfig, grid)
     if not best:
-        return expand_grid(TrainConfig, grid)
-    found = {}
-    for group in pick_best(latest_ok(log.read("train"), "train")):
-        if all(group.config[name] in grid[name] for name in ("split", "split_seed")):
-            found[group.config["dataset"]] = TrainConfig(**group.first()["config"])
+        return configs
+    rows = log.finished("train")
+    asked = {train_id(config): config for config in configs}
+    chosen = [g.first() for g in pick_best(rows[name] for name in asked if name in rows)]
+    found = {row["config"]["dataset"] for row in chosen}
     if missing := [name for name in grid["dataset"] if name not in found]:
-        raise UsageError(f"--best: no finished run on {missing[0]} in {log.path}; train some first")
-    return [found[name] for name in grid["dataset"]]
+        raise UsageError(
+            f"--best: none of the {len(configs)} configurations asked for is finished on "
+            f"{missing[0]} in {log.path}; train them first, without --best"
+        )
+    return [asked[row["run_id"]] for row in chosen]
 
 
 def train_id(config: TrainConfig) -> str:
@@ -72,7 +79,8 @@ def print_plan(configs: list[TrainConfig], todo: list[Trajectory], data_dir: str
     )
     if todo:
         hours = estimate_ms((t.trained for t in todo), data_dir) / 3.6e6
-        print(f"estimated training time: {hours:.2g} h, from a few timed steps of each kind")
+        said = "unknown, for some steps fail" if math.isnan(hours) else f"{hours:.2g} h"
+        print(f"estimated time of the training steps: {said} (a few of each kind were timed)")
 
 
 def find_twins(
@@ -83,19 +91,23 @@ def find_twins(
     rows = log.finished("train")
     found = {}
     for row in rows.values():
-        if row["config"].keys() == as_dict(TrainConfig()).keys():  # else of another version
-            found.setdefault(plainest_twin(TrainConfig(**row["config"])), row)
+        with suppress(TypeError, UsageError):  # a row of another version
+            if row["config"].keys() == as_dict(TrainConfig()).keys():
+                found.setdefault(plainest_twin(TrainConfig(**row["config"])), row)
     missing = [c for c in configs if train_id(c) not in rows]
     twins = [(c, found[plainest_twin(c)]) for c in missing if plainest_twin(c) in found]
     return twins, [c for c in missing if plainest_twin(c) not in found]
 
 
 def append_train(
-    log: Log, config: TrainConfig, metrics: dict[str, Any], shared_with: str | None
-) -> None:
+    log: Log, config: TrainConfig, metrics: dict[str, Any], shared_with: str | None,
+    measured_by: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Write one configuration's row."""
     own = {"pin_memory_effect": pin_memory_effect(config), "shared_with": shared_with}
-    log.append("train", as_dict(config), metrics | own, device=config.device)
+    log.append(
+        "train", as_dict(config), metrics | own, device=config.device, measured_by=measured_by
+    )
 
 
 def train_trajectory(trajectory: Trajectory, log: Log, options: TrainOptions) -> None:
@@ -123,7 +135,7 @@ def train_trajectory(trajectory: Trajectory, log: Log, options: TrainOptions) ->
             save_checkpoint(log.folder / checkpoint_file(run.config, best=True), run.weights())
         save_checkpoint(state_file, run.state())
         log.append("epoch", as_dict(run.config), metrics, name=name, device=run.config.device)
-    state_file.unlink()
+    state_file.unlink(missing_ok=True)
 
 
 def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -199,6 +211,9 @@ def train_all(trajectories: list[Trajectory], log: Log, options: TrainOptions) -
             train_trajectory(trajectory, log, options)
         except UsageError:
             raise
+        except KeyboardInterrupt:
+            log.append("train", as_dict(trajectory.trained), {}, status="interrupted")
+            raise
         except Exception as error:
             failures += 1
             what = first_line(error)
@@ -255,10 +270,13 @@ def main(argv: list[str] | None = None) -> int:
     expand_grid(TrainConfig, grid)  # a bad value is said before torch is even imported
     import torch
 
+    from common.export import check_packages
     from common.run import check_config
 
     if options.threads:
         torch.set_num_threads(options.threads)
+    for format in options.export:
+        check_packages(format)
     log = Log(options.results_dir)
     configs = choose_configs(grid, options.best, log)
     for config in configs:
@@ -277,7 +295,8 @@ def main(argv: list[str] | None = None) -> int:
     for config in set(configs) - set(rest):  # killed between its row and this
         (log.folder / state_file_of(config)).unlink(missing_ok=True)
     for config, row in twins:
-        append_train(log, config, row["metrics"], row["metrics"]["shared_with"] or row["run_id"])
+        shared_with = row["metrics"]["shared_with"] or row["run_id"]
+        append_train(log, config, row["metrics"], shared_with, measured_by=row)
     failures = train_all(todo, log, options)
     failures += export_all(configs, log, options) if options.export else 0
     print_table(configs, log)

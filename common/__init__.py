@@ -8,4 +8,4 @@ class UsageError(ValueError):
 def first_line(error: BaseException) -> str:
     """An error in one line: its type, and the first line of what it says."""
     said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+    return f"{type(error).__name__}: {said[0][:200]}" if said else type(error).__name__

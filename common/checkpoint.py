@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except Exception as error:  # the unpickler meets damage with whatever it stumbles over
         raise UsageError(f"cannot load {path}: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UsageError(f"cannot load {path}: it holds no dictionary")
@@ -42,6 +41,6 @@ def load_weights(model: torch.nn.Module, path: str | Path) -> None:
     content = load_checkpoint(path)
     try:
         model.load_state_dict(content.get("model", content))
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         first = str(error).splitlines()[1:2] or [str(error)]
-        raise UsageError(f"{path} does not fit the network: {first[0].strip()}") from None
+        raise UsageError(f"{path} does not fit the network: {first[0].strip()[:200]}") from None

@@ -23,6 +23,7 @@ from common.models import MODELS
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+MAX_SEED = 2**32 - 1  # numpy's
 EXPORT_FORMATS = ("torchscript", "onnx")
 
 
@@ -84,8 +85,10 @@ class DataConfig(Validated):
         "study: all images pooled, 70/10/20; official: test images as published",
         choices=("study", "official"),
     )
-    split_seed: int = option(0, "seed of the split, which stays fixed while --seed varies")
-    seed: int = option(0, "seed of weights, batch order and samples", minimum=0)
+    split_seed: int = option(
+        0, "seed of the split, which stays fixed while --seed varies", minimum=0, maximum=MAX_SEED
+    )
+    seed: int = option(0, "seed of weights, batch order and samples", minimum=0, maximum=MAX_SEED)
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,7 @@ class TrainOptions(Options):
     dry_run: bool = option(False, "print the plan and stop")
     resume: bool = option(True, "continue interrupted runs from their last epoch")
     best: bool = option(
-        False, "instead of a grid: each data set's configuration of highest val_acc in the log"
+        False, "of the grid's finished configurations only each data set's, of highest val_acc"
     )
     export: tuple[str, ...] = option(
         (), "export the trained network", choices=EXPORT_FORMATS, many=True
@@ -316,6 +319,7 @@ def parse_command_line(
     config_class: type,
     options_class: type = Options,
     presets: dict[str, dict[str, Any]] | None = None,
+    default_preset: str | None = None,
 ) -> tuple[dict[str, list[Any]], Any]:
     """Parse flags into the values asked for of each field, and the options.
 
@@ -328,7 +332,9 @@ def parse_command_line(
     )  # fmt: skip
     presets = presets or {}
     if presets:
-        parser.add_argument("--preset", help=f"several flags at once ({', '.join(presets)})")
+        text = f"several flags at once ({', '.join(presets)})"
+        text += f" [{default_preset}]" if default_preset else ""
+        parser.add_argument("--preset", default=default_preset, help=text)
     _add_flags(parser, config_class, several=True)
     _add_flags(parser, options_class, several=False)
     given = vars(parser.parse_args(argv))

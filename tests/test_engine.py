@@ -152,9 +152,10 @@ def test_a_checkpoint_that_is_not_data_is_refused_unexecuted(tmp_path, capsys):
     torch.save({"model": Malicious()}, file)
     with pytest.raises(UsageError, match="cannot load"):
         load_checkpoint(file)
-    file.write_bytes(pickle.dumps(Malicious(), protocol=2))
-    with pytest.raises(UsageError, match="cannot load"):
-        load_checkpoint(file)
+    for content in (pickle.dumps(Malicious(), protocol=2), b"hello world"):
+        file.write_bytes(content)
+        with pytest.raises(UsageError, match="cannot load"):
+            load_checkpoint(file)
     assert "executed" not in capsys.readouterr().out
 
 
@@ -168,5 +169,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
             load_checkpoint(file)
     file.write_bytes(whole)
     load_weights(small_net(1), file)
-    with pytest.raises(UsageError, match="does not fit"):
-        load_weights(nn.Linear(3, 3), file)
+    save_checkpoint(tmp_path / "odd.pt", {"model": 1})
+    for other in (file, tmp_path / "odd.pt"):
+        with pytest.raises(UsageError, match="does not fit"):
+            load_weights(nn.Linear(3, 3), other)

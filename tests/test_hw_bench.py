@@ -19,7 +19,7 @@ from common.run import Run
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ["--dataset", "digits", "--model", "tiny", "--image-size", "16", "--threads", "1"]
-EAGER = [*TRAIN, "--compile", "false", "--steps", "3"]
+EAGER = [*TRAIN, "--compile", "false", "--steps", "3", "--opt", "sgd"]
 
 
 def tiny_network(classes):
@@ -53,6 +53,17 @@ def bench(tmp_path):
 def expand(*flags):
     grid, _ = parse_command_line(flags, "", HwTrainConfig)
     return hw_bench.expand_groups(grid)
+
+
+def test_with_nothing_but_a_device_it_is_the_studys_question(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(hw_bench, "bench_train", lambda grid, *rest: seen.append(grid) or 0)
+    hw_bench.main(["--device", "cpu", "--results-dir", str(tmp_path)])
+    groups = hw_bench.expand_groups(seen[0])
+    settings = {(g[0].dataset, g[0].image_size, g[0].batch_size, g[0].lr) for g in groups}
+    assert settings == {("fashion", 224, 16, 1e-3)}
+    networks = {(g[0].model, g[0].opt) for g in groups}
+    assert networks == {(m, o) for m in ("resnet18", "resnet50") for o in ("sgd", "adam")}
 
 
 def labels(group):

@@ -67,16 +67,22 @@ def test_a_line_cut_off_is_reported_by_number_and_costs_nothing_else(tmp_path):
         ({"kind": "magic"}, "unknown kind 'magic'"),
         ({"status": "fine"}, "unknown status 'fine'"),
         ({"metrics": 3}, "must be objects"),
+        ({"run_id": ["a"]}, "must be strings"),
+        ({"metrics": {"epoch": [1]}}, "no integer"),
+        ({"metrics": {"shared_with": ["a"]}}, "no run_id"),
+        ({"metrics": {"test_acc": 1.5}}, "1.5 is no fraction"),
+        ({"metrics": {"test_acc": float("nan")}}, "NaN is no JSON"),
     ],
 )
 def test_what_is_no_row_is_skipped_with_the_reason(tmp_path, change, said):
     log = Log(tmp_path)
     row = log.append("svm", {"seed": 1}, {})
-    log.path.write_text(json.dumps(row | change) + "\n[1]\nnull\n\xff\n", encoding="latin-1")
+    bad = json.dumps(row | change) + "\n[1]\nnull\n\xff\n" + "[" * 100_000
+    log.path.write_text(bad, encoding="latin-1")
     rows, problems = read_rows(log.path)
     assert rows == []
     assert said in problems[0]
-    assert len(problems) == 4
+    assert len(problems) == 5
 
 
 WRITER = """
@@ -120,5 +126,5 @@ def test_atomic_write_keeps_the_old_file_when_the_writer_fails(tmp_path):
 
 
 def test_append_to_a_full_device_is_an_error():
-    with pytest.raises(OSError, match=r"[Nn]o space"):
+    with pytest.raises(UsageError, match=r"/dev/full: [Nn]o space"):
         append_line(Path("/dev/full"), "{}")

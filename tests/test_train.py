@@ -95,12 +95,59 @@ def test_a_twin_in_the_log_is_not_trained_again(tiny, rows):
     assert len(rows("epoch")) == 1
 
 
+def test_a_twin_is_stamped_with_the_machine_and_commit_that_measured_it(tiny, rows, tmp_path):
+    train.main([*tiny, "--epochs", "1"])
+    log = tmp_path / "results" / "log.jsonl"
+    [row] = rows("train")
+    there = {"git": {"commit": "f" * 40, "dirty": False}, "env": {"cpu": "another machine"}}
+    log.write_text(json.dumps(row | there) + "\n")
+    train.main([*tiny, "--epochs", "1", "--pin-memory"])
+    assert {k: rows("train")[1][k] for k in there} == there
+
+
+def test_rows_of_another_version_stop_nothing(tiny, rows, tmp_path):
+    train.main([*tiny, "--epochs", "1"])
+    log = tmp_path / "results" / "log.jsonl"
+    [row] = rows("train")
+    odd = [{"model": "vgg11"}, {"new_setting": 1}, {"lr": "fast"}]
+    changed = [row | {"run_id": f"odd{i}", "config": row["config"] | o} for i, o in enumerate(odd)]
+    log.write_text("".join(json.dumps(r) + "\n" for r in [*changed, row]))
+    assert train.main([*tiny, "--epochs", "1", "--pin-memory"]) == 0
+    assert rows("train")[-1]["metrics"]["shared_with"] == row["run_id"]
+
+
+def test_a_configuration_whose_steps_fail_costs_no_other_its_training(tiny, rows, capsys):
+    """BatchNorm cannot train on one image whose last feature map is one pixel."""
+    assert train.main([*tiny, "--batch-size", "1", "16", "--epochs", "1"]) == 1
+    assert "unknown, for some steps fail" in capsys.readouterr().out
+    assert [row["status"] for row in rows("train")] == ["failed", "ok"]
+    assert "more than 1 value per channel" in rows("train")[0]["error"]
+
+
+def test_an_interrupted_run_leaves_a_row_that_is_not_finished_work(tiny, rows, monkeypatch):
+    def interrupt(run):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("common.run.Run.train_one_epoch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train.main([*tiny, "--epochs", "1"])
+    assert train.main([*tiny, "--epochs", "1"]) == 0
+    assert [row["status"] for row in rows("train")] == ["interrupted", "ok"]
+
+
+def test_a_missing_export_package_is_said_before_training(tiny, rows, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pip install onnx"):
+        train.main([*tiny, "--epochs", "1", "--export", "onnx"])
+
+
 def test_dry_run_says_the_plan_and_writes_nothing(tiny, tmp_path, capsys):
     flags = ["--epochs", "1", "2", "--pin-memory", "false", "true", "--dry-run"]
     assert train.main([*tiny, *flags]) == 0
     said = capsys.readouterr().out
     assert "4 configurations, 1 trajectories; in the log: 0 configurations" in said
-    assert "estimated training time" in said
+    assert "estimated time of the training steps: 0" in said
     assert (tmp_path / "results" / "log.jsonl").read_text() == ""
 
 
@@ -179,12 +226,15 @@ def test_weights_are_loaded_and_must_fit(tiny, rows, tmp_path):
 
 
 def test_best_takes_the_configuration_of_highest_validation_accuracy(tiny, rows, capsys):
-    with pytest.raises(UsageError, match="no finished run on digits"):
+    with pytest.raises(
+        UsageError, match="none of the 1 configurations asked for is finished on digits"
+    ):
         train.main([*tiny, "--best"])
-    train.main([*tiny, "--lr", "1e-3", "1e-7", "--epochs", "1"])
+    grid = ["--lr", "1e-3", "1e-7", "--epochs", "1"]
+    train.main([*tiny, *grid])
     best = max(rows("train"), key=lambda row: row["metrics"]["val_acc"])
     capsys.readouterr()
-    assert train.main([*tiny, "--best"]) == 0
+    assert train.main([*tiny, *grid, "--best"]) == 0
     said = capsys.readouterr().out
     assert best["run_id"] in said
     assert len([line for line in said.splitlines() if "digits resnet18" in line]) == 1
