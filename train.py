@@ -15,9 +15,12 @@ with --export, exports/.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import first_line
@@ -48,7 +51,7 @@ def choose_configs(grid: dict[str, list[Any]], best: bool, log: Log) -> list[Tra
     from common.measured import pick_best
 
     grid["device"] = list(dict.fromkeys(resolve_device(name).type for name in grid["device"]))
-    configs = expand_grid(TrainConfig, grid)
+    configs = [name_weights(config) for config in expand_grid(TrainConfig, grid)]
     if not best:
         return configs
     rows = log.finished("train")
@@ -61,6 +64,17 @@ def choose_configs(grid: dict[str, list[Any]], best: bool, log: Log) -> list[Tra
             f"{missing[0]} in {log.path}; train them first, without --best"
         )
     return [asked[row["run_id"]] for row in chosen]
+
+
+def name_weights(config: TrainConfig) -> TrainConfig:
+    """The configuration, with the content of its --weights file as part of its identity."""
+    if config.weights is None:
+        return config
+    try:
+        content = Path(config.weights).read_bytes()
+    except OSError as error:
+        raise UsageError(f"--weights: cannot load {config.weights}: {error.strerror}") from None
+    return replace(config, weights_sha256=hashlib.sha256(content).hexdigest())
 
 
 def train_id(config: TrainConfig) -> str:

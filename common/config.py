@@ -31,7 +31,8 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
     """Declare a field that becomes a flag.
 
     metadata: choices (names allowed), minimum and maximum (inclusive), above (exclusive), many (the
-    flag takes one or more values and the field holds a tuple; in a grid class every field does).
+    flag takes one or more values and the field holds a tuple; in a grid class every field does),
+    flag (False: the field has none, a script fills it in).
     """
     if isinstance(default, (list, tuple)):
         default = tuple(default)
@@ -99,6 +100,7 @@ class TrainConfig(DataConfig):
     image_size: int = option(64, "side in pixels that images are resized to", minimum=1)
     model: str = option("resnet18", "network", choices=MODELS)
     weights: str | None = option(None, "state_dict file to start from, instead of from scratch")
+    weights_sha256: str | None = option(None, "of that file, filled in", flag=False)
     opt: str = option("sgd", "optimiser; sgd has momentum 0.9", choices=OPTIMIZERS)
     lr: float = option(1e-3, "learning rate, constant", above=0)
     weight_decay: float | None = option(
@@ -290,6 +292,8 @@ def _add_flags(parser: argparse.ArgumentParser, cls: type, several: bool) -> Non
     hints = get_type_hints(cls)
     group = parser.add_argument_group(cls.__doc__.splitlines()[0].rstrip("."))
     for f in fields(cls):
+        if not f.metadata.get("flag", True):
+            continue
         text = f.metadata["help"].replace("%", "%%")
         if "choices" in f.metadata:
             text += f" ({', '.join(f.metadata['choices'])})"

@@ -219,6 +219,11 @@ def test_weights_are_loaded_and_must_fit(tiny, rows, tmp_path):
     file = str(tmp_path / "results" / rows("train")[0]["metrics"]["checkpoint"])
     train.main([*tiny, "--epochs", "1", "--weights", file])
     assert rows("train")[1]["metrics"]["val_loss"] != rows("train")[0]["metrics"]["val_loss"]
+    content = load_checkpoint(file)
+    content["model"]["fc.bias"] += 1
+    torch.save(content, file)
+    train.main([*tiny, "--epochs", "1", "--weights", file])
+    assert len({row["run_id"] for row in rows("train")}) == 3  # another content is another run
     with pytest.raises(UsageError, match="does not fit the network"):
         train.main([*tiny, "--model", "resnet34", "--weights", file])
     with pytest.raises(UsageError, match="cannot load"):
