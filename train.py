@@ -92,8 +92,10 @@ def print_plan(configs: list[TrainConfig], todo: list[Trajectory], data_dir: str
         f"in the log: {in_log} configurations; to train: {len(todo)} trajectories"
     )
     if todo:
-        hours = estimate_ms((t.trained for t in todo), data_dir) / 3.6e6
-        said = "unknown, for some steps fail" if math.isnan(hours) else f"{hours:.2g} h"
+        minutes = estimate_ms((t.trained for t in todo), data_dir) / 6e4
+        said = f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+        if math.isnan(minutes):
+            said = "unknown, for some steps fail"
         print(f"estimated time of the training steps: {said} (a few of each kind were timed)")
 
 
