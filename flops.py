@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from common import first_line
+from common import first_line, run_script
 from common.config import (
     FLOPS_PRESETS,
     FlopsConfig,
@@ -26,7 +26,6 @@ from common.config import (
     as_dict,
     expand_grid,
     parse_command_line,
-    run_script,
 )
 from common.results import Log, run_id
 

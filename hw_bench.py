@@ -34,19 +34,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import first_line
+from common import UsageError, check_name, first_line, run_script
 from common.config import (
     HW_INFER_PRESETS,
     HW_PRESETS,
     HwInferConfig,
     HwOptions,
     HwTrainConfig,
-    UsageError,
     as_dict,
-    check_name,
     expand_grid,
     parse_command_line,
-    run_script,
 )
 from common.results import Log, run_id
 

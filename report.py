@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
-from common.config import UsageError, Validated, option, parse_command_line, run_script
+from common import UsageError, run_script
+from common.config import Validated, option, parse_command_line
 from common.results import read_rows, write_atomically
 
 if TYPE_CHECKING:  # imported after the command line is parsed, so that --help answers at once

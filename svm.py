@@ -25,16 +25,14 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import first_line
+from common import UsageError, first_line, run_script
 from common.config import (
     SVM_PRESETS,
     Options,
     SvmConfig,
-    UsageError,
     as_dict,
     expand_grid,
     parse_command_line,
-    run_script,
 )
 from common.results import Log, run_id, save_predictions
 

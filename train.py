@@ -23,20 +23,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import first_line
+from common import UsageError, first_line, run_script
 from common.config import (
     TRAIN_PRESETS,
     TrainConfig,
     TrainOptions,
     Trajectory,
-    UsageError,
     as_dict,
     expand_grid,
     group_trajectories,
     parse_command_line,
     pin_memory_effect,
     plainest_twin,
-    run_script,
 )
 from common.results import Log, run_id, save_predictions, write_atomically
 

@@ -31,7 +31,9 @@ import torchvision  # noqa: E402
 from torch.utils.data import ConcatDataset, DataLoader, Subset  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
-from common.config import DATASETS, TrainConfig, run_script  # noqa: E402
+from common import run_script  # noqa: E402
+from common.config import TrainConfig  # noqa: E402
+from common.data import DATASETS  # noqa: E402
 from common.engine import MOMENTUM, train_step  # noqa: E402
 from common.models import build_model  # noqa: E402
 from common.results import describe_machine, git_state  # noqa: E402

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import itertools
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
-from common import UsageError
+from common import UsageError, check_name
 from common.data import DATASETS
 from common.models import MODELS
 
@@ -37,15 +35,6 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
     if isinstance(default, (list, tuple)):
         default = tuple(default)
     return field(default=default, metadata={"help": help, **metadata})
-
-
-def check_name(what: str, value: str, known: Sequence[str]) -> None:
-    """Raises: UsageError, with the nearest known name, when value is not among the known."""
-    if value in known:
-        return
-    near = difflib.get_close_matches(value, list(known), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
-    raise UsageError(f"{what}: unknown value {value!r}; {hint}")
 
 
 class Validated:
@@ -410,19 +399,3 @@ def group_trajectories(configs: Sequence[TrainConfig]) -> list[Trajectory]:
 def as_dict(config: Any) -> dict[str, Any]:
     """All fields of a configuration, as the log holds them."""
     return dataclasses.asdict(config)
-
-
-def run_script(main: Callable[[], int]) -> None:
-    """Run a script's main and exit: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
-    try:
-        sys.exit(main())
-    except UsageError as error:
-        print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        print(f"{error}; install what is missing: make setup, then .venv/bin/python ...",
-              file=sys.stderr)  # fmt: skip
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; everything finished so far is kept", file=sys.stderr)
-        sys.exit(130)

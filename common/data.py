@@ -9,6 +9,7 @@ names of DATASETS also feed every script's --help.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import gzip
 import hashlib
@@ -29,7 +30,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import UsageError
+from common import UsageError, check_name, run_script
 from common.results import write_atomically
 
 if TYPE_CHECKING:
@@ -521,9 +522,6 @@ def split_batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
 
 def main() -> int:
     """Fetch and verify the data sets named on the command line."""
-    import argparse
-
-    from common.config import check_name
 
     parser = argparse.ArgumentParser(description="fetch and verify data sets")
     parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(DATASETS))
@@ -538,6 +536,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from common.config import run_script
-
     run_script(main)

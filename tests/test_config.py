@@ -6,17 +6,16 @@ from dataclasses import replace
 
 import pytest
 
+from common import UsageError, run_script
 from common.config import (
     TRAIN_PRESETS,
     Options,
     TrainConfig,
     TrainOptions,
-    UsageError,
     as_dict,
     expand_grid,
     group_trajectories,
     parse_command_line,
-    run_script,
 )
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 import flops
-from common import cost
-from common.config import UsageError
+from common import UsageError, cost
 from common.results import read_rows
 
 ROOT = Path(__file__).parent.parent

@@ -10,9 +10,14 @@ import torch
 from torch import nn
 
 import hw_bench
-from common import engine, export
+from common import UsageError, engine, export
 from common.checkpoint import save_checkpoint
-from common.config import HwTrainConfig, TrainConfig, UsageError, as_dict, parse_command_line
+from common.config import (
+    HwTrainConfig,
+    TrainConfig,
+    as_dict,
+    parse_command_line,
+)
 from common.models import MODELS
 from common.results import Log, run_id
 from common.run import Run

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 import report
+from common import UsageError
 from common.config import (
     FlopsConfig,
     HwInferConfig,
     HwTrainConfig,
     SvmConfig,
     TrainConfig,
-    UsageError,
     as_dict,
 )
 from common.results import append_line, dumps_strict, read_rows, run_id, save_predictions

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import train
+from common import UsageError
 from common.checkpoint import load_checkpoint
-from common.config import UsageError
 
 ROOT = Path(__file__).parent.parent
 TIMES = {"train_ms", "eval_ms", "images_per_s"}  # what two identical runs may differ in
