@@ -244,7 +244,10 @@ FLOPS_PRESETS: dict[str, dict[str, Any]] = {
 }
 HW_PRESETS: dict[str, dict[str, Any]] = {
     "q2": {"model": ["resnet18", "resnet50"], "opt": ["sgd", "adam"]},
-    "demo": {"opt": ["sgd", "adam"], "image_size": [64], "compile": [False], "steps": [6]},
+    "demo": {
+        "dataset": ["mnist", "fashion"], "opt": ["sgd", "adam"], "image_size": [64],
+        "compile": [False], "steps": [6],
+    },
     "smoke": {
         "dataset": ["digits"], "image_size": [32], "compile": [False], "steps": [4],
         "threads": [1],

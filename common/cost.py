@@ -81,14 +81,17 @@ class Costs:
 
     @property
     def flops(self) -> int:
+        """Two for each MAC of a forward pass."""
         return 2 * self.macs
 
     @property
     def train_step_flops(self) -> int:
+        """Two for each MAC of a forward and a backward pass."""
         return 2 * self.train_step_macs
 
     @property
     def activations(self) -> int:
+        """Output elements of all convolution and linear layers."""
         return sum(layer.activations for layer in self.layers)
 
     @property
