@@ -212,15 +212,14 @@ class Side:
 
     def build(self) -> None:
         """The untrained network and its optimiser."""
-        import torch
 
-        from common.engine import build_optimizer, build_scaler
+        from common.engine import build_optimizer, build_scaler, prepare_forward
         from common.models import build_model
 
         config, device = self.config, self.batches.device
         self.model = build_model(config.model, len(self.dataset.classes), config.seed)
         self.model.to(device, memory_format=self.batches.memory_format)
-        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.forward = prepare_forward(self.model, config.compile)
         self.optimizer = build_optimizer(self.model, config.opt, config.lr, None)
         self.scaler = build_scaler(device, config.precision)
 
@@ -358,6 +357,9 @@ def bench_train(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
     """Measure every group that the log lacks a row of; print a table. Returns: failures."""
     import torch
 
+    from common.engine import keep_freed_memory
+
+    keep_freed_memory()
     threads = torch.get_num_threads()
     groups = expand_groups(grid)
     compiled = any(config.compile for group in groups for config in group)

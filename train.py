@@ -284,9 +284,11 @@ def main(argv: list[str] | None = None) -> int:
     expand_grid(TrainConfig, grid)  # a bad value is said before torch is even imported
     import torch
 
+    from common.engine import keep_freed_memory
     from common.export import check_packages
     from common.run import check_config
 
+    keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     for format in options.export:

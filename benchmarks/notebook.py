@@ -1,14 +1,16 @@
-"""The training loop that people write against train.py's, interleaved in one process.
+"""The training loop that people write against train.py's, interleaved block by block.
 
     python benchmarks/notebook.py
     python benchmarks/notebook.py --model resnet50 --opt adam --blocks 8
 
 The notebook loop: torchvision transforms on PIL images, a DataLoader, fp32 in NCHW, and loss.item()
 at every step; once more with bf16 autocast around its forward pass. Ours: the batches, network,
-optimiser and loop of train.py, as common/run.py builds them. Both train the same network from the
+optimiser and loop of train.py, as common/run.py builds them. All train the same network from the
 same weights on the same images, end to end, from the data set in memory or on disk to the updated
-weights. Blocks of steps alternate (A B C, C B A, ...) so that a machine's drift meets all sides; a
-side's speed is the median over its blocks, and a ratio is the median of the ratios block by block.
+weights. Each side has a process of its own, for train.py sets up its process's memory; they wait
+for their turn (A B C, C B A, ...), so that a machine's drift meets all of them. A side's speed is
+the median over its blocks, a ratio the median of the ratios block by block. Ours is also given as a
+share of the machine's peak, the speed of a large matrix product in bf16, likewise in turn.
 The last line is JSON.
 """
 
@@ -16,12 +18,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -33,13 +38,15 @@ from torchvision import transforms  # noqa: E402
 
 from common import run_script  # noqa: E402
 from common.config import TrainConfig  # noqa: E402
+from common.cost import count_costs  # noqa: E402
 from common.data import DATASETS  # noqa: E402
-from common.engine import MOMENTUM, train_step  # noqa: E402
+from common.engine import MOMENTUM, keep_freed_memory, train_step  # noqa: E402
 from common.models import build_model  # noqa: E402
 from common.results import describe_machine, git_state  # noqa: E402
 from common.run import Run  # noqa: E402
 
 WARMUP_STEPS = 5
+PEAK_SIDE = 2048  # of the square matrices
 
 
 def notebook_loader(run: Run, data_dir: str) -> DataLoader:
@@ -89,28 +96,91 @@ def our_steps(run: Run) -> Iterator[None]:
             yield
 
 
-def measure(
-    sides: dict[str, Iterator[None]], blocks: int, steps: int, batch_size: int
-) -> dict[str, list[float]]:
-    """Images a second of each block of each side."""
-    for side in sides.values():
-        for _ in range(WARMUP_STEPS):
-            next(side)
-    speeds: dict[str, list[float]] = {name: [] for name in sides}
+def peak_steps() -> Iterator[None]:
+    """One large matrix product in bf16 at each turn."""
+    a, b = (torch.randn(PEAK_SIDE, PEAK_SIDE, dtype=torch.bfloat16) for _ in range(2))
+    while True:
+        torch.mm(a, b)
+        yield
+
+
+class Side:
+    """A process that trains in steps when it is told to."""
+
+    def __init__(self, name: str, config: TrainConfig, data_dir: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.name, (self.pipe, end) = name, context.Pipe()
+        self.process = context.Process(target=serve, args=(end, name, config, data_dir))
+        self.process.start()
+
+    def run(self, steps: int) -> float:
+        """Do so many steps. Returns: seconds."""
+        self.pipe.send(steps)
+        return self.pipe.recv()
+
+    def end(self) -> None:
+        """Let the process end, and wait for it."""
+        self.pipe.send(0)
+        self.process.join()
+
+
+def serve(pipe: Connection, name: str, config: TrainConfig, data_dir: str) -> None:
+    """What a side's process does: so many steps as it is sent, until that is none."""
+    if name == "peak":
+        steps = peak_steps()
+    else:
+        if name == "ours":
+            keep_freed_memory()
+        run = Run(config, data_dir)
+        steps = our_steps(run) if name == "ours" else notebook_steps(run, data_dir, "bf16" in name)
+    while n := pipe.recv():
+        start = time.perf_counter()
+        for _ in range(n):
+            next(steps)
+        pipe.send(time.perf_counter() - start)
+
+
+def measure(sides: list[Side], blocks: int, steps: int) -> dict[str, list[float]]:
+    """Seconds a step of each block of each side."""
+    for side in sides:
+        side.run(WARMUP_STEPS)
+    step_s: dict[str, list[float]] = {side.name: [] for side in sides}
     for block in range(blocks):
-        for name in list(sides)[:: -1 if block % 2 else 1]:
-            next(sides[name])  # back into the caches, untimed
-            start = time.perf_counter()
-            for _ in range(steps):
-                next(sides[name])
-            speeds[name].append(steps * batch_size / (time.perf_counter() - start))
-    return speeds
+        for side in sides[:: -1 if block % 2 else 1]:
+            side.run(1)  # back into the caches, untimed
+            step_s[side.name].append(side.run(steps) / steps)
+    return step_s
+
+
+def compare(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure one combination, print a line for each side, and return what was found."""
+    names = ["notebook fp32", "notebook bf16", "ours", "peak"]
+    sides = [Side(name, config, args.data_dir) for name in names]
+    step_s = measure(sides, args.blocks, args.steps)
+    for side in sides:
+        side.end()
+    peaks = [2 * PEAK_SIDE**3 / s for s in step_s.pop("peak")]
+    shape = (config.batch_size, 3, config.image_size, config.image_size)
+    flops = count_costs(build_model(config.model, 10), shape, "conv_linear").train_step_flops
+    share = statistics.median(
+        flops / s / peak for s, peak in zip(step_s["ours"], peaks, strict=True)
+    )
+    what = {"model": config.model, "opt": config.opt, "peak_flops_per_s": peaks}
+    for name, own in step_s.items():
+        ratio = statistics.median(a / b for a, b in zip(own, step_s["ours"], strict=True))
+        speeds = [config.batch_size / s for s in own]
+        print(f"{config.model} {config.opt:5} {name:14} {statistics.median(speeds):6.1f} images/s "
+              f"({min(speeds):.1f} to {max(speeds):.1f})  ours / this {ratio:.2f}")  # fmt: skip
+        what[name] = {"images_per_s": speeds, "ours_over_this": ratio}
+    print(f"{config.model} {config.opt:5} ours reaches {share:.0%} of the machine's "
+          f"{statistics.median(peaks) / 1e9:.0f} GFLOP/s in bf16", flush=True)  # fmt: skip
+    return what | {"share_of_peak": share}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure every combination asked for, and print the ratios."""
     parser = argparse.ArgumentParser(description="the notebook loop against train.py's")
-    add: Callable = parser.add_argument
+    add = parser.add_argument
     add("--dataset", default="fashion", choices=("mnist", "fashion"), help="[fashion]")
     add("--model", nargs="+", default=["resnet18", "resnet50"], help="[resnet18 resnet50]")
     add("--opt", nargs="+", default=["sgd", "adam"], choices=("sgd", "adam"), help="[sgd adam]")
@@ -120,26 +190,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     print(f"{describe_machine()['cpu']}, {torch.get_num_threads()} threads, torch "
           f"{torch.__version__}, load {describe_machine()['load_average'][0]:.1f}")  # fmt: skip
-    found = []
-    for model in args.model:
-        for opt in args.opt:
-            run = Run(
-                TrainConfig(dataset=args.dataset, model=model, opt=opt, device="cpu"), args.data_dir
-            )
-            sides = {
-                "notebook fp32": notebook_steps(run, args.data_dir, autocast=False),
-                "notebook bf16": notebook_steps(run, args.data_dir, autocast=True),
-                f"ours {run.precision}": our_steps(run),
-            }
-            speeds = measure(sides, args.blocks, args.steps, run.config.batch_size)
-            ours = speeds[f"ours {run.precision}"]
-            for name, own in speeds.items():
-                ratio = statistics.median(a / b for a, b in zip(ours, own, strict=True))
-                low, high = min(own), max(own)
-                print(f"{model} {opt:4} {name:14} {statistics.median(own):6.1f} images/s "
-                      f"({low:.1f} to {high:.1f})  ours / this {ratio:.2f}")  # fmt: skip
-                found.append({"model": model, "opt": opt, "side": name, "images_per_s": own,
-                              "ours_over_this": ratio})  # fmt: skip
+    found = [
+        compare(TrainConfig(dataset=args.dataset, model=model, opt=opt, device="cpu"), args)
+        for model in args.model
+        for opt in args.opt
+    ]
     print(json.dumps({"git": git_state(), "env": describe_machine(), "results": found}))
     return 0
 

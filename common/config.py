@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
 from common import UsageError, check_name
-from common.data import DATASETS
+from common.data import DATASETS, MIRRORABLE
 from common.models import MODELS
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = ("sgd", "nesterov", "muon", "adam", "adamw")
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 MAX_SEED = 2**32 - 1  # numpy's
 EXPORT_FORMATS = ("torchscript", "onnx")
@@ -90,10 +90,25 @@ class TrainConfig(DataConfig):
     model: str = option("resnet18", "network", choices=MODELS)
     weights: str | None = option(None, "state_dict file to start from, instead of from scratch")
     weights_sha256: str | None = option(None, "of that file, filled in", flag=False)
-    opt: str = option("sgd", "optimiser; sgd has momentum 0.9", choices=OPTIMIZERS)
-    lr: float = option(1e-3, "learning rate, constant", above=0)
+    opt: str = option(
+        "sgd", "optimiser; sgd, nesterov and muon have momentum 0.9", choices=OPTIMIZERS
+    )
+    lr: float = option(1e-3, "learning rate; under a schedule its highest", above=0)
+    schedule: str = option(
+        "constant", "learning rate over the run; triangular: up for a fifth of it, then to zero",
+        choices=("constant", "triangular"),
+    )  # fmt: skip
     weight_decay: float | None = option(
         None, "weight decay (default: the optimiser's own)", minimum=0
+    )
+    label_smoothing: float = option(
+        0.0, "share of the target spread over all classes", minimum=0, maximum=1
+    )
+    translate: int = option(
+        0, "training images are shifted by up to so many of their pixels", minimum=0
+    )
+    flip: bool = option(
+        False, "training images are mirrored every other epoch, where classes outlive it"
     )
     epochs: int = option(5, "passes over the training split", minimum=1)
     batch_size: int = option(16, "images a step", minimum=1)
@@ -110,6 +125,11 @@ class TrainConfig(DataConfig):
         False, "page-locked host batches; needs --data-on host on an accelerator"
     )
     device: str = option("auto", "auto takes the accelerator if there is one", choices=DEVICES)
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether training images are mirrored: asked for, and of a kind that may be."""
+        return self.flip and self.dataset in MIRRORABLE
 
     def describe(self) -> str:
         """The factors of the study, in a few words."""
@@ -232,6 +252,11 @@ TRAIN_PRESETS: dict[str, dict[str, Any]] = {
     },
     "smoke": {
         "dataset": ["digits"], "opt": ["sgd", "adam"], "epochs": [3, 5], "image_size": [32],
+    },
+    "record": {
+        "dataset": ["mnist", "fashion"], "model": ["vgg6"], "image_size": [28], "epochs": [2],
+        "batch_size": [512], "opt": ["muon"], "lr": [0.1], "schedule": ["triangular"],
+        "weight_decay": [5e-4], "label_smoothing": [0.1], "seed": list(range(10)),
     },
 }  # fmt: skip
 SVM_PRESETS: dict[str, dict[str, Any]] = {
@@ -386,7 +411,9 @@ def pin_memory_effect(config: TrainConfig) -> str | None:
 def plainest_twin(config: TrainConfig) -> TrainConfig:
     """The same training, with every setting that changes nothing in it at its default."""
     if pin_memory_effect(config):
-        return dataclasses.replace(config, pin_memory=False, data_on="device")
+        config = dataclasses.replace(config, pin_memory=False, data_on="device")
+    if config.flip and not config.mirrored:
+        config = dataclasses.replace(config, flip=False)
     return config
 
 
@@ -394,7 +421,9 @@ def group_trajectories(configs: Sequence[TrainConfig]) -> list[Trajectory]:
     """Group the configurations whose training is the same but for its length."""
     groups: dict[TrainConfig, list[TrainConfig]] = {}
     for config in configs:
-        key = dataclasses.replace(plainest_twin(config), epochs=1)
+        key = plainest_twin(config)
+        if config.schedule == "constant":  # else a shorter run is no part of a longer one
+            key = dataclasses.replace(key, epochs=1)
         groups.setdefault(key, []).append(config)
     return [Trajectory(tuple(sorted(g, key=lambda c: c.epochs))) for g in groups.values()]
 

@@ -125,6 +125,7 @@ DATASETS: dict[str, IdxSet | None] = {
     ),
     "emnist-digits": _emnist("digits", classes=DIGITS),
 }
+MIRRORABLE = ("fashion",)  # a mirrored shoe is a shoe, a mirrored digit is none
 
 
 @dataclass(frozen=True)
@@ -455,8 +456,28 @@ def epoch_order(n: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState([seed, epoch]).permutation(n))
 
 
+def draw_views(
+    order: torch.Tensor, translate: int, flip: bool, seed: int, epoch: int
+) -> torch.Tensor:
+    """How each image of an epoch is seen: shifted at random, and mirrored in one epoch and not in
+    the next, half of the images in each. Like the order, a function of seed and epoch alone.
+
+    Shapes: order (N,) -> (N, 4) int64: image, rows down and columns right from -translate to
+    translate, and 1 where it is mirrored.
+    Source: alternating flip, cifar10-airbench (Jordan 2024, arXiv 2404.00498), section 3.6.
+    """
+    import numpy as np
+    import torch
+
+    random = np.random.RandomState([seed, epoch, 1])
+    shifts = torch.from_numpy(random.randint(-translate, translate + 1, (len(order), 2)))
+    first = np.random.RandomState([seed, 2]).randint(0, 2, int(order.max()) + 1)
+    mirrored = (torch.from_numpy(first)[order] + epoch) % 2 if flip else torch.zeros_like(order)
+    return torch.column_stack([order, shifts, mirrored])
+
+
 class Batches:
-    """Turns lists of indices into network inputs: gather, resize, normalise, repeat channels.
+    """Turns lists of indices into network inputs: gather, move, resize, normalise, repeat channels.
 
     On an accelerator with data_on="device" the images live there. With "host" a batch's uint8
     pixels are gathered on the host, in page-locked memory where pin_memory is set, and copied
@@ -480,10 +501,19 @@ class Batches:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def load(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Shapes: index (B,) -> inputs (B, 3, S, S) float32, labels (B,) int64, on the device."""
-        if not self.staged:
-            return self.prepare(self.images[index]), self.labels[index]
-        pixels, labels = (self._stage(source, index) for source in (self.images, self.labels))
+        """The images of some indices, or of some views as draw_views makes them.
+
+        Shapes: (B,) or (B, 4) -> inputs (B, 3, S, S) float32, labels (B,) int64, on the device.
+        """
+        moves = None
+        if index.ndim == 2:
+            index, moves = index[:, 0], index[:, 1:]
+        if self.staged:
+            pixels, labels = (self._stage(source, index) for source in (self.images, self.labels))
+        else:
+            pixels, labels = self.images[index], self.labels[index]
+        if moves is not None:
+            pixels = move_images(pixels, *moves.to(self.device, non_blocking=True).unbind(1))
         return self.prepare(pixels), labels
 
     def _stage(self, source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -507,6 +537,29 @@ class Batches:
             inputs = interpolate(inputs, size, mode="bilinear", antialias=shrinking)
         inputs = inputs * self.scale + self.shift
         return inputs.expand(-1, 3, -1, -1).contiguous(memory_format=self.memory_format)
+
+
+def move_images(
+    pixels: torch.Tensor, down: torch.Tensor, right: torch.Tensor, mirrored: torch.Tensor
+) -> torch.Tensor:
+    """Mirror images left to right where `mirrored`, then shift each; what comes in is black.
+
+    Shapes: pixels (B, C, H, W) uint8, the others (B,) int64 -> (B, C, H, W).
+    """
+    import torch
+    from torch.nn.functional import pad
+
+    height, width = pixels.shape[-2:]
+    image, row, column = (
+        torch.arange(n, device=pixels.device) for n in (len(pixels), height, width)
+    )
+    # In a frame of one black pixel, whatever lies outside is at the frame.
+    rows = (row + 1 - down[:, None]).clamp(0, height + 1)
+    columns = (column + 1 - right[:, None]).clamp(0, width + 1)
+    columns = torch.where(mirrored[:, None] > 0, width + 1 - columns, columns)
+    framed = pad(pixels, (1, 1, 1, 1))
+    moved = framed[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return moved.movedim(-1, 1)
 
 
 def split_batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:

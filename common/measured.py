@@ -21,7 +21,8 @@ STUDY_DATASETS = {"mnist": "MNIST", "fashion": "FashionMNIST"}
 # What the study held fixed. A run that differs in one of these is not beside a published figure.
 TRAIN_PROTOCOL = {
     "split": "study", "limit": None, "image_size": 64, "batch_size": 16, "amp": True,
-    "weights": None, "weight_decay": None,
+    "weights": None, "weight_decay": None, "schedule": "constant", "label_smoothing": 0.0,
+    "translate": 0, "flip": False,
 }  # fmt: skip
 SVM_PROTOCOL = {
     "split": "study", "samples": 10_000, "features": "raw", "C": 1.0, "gamma": "scale",
@@ -144,7 +145,7 @@ def load_published() -> list[Row]:
 
 def deviations(config: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     """How a run differs from the study's protocol; empty where it does not."""
-    other = {k: config.get(k) for k, value in protocol.items() if config.get(k) != value}
+    other = {k: config.get(k) for k, value in protocol.items() if config.get(k, value) != value}
     if not other:
         return ""
     smaller = {k for k in ("image_size", "samples") if isinstance(other.get(k), int)}

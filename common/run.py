@@ -17,6 +17,7 @@ from common.data import (
     Batches,
     Dataset,
     cached_dataset,
+    draw_views,
     epoch_order,
     measure_pixels,
     split_batches,
@@ -44,7 +45,7 @@ class Run:
         torch.manual_seed(config.seed)
         self.model = new_model(config, self.dataset)
         self.model.to(self.device, memory_format=self.batches.memory_format)
-        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.forward = engine.prepare_forward(self.model, config.compile)
         self.optimizer = engine.build_optimizer(
             self.model, config.opt, config.lr, config.weight_decay
         )
@@ -52,25 +53,45 @@ class Run:
         self.history: list[dict[str, Any]] = []
 
     def order(self, epoch: int) -> list[Tensor]:
-        """The batches of one epoch, as lists of indices into the data set."""
-        order = epoch_order(len(self.split.train), self.config.seed, epoch)
-        return split_batches(self.split.train[order], self.config.batch_size)
+        """The batches of one epoch, as indices into the data set, or as views where they move."""
+        config = self.config
+        order = self.split.train[epoch_order(len(self.split.train), config.seed, epoch)]
+        if config.translate or config.mirrored:
+            order = draw_views(order, config.translate, config.mirrored, config.seed, epoch)
+        return split_batches(order, config.batch_size)
 
-    def train_one_epoch(self) -> dict[str, Any]:
-        """Train and validate the next epoch; return its metrics, which join the history."""
-        epoch = len(self.history) + 1
+    def lrs(self, epoch: int, steps: int) -> list[float]:
+        """The learning rate of each of an epoch's steps."""
+        total = steps * self.config.epochs
+        return [
+            engine.schedule_lr(self.config.schedule, self.config.lr, step, total)
+            for step in range(steps * (epoch - 1), steps * epoch)
+        ]
+
+    def train_steps(self, epoch: int) -> engine.EpochResult:
+        """The steps of one epoch.
+
+        Raises: engine.NonFiniteLoss, which names the epoch.
+        """
+        order = self.order(epoch)
         try:
-            trained = engine.train_epoch(
-                self.forward, self.optimizer, self.scaler, self.batches, self.order(epoch),
-                self.precision, label=f"{self.config.describe()} [{epoch}/{self.config.epochs}]",
+            return engine.train_epoch(
+                self.forward, self.optimizer, self.scaler, self.batches, order, self.precision,
+                label=f"{self.config.describe()} [{epoch}/{self.config.epochs}]",
+                lrs=self.lrs(epoch, len(order)), label_smoothing=self.config.label_smoothing,
             )  # fmt: skip
         except engine.NonFiniteLoss as error:
             error.metrics["epoch"] = epoch
             raise
+
+    def train_one_epoch(self) -> dict[str, Any]:
+        """Train and validate the next epoch; return its metrics, which join the history."""
+        epoch = len(self.history) + 1
+        trained = self.train_steps(epoch)
         val_loss, val_acc, _ = self.test(self.split.val)
         metrics = {
             "epoch": epoch, "train_loss": trained.loss, "train_acc": trained.acc,
-            "val_loss": val_loss, "val_acc": val_acc, "lr": self.config.lr,
+            "val_loss": val_loss, "val_acc": val_acc, "lr": self.optimizer.param_groups[0]["lr"],
             "train_ms": trained.train_ms,
         }  # fmt: skip
         self.history.append(metrics)

@@ -16,6 +16,7 @@ from common.config import (
     expand_grid,
     group_trajectories,
     parse_command_line,
+    plainest_twin,
 )
 
 
@@ -69,12 +70,29 @@ def test_a_trajectory_trains_its_longest_configuration():
     assert len(trajectory.configs) == 4
 
 
-@pytest.mark.parametrize("field", ["seed", "lr", "opt", "batch_size", "image_size", "split_seed"])
+@pytest.mark.parametrize(
+    "field",
+    ["seed", "lr", "opt", "batch_size", "image_size", "split_seed", "schedule", "label_smoothing",
+     "translate"],
+)  # fmt: skip
 def test_whatever_changes_arithmetic_is_a_trajectory_of_its_own(field):
     other = {"seed": 1, "lr": 0.1, "opt": "adam", "batch_size": 8, "image_size": 32}
+    other |= {"schedule": "triangular", "label_smoothing": 0.1}
     config = TrainConfig(device="cpu")
     changed = replace(config, **{field: other.get(field, 7)})
     assert len(group_trajectories([config, changed])) == 2
+
+
+def test_under_a_schedule_a_shorter_run_is_no_part_of_a_longer_one():
+    configs = [TrainConfig(schedule="triangular", epochs=n) for n in (3, 5)]
+    assert [t.configs for t in group_trajectories(configs)] == [(c,) for c in configs]
+
+
+def test_flips_change_nothing_where_a_mirrored_image_would_be_of_no_class():
+    flipped = TrainConfig(dataset="mnist", flip=True)
+    assert plainest_twin(flipped) == TrainConfig(dataset="mnist")
+    clothes = TrainConfig(dataset="fashion", flip=True)
+    assert plainest_twin(clothes) == clothes
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,11 @@ from common.data import (
     DATASETS,
     Batches,
     Dataset,
+    draw_views,
     epoch_order,
     load_dataset,
     measure_pixels,
+    move_images,
     parse_idx,
     split_batches,
     split_dataset,
@@ -324,3 +326,50 @@ def test_every_image_is_in_one_batch_and_none_is_alone(n, size, sizes):
     batches = split_batches(torch.arange(n), size)
     assert [len(batch) for batch in batches] == sizes
     assert torch.cat(batches).tolist() == list(range(n))
+
+
+def test_a_moved_image_is_a_mirrored_crop_of_the_padded_one():
+    """Against numpy: pad by the reach, crop, flip."""
+    random = np.random.RandomState(0)
+    pixels = torch.from_numpy(random.randint(1, 256, (40, 3, 5, 7)).astype(np.uint8))
+    down, right = (torch.from_numpy(random.randint(-9, 10, 40)) for _ in range(2))
+    mirrored = torch.from_numpy(random.randint(0, 2, 40))
+    moved = move_images(pixels, down, right, mirrored).numpy()
+    for image, result, dy, dx, flip in zip(pixels.numpy(), moved, down, right, mirrored,
+                                           strict=True):  # fmt: skip
+        image = image[:, :, ::-1] if flip else image
+        padded = np.pad(image, ((0, 0), (9, 9), (9, 9)))
+        assert (result == padded[:, 9 - dy : 14 - dy, 9 - dx : 16 - dx]).all()
+
+
+def test_views_are_drawn_from_seed_and_epoch_and_mirror_each_image_every_other_epoch():
+    order = torch.arange(100, 600)
+    first, second, third = (draw_views(order, 2, True, 0, epoch) for epoch in (1, 2, 3))
+    assert (first[:, 0] == order).all()
+    assert (first[:, 3] + second[:, 3] == 1).all()
+    assert (first[:, 3] == third[:, 3]).all()
+    assert 0.4 < first[:, 3].double().mean() < 0.6
+    for column in (1, 2):
+        assert first[:, column].unique().tolist() == [-2, -1, 0, 1, 2]
+    assert not torch.equal(first[:, 1:3], third[:, 1:3])
+    assert torch.equal(draw_views(order, 2, True, 0, 1), first)
+    assert not torch.equal(draw_views(order, 2, True, 1, 1), first)
+    still = draw_views(order, 0, False, 0, 1)
+    assert not still[:, 1:].any()
+    # An image keeps its side whatever its place in the order.
+    assert torch.equal(draw_views(order.flip(0), 2, True, 0, 1)[:, 3], first[:, 3].flip(0))
+
+
+@pytest.mark.parametrize("data_on", ["device", "host"])
+def test_a_view_that_moves_nothing_is_the_image(data_on):
+    dataset = load_dataset("digits")
+    batches = Batches(dataset, measure_pixels(dataset.images), 16, torch.device("cpu"),
+                      data_on=data_on)  # fmt: skip
+    batches.staged = data_on == "host"  # as on an accelerator
+    index = torch.tensor([5, 3, 8])
+    plain = batches.load(index)
+    view = batches.load(draw_views(index, 0, False, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(plain, view, strict=True))
+    shifted = batches.load(draw_views(index, 3, False, 0, 1))
+    assert torch.equal(shifted[1], plain[1])
+    assert not torch.equal(shifted[0], plain[0])

@@ -28,7 +28,7 @@ def small_net(seed=0):
         return nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
-@pytest.mark.parametrize("opt", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adam", "adamw"])
 def test_an_epoch_is_the_plain_loop_of_the_tutorials(batches, opt):
     order = split_batches(torch.arange(100), 16)
     ours, reference = small_net(), small_net()
@@ -37,6 +37,7 @@ def test_an_epoch_is_the_plain_loop_of_the_tutorials(batches, opt):
     result = engine.train_epoch(ours, optimizer, scaler, batches, order, "fp32")
     plain = {
         "sgd": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
+        "nesterov": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, nesterov=True),
         "adam": lambda p: torch.optim.Adam(p, lr=1e-2),
         "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
     }[opt](reference.parameters())
@@ -55,6 +56,35 @@ def test_an_epoch_is_the_plain_loop_of_the_tutorials(batches, opt):
     assert result.loss == pytest.approx(sum(losses) / 100, rel=1e-5)
     assert result.acc == right / 100
     assert result.train_ms > 0
+
+
+def test_an_epoch_takes_each_steps_rate_and_smooths_its_labels(batches):
+    order = split_batches(torch.arange(48), 16)
+    lrs = [0.3, 0.2, 0.1]
+    ours, reference = small_net(), small_net()
+    optimizer = engine.build_optimizer(ours, "sgd", 9.0, None)
+    scaler = engine.build_scaler(CPU, "fp32")
+    engine.train_epoch(
+        ours, optimizer, scaler, batches, order, "fp32", lrs=lrs, label_smoothing=0.2
+    )
+    plain = torch.optim.SGD(reference.parameters(), lr=9.0, momentum=0.9)
+    for index, lr in zip(order, lrs, strict=True):
+        inputs, labels = batches.load(index)
+        target = 0.8 * torch.eye(10)[labels] + 0.2 / 10
+        loss = -(target * reference(inputs).log_softmax(1)).sum(1).mean()
+        plain.param_groups[0]["lr"] = lr
+        plain.zero_grad()
+        loss.backward()
+        plain.step()
+    for a, b in zip(ours.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_a_triangular_schedule_by_hand():
+    rates = [engine.schedule_lr("triangular", 1.0, step, 10) for step in range(10)]
+    assert rates == pytest.approx([1 / 2, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    assert [engine.schedule_lr("constant", 0.5, step, 3) for step in range(3)] == [0.5] * 3
+    assert engine.schedule_lr("triangular", 1.0, 0, 1) == 1.0
 
 
 def test_weight_decay_reaches_the_optimizer():
@@ -139,7 +169,7 @@ def test_models_are_drawn_from_their_seed_alone(name):
     first = [next(m.parameters()) for m in (one, two, other)]
     assert torch.equal(first[0], first[1])
     assert not torch.equal(first[0], first[2])
-    assert one.fc.out_features == 7
+    assert one.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 7)
 
 
 class Malicious:

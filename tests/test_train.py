@@ -201,6 +201,53 @@ def test_a_grid_killed_after_every_line_ends_with_the_same_rows(tiny, rows, tmp_
     assert not list(killed.rglob("*.state.pt"))
 
 
+RECIPE = [
+    "--model", "vgg6", "--opt", "muon", "--lr", "0.1", "--schedule", "triangular", "--translate",
+    "2", "--label-smoothing", "0.1", "--weight-decay", "1e-3", "--batch-size", "16",
+]  # fmt: skip
+
+
+def test_a_recipe_interrupted_after_each_epoch_ends_in_the_same_weights(
+    tiny, rows, tmp_path, monkeypatch
+):
+    whole = [*tiny, *RECIPE, "--epochs", "3"]
+    assert train.main(whole) == 0
+    apart = [*tiny[:-1], str(tmp_path / "apart"), *RECIPE, "--epochs", "3"]
+
+    def interrupt(run, *args):
+        if run.history and len(run.history) < 3:
+            raise KeyboardInterrupt
+        return finish(run, *args)
+
+    finish = train.finish_milestone
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "finish_milestone", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(apart)
+    assert train.main(apart) == 0
+    [one], [other] = rows("train"), [r for r in rows("train", "apart") if r["status"] == "ok"]
+    assert outcome(one) == outcome(other)
+    weights = [
+        load_checkpoint(tmp_path / folder / one["metrics"]["checkpoint"])["model"]
+        for folder in ("results", "apart")
+    ]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+    lrs = [row["metrics"]["lr"] for row in rows("epoch")]
+    assert lrs == pytest.approx([0.1 * 7 / 7.2, 0.1 * 4 / 7.2, 0.1 / 7.2])
+
+
+def test_the_record_preset_trains_and_exports(tiny, rows):
+    """On digits, briefly: what it reaches on real data is benchmarks/record.py's to say."""
+    args = [*tiny, "--preset", "record", "--dataset", "digits", "--seed", "0", "--limit", "512"]
+    assert train.main([*args, "--image-size", "28", "--export", "onnx"]) == 0
+    [row] = rows("train")
+    assert row["config"]["opt"] == "muon"
+    assert row["metrics"]["params"] == 70_954
+    [export] = rows("export")
+    assert export["status"] == "ok"
+
+
 def test_no_resume_starts_afresh(tiny, rows, monkeypatch):
     def interrupt(run, trajectory, log):
         if len(run.history) == 1:

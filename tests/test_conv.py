@@ -1,0 +1,62 @@
+"""Gradients by matrix products against autograd's own."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import conv2d, unfold
+
+from common.conv import MatmulConv2d, gather_neighbourhoods, use_matmul
+from common.models import build_model
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [((3, 3), (1, 1), (1, 1)), ((3, 2), (2, 1), (0, 1))]
+)
+def test_neighbourhoods_are_torchs_unfold(kernel, stride, padding):
+    x = torch.randn(2, 5, 6, 7)
+    expected = unfold(x, kernel, padding=padding, stride=stride)  # B, C K K, L
+    expected = expected.view(2, 5, kernel[0] * kernel[1], -1).permute(0, 3, 2, 1).flatten(2)
+    assert torch.equal(gather_neighbourhoods(x, kernel, stride, padding), expected.flatten(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "needs_input"), [(8, 1, True), (7, 2, True), (2, 1, False), (1, 2, True)]
+)
+def test_gradients_are_those_of_fp32_to_the_precision_of_bf16(size, stride, needs_input):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(24, 128, 3, stride, 1, bias=False).to(memory_format=torch.channels_last)
+    use_matmul(layer)
+    assert type(layer) is MatmulConv2d
+    # Numbers that bf16 holds exactly, so that only the products' sums are rounded.
+    x = torch.randn(4, 24, size, size).bfloat16().float().requires_grad_(needs_input)
+    layer.weight.data = layer.weight.data.bfloat16().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    g = torch.randn_like(y)
+    y.backward(g)
+    x_32, w_32 = (t.detach().double().requires_grad_() for t in (x, layer.weight))
+    y_64 = conv2d(x_32, w_32, stride=stride, padding=1)
+    y_64.backward(g.double())
+    assert y.dtype == torch.bfloat16
+    assert layer.weight.grad.dtype == torch.float32
+    pairs = [(y, y_64), (layer.weight.grad, w_32.grad)]
+    pairs += [(x.grad, x_32.grad)] if needs_input else []
+    for ours, expected in pairs:
+        assert ours.shape == expected.shape
+        assert (ours - expected).norm() <= 4e-3 * expected.norm()
+
+
+def test_only_wide_plain_convolutions_change_and_only_while_training_in_bf16():
+    plain, changed = build_model("resnet18", 10), build_model("resnet18", 10)
+    use_matmul(changed)
+    kinds = {name: type(layer) for name, layer in changed.named_modules()}
+    assert kinds["layer4.1.conv2"] is MatmulConv2d
+    assert kinds["conv1"] is kinds["layer1.0.conv1"] is kinds["layer4.0.downsample.0"] is nn.Conv2d
+    assert plain.state_dict().keys() == changed.state_dict().keys()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(plain(x), changed(x))  # fp32, with gradients
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(plain.eval()(x), changed.eval()(x))
+    grouped = nn.Conv2d(128, 128, 3, groups=2, bias=False)
+    use_matmul(grouped)
+    assert type(grouped) is nn.Conv2d
