@@ -10,14 +10,16 @@ same weights on the same images, end to end, from the data set in memory or on d
 weights. Each side has a process of its own, for train.py sets up its process's memory; they wait
 for their turn (A B C, C B A, ...), so that a machine's drift meets all of them. A side's speed is
 the median over its blocks, a ratio the median of the ratios block by block. Ours is also given as a
-share of the machine's peak, the speed of a large matrix product in bf16, likewise in turn.
-The last line is JSON.
+share of the machine's peak, the speed of a large matrix product in bf16, likewise in turn; and as
+one run a core side by side. With all combinations measured, the time of the study's whole grid is
+projected. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import statistics
 import sys
@@ -37,7 +39,12 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
 from common import run_script  # noqa: E402
-from common.config import TrainConfig  # noqa: E402
+from common.config import (  # noqa: E402
+    TRAIN_PRESETS,
+    TrainConfig,
+    expand_grid,
+    group_trajectories,
+)
 from common.cost import count_costs  # noqa: E402
 from common.data import DATASETS  # noqa: E402
 from common.engine import MOMENTUM, keep_freed_memory, train_step  # noqa: E402
@@ -47,6 +54,7 @@ from common.run import Run  # noqa: E402
 
 WARMUP_STEPS = 5
 PEAK_SIDE = 2048  # of the square matrices
+N_TRAIN = 49_000  # the study's training split
 
 
 def notebook_loader(run: Run, data_dir: str) -> DataLoader:
@@ -105,34 +113,43 @@ def peak_steps() -> Iterator[None]:
 
 
 class Side:
-    """A process that trains in steps when it is told to."""
+    """One process, or several that share the machine's threads, each training when told to."""
 
-    def __init__(self, name: str, config: TrainConfig, data_dir: str) -> None:
+    def __init__(self, name: str, config: TrainConfig, data_dir: str, processes: int = 1) -> None:
         context = multiprocessing.get_context("spawn")
-        self.name, (self.pipe, end) = name, context.Pipe()
-        self.process = context.Process(target=serve, args=(end, name, config, data_dir))
-        self.process.start()
+        self.name, self.threads = name, torch.get_num_threads() // processes
+        self.pipes, self.processes = [], []
+        for _ in range(processes):
+            pipe, end = context.Pipe()
+            args = (end, name, config, data_dir, self.threads)
+            self.processes.append(context.Process(target=serve, args=args, daemon=True))
+            self.processes[-1].start()
+            end.close()
+            self.pipes.append(pipe)
 
     def run(self, steps: int) -> float:
-        """Do so many steps. Returns: seconds."""
-        self.pipe.send(steps)
-        return self.pipe.recv()
+        """Do so many steps in each process. Returns: seconds for each step done in any of them."""
+        for pipe in self.pipes:
+            pipe.send(steps)
+        return max(pipe.recv() for pipe in self.pipes) / steps / len(self.pipes)
 
     def end(self) -> None:
-        """Let the process end, and wait for it."""
-        self.pipe.send(0)
-        self.process.join()
+        """Let the processes end, and wait for them."""
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            pipe.send(0)
+            process.join()
 
 
-def serve(pipe: Connection, name: str, config: TrainConfig, data_dir: str) -> None:
+def serve(pipe: Connection, name: str, config: TrainConfig, data_dir: str, threads: int) -> None:
     """What a side's process does: so many steps as it is sent, until that is none."""
+    torch.set_num_threads(threads)
     if name == "peak":
         steps = peak_steps()
+    elif name.startswith("ours"):
+        keep_freed_memory()
+        steps = our_steps(Run(config, data_dir))
     else:
-        if name == "ours":
-            keep_freed_memory()
-        run = Run(config, data_dir)
-        steps = our_steps(run) if name == "ours" else notebook_steps(run, data_dir, "bf16" in name)
+        steps = notebook_steps(Run(config, data_dir), data_dir, "bf16" in name)
     while n := pipe.recv():
         start = time.perf_counter()
         for _ in range(n):
@@ -148,14 +165,17 @@ def measure(sides: list[Side], blocks: int, steps: int) -> dict[str, list[float]
     for block in range(blocks):
         for side in sides[:: -1 if block % 2 else 1]:
             side.run(1)  # back into the caches, untimed
-            step_s[side.name].append(side.run(steps) / steps)
+            step_s[side.name].append(side.run(steps))
     return step_s
 
 
 def compare(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Measure one combination, print a line for each side, and return what was found."""
+    cores = torch.get_num_threads()
     names = ["notebook fp32", "notebook bf16", "ours", "peak"]
     sides = [Side(name, config, args.data_dir) for name in names]
+    if cores > 1:
+        sides.append(Side(f"ours, {cores} jobs", config, args.data_dir, cores))
     step_s = measure(sides, args.blocks, args.steps)
     for side in sides:
         side.end()
@@ -171,10 +191,31 @@ def compare(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any]:
         speeds = [config.batch_size / s for s in own]
         print(f"{config.model} {config.opt:5} {name:14} {statistics.median(speeds):6.1f} images/s "
               f"({min(speeds):.1f} to {max(speeds):.1f})  ours / this {ratio:.2f}")  # fmt: skip
-        what[name] = {"images_per_s": speeds, "ours_over_this": ratio}
+        what[name] = {"step_s": own, "ours_over_this": ratio}
     print(f"{config.model} {config.opt:5} ours reaches {share:.0%} of the machine's "
           f"{statistics.median(peaks) / 1e9:.0f} GFLOP/s in bf16", flush=True)  # fmt: skip
     return what | {"share_of_peak": share}
+
+
+def print_grid(found: list[dict[str, Any]]) -> None:
+    """The study's grid, 64 runs of the notebook loop, against the trajectories of make q1a."""
+    step_s = {(f["model"], f["opt"]): f for f in found}
+    grid = {name: [value] for name, value in vars(TrainConfig(device="cpu")).items()}
+    configs = expand_grid(TrainConfig, grid | TRAIN_PRESETS["q1a"])
+    if {(c.model, c.opt) for c in configs} - step_s.keys():
+        return
+    trained = [t.trained for t in group_trajectories(configs)]
+
+    def hours(runs: list[TrainConfig], side: str) -> float:
+        step = {key: statistics.median(f[side]["step_s"]) for key, f in step_s.items()}
+        steps_an_epoch = math.ceil(N_TRAIN / runs[0].batch_size)
+        return sum(step[c.model, c.opt] * steps_an_epoch * c.epochs for c in runs) / 3600
+
+    notebook = hours(configs, "notebook fp32")
+    for side in [name for name in found[0] if name.startswith("ours")]:
+        ours = hours(trained, side)
+        print(f"the grid, projected: {len(configs)} notebook runs {notebook:.1f} h, {side} on "
+              f"{len(trained)} trajectories {ours:.1f} h: {notebook / ours:.2f} times")  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -195,6 +236,7 @@ def main(argv: list[str] | None = None) -> int:
         for model in args.model
         for opt in args.opt
     ]
+    print_grid(found)
     print(json.dumps({"git": git_state(), "env": describe_machine(), "results": found}))
     return 0
 

@@ -88,7 +88,7 @@ def measure(dataset: str, configs: list[TrainConfig], data_dir: str) -> dict[str
     step_s, seeds = [], []
     for config in configs:
         notebook.run(1)
-        step_s.append(notebook.run(STEPS) / STEPS)
+        step_s.append(notebook.run(STEPS))
         seeds.append(run_apart(config, data_dir))
     notebook.end()
     config = configs[0]
