@@ -91,7 +91,7 @@ class TrainConfig(DataConfig):
     weights: str | None = option(None, "state_dict file to start from, instead of from scratch")
     weights_sha256: str | None = option(None, "of that file, filled in", flag=False)
     opt: str = option(
-        "sgd", "optimiser; sgd, nesterov and muon have momentum 0.9", choices=OPTIMIZERS
+        "sgd", "optimiser; momentum is 0.9 in sgd and nesterov, 0.75 in muon", choices=OPTIMIZERS
     )
     lr: float = option(1e-3, "learning rate; under a schedule its highest", above=0)
     schedule: str = option(
