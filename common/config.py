@@ -254,7 +254,7 @@ TRAIN_PRESETS: dict[str, dict[str, Any]] = {
         "dataset": ["digits"], "opt": ["sgd", "adam"], "epochs": [3, 5], "image_size": [32],
     },
     "record": {
-        "dataset": ["mnist", "fashion"], "model": ["vgg6"], "image_size": [28], "epochs": [2],
+        "dataset": ["mnist", "fashion"], "model": ["vgg5"], "image_size": [28], "epochs": [3],
         "batch_size": [512], "opt": ["muon"], "lr": [0.1], "schedule": ["triangular"],
         "weight_decay": [5e-4], "label_smoothing": [0.1], "seed": list(range(10)),
     },
