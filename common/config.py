@@ -258,6 +258,11 @@ TRAIN_PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": [512], "opt": ["muon"], "lr": [0.1], "schedule": ["triangular"],
         "weight_decay": [5e-4], "label_smoothing": [0.1], "seed": list(range(10)),
     },
+    "tuned": {
+        "dataset": ["mnist", "fashion"], "batch_size": [256], "opt": ["muon"], "lr": [0.06],
+        "schedule": ["triangular"], "weight_decay": [5e-4], "label_smoothing": [0.1],
+        "translate": [1], "flip": [True], "seed": [0, 1, 2],
+    },
 }  # fmt: skip
 SVM_PRESETS: dict[str, dict[str, Any]] = {
     "q1b": {"dataset": ["mnist", "fashion"], "kernel": ["poly", "rbf"]},

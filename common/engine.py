@@ -94,11 +94,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, dtype)
 
 
-def prepare_forward(model: nn.Module, compile: bool) -> nn.Module:
-    """The network as a training step calls it: compiled, or with faster gradients of its own."""
+def prepare_forward(model: nn.Module, compile: bool, channels_last: bool = True) -> nn.Module:
+    """The network as a training step calls it: compiled, or with convolutions by matrix products,
+    which keep to channels_last."""
     if compile:
         return torch.compile(model)
-    use_matmul(model)
+    if channels_last:
+        use_matmul(model)
     return model
 
 

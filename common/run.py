@@ -45,7 +45,9 @@ class Run:
         torch.manual_seed(config.seed)
         self.model = new_model(config, self.dataset)
         self.model.to(self.device, memory_format=self.batches.memory_format)
-        self.forward = engine.prepare_forward(self.model, config.compile)
+        self.forward = engine.prepare_forward(
+            self.model, config.compile, config.channels_last
+        )
         self.optimizer = engine.build_optimizer(
             self.model, config.opt, config.lr, config.weight_decay
         )
