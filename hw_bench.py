@@ -1,6 +1,7 @@
 """Measure training speed by device, or inference speed of exported networks.
 
     python hw_bench.py --device cpu cuda
+    python hw_bench.py --device cuda --loop notebook ours
     python hw_bench.py --mode infer
 
 Method of --mode train: whole steps (gather and resize fresh images, forward, backward, optimiser)
@@ -10,7 +11,8 @@ accelerator the mean of ten, since a look at the clock after each would stall it
 extrapolated from the median step, unless --full-epoch trains and tests one. Speed-ups are against
 the first variant of the first device. Where the CPU is the only device, its own variants are
 compared: threads, precision, and torch.compile, whose cost is in first_step_ms. Networks are
-channels_last everywhere.
+channels_last, but in the notebook loop: torchvision transforms on PIL images, a DataLoader without
+workers, NCHW, loss.item() at every step.
 
 Method of --mode infer: every engine, with the same number of threads, first answers the whole test
 split, and is timed only if it answers as the eager fp32 network does. Queries are different test
@@ -48,6 +50,7 @@ from common.config import (
 from common.results import Log, run_id
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from common.data import Batches, Dataset, Split
@@ -103,13 +106,15 @@ def expand_variants(name: str, grid: dict[str, list[Any]], alone: bool) -> list[
 
     every = torch.get_num_threads()
     amp = resolve_precision(True, "auto", torch.device(name))
-    implied = {"threads": [None], "precision": [amp], "compile": [False]}
+    implied = {"threads": [None], "precision": [amp], "compile": [False], "loop": ["ours"]}
+    if "notebook" in grid["loop"]:
+        implied["precision"] = ["fp32", amp]
     if name == "cpu":
         implied["threads"] = [every]
         if "fp16" in grid["precision"]:
             raise UsageError("--precision fp16: needs an accelerator; use bf16 or fp32 on a CPU")
     if name == "cpu" and alone:
-        implied = {"threads": [1, every], "precision": ["fp32", amp], "compile": [False, True]}
+        implied |= {"threads": [1, every], "precision": ["fp32", amp], "compile": [False, True]}
         if amp == "fp32" and grid["precision"] == [None]:
             print("bf16: not measured, this CPU has no fast bf16")
     chosen = {key: grid[key] if grid[key] != [None] else implied[key] for key in implied}
@@ -119,7 +124,8 @@ def expand_variants(name: str, grid: dict[str, list[Any]], alone: bool) -> list[
         print(f"compiled variants: not measured, {obstacle}")
         chosen["compile"] = [False]
     values = itertools.product(*(dict.fromkeys(v) for v in chosen.values()))
-    return [{"device": name} | dict(zip(chosen, v, strict=True)) for v in values]
+    variants = [{"device": name} | dict(zip(chosen, v, strict=True)) for v in values]
+    return [v for v in variants if v["loop"] == "ours" or not v["compile"]]
 
 
 def expand_groups(grid: dict[str, list[Any]]) -> list[list[HwTrainConfig]]:
@@ -136,7 +142,8 @@ def expand_groups(grid: dict[str, list[Any]]) -> list[list[HwTrainConfig]]:
 
 def label_of(config: HwTrainConfig) -> str:
     """A variant in a few words."""
-    parts = [config.device, config.precision, "compiled" if config.compile else "eager"]
+    mode = "compiled" if config.compile else "eager" if config.loop == "ours" else "notebook loop"
+    parts = [config.device, config.precision, mode]
     if config.threads:
         parts.insert(1, f"{config.threads} thread{'s' if config.threads > 1 else ''}")
     return ", ".join(parts)
@@ -160,6 +167,10 @@ def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
         raise UsageError(
             f"--batch-size {config.batch_size}: {config.dataset} has {n_train} training images"
         )
+    if config.full_epoch and any(c.loop == "notebook" for c in group):
+        raise UsageError("--full-epoch: the notebook loop is only sampled; use --loop ours")
+    if config.opt not in ("sgd", "adam") and any(c.loop == "notebook" for c in group):
+        raise UsageError(f"--opt {config.opt}: the notebook loop has sgd and adam; use --loop ours")
     if any(c.device == "cpu" and c.precision == "bf16" for c in group):
         name = find_one_pixel_convolution(config.model, config.image_size)
         if name:
@@ -173,12 +184,13 @@ def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
 # --- training: the measurement --------------------------------------------------------------------
 
 
-def endless_batches(train: Tensor, config: HwTrainConfig) -> Iterator[Tensor]:
-    """Full batches of training images, epoch after epoch, the same for every variant."""
+def endless_batches(train: Tensor, config: HwTrainConfig, home: torch.device) -> Iterator[Tensor]:
+    """Full batches of training images, epoch after epoch, the same for every variant: indices, on
+    the device `home`."""
     from common.data import epoch_order
 
     for epoch in itertools.count(1):
-        order = train[epoch_order(len(train), config.seed, epoch)]
+        order = train[epoch_order(len(train), config.seed, epoch)].to(home)
         yield from order.split(config.batch_size)[: len(order) // config.batch_size]
 
 
@@ -186,11 +198,13 @@ class Side:
     """One variant while it is measured: its network, its timings, and its error, if any."""
 
     def __init__(
-        self, config: HwTrainConfig, dataset: Dataset, split: Split, batches: Batches, threads: int
+        self, config: HwTrainConfig, dataset: Dataset, split: Split,
+        statistics: tuple[Tensor, Tensor], batches: Batches, threads: int,
     ) -> None:  # fmt: skip
         self.config, self.dataset, self.split, self.batches = config, dataset, split, batches
+        self.statistics = statistics
         self.threads = config.threads or threads
-        self.pending = endless_batches(split.train, config)
+        self.pending = endless_batches(split.train, config, batches.home)
         self.first_step_ms: float | None = None
         self.samples_ms: list[float] = []
         self.epoch_ms: float | None = None
@@ -208,7 +222,7 @@ class Side:
             work()
         except Exception as error:  # out of memory, or no kernel for it: the others go on
             self.error = first_line(error)
-            self.model = self.forward = self.optimizer = None
+            self.model = self.forward = self.optimizer = self.notebook = None
 
     def build(self) -> None:
         """The untrained network and its optimiser."""
@@ -217,6 +231,13 @@ class Side:
         from common.models import build_model
 
         config, device = self.config, self.batches.device
+        if config.loop == "notebook":
+            from common.notebook import notebook_steps
+
+            self.notebook = notebook_steps(
+                config, self.dataset, self.split.train, self.statistics, device, config.precision
+            )
+            return
         self.model = build_model(config.model, len(self.dataset.classes), config.seed)
         self.model.to(device, memory_format=self.batches.memory_format)
         self.forward = prepare_forward(self.model, config.compile)
@@ -227,6 +248,8 @@ class Side:
         """One whole step on the next images; returns the loss."""
         from common.engine import train_step
 
+        if self.config.loop == "notebook":
+            return next(self.notebook)
         inputs, labels = self.batches.load(next(self.pending))
         return train_step(
             self.forward, self.optimizer, self.scaler, inputs, labels, self.config.precision
@@ -269,7 +292,7 @@ class Side:
 
         self.build()
         train, test = self.split.train, self.split.test
-        order = train[epoch_order(len(train), self.config.seed, 1)]
+        order = train[epoch_order(len(train), self.config.seed, 1)].to(self.batches.home)
         trained = train_epoch(
             self.forward, self.optimizer, self.scaler, self.batches,
             split_batches(order, self.config.batch_size), self.config.precision,
@@ -314,7 +337,10 @@ def measure_group(group: list[HwTrainConfig], data_dir: str, threads: int) -> li
         name: Batches(dataset, statistics, group[0].image_size, torch.device(name))
         for name in dict.fromkeys(config.device for config in group)
     }
-    sides = [Side(config, dataset, split, batches[config.device], threads) for config in group]
+    sides = [
+        Side(config, dataset, split, statistics, batches[config.device], threads)
+        for config in group
+    ]  # fmt: skip
     for side in sides:
         side.attempt(side.warm_up)
     for number in range(math.ceil(group[0].steps / VISIT_SAMPLES)):

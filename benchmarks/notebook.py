@@ -3,16 +3,16 @@
     python benchmarks/notebook.py
     python benchmarks/notebook.py --model resnet50 --opt adam --blocks 8
 
-The notebook loop: torchvision transforms on PIL images, a DataLoader, fp32 in NCHW, and loss.item()
-at every step; once more with bf16 autocast around its forward pass. Ours: the batches, network,
-optimiser and loop of train.py, as common/run.py builds them. All train the same network from the
-same weights on the same images, end to end, from the data set in memory or on disk to the updated
-weights. Each side has a process of its own, for train.py sets up its process's memory; they wait
-for their turn (A B C, C B A, ...), so that a machine's drift meets all of them. A side's speed is
-the median over its blocks, a ratio the median of the ratios block by block. Ours is also given as a
-share of the machine's peak, the speed of a large matrix product in bf16, likewise in turn; and as
-one run a core side by side. With all combinations measured, the time of the study's whole grid is
-projected. The last line is JSON.
+The notebook loop (common/notebook.py): torchvision transforms on PIL images, a DataLoader, fp32 in
+NCHW, and loss.item() at every step; once more with bf16 autocast around its forward pass. Ours: the
+batches, network, optimiser and loop of train.py, as common/run.py builds them. All train the same
+network from the same weights on the same images, end to end, from the data set in memory or on disk
+to the updated weights. Each side has a process of its own, for train.py sets up its process's
+memory; they wait for their turn (A B C, C B A, ...), so that a machine's drift meets all of them. A
+side's speed is the median over its blocks, a ratio the median of the ratios block by block. Ours is
+also given as a share of the machine's peak, the speed of a large matrix product in bf16, likewise
+in turn; and as one run a core side by side. With all combinations measured, the time of the study's
+whole grid is projected. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -34,9 +34,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-import torchvision  # noqa: E402
-from torch.utils.data import ConcatDataset, DataLoader, Subset  # noqa: E402
-from torchvision import transforms  # noqa: E402
 
 from common import run_script  # noqa: E402
 from common.config import (  # noqa: E402
@@ -46,52 +43,15 @@ from common.config import (  # noqa: E402
     group_trajectories,
 )
 from common.cost import count_costs  # noqa: E402
-from common.data import DATASETS  # noqa: E402
-from common.engine import MOMENTUM, keep_freed_memory, train_step  # noqa: E402
+from common.engine import keep_freed_memory, train_step  # noqa: E402
 from common.models import build_model  # noqa: E402
+from common.notebook import notebook_steps  # noqa: E402
 from common.results import describe_machine, git_state  # noqa: E402
 from common.run import Run  # noqa: E402
 
 WARMUP_STEPS = 5
 PEAK_SIDE = 2048  # of the square matrices
 N_TRAIN = 49_000  # the study's training split
-
-
-def notebook_loader(run: Run, data_dir: str) -> DataLoader:
-    """The study's preprocessing as torchvision's tutorials write it, on the training split."""
-    (mean,), (std,) = (statistic.tolist() for statistic in run.statistics)
-    size = run.config.image_size
-    prepare = transforms.Compose([
-        transforms.Resize((size, size)), transforms.Grayscale(3), transforms.ToTensor(),
-        transforms.Normalize([mean] * 3, [std] * 3),
-    ])  # fmt: skip
-    kind = getattr(torchvision.datasets, DATASETS[run.config.dataset].torchvision)
-    parts = [kind(data_dir, train=train, transform=prepare) for train in (True, False)]
-    images = Subset(ConcatDataset(parts), run.split.train.tolist())
-    return DataLoader(images, batch_size=run.config.batch_size, shuffle=True)
-
-
-def notebook_steps(run: Run, data_dir: str, autocast: bool) -> Iterator[None]:
-    """One training step of the notebook loop at each turn."""
-    config = run.config
-    model = build_model(config.model, len(run.dataset.classes), config.seed).train()
-    optimizer = (
-        torch.optim.SGD(model.parameters(), lr=config.lr, momentum=MOMENTUM)
-        if config.opt == "sgd"
-        else torch.optim.Adam(model.parameters(), lr=config.lr)
-    )
-    criterion = torch.nn.CrossEntropyLoss()
-    loader = notebook_loader(run, data_dir)
-    running_loss = 0.0
-    while True:
-        for inputs, labels in loader:
-            optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                loss = criterion(model(inputs), labels)
-            loss.backward()
-            optimizer.step()
-            running_loss += loss.item()
-            yield
 
 
 def our_steps(run: Run) -> Iterator[None]:
@@ -149,7 +109,11 @@ def serve(pipe: Connection, name: str, config: TrainConfig, data_dir: str, threa
         keep_freed_memory()
         steps = our_steps(Run(config, data_dir))
     else:
-        steps = notebook_steps(Run(config, data_dir), data_dir, "bf16" in name)
+        run = Run(config, data_dir)
+        precision = "bf16" if "bf16" in name else "fp32"
+        steps = notebook_steps(
+            config, run.dataset, run.split.train, run.statistics, run.device, precision
+        )
     while n := pipe.recv():
         start = time.perf_counter()
         for _ in range(n):

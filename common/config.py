@@ -22,6 +22,7 @@ from common.models import MODELS
 OPTIMIZERS = ("sgd", "nesterov", "muon", "adam", "adamw")
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 MAX_SEED = 2**32 - 1  # numpy's
+LOOPS = ("ours", "notebook")
 EXPORT_FORMATS = ("torchscript", "onnx")
 
 
@@ -179,6 +180,10 @@ class HwTrainConfig(DataConfig):
         None, "default: fp32 and bf16, where it is fast", choices=("fp32", "bf16", "fp16")
     )
     compile: bool | None = option(None, "torch.compile (default: false and true, on a CPU)")
+    loop: str = option(
+        "ours", "training loop; notebook: the one of tutorials, in fp32 too by default",
+        choices=LOOPS,
+    )  # fmt: skip
     steps: int = option(10, "timed steps", minimum=2)
     warmup: int = option(2, "untimed steps before", minimum=1)
     full_epoch: bool = option(False, "train one whole epoch and test it, instead of a sample")

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,9 +97,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 def prepare_forward(model: nn.Module, compile: bool, channels_last: bool = True) -> nn.Module:
     """The network as a training step calls it: compiled, or with convolutions by matrix products,
-    which keep to channels_last."""
+    which keep to channels_last. On CUDA a compiled network is replayed as a CUDA graph, for a
+    small batch's kernels take longer to launch than to run."""
     if compile:
-        return torch.compile(model)
+        on_cuda = next(model.parameters()).is_cuda
+        return torch.compile(model, mode="reduce-overhead" if on_cuda else None)
     if channels_last:
         use_matmul(model)
     return model
@@ -125,7 +128,9 @@ def build_optimizer(
     sgd, adam and adamw treat every parameter alike. nesterov and muon spare biases and BatchNorm
     from weight decay; muon orthogonalises the steps of all convolutions but the first.
     """
-    extra = {} if weight_decay is None else {"weight_decay": weight_decay}
+    extra: dict[str, Any] = {} if weight_decay is None else {"weight_decay": weight_decay}
+    if opt in ("sgd", "nesterov"):  # torch's fused SGD is the slower one on a CPU
+        extra["fused"] = next(model.parameters()).device.type != "cpu"
     if opt == "sgd":
         return torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM, **extra)
     if opt in ("nesterov", "muon"):
@@ -166,6 +171,7 @@ def train_step(
     inputs: Tensor, labels: Tensor, precision: str, label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One step. Shapes: inputs (B, 3, S, S), labels (B,) -> mean loss (), logits (B, classes)."""
+    torch.compiler.cudagraph_mark_step_begin()  # what the last step's graph returned is done with
     with autocast(inputs.device, precision):
         logits = model(inputs)
     logits = logits.float()
@@ -235,8 +241,8 @@ def evaluate(model: nn.Module, batches: Batches, index: Tensor) -> Tensor:
     """
     model.eval()
     with torch.inference_mode():
-        parts = [model(batches.load(part)[0]).cpu() for part in index.split(EVAL_BATCH_SIZE)]
-    return torch.cat(parts)
+        parts = index.to(batches.home).split(EVAL_BATCH_SIZE)
+        return torch.cat([model(batches.load(part)[0]) for part in parts]).cpu()
 
 
 def score(logits: Tensor, labels: Tensor) -> tuple[float, float]:

@@ -45,9 +45,7 @@ class Run:
         torch.manual_seed(config.seed)
         self.model = new_model(config, self.dataset)
         self.model.to(self.device, memory_format=self.batches.memory_format)
-        self.forward = engine.prepare_forward(
-            self.model, config.compile, config.channels_last
-        )
+        self.forward = engine.prepare_forward(self.model, config.compile, config.channels_last)
         self.optimizer = engine.build_optimizer(
             self.model, config.opt, config.lr, config.weight_decay
         )
@@ -60,7 +58,7 @@ class Run:
         order = self.split.train[epoch_order(len(self.split.train), config.seed, epoch)]
         if config.translate or config.mirrored:
             order = draw_views(order, config.translate, config.mirrored, config.seed, epoch)
-        return split_batches(order, config.batch_size)
+        return split_batches(order.to(self.batches.home), config.batch_size)
 
     def lrs(self, epoch: int, steps: int) -> list[float]:
         """The learning rate of each of an epoch's steps."""

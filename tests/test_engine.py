@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from common import UsageError, engine
 from common.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from common.data import Batches, load_dataset, measure_pixels, split_batches
+from common.data import Batches, draw_views, load_dataset, measure_pixels, split_batches
 from common.models import MODELS, build_model
 
 CPU = torch.device("cpu")
@@ -78,6 +78,35 @@ def test_an_epoch_takes_each_steps_rate_and_smooths_its_labels(batches):
         plain.step()
     for a, b in zip(ours.parameters(), reference.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_an_epoch_on_an_accelerator_waits_for_nothing_before_its_end(monkeypatch):
+    """On the meta device, which has shapes and no values: whatever looks at one raises."""
+    monkeypatch.setattr(engine, "now_ms", lambda device: 0.0)
+    monkeypatch.setattr(engine, "CHECK_EVERY", 1)
+    dataset = load_dataset("digits")
+    meta = torch.device("meta")
+    batches = Batches(dataset, measure_pixels(dataset.images), 16, meta)
+    with meta:
+        model = build_model("resnet18", 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    steps = []
+    optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    views = draw_views(torch.arange(96), 2, True, 0, 1)
+    order = split_batches(views.to(batches.home), 32)
+    scaler = engine.build_scaler(torch.device("cpu"), "fp32")
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        engine.train_epoch(model, optimizer, scaler, batches, order, "fp32", lrs=[0.1, 0.2, 0.3])
+    assert len(steps) == 3
+
+
+def test_sgd_is_fused_where_that_is_faster():
+    model = build_model("vgg5", 10)
+    fused = {
+        opt: engine.build_optimizer(model, opt, 0.1, None).defaults["fused"]
+        for opt in ("sgd", "nesterov", "adam", "adamw")
+    }  # fmt: skip
+    assert fused == {"sgd": False, "nesterov": False, "adam": True, "adamw": True}
 
 
 def test_a_triangular_schedule_by_hand():

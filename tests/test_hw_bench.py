@@ -19,6 +19,7 @@ from common.config import (
     parse_command_line,
 )
 from common.models import MODELS
+from common.notebook import notebook_loader, notebook_steps
 from common.results import Log, run_id
 from common.run import Run
 
@@ -114,6 +115,22 @@ def test_a_cpu_beside_an_accelerator_is_one_variant(four_cores, monkeypatch):
     assert labels(group) == ["cuda, fp32, eager", "cuda, fp16, eager"]
 
 
+def test_the_notebook_loop_is_measured_in_fp32_and_amp_and_never_compiled(four_cores, monkeypatch):
+    [group] = expand("--device", "cpu", "--threads", "4", "--loop", "notebook", "ours")
+    assert labels(group) == [
+        f"cpu, 4 threads, {precision}, {mode}"
+        for precision in ("fp32", "bf16")
+        for mode in ("notebook loop", "eager", "compiled")
+    ]
+    monkeypatch.setattr(engine, "resolve_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    [group] = expand("--device", "cuda", "--loop", "notebook", "ours")
+    assert labels(group) == [
+        "cuda, fp32, notebook loop", "cuda, fp32, eager", "cuda, bf16, notebook loop",
+        "cuda, bf16, eager",
+    ]  # fmt: skip
+
+
 def test_what_the_machine_lacks_is_said_and_refused_if_asked_for(four_cores, monkeypatch, capsys):
     monkeypatch.setattr(engine, "cpu_has_fast_bf16", lambda: False)
     monkeypatch.setattr(hw_bench, "compile_obstacle", lambda: "no compiler: apt-get install g++")
@@ -192,6 +209,42 @@ def test_a_row_holds_what_was_timed(bench, rows):
     assert second["metrics"]["label"] == "cpu, 1 thread, bf16, eager"
 
 
+def test_the_notebook_loop_is_a_variant_like_the_others(bench, rows):
+    assert bench(*EAGER, "--precision", "fp32", "--loop", "notebook", "ours") == 0
+    notebook, ours = rows("hw_train")
+    assert (notebook["config"]["loop"], ours["config"]["loop"]) == ("notebook", "ours")
+    assert notebook["metrics"]["label"] == "cpu, 1 thread, fp32, notebook loop"
+    assert ours["metrics"]["speedup"]["baseline"] == notebook["run_id"]
+    assert ours["metrics"]["speedup"]["ratio"] > 0
+
+
+@pytest.mark.parametrize("flag", [["--full-epoch"], ["--opt", "muon"]], ids=str)
+def test_what_the_notebook_loop_has_not_is_refused(bench, flag):
+    with pytest.raises(UsageError, match=f"{flag[0]}.*use --loop ours"):
+        bench(*EAGER, "--precision", "fp32", "--loop", "ours", "notebook", *flag)
+
+
+def test_the_notebook_loop_sees_the_images_and_learns_as_ours_does():
+    config = TrainConfig(
+        dataset="digits", model="tiny", image_size=16, device="cpu", lr=0.05, amp=False
+    )
+    run = Run(config, "data")
+    args = (config, run.dataset, run.split.train)
+    inputs, labels = next(iter(notebook_loader(*args, run.statistics)))
+    ours, all_labels = run.batches.load(run.split.train)
+    for image, label in zip(inputs, labels, strict=True):
+        # PIL rounds what it has resized to whole grey levels.
+        distance = (ours - image).abs().amax((1, 2, 3))
+        assert distance.min() < 1.01 / (255 * run.statistics[1].item())
+        assert all_labels[distance.argmin()] == label
+    torch.manual_seed(0)
+    steps = notebook_steps(*args, run.statistics, torch.device("cpu"), "fp32")
+    epoch = len(run.order(1))
+    losses = torch.stack([next(steps) for _ in range(3 * epoch)]).view(3, epoch).mean(1)
+    for number, loss in enumerate(losses, 1):
+        assert loss.item() == pytest.approx(run.train_steps(number).loss, rel=0.2)
+
+
 def test_variants_take_turns_from_alternating_ends(bench, monkeypatch):
     turns = []
     sample = hw_bench.Side.sample
@@ -207,7 +260,7 @@ def test_variants_take_turns_from_alternating_ends(bench, monkeypatch):
 
 def test_steps_see_fresh_images_in_full_batches(monkeypatch):
     config = HwTrainConfig(batch_size=4)
-    batches = hw_bench.endless_batches(torch.arange(100, 110), config)
+    batches = hw_bench.endless_batches(torch.arange(100, 110), config, torch.device("cpu"))
     epoch = torch.cat([next(batches), next(batches)])
     assert len(epoch.unique()) == 8
     assert set(epoch.tolist()) < set(range(100, 110))
