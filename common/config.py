@@ -111,6 +111,10 @@ class TrainConfig(DataConfig):
     flip: bool = option(
         False, "training images are mirrored every other epoch, where classes outlive it"
     )
+    erase: float = option(
+        0.0, "probability that a training image loses a rectangle of up to a third of it",
+        minimum=0, maximum=1,
+    )  # fmt: skip
     epochs: int = option(5, "passes over the training split", minimum=1)
     batch_size: int = option(16, "images a step", minimum=1)
     amp: bool = option(True, "automatic mixed precision, where the device has a fast 16-bit type")

@@ -44,6 +44,8 @@ CLOTHES = (
 )  # fmt: skip
 KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 CONNECT_TIMEOUT_S = 10
+ERASED_AREA = (0.02, 0.33)  # share of the image, uniform
+ERASED_RATIO = 3.3  # of the sides at most, log-uniform
 DOWNLOAD_TIMEOUT_S = 300  # for one file, since a mirror may also trickle
 # What a file that is there but not right is met with; anything else means the source is not there.
 DAMAGED = (
@@ -457,14 +459,17 @@ def epoch_order(n: int, seed: int, epoch: int) -> torch.Tensor:
 
 
 def draw_views(
-    order: torch.Tensor, translate: int, flip: bool, seed: int, epoch: int
-) -> torch.Tensor:
+    order: torch.Tensor, translate: int, flip: bool, seed: int, epoch: int,
+    erase: float = 0.0, sides: tuple[int, int] = (0, 0),
+) -> torch.Tensor:  # fmt: skip
     """How each image of an epoch is seen: shifted at random, and mirrored in one epoch and not in
     the next, half of the images in each. Like the order, a function of seed and epoch alone.
 
     Shapes: order (N,) -> (N, 4) int64: image, rows down and columns right from -translate to
-    translate, and 1 where it is mirrored.
-    Source: alternating flip, cifar10-airbench (Jordan 2024, arXiv 2404.00498), section 3.6.
+    translate, and 1 where it is mirrored. With `erase`, (N, 8): also top, left, height and width
+    of a rectangle inside the `sides` of an image, of no height but with that probability.
+    Source: alternating flip, cifar10-airbench (Jordan 2024, arXiv 2404.00498), section 3.6;
+    Random Erasing (Zhong et al. 2017, arXiv 1708.04896), algorithm 1, sides cut to the image's.
     """
     import numpy as np
     import torch
@@ -473,7 +478,18 @@ def draw_views(
     shifts = torch.from_numpy(random.randint(-translate, translate + 1, (len(order), 2)))
     first = np.random.RandomState([seed, 2]).randint(0, 2, int(order.max()) + 1)
     mirrored = (torch.from_numpy(first)[order] + epoch) % 2 if flip else torch.zeros_like(order)
-    return torch.column_stack([order, shifts, mirrored])
+    views = torch.column_stack([order, shifts, mirrored])
+    if not erase:
+        return views
+    random = np.random.RandomState([seed, epoch, 3])
+    n, (height, width) = len(order), sides
+    area = random.uniform(*ERASED_AREA, n) * height * width
+    ratio = np.exp(random.uniform(-math.log(ERASED_RATIO), math.log(ERASED_RATIO), n))
+    tall = np.sqrt(area * ratio).round().clip(1, height) * (random.rand(n) < erase)
+    wide = np.sqrt(area / ratio).round().clip(1, width)
+    top, left = (random.rand(2, n) * [height - tall + 1, width - wide + 1]) // 1
+    patch = np.stack([top, left, tall, wide], 1).astype(np.int64)
+    return torch.cat([views, torch.from_numpy(patch)], 1)
 
 
 class Batches:
@@ -499,22 +515,27 @@ class Batches:
         self.images, self.labels = dataset.images.to(self.home), dataset.labels.to(self.home)
         mean, std = (s.to(device).view(1, -1, 1, 1) for s in statistics)
         self.scale, self.shift = 1 / (255 * std), -mean / std
+        self.mean_pixels = (255 * mean).round().to(dataset.images.dtype)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def load(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The images of some indices, or of some views as draw_views makes them.
 
-        Shapes: (B,) or (B, 4) -> inputs (B, 3, S, S) float32, labels (B,) int64, on the device.
+        Shapes: (B,), (B, 4) or (B, 8) -> inputs (B, 3, S, S) float32, labels (B,) int64, both on
+        the device.
         """
-        moves = None
+        view = None
         if index.ndim == 2:
-            index, moves = index[:, 0], index[:, 1:]
+            index, view = index[:, 0], index[:, 1:]
         if self.staged:
             pixels, labels = (self._stage(source, index) for source in (self.images, self.labels))
         else:
             pixels, labels = self.images[index], self.labels[index]
-        if moves is not None:
-            pixels = move_images(pixels, *moves.to(self.device, non_blocking=True).unbind(1))
+        if view is not None:
+            down, right, mirrored, *patch = view.to(self.device, non_blocking=True).unbind(1)
+            pixels = move_images(pixels, down, right, mirrored)
+            if patch:
+                pixels = erase_patches(pixels, *patch, self.mean_pixels)
         return self.prepare(pixels), labels
 
     def _stage(self, source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -561,6 +582,23 @@ def move_images(
     framed = pad(pixels, (1, 1, 1, 1))
     moved = framed[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return moved.movedim(-1, 1)
+
+
+def erase_patches(
+    pixels: torch.Tensor, top: torch.Tensor, left: torch.Tensor, height: torch.Tensor,
+    width: torch.Tensor, value: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """Fill a rectangle of each image with one value a channel.
+
+    Shapes: pixels (B, C, H, W) uint8, rectangles (B,) int64, value (1, C, 1, 1) -> (B, C, H, W).
+    """
+    import torch
+
+    row, column = (torch.arange(n, device=pixels.device) for n in pixels.shape[-2:])
+    top, left, height, width = (t[:, None] for t in (top, left, height, width))
+    rows = (row >= top) & (row < top + height)
+    columns = (column >= left) & (column < left + width)
+    return torch.where(rows[:, None, :, None] & columns[:, None, None, :], value, pixels)
 
 
 def split_batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:

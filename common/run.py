@@ -56,8 +56,11 @@ class Run:
         """The batches of one epoch, as indices into the data set, or as views where they move."""
         config = self.config
         order = self.split.train[epoch_order(len(self.split.train), config.seed, epoch)]
-        if config.translate or config.mirrored:
-            order = draw_views(order, config.translate, config.mirrored, config.seed, epoch)
+        if config.translate or config.mirrored or config.erase:
+            order = draw_views(
+                order, config.translate, config.mirrored, config.seed, epoch, config.erase,
+                tuple(self.dataset.images.shape[-2:]),
+            )  # fmt: skip
         return split_batches(order.to(self.batches.home), config.batch_size)
 
     def lrs(self, epoch: int, steps: int) -> list[float]:

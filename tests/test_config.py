@@ -73,11 +73,11 @@ def test_a_trajectory_trains_its_longest_configuration():
 @pytest.mark.parametrize(
     "field",
     ["seed", "lr", "opt", "batch_size", "image_size", "split_seed", "schedule", "label_smoothing",
-     "translate"],
+     "translate", "erase"],
 )  # fmt: skip
 def test_whatever_changes_arithmetic_is_a_trajectory_of_its_own(field):
     other = {"seed": 1, "lr": 0.1, "opt": "adam", "batch_size": 8, "image_size": 32}
-    other |= {"schedule": "triangular", "label_smoothing": 0.1}
+    other |= {"schedule": "triangular", "label_smoothing": 0.1, "erase": 0.5}
     config = TrainConfig(device="cpu")
     changed = replace(config, **{field: other.get(field, 7)})
     assert len(group_trajectories([config, changed])) == 2

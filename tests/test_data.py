@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import itertools
+import math
 import struct
 import threading
 import zipfile
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import erase
 
 from common import UsageError, data
 from common.data import (
@@ -23,6 +25,7 @@ from common.data import (
     Dataset,
     draw_views,
     epoch_order,
+    erase_patches,
     load_dataset,
     measure_pixels,
     move_images,
@@ -358,6 +361,45 @@ def test_views_are_drawn_from_seed_and_epoch_and_mirror_each_image_every_other_e
     assert not still[:, 1:].any()
     # An image keeps its side whatever its place in the order.
     assert torch.equal(draw_views(order.flip(0), 2, True, 0, 1)[:, 3], first[:, 3].flip(0))
+
+
+def test_an_erased_patch_is_torchvisions():
+    pixels = torch.randint(0, 256, (3, 2, 6, 8), dtype=torch.uint8)
+    value = torch.tensor([7, 9], dtype=torch.uint8).view(1, 2, 1, 1)
+    patches = torch.tensor([[0, 1, 3, 4], [5, 7, 1, 1], [2, 2, 0, 5]])
+    erased = erase_patches(pixels, *patches.unbind(1), value)
+    for image, result, patch in zip(pixels, erased, patches.tolist(), strict=True):
+        assert torch.equal(result, erase(image, *patch, value[0].expand(2, *patch[2:])))
+    assert torch.equal(erased[2], pixels[2])
+
+
+def test_patches_are_drawn_as_random_erasing_says():
+    order, sides = torch.arange(20_000), (28, 40)
+    views = draw_views(order, 1, False, 0, 1, 0.3, sides)
+    assert torch.equal(views[:, :4], draw_views(order, 1, False, 0, 1))
+    top, left, height, width = views[:, 4:].unbind(1)
+    erased = height > 0
+    assert erased.double().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert min(top.min(), left.min()) == 0
+    assert (top + height).max() == sides[0]
+    assert (left + width).max() == sides[1]
+    share = (height * width).double()[erased] / (28 * 40)
+    assert share.mean().item() == pytest.approx((0.02 + 0.33) / 2, abs=0.01)
+    ratio = (height.double() / width).log()[erased]
+    assert ratio.mean().item() == pytest.approx(0, abs=0.05)
+    assert ratio.quantile(0.9).item() == pytest.approx(0.8 * math.log(3.3), abs=0.1)
+    assert not torch.equal(views, draw_views(order, 1, False, 0, 2, 0.3, sides))
+
+
+def test_an_erased_batch_has_the_mean_where_a_patch_is():
+    dataset = load_dataset("digits")
+    batches = Batches(dataset, measure_pixels(dataset.images), 8, torch.device("cpu"))
+    index = torch.arange(4)
+    whole, _ = batches.load(index)
+    erased, _ = batches.load(draw_views(index, 0, False, 0, 1, 1.0, (8, 8)))
+    changed = (whole != erased).any(1)
+    assert changed.flatten(1).any(1).all()
+    assert erased.permute(0, 2, 3, 1)[changed].abs().max() < 0.501 * batches.scale.item()
 
 
 @pytest.mark.parametrize("data_on", ["device", "host"])

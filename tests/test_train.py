@@ -204,6 +204,7 @@ def test_a_grid_killed_after_every_line_ends_with_the_same_rows(tiny, rows, tmp_
 RECIPE = [
     "--model", "vgg5", "--opt", "muon", "--lr", "0.1", "--schedule", "triangular", "--translate",
     "2", "--label-smoothing", "0.1", "--weight-decay", "1e-3", "--batch-size", "16",
+    "--erase", "0.5",
 ]  # fmt: skip
 
 
