@@ -47,7 +47,7 @@ from common.config import (
     expand_grid,
     parse_command_line,
 )
-from common.results import Log, run_id
+from common.results import Log, locate, run_id
 
 if TYPE_CHECKING:
     import torch
@@ -447,7 +447,7 @@ def find_files(grid: dict[str, list[Any]], log: Log) -> list[tuple[dict[str, Any
     files: dict[str, dict[str, str]] = {}
     for row in log.finished("export").values():
         m = row["metrics"]
-        if m["train_run_id"] in trained and (log.folder / m["file"]).exists():
+        if m["train_run_id"] in trained and locate(log.folder, m["file"]).exists():
             files.setdefault(m["train_run_id"], {})[ENGINE_OF[m["format"]]] = m["file"]
     if not files:
         raise UsageError(
@@ -467,7 +467,7 @@ def find_files(grid: dict[str, list[Any]], log: Log) -> list[tuple[dict[str, Any
     runs = []
     for name in wanted:
         checkpoint = trained[name]["metrics"]["checkpoint"]
-        if not (log.folder / checkpoint).exists():
+        if not locate(log.folder, checkpoint).exists():
             raise UsageError(f"{log.folder / checkpoint} is missing: eager inference needs it")
         runs.append((trained[name], {"eager": checkpoint} | files[name]))
     return runs

@@ -24,7 +24,7 @@ from zipfile import BadZipFile
 
 from common import UsageError, run_script
 from common.config import Validated, option, parse_command_line
-from common.results import read_rows, write_atomically
+from common.results import locate, read_rows, write_atomically
 
 if TYPE_CHECKING:  # imported after the command line is parsed, so that --help answers at once
     import jinja2
@@ -77,11 +77,9 @@ def load_predictions(folder: Path, row: Row) -> tuple[dict[str, Any] | None, str
     name = row["metrics"].get("predictions")
     if not isinstance(name, str):
         return None, f"run {row['run_id']}: the row names no predictions"
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        return None, f"run {row['run_id']}: {name} is outside the results folder"
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as held:
+        content = locate(folder, name).read_bytes()
+        with np.load(io.BytesIO(content), allow_pickle=False) as held:
             found = {key: held[key] for key in ("pred", "label", "classes")}
         used = np.stack([found["pred"], found["label"]])
         if used.size == 0 or used.min() < 0 or used.max() >= len(found["classes"]):

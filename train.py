@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import UsageError, first_line, run_script
+from common import UsageError, first_line, is_out_of_memory, run_script
 from common.config import (
     TRAIN_PRESETS,
     TrainConfig,
@@ -231,6 +231,12 @@ def train_all(trajectories: list[Trajectory], log: Log, options: TrainOptions) -
         except Exception as error:
             failures += 1
             what = first_line(error)
+            if is_out_of_memory(error):
+                config = trajectory.trained
+                what = (
+                    f"out of memory at --batch-size {config.batch_size}, --image-size "
+                    f"{config.image_size}: lower one of them ({what})"
+                )
             print(f"  failed: {what}", flush=True)
             metrics = getattr(error, "metrics", {})
             finished = log.finished("train")
@@ -282,15 +288,22 @@ def main(argv: list[str] | None = None) -> int:
     """Plan, train, export, and print what was found."""
     grid, options = parse_command_line(argv, __doc__, TrainConfig, TrainOptions, TRAIN_PRESETS)
     expand_grid(TrainConfig, grid)  # a bad value is said before torch is even imported
+    if grid["amp"] == [False] and grid["amp_dtype"] != ["auto"]:
+        raise UsageError(
+            f"--amp-dtype {grid['amp_dtype'][0]}: --amp is false, so that nothing would be "
+            "computed in it; leave one of the two out"
+        )
     import torch
 
-    from common.engine import keep_freed_memory
+    from common.engine import keep_freed_memory, make_deterministic
     from common.export import check_packages
     from common.run import check_config
 
     keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.deterministic:
+        make_deterministic()
     for format in options.export:
         check_packages(format)
     log = Log(options.results_dir)

@@ -236,6 +236,9 @@ class TrainOptions(Options):
         (), "export the trained network", choices=EXPORT_FORMATS, many=True
     )
     threads: int | None = option(None, "CPU threads (default: torch's own choice)", minimum=1)
+    deterministic: bool = option(
+        False, "only algorithms that give the same bits each time, on an accelerator too; slower"
+    )
 
 
 @dataclass(frozen=True)
@@ -268,7 +271,7 @@ TRAIN_PRESETS: dict[str, dict[str, Any]] = {
         "weight_decay": [5e-4], "label_smoothing": [0.1], "seed": list(range(10)),
     },
     "tuned": {
-        "dataset": ["mnist", "fashion"], "batch_size": [256], "opt": ["muon"], "lr": [0.06],
+        "dataset": ["mnist", "fashion"], "batch_size": [256], "opt": ["muon"], "lr": [0.03],
         "schedule": ["triangular"], "weight_decay": [5e-4], "label_smoothing": [0.1],
         "translate": [1], "flip": [True], "seed": [0, 1, 2],
     },

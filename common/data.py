@@ -25,6 +25,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -313,7 +314,9 @@ def _verify(spec: IdxSet, i: int, stored: bytes, known_md5: dict[str, str]) -> b
 
 def _place(target: Path, data: bytes) -> None:
     """Place a fetched file whole or not at all; a different one of that name is kept aside."""
-    if target.exists():
+    with suppress(FileNotFoundError):
+        if target.read_bytes() == data:  # another process was faster
+            return
         os.replace(target, target.with_name(target.name + ".rejected"))
     write_atomically(target, data)
 

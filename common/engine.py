@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -118,6 +119,16 @@ def keep_freed_memory() -> None:
         glibc = ctypes.CDLL("libc.so.6")
         glibc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
         glibc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def make_deterministic() -> None:
+    """Use no algorithm that adds in an order of chance; an operation that has no other raises.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/randomness.html
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def build_optimizer(

@@ -26,7 +26,7 @@ from common.checkpoint import load_checkpoint, load_weights
 from common.data import Batches, Dataset, cached_dataset, split_dataset
 from common.engine import EVAL_BATCH_SIZE, evaluate, score
 from common.models import build_model
-from common.results import Log, git_state, write_atomically
+from common.results import Log, git_state, locate, write_atomically
 
 SUFFIXES = {"torchscript": ".ts.pt", "onnx": ".onnx"}
 ENGINE_OF = {"torchscript": "torchscript", "onnx": "onnxruntime"}
@@ -243,7 +243,7 @@ def export_run(log: Log, row: dict[str, Any], format: str, data_dir: str) -> dic
     config = row["config"] | {"format": format}
     file = f"exports/{row['run_id']}{SUFFIXES[format]}"
     metrics = {"format": format, "train_run_id": row["run_id"], "file": None, "parity": None}
-    network, content = load_deployable(log.folder / row["metrics"]["checkpoint"])
+    network, content = load_deployable(locate(log.folder, row["metrics"]["checkpoint"]))
     dataset = cached_dataset(row["config"]["dataset"], data_dir)
     try:
         done = _export_checkpoint(network, content, dataset, row, format, log.folder / file)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import functools
+import glob
 import hashlib
 import json
 import math
@@ -16,7 +17,9 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +28,7 @@ from common import UsageError
 
 SCHEMA = 1
 KINDS = ("epoch", "train", "svm", "flops", "hw_train", "export", "hw_infer")
+LEFTOVER_S = 60  # a file's writer writes without such a pause
 STATUSES = ("ok", "failed", "interrupted")
 ROW_KEYS = {
     "schema", "kind", "run_id", "time_utc", "git", "status", "error", "config", "env", "metrics",
@@ -133,11 +137,13 @@ def _append_line(path: Path, line: str) -> None:
 def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], Any]) -> None:
     """Write a file (bytes, or a function that writes to it) whole or not at all.
 
+    What a killed writer of the same file left behind is removed.
     Raises: UsageError when it cannot be written; what was there before stays.
     """
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
         with open(part, "wb") as file:
             if callable(content):
                 content(file)
@@ -153,12 +159,40 @@ def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], Any]) -
         part.unlink(missing_ok=True)
 
 
+def _remove_leftovers(target: Path) -> None:
+    """Remove parts of the file that no process of this machine can be writing, and none of another
+    one has written to for a while."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        pid = int(left.name.removesuffix(".part").rpartition(".")[2])
+        with suppress(FileNotFoundError):  # another process was faster
+            if time.time() - left.stat().st_mtime > LEFTOVER_S and not _runs(pid):
+                left.unlink()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # no signal: only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def locate(folder: Path, name: str) -> Path:
+    """The file that a row names. Raises: UsageError when it is outside the results folder."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise UsageError(f"{name} is outside the results folder; a row of {folder} names it")
+    return path
 
 
 def save_predictions(

@@ -6,8 +6,10 @@ import http.server
 import io
 import itertools
 import math
+import multiprocessing
 import struct
 import threading
+import time
 import zipfile
 from dataclasses import replace
 from typing import ClassVar
@@ -126,12 +128,15 @@ def test_a_wrong_file_is_refused_with_what_to_place_where(tmp_path, raw, four_fi
 
 class Mirror(http.server.BaseHTTPRequestHandler):
     """/forbidden answers 403, /page a page of HTML with status 200, /noise what is no HTTP, /cut
-    less than it announced, /good the files."""
+    less than it announced, /hang nothing, /good the files."""
 
     content: ClassVar[dict[str, bytes]] = {}
 
     def do_GET(self):
         _, kind, name = self.path.split("/")
+        if kind == "hang":
+            time.sleep(1)
+            return
         if kind == "noise":
             self.wfile.write(b"\0\0\0\n")
             return
@@ -174,6 +179,27 @@ def test_one_damaged_file_on_disk_is_the_only_one_missing(tmp_path, raw, four_fi
     (raw / f"{spec.files[0]}.gz").write_bytes(b"\x1f\x8bgarbage")
     with pytest.raises(UsageError, match="no source has train-images-idx3-ubyte with"):
         load_dataset("mnist", tmp_path)
+
+
+def test_processes_that_fetch_at_once_all_end_with_the_files(tmp_path, spec, mirror, monkeypatch):
+    monkeypatch.setattr(data, "_mirrors", lambda spec: [f"{mirror}good/"])
+    fork = multiprocessing.get_context("fork")  # so that they have the small files' checksums
+    workers = [fork.Process(target=load_dataset, args=("mnist", tmp_path)) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 6
+    folder = tmp_path / "MNIST" / "raw"
+    assert sorted(file.name for file in folder.iterdir()) == sorted(spec.files)
+
+
+def test_a_mirror_that_hangs_costs_its_time_and_no_more(tmp_path, spec, mirror, monkeypatch):
+    monkeypatch.setattr(data, "_mirrors", lambda spec: [f"{mirror}hang/", f"{mirror}good/"])
+    monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT_S", 0.3)
+    start = time.monotonic()
+    assert len(load_dataset("mnist", tmp_path).labels) == 40
+    assert 0.3 < time.monotonic() - start < 10
 
 
 def test_emnists_archive_is_stored_once_it_is_verified(tmp_path, four_files, mirror, monkeypatch):

@@ -244,3 +244,30 @@ def test_engines_take_the_threads_they_are_given(log, weights):
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd"])
+def test_an_onnx_file_that_names_data_outside_its_folder_is_not_loaded(tmp_path, location):
+    (tmp_path / "secret.bin").write_bytes(bytes(40))
+    weight = onnx.TensorProto(
+        name="weight", data_type=onnx.TensorProto.FLOAT, dims=[10],
+        data_location=onnx.TensorProto.EXTERNAL,
+        external_data=[onnx.StringStringEntryProto(key="location", value=location)],
+    )  # fmt: skip
+    one = onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, [10])
+    out = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [10])
+    node = onnx.helper.make_node("Add", ["pixels", "weight"], ["logits"])
+    graph = onnx.helper.make_graph([node], "g", [one], [out], [weight])
+    file = tmp_path / "exports" / "run.onnx"
+    file.parent.mkdir()
+    file.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    with pytest.raises(Exception, match="xternal data"):
+        export.load_engine("onnxruntime", file, 1)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "torchscript", "eager"])
+def test_a_file_that_is_no_model_is_an_error_of_its_engine(tmp_path, name):
+    file = tmp_path / "model"
+    file.write_bytes(b"<html>not a model</html>")
+    with pytest.raises(Exception, match=r"model|archive|load"):
+        export.load_engine(name, file, 1)

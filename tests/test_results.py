@@ -89,8 +89,8 @@ WRITER = """
 import sys
 from pathlib import Path
 from common.results import append_line
-for i in range(100):
-    append_line(Path(sys.argv[1]), f'{{"worker": {sys.argv[2]}, "i": {i}, "pad": "{"x" * 20000}"}}')
+for i in range(1000):
+    append_line(Path(sys.argv[1]), f'{{"worker": {sys.argv[2]}, "i": {i}, "pad": "{"x" * 5000}"}}')
 """
 
 
@@ -102,7 +102,7 @@ def test_eight_processes_append_and_every_line_is_whole(tmp_path):
     assert [w.wait() for w in workers] == [0] * 8
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     seen = {(line["worker"], line["i"]) for line in lines}
-    assert len(lines) == len(seen) == 800
+    assert len(lines) == len(seen) == 8000
 
 
 def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path):

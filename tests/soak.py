@@ -1,0 +1,99 @@
+"""Kill a grid at random moments, many times, until it has ended as an undisturbed one.
+
+    python tests/soak.py --kills 200
+
+Not part of the test suite: it takes about a quarter of an hour. Each process of a grid of short
+runs is killed by SIGKILL at a random moment of its life; the next one continues. When the grid is
+complete a new one begins, until there were enough kills. Then every log must hold the undisturbed
+one's rows, each once, and every prediction and checkpoint the same arrays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common.checkpoint import load_checkpoint  # noqa: E402
+from common.results import read_rows  # noqa: E402
+
+GRID = [
+    "train.py", "--dataset", "digits", "--limit", "256", "--image-size", "16", "--model", "vgg5",
+    "--opt", "sgd", "nesterov", "muon", "adam", "adamw", "--schedule", "triangular", "--epochs",
+    "3", "--translate", "1", "--erase", "0.3", "--threads", "1",
+]  # fmt: skip
+STARTUP_S = 1.5  # of which nothing can be lost: kills come later
+LIFE_S = 4.0  # and not after this
+
+
+def begin(folder: Path) -> subprocess.Popen:
+    """A process of the grid."""
+    command = [sys.executable, *GRID, "--results-dir", str(folder)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def outcome(folder: Path) -> tuple[list[tuple], dict[str, dict[str, np.ndarray]]]:
+    """What a grid left: its rows without times, and the arrays of its files."""
+    rows, problems = read_rows(folder / "log.jsonl")
+    if problems:
+        print("\n".join(problems))
+    kept = sorted(
+        (row["kind"], row["run_id"], row["metrics"].get("epoch", 0), row["metrics"]["val_loss"],
+         row["metrics"].get("test_acc", 0.0))
+        for row in rows
+    )  # fmt: skip
+    arrays = {file.name: dict(np.load(file)) for file in folder.glob("predictions/*.npz")}
+    for file in folder.glob("checkpoints/*.pt"):
+        weights = load_checkpoint(file)["model"]
+        arrays[file.name] = {name: tensor.numpy() for name, tensor in weights.items()}
+    return kept, arrays
+
+
+def same(a: tuple, b: tuple) -> bool:
+    """Whether two grids left the same."""
+    return a[0] == b[0] and a[1].keys() == b[1].keys() and all(
+        np.array_equal(a[1][file][name], b[1][file][name]) for file in b[1] for name in b[1][file]
+    )  # fmt: skip
+
+
+def main() -> int:
+    """Print the kills made, and the grids that ended as the undisturbed one did."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    moments = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        undisturbed = Path(scratch, "undisturbed")
+        begin(undisturbed).wait()
+        expected = outcome(undisturbed)
+        kills = grids = survived = 0
+        while kills < args.kills:
+            folder = Path(scratch, f"grid{grids}")
+            while True:
+                process = begin(folder)
+                try:
+                    status = process.wait(STARTUP_S + moments.random() * LIFE_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+                    kills += 1
+            grids += 1
+            survived += status == 0 and same(outcome(folder), expected)
+            print(f"{kills} kills; {survived} of {grids} grids as if undisturbed, "
+                  f"{time.strftime('%H:%M:%S')}", flush=True)  # fmt: skip
+    return 0 if survived == grids else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

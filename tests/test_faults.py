@@ -1,0 +1,269 @@
+"""What machines and people do to a run, done for real: signals, full disks, small memory, odd
+names. Every command here is a process of its own."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.checkpoint import load_checkpoint
+from common.results import LEFTOVER_S, read_rows, write_atomically
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--dataset", "digits", "--limit", "48", "--image-size", "32"]
+
+
+def start(*command, limits=(), **kwargs):
+    """A process whose resources are limited: pairs of a resource's name and its limit."""
+
+    def limit():
+        for name, value in limits:
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, preexec_fn=limit if limits else None, **kwargs,
+    )  # fmt: skip
+
+
+def run(*command, **kwargs):
+    """Its exit status, output and errors."""
+    process = start(*command, **kwargs)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def train(folder, *flags, **kwargs):
+    return run("train.py", *TINY, "--results-dir", folder, *flags, **kwargs)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def log_of(folder, kind):
+    rows, problems = read_rows(folder / "log.jsonl")
+    assert not problems
+    return [row for row in rows if row["kind"] == kind]
+
+
+# --- killed ---------------------------------------------------------------------------------------
+
+SAVER = """
+import sys, torch
+from pathlib import Path
+from common.checkpoint import save_checkpoint
+for n in range(10**6):
+    save_checkpoint(Path(sys.argv[1]), {f"weight{i}": torch.full((200_000,), n) for i in range(9)})
+"""
+
+
+def test_a_checkpoint_killed_at_any_moment_loads_whole(tmp_path):
+    file = tmp_path / "run.pt"
+    moments = random.Random(0)
+    seen = set()
+    for _ in range(8):
+        process = start("-c", SAVER, file)
+        wait_for(file.exists)
+        time.sleep(moments.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        values = {value.unique().item() for value in load_checkpoint(file).values()}
+        assert len(values) == 1
+        seen |= values
+    assert max(seen) > 0
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_living_ones_part_is_not(tmp_path):
+    target = tmp_path / "run.pt"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    parts = {
+        "dead": tmp_path / f".run.pt.{gone.pid}.part",
+        "alive": tmp_path / f".run.pt.{os.getppid()}.part",
+        "another file's": tmp_path / f".run.pt2.{gone.pid}.part",
+        "fresh, perhaps another machine's": tmp_path / f".run.pt.{2**22 + 1}.part",
+    }
+    for name, part in parts.items():
+        part.write_bytes(b"half")
+        if not name.startswith("fresh"):
+            os.utime(part, (0, time.time() - LEFTOVER_S - 1))
+    write_atomically(target, b"whole")
+    del parts["dead"]
+    assert set(tmp_path.iterdir()) == {target, *parts.values()}
+
+
+# --- told to stop ---------------------------------------------------------------------------------
+
+
+GRID = ["--opt", "sgd", "adam", "--epochs", "3"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert train(folder, *GRID)[0] == 0
+    return folder
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_grid_with_a_line_and_it_continues(tmp_path, undisturbed, number, status):
+    folder = tmp_path / "stopped"
+    process = start("train.py", *TINY, "--results-dir", folder, *GRID)
+    log = folder / "log.jsonl"
+    wait_for(lambda: log.exists() and log.read_bytes().count(b"\n") >= 1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert err == "interrupted; everything finished so far is kept\n"
+    assert [row["status"] for row in log_of(folder, "train")][-1] == "interrupted"
+    assert train(folder, *GRID)[0] == 0
+    for file in sorted((undisturbed / "predictions").iterdir()):
+        ours, theirs = np.load(folder / "predictions" / file.name), np.load(file)
+        assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
+    process = start("flops.py", "--results-dir", tmp_path)
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait() == 141
+
+
+# --- no room --------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_one_line_and_the_run_continues_when_there_is_room(tmp_path):
+    """A limit on the size of files, as a quota has; the checkpoint is what meets it."""
+    folder, flags = tmp_path / "full", ["--model", "vgg5", "--epochs", "2"]
+    assert train(folder, *flags, "--epochs", "1")[0] == 0
+    before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    status, _, err = train(folder, *flags, limits=[("FSIZE", 200_000)])
+    assert status == 2
+    assert err.count("\n") == 1
+    assert "cannot write" in err
+    assert ".pt" in err
+    assert all(f.read_bytes() == content for f, content in before.items() if f.suffix != ".jsonl")
+    assert not list(folder.rglob("*.part"))
+    assert train(folder, *flags)[0] == 0
+    assert [r["status"] for r in log_of(folder, "train") if r["config"]["epochs"] == 2] == ["ok"]
+
+
+def test_a_log_that_cannot_grow_keeps_its_lines(tmp_path):
+    folder = tmp_path / "results"
+    assert train(folder, "--epochs", "1")[0] == 0
+    before = (folder / "log.jsonl").read_bytes()
+    command = ["flops.py", "--results-dir", folder]
+    status, _, err = run(*command, limits=[("FSIZE", len(before) + 100)])
+    assert status == 2
+    assert "cannot write" in err
+    assert err.count("\n") == 1
+    assert (folder / "log.jsonl").read_bytes() == before
+    assert run(*command)[0] == 0
+    assert len(log_of(folder, "flops")) == 1
+
+
+def test_a_report_that_does_not_fit_leaves_the_old_one(tmp_path):
+    folder = tmp_path / "results"
+    assert train(folder, "--epochs", "1")[0] == 0
+    assert run("report.py", "--results-dir", folder)[0] == 0
+    before = {f: f.read_bytes() for f in (folder / "report").rglob("*") if f.is_file()}
+    assert train(folder, "--epochs", "2")[0] == 0
+    status, _, err = run("report.py", "--results-dir", folder, limits=[("FSIZE", 500)])
+    assert status == 2
+    assert err.count("\n") == 1
+    assert "cannot write" in err
+    kept = {f: f.read_bytes() for f in (folder / "report").rglob("*") if f.is_file()}
+    assert kept == before
+
+
+def test_too_little_memory_fails_the_row_with_what_to_lower_and_the_grid_goes_on(tmp_path):
+    status, out, _ = train(
+        tmp_path, "--limit", "600", "--image-size", "512", "32", "--batch-size", "600",
+        "--epochs", "1", "--threads", "1", limits=[("AS", 7 << 30)],
+    )  # fmt: skip
+    assert status == 1
+    failed, done = sorted(log_of(tmp_path, "train"), key=lambda row: row["status"])
+    assert (failed["status"], done["status"]) == ("failed", "ok")
+    assert failed["error"].startswith("out of memory at --batch-size 600, --image-size 512: lower")
+    assert failed["error"] in out
+
+
+# --- odd names ------------------------------------------------------------------------------------
+
+ODD = 'it\'s "a" $(touch owned) `; & <b>%s</b> \\ ü 数'
+
+
+def test_any_folder_name_clock_zone_and_locale_will_do(tmp_path):
+    real = tmp_path / "elsewhere"
+    real.mkdir()
+    folder = tmp_path / ODD
+    folder.symlink_to(real)
+    env = os.environ | {
+        "TZ": "Pacific/Apia", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"
+    }  # fmt: skip
+    for command in (
+        ["train.py", *TINY, "--epochs", "1", "--export", "onnx"],
+        ["flops.py"],
+        ["report.py"],
+    ):
+        status, out, err = run(*command, "--results-dir", folder, env=env)
+        assert (status, "Traceback" in out + err) == (0, False), err
+    [row] = log_of(real, "train")
+    assert (real / row["metrics"]["checkpoint"]).exists()
+    assert abs(time.time() - time.mktime(utc(row["time_utc"])) + time.timezone) < 600
+    assert "owned" not in {file.name for file in [*ROOT.iterdir(), *tmp_path.rglob("*")]}
+
+
+def utc(text):
+    return time.strptime(text, "%Y-%m-%dT%H:%M:%S+00:00")
+
+
+# --- odd values -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--lr", "nan"], "--lr: nan is not a finite number"),
+        (["--lr", "-1"], "--lr: -1.0 must be greater than 0"),
+        (["--epochs", "0"], "--epochs: 0 must be at least 1"),
+        (["--batch-size", "-16"], "--batch-size: -16 must be at least 1"),
+        (["--limit", "0"], "--limit: 0 must be at least 1"),
+        (["--seed", "-1"], "--seed: -1 must be at least 0"),
+        (["--seed", str(2**32)], "must be at most"),
+        (["--image-size", "large"], "invalid int value: 'large'"),
+        (["--opt", "adm"], "did you mean 'adam'?"),
+        (["--model", "resnet19"], "did you mean 'resnet18'?"),
+        (["--dataset", "fasion"], "did you mean 'fashion'?"),
+        (["--optt", "adam"], "unrecognized arguments: --optt"),
+        (["--split", "official"], "digits has no published test part"),
+        (["--amp", "false", "--amp-dtype", "bf16"], "--amp-dtype bf16: --amp is false"),
+        (["--amp-dtype", "fp16", "--device", "cpu"], "use bf16 or auto on a CPU"),
+        (["--threads", "0"], "--threads: 0 must be at least 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_bad_value_is_one_line_and_nothing_is_written(tmp_path, flags, said):
+    folder = tmp_path / "results"
+    status, out, err = train(folder, *flags)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+    assert not (folder / "log.jsonl").exists() or not (folder / "log.jsonl").read_bytes()
+
+
+def test_one_image_and_a_last_batch_of_one_and_a_value_given_twice(tmp_path):
+    flags = ["--model", "vgg5", "--image-size", "8", "--epochs", "1", "1"]
+    assert train(tmp_path, *flags, "--limit", "1", "17")[0] == 0
+    assert [row["metrics"]["n_train"] for row in log_of(tmp_path, "train")] == [1, 17]
