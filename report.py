@@ -24,7 +24,7 @@ from zipfile import BadZipFile
 
 from common import UsageError, run_script
 from common.config import Validated, option, parse_command_line
-from common.results import locate, read_rows, write_atomically
+from common.results import locate, read_rows, write_together
 
 if TYPE_CHECKING:  # imported after the command line is parsed, so that --help answers at once
     import jinja2
@@ -212,22 +212,24 @@ def build_sections(rows: Sequence[Row], problems: Sequence[str], folder: Path) -
 
 
 def write_report(sections: Sequence[Section], facts: dict[str, Any], out: Path) -> None:
-    """Write every form of the report."""
+    """Write every form of the report, or none where there is no room for all."""
     from common import plots
 
+    files = {}
     for section in sections:
         for table in section.tables:
-            write_atomically(out / "csv" / f"{table.key}.csv", csv_text(table).encode())
+            files[out / "csv" / f"{table.key}.csv"] = csv_text(table).encode()
         for figure in section.figures:
             with plots.styled():
                 drawing = figure.draw()
                 for extension in ("png", "pdf"):
                     path = out / "figures" / f"{figure.key}.{extension}"
-                    write_atomically(path, plots.to_bytes(drawing, extension))
+                    files[path] = plots.to_bytes(drawing, extension)
     for extension, escape in (("md", escape_markdown), ("tex", escape_tex)):
         template = template_engine(escape).get_template(f"report.{extension}.j2")
         text = template.render(sections=sections, **facts)
-        write_atomically(out / f"report.{extension}", text.encode())
+        files[out / f"report.{extension}"] = text.encode()
+    write_together(files)
 
 
 def summary(sections: Sequence[Section]) -> list[str]:

@@ -53,6 +53,7 @@ def run_script(main: Callable[[], int]) -> None:
     """Run a script's main and exit: 0 done, 1 a run failed, 2 bad input, 130 interrupted (143 by
     SIGTERM), 141 when whoever reads the output has gone."""
     signal.signal(signal.SIGTERM, _terminate)
+    sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
     try:
         status = main()
         sys.stdout.flush()

@@ -18,7 +18,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -134,29 +134,44 @@ def _append_line(path: Path, line: str) -> None:
         os.close(fd)
 
 
-def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], Any]) -> None:
-    """Write a file (bytes, or a function that writes to it) whole or not at all.
+Content = bytes | Callable[[BinaryIO], Any]  # or a function that writes it to a file
 
-    What a killed writer of the same file left behind is removed.
+
+def write_atomically(target: Path, content: Content) -> None:
+    """Write a file whole or not at all; what a killed writer of it left behind is removed.
+
     Raises: UsageError when it cannot be written; what was there before stays.
     """
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    write_together({target: content})
+
+
+def write_together(files: Mapping[Path, Content]) -> None:
+    """Write files of which none is touched before there was room for all.
+
+    Raises: UsageError, as write_atomically.
+    """
+    parts: dict[Path, Path] = {}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
-        with open(part, "wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-        _sync_folder(target.parent)
+        for target, content in files.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(target)
+            parts[target] = target.with_name(f".{target.name}.{os.getpid()}.part")
+            with open(parts[target], "wb") as file:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for target, part in parts.items():
+            os.replace(part, target)
+        for folder in {target.parent for target in files}:
+            _sync_folder(folder)
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror or error}") from None
     finally:
-        part.unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def _remove_leftovers(target: Path) -> None:

@@ -171,7 +171,7 @@ def test_a_log_that_cannot_grow_keeps_its_lines(tmp_path):
     assert err.count("\n") == 1
     assert (folder / "log.jsonl").read_bytes() == before
     assert run(*command)[0] == 0
-    assert len(log_of(folder, "flops")) == 1
+    assert len(log_of(folder, "flops")) == 3  # a row a convention
 
 
 def test_a_report_that_does_not_fit_leaves_the_old_one(tmp_path):
@@ -202,7 +202,7 @@ def test_too_little_memory_fails_the_row_with_what_to_lower_and_the_grid_goes_on
 
 # --- odd names ------------------------------------------------------------------------------------
 
-ODD = 'it\'s "a" $(touch owned) `; & <b>%s</b> \\ ü 数'
+ODD = 'it\'s "a" $(touch owned) `; & <b>%s&amp; \\ ü 数'
 
 
 def test_any_folder_name_clock_zone_and_locale_will_do(tmp_path):
@@ -264,6 +264,6 @@ def test_a_bad_value_is_one_line_and_nothing_is_written(tmp_path, flags, said):
 
 
 def test_one_image_and_a_last_batch_of_one_and_a_value_given_twice(tmp_path):
-    flags = ["--model", "vgg5", "--image-size", "8", "--epochs", "1", "1"]
+    flags = ["--model", "vgg5", "--image-size", "16", "--epochs", "1", "1"]
     assert train(tmp_path, *flags, "--limit", "1", "17")[0] == 0
     assert [row["metrics"]["n_train"] for row in log_of(tmp_path, "train")] == [1, 17]
