@@ -178,9 +178,10 @@ def _remove_leftovers(target: Path) -> None:
     """Remove parts of the file that no process of this machine can be writing, and none of another
     one has written to for a while."""
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
-        pid = int(left.name.removesuffix(".part").rpartition(".")[2])
+        pid = left.name.removesuffix(".part").rpartition(".")[2]
         with suppress(FileNotFoundError):  # another process was faster
-            if time.time() - left.stat().st_mtime > LEFTOVER_S and not _runs(pid):
+            old = time.time() - left.stat().st_mtime > LEFTOVER_S
+            if old and pid.isdecimal() and not _runs(int(pid)):
                 left.unlink()
 
 

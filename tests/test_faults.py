@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,7 @@ def test_what_a_killed_writer_left_is_removed_and_a_living_ones_part_is_not(tmp_
     parts = {
         "dead": tmp_path / f".run.pt.{gone.pid}.part",
         "alive": tmp_path / f".run.pt.{os.getppid()}.part",
+        "nobody's": tmp_path / ".run.pt.x.part",
         "another file's": tmp_path / f".run.pt2.{gone.pid}.part",
         "fresh, perhaps another machine's": tmp_path / f".run.pt.{2**22 + 1}.part",
     }
@@ -222,12 +224,8 @@ def test_any_folder_name_clock_zone_and_locale_will_do(tmp_path):
         assert (status, "Traceback" in out + err) == (0, False), err
     [row] = log_of(real, "train")
     assert (real / row["metrics"]["checkpoint"]).exists()
-    assert abs(time.time() - time.mktime(utc(row["time_utc"])) + time.timezone) < 600
+    assert abs(time.time() - datetime.fromisoformat(row["time_utc"]).timestamp()) < 600
     assert "owned" not in {file.name for file in [*ROOT.iterdir(), *tmp_path.rglob("*")]}
-
-
-def utc(text):
-    return time.strptime(text, "%Y-%m-%dT%H:%M:%S+00:00")
 
 
 # --- odd values -----------------------------------------------------------------------------------
