@@ -232,6 +232,8 @@ def _read_files(spec: IdxSet, folder: Path) -> list[bytes]:
     known_md5 = {} if spec.sha256 or spec.archive else _torchvision_md5(spec)
     contents, problems = {}, []
     for source, read in _sources(spec, folder):
+        if source != "disk":
+            _check_writable(folder)
         for i, name in enumerate(spec.files):
             if name in contents:
                 continue
@@ -310,6 +312,15 @@ def _verify(spec: IdxSet, i: int, stored: bytes, known_md5: dict[str, str]) -> b
             f"SHA-256 of the content is {digest[:12]}..., not {spec.sha256[i][:12]}..."
         )
     return data
+
+
+def _check_writable(folder: Path) -> None:
+    """Raises: UsageError, before anything is fetched."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(f"--data-dir: cannot write {folder}: {error.strerror}") from None
 
 
 def _place(target: Path, data: bytes) -> None:

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from common.checkpoint import load_checkpoint
+from common.config import OPTIMIZERS
 from common.results import LEFTOVER_S, read_rows, write_atomically
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +48,7 @@ def train(folder, *flags, **kwargs):
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -103,6 +105,36 @@ def test_what_a_killed_writer_left_is_removed_and_a_living_ones_part_is_not(tmp_
     write_atomically(target, b"whole")
     del parts["dead"]
     assert set(tmp_path.iterdir()) == {target, *parts.values()}
+
+
+AMP = ["--opt", *OPTIMIZERS, "--epochs", "2", "--model", "vgg5", "--amp", "true"]
+AMP += ["--translate", "1", "--erase", "0.3", "--limit", "512"]
+
+
+def test_killed_inside_an_epoch_every_optimiser_ends_in_the_same_weights(tmp_path):
+    """And the same command twice gives the same weights, predictions and rows."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    log = killed / "log.jsonl"
+    for rows in range(1, 3 * len(OPTIMIZERS), 3):  # each has one of its first epoch; then two more
+        process = start("train.py", *TINY, "--results-dir", killed, *AMP)
+        wait_for(lambda n=rows: log.exists() and log.read_bytes().count(b"\n") >= n)
+        time.sleep(0.02)  # into its second epoch
+        process.kill()
+        process.communicate()
+    for folder in (whole, killed):
+        assert train(folder, *AMP)[0] == 0
+    files = [{f.relative_to(folder): f for f in folder.glob("*/*")} for folder in (whole, killed)]
+    assert len(files[0]) == 3 * len(OPTIMIZERS)  # two checkpoints, and predictions
+    assert files[0].keys() == files[1].keys()
+    for name, file in files[0].items():
+        load = np.load if file.suffix == ".npz" else lambda file: load_checkpoint(file)["model"]
+        ours, theirs = load(file), load(files[1][name])
+        assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
+    losses = [
+        {row["run_id"]: row["metrics"]["val_loss"] for row in log_of(folder, "train")}
+        for folder in (whole, killed)
+    ]
+    assert losses[0] == losses[1]
 
 
 # --- told to stop ---------------------------------------------------------------------------------
@@ -162,6 +194,50 @@ def test_a_full_disk_is_one_line_and_the_run_continues_when_there_is_room(tmp_pa
     assert [r["status"] for r in log_of(folder, "train") if r["config"]["epochs"] == 2] == ["ok"]
 
 
+FILLED = """
+import os, sys
+from pathlib import Path
+import svm, train
+from common import UsageError
+from common.results import read_rows
+folder = Path(sys.argv[1])
+argv = ["--dataset", "digits", "--threads", "1", "--results-dir", str(folder / "results")]
+tiny = ["--limit", "48", "--image-size", "28", "--model", "vgg5", "--epochs", "1", "--seed"]
+train.main([*argv, *tiny, "0"])
+before = {f: f.read_bytes() for f in folder.rglob("*.*") if f.is_file() and f.suffix != ".jsonl"}
+for work in (lambda: train.main([*argv, *tiny, "1"]), lambda: svm.main([*argv[:2], *argv[4:], "--samples", "48"])):
+    for free in range(0, 2**22, 2**15):
+        with open(folder / "ballast", "wb") as file:
+            room = os.statvfs(folder)
+            file.write(bytes(max(0, room.f_bavail * room.f_frsize - free)))
+        try:
+            work()
+            break
+        except UsageError as error:
+            print("said:", error)
+        assert all(f.read_bytes() == content for f, content in before.items())
+rows, problems = read_rows(folder / "results" / "log.jsonl")
+assert not problems, problems
+done = [(row["kind"], row["config"].get("seed")) for row in rows if row["status"] == "ok"]
+assert sorted(set(done) - {("epoch", 0), ("epoch", 1)}) == [("svm", 0), ("train", 0), ("train", 1)]
+assert not list(folder.rglob("*.part"))
+"""
+
+
+def test_a_disk_with_ever_more_room_loses_nothing_until_there_is_enough(tmp_path):
+    """A small tmpfs, filled but for so much."""
+    alone = ["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=4m none "$0" && exec "$@"']
+    if subprocess.run([*alone, tmp_path, "true"], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here (unshare -Urm)")
+    command = [*alone, tmp_path, sys.executable, "-c", FILLED, tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith("said: ")]
+    assert all("cannot write" in line for line in said)
+    met = {line.split(":")[1].rpartition(".")[2] for line in said}
+    assert met >= {"pt", "npz"}, met
+
+
 def test_a_log_that_cannot_grow_keeps_its_lines(tmp_path):
     folder = tmp_path / "results"
     assert train(folder, "--epochs", "1")[0] == 0
@@ -208,8 +284,14 @@ ODD = 'it\'s "a" $(touch owned) `; & <b>%s&amp; \\ ü 数'
 
 
 def test_any_folder_name_clock_zone_and_locale_will_do(tmp_path):
-    real = tmp_path / "elsewhere"
-    real.mkdir()
+    shared_memory = Path("/dev/shm")  # another file system than that of the link
+    if not os.access(shared_memory, os.W_OK):
+        shared_memory = tmp_path
+    with tempfile.TemporaryDirectory(dir=shared_memory) as real:
+        use_an_odd_folder(tmp_path, Path(real))
+
+
+def use_an_odd_folder(tmp_path, real):
     folder = tmp_path / ODD
     folder.symlink_to(real)
     env = os.environ | {
@@ -226,6 +308,28 @@ def test_any_folder_name_clock_zone_and_locale_will_do(tmp_path):
     assert (real / row["metrics"]["checkpoint"]).exists()
     assert abs(time.time() - datetime.fromisoformat(row["time_utc"]).timestamp()) < 600
     assert "owned" not in {file.name for file in [*ROOT.iterdir(), *tmp_path.rglob("*")]}
+
+
+FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+
+
+@pytest.mark.skipif(not FAKETIME, reason="no libfaketime: apt-get install faketime")
+def test_a_clock_set_back_between_and_ahead_of_everything_changes_no_result(tmp_path, undisturbed):
+    folder = tmp_path / "set back"
+    argv = ["train.py", *TINY, "--results-dir", folder, *GRID]
+    process = start(*argv)
+    wait_for(lambda: (folder / "log.jsonl").exists() and (folder / "log.jsonl").read_bytes())
+    process.kill()
+    process.communicate()
+    clock = {"LD_PRELOAD": str(FAKETIME[0]), "FAKETIME": "-400d", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    for command in (argv, ["report.py", "--results-dir", folder]):
+        status, out, err = run(*command, env=os.environ | clock)
+        assert (status, "Traceback" in out + err) == (0, False), err
+    ours, theirs = (log_of(f, "train") for f in (folder, undisturbed))
+    assert ours[-1]["time_utc"] < theirs[-1]["time_utc"]
+    for name in ("val_loss", "test_acc", "predictions"):
+        assert [r["metrics"][name] for r in ours] == [r["metrics"][name] for r in theirs]
+    assert all(0 < r["metrics"]["train_ms"] < 600_000 for r in ours)
 
 
 # --- odd values -----------------------------------------------------------------------------------
@@ -259,6 +363,14 @@ def test_a_bad_value_is_one_line_and_nothing_is_written(tmp_path, flags, said):
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert said in err
     assert not (folder / "log.jsonl").exists() or not (folder / "log.jsonl").read_bytes()
+
+
+def test_a_data_folder_that_cannot_be_is_said_before_anything_is_fetched(tmp_path):
+    (tmp_path / "file").touch()
+    flags = ["--dataset", "mnist", "--data-dir", tmp_path / "file" / "data"]
+    status, out, err = train(tmp_path / "results", *flags)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "--data-dir: cannot write" in err
 
 
 def test_one_image_and_a_last_batch_of_one_and_a_value_given_twice(tmp_path):

@@ -1,5 +1,6 @@
 """The real images, where `make data` has fetched them: published facts, and learning from them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ from sklearn.svm import SVC
 
 import svm
 import train
-from common.data import load_dataset, measure_pixels, split_dataset
+from common import UsageError, data
+from common.data import DATASETS, load_dataset, measure_pixels, split_dataset
 
 DATA = Path(__file__).parent.parent / "data"
 FOLDERS = {"mnist": "MNIST", "fashion": "FashionMNIST"}
@@ -29,6 +31,17 @@ def test_published_pixel_statistics_and_class_counts(name):
     counts = np.bincount(dataset.labels[60_000:])
     mnist = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert counts.tolist() == (mnist if name == "mnist" else [1000] * 10)
+
+
+def test_the_files_of_one_set_in_the_folder_of_the_other_are_refused(tmp_path, monkeypatch):
+    if not all((DATA / folder / "raw").exists() for folder in FOLDERS.values()):
+        pytest.skip("make data has not fetched them")
+    (tmp_path / "MNIST").mkdir()
+    (tmp_path / "MNIST" / "raw").symlink_to((DATA / "FashionMNIST" / "raw").resolve())
+    monkeypatch.setattr(data, "_mirrors", lambda spec: [])
+    monkeypatch.setitem(DATASETS, "mnist", replace(DATASETS["mnist"], package=None))
+    with pytest.raises(UsageError, match=r"no source has train-images.*SHA-256"):
+        load_dataset("mnist", tmp_path)
 
 
 def test_svm_is_scikit_learns_prediction_for_prediction(name, tmp_path, rows):
