@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 from common import UsageError, run_script
-from common.config import Validated, option, parse_command_line
+from common.config import NoGrid, Validated, option, parse_command_line
 from common.results import locate, read_rows, write_together
 
 if TYPE_CHECKING:  # imported after the command line is parsed, so that --help answers at once
@@ -35,11 +35,6 @@ if TYPE_CHECKING:  # imported after the command line is parsed, so that --help a
 
 TITLE = "Image classification bake-off: measured beside published"
 TEMPLATES = Path(__file__).parent / "common" / "templates"
-
-
-@dataclass(frozen=True)
-class NoGrid(Validated):
-    """Nothing to vary."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ TRAIN_PROTOCOL = {
 }  # fmt: skip
 SVM_PROTOCOL = {
     "split": "study", "samples": 10_000, "features": "raw", "C": 1.0, "gamma": "scale",
-    "max_iter": 1000,
+    "max_iter": 1000, "image_size": None,
 }  # fmt: skip
 TRAIN_FACTORS = ("dataset", "model", "opt", "lr", "epochs", "pin_memory")
 SVM_FACTORS = ("dataset", "kernel")
@@ -149,7 +149,7 @@ def deviations(config: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     if not other:
         return ""
     smaller = {k for k in ("image_size", "samples") if isinstance(other.get(k), int)}
-    reduced = other.get("limit") or any(other[k] < protocol[k] for k in smaller)
+    reduced = other.get("limit") or any(other[k] < (protocol[k] or 0) for k in smaller)
     settings = ", ".join(f"{k.replace('_', ' ')} {plain(value)}" for k, value in other.items())
     return f"{'reduced' if reduced else 'other'} protocol: {settings}"
 
