@@ -16,6 +16,7 @@ from common.stats import wilson_interval
 
 Row = dict[str, Any]
 
+MAX_SLUG = 80  # of the 255 bytes that file systems take
 STUDY_DATASETS = {"mnist": "MNIST", "fashion": "FashionMNIST"}
 
 # What the study held fixed. A run that differs in one of these is not beside a published figure.
@@ -121,8 +122,8 @@ def trajectory(best: Row, epochs: Sequence[Row]) -> list[Row]:
 
 
 def slug(text: str) -> str:
-    """A name that is safe in a file name."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "unnamed"
+    """A name that is safe in a file name, cut to its end where it is long."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower())[-MAX_SLUG:].strip("_") or "unnamed"
 
 
 def datasets_of(rows: Iterable[Row]) -> list[str]:
@@ -131,8 +132,9 @@ def datasets_of(rows: Iterable[Row]) -> list[str]:
 
 
 def display(dataset: str) -> str:
-    """A data set's name as its authors write it."""
-    return STUDY_DATASETS.get(dataset, dataset)
+    """A data set's name as its authors write it; of your own images without the way to them."""
+    kind, colon, path = dataset.partition(":")
+    return STUDY_DATASETS.get(dataset) or kind + colon + path.rsplit("/", 1)[-1]
 
 
 def load_published() -> list[Row]:

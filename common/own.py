@@ -100,7 +100,7 @@ def read_images(name: str, data_dir: Path, side: int | None) -> tuple[Source, np
     source = find_images(kind, path)
     file = data_dir / "own" / f"{source.sha256[:32]}-{side or 'as-it-is'}-pillow{pillow}.npz"
     try:
-        with np.load(file, allow_pickle=False) as held:
+        with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as held:
             images = held["images"]
         if images.dtype == np.uint8 and images.ndim == 4 and len(images) == len(source.labels):
             return source, images
@@ -180,7 +180,7 @@ def _iter_files(folder: Path, above: Sequence[tuple[int, int]]) -> Iterator[Path
     here = (folder.stat().st_dev, folder.stat().st_ino)
     if here in above:
         raise UsageError(f"{folder} is a link to a folder that it is in; remove it")
-    for entry in os.scandir(folder):
+    for entry in list(os.scandir(folder)):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():

@@ -161,7 +161,7 @@ def check_config(config: TrainConfig, data_dir: str) -> str:
     dataset = cached_dataset(config.dataset, data_dir, config.image_size)
     split = split_dataset(dataset, config.split, config.split_seed, config.limit)
     smallest = min(len(b) for b in split_batches(split.train, config.batch_size))
-    check_network(config.model, config.image_size, smallest)
+    check_network(config.model, config.image_size, smallest, config.opt)
     if device.type == "cpu" and precision == "bf16":
         name = find_one_pixel_convolution(config.model, config.image_size)
         if name:
@@ -175,8 +175,8 @@ def check_config(config: TrainConfig, data_dir: str) -> str:
 
 
 @cache
-def check_network(model: str, image_size: int, batch_size: int) -> None:
-    """Raises: UsageError when the network cannot be trained on batches of that shape."""
+def check_network(model: str, image_size: int, batch_size: int, opt: str) -> None:
+    """Raises: UsageError when the network cannot be trained so, on batches of that shape."""
     try:
         network = build_on_meta(model, 10, image_size).train()
         network(torch.empty(batch_size, 3, image_size, image_size, device="meta"))
@@ -185,6 +185,10 @@ def check_network(model: str, image_size: int, batch_size: int) -> None:
             f"--model {model} cannot train on {batch_size} images at --image-size {image_size}: "
             f"{first_line(error)}; try another size (most take 64 and 224)"
         ) from None
+    if opt == "muon" and sum(p.ndim == 4 for p in network.parameters()) < 2:
+        raise UsageError(
+            f"--opt muon: {model} has no convolutions after its first, which it is for; use adamw"
+        )
 
 
 @cache
