@@ -169,11 +169,11 @@ def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
         raise UsageError(
             f"--batch-size {config.batch_size}: {config.dataset} has {n_train} training images"
         )
-    check_network(config.model, config.image_size, config.batch_size, config.opt)
     if config.full_epoch and any(c.loop == "notebook" for c in group):
         raise UsageError("--full-epoch: the notebook loop is only sampled; use --loop ours")
     if config.opt not in ("sgd", "adam") and any(c.loop == "notebook" for c in group):
         raise UsageError(f"--opt {config.opt}: the notebook loop has sgd and adam; use --loop ours")
+    check_network(config.model, config.image_size, config.opt)
     if any(c.device == "cpu" and c.precision == "bf16" for c in group):
         name = find_one_pixel_convolution(config.model, config.image_size)
         if name:

@@ -229,7 +229,7 @@ def write_report(sections: Sequence[Section], facts: dict[str, Any], out: Path) 
 
 def summary(sections: Sequence[Section]) -> list[str]:
     """The lines for the screen: what was found, what is missing, what is wrong."""
-    from common.measured import display
+    from common.measured import shorten
 
     tables = {table.key: table for section in sections for table in section.tables}
     lines = []
@@ -240,7 +240,7 @@ def summary(sections: Sequence[Section]) -> list[str]:
             if record["test_acc_low"] is not None:
                 low, high = 100 * record["test_acc_low"], 100 * record["test_acc_high"]
                 accuracy += f" ({low:.2f} to {high:.2f})"
-            lines.append(f"{display(record['dataset'])}, {what}: {accuracy} on test")
+            lines.append(f"{shorten(record['dataset'])}, {what}: {accuracy} on test")
     lines += [f"not measured: {t.title} ({t.missing})" for t in tables.values() if t.missing]
     if failed := tables["failed"].rows:
         lines.append(f"failed or interrupted, with errors in the report: {len(failed)}")

@@ -209,9 +209,7 @@ def measure(config: SvmConfig, options: Options) -> dict[str, Any]:
 
     images = (config.dataset, config.split, config.split_seed, config.image_size)
     pool, split = load_split(*images, options.data_dir)
-    parts = prepare_parts(
-        *images, config.seed, config.samples, config.features, options.data_dir
-    )
+    parts = prepare_parts(*images, config.seed, config.samples, config.features, options.data_dir)
     jobs = cpu_count() if ENGINES[config.engine].threaded else 1
     start = time.perf_counter()
     model = fit(config, parts.x_train, parts.y_train)

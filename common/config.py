@@ -30,9 +30,10 @@ NETWORK = "network; any of torchvision's that classify, too: mobilenet_v3_small,
 def option(default: Any, help: str, **metadata: Any) -> Any:
     """Declare a field that becomes a flag.
 
-    metadata: choices (names allowed), check (instead of looking among them), minimum and maximum (inclusive), above (exclusive), many (the
-    flag takes one or more values and the field holds a tuple; in a grid class every field does),
-    flag (False: the field has none, a script fills it in), positional (given without its name).
+    metadata: choices (names allowed), check (a function to call with them instead of looking among
+    them), minimum and maximum (inclusive), above (exclusive), many (the flag takes one or more
+    values and the field holds a tuple; in a grid class every field does), flag (False: the field
+    has none, a script fills it in), positional (given without its name).
     """
     if isinstance(default, (list, tuple)):
         default = tuple(default)
@@ -74,7 +75,7 @@ class DataConfig(Validated):
     dataset: str = option("mnist", "data set", choices=DATASETS)
     split: str = option(
         "study",
-        "study: all images pooled, 70/10/20; official: test images as published",
+        "study: all images pooled, 70/10/20; official: as published, or as in your train/val/test",
         choices=("study", "official"),
     )
     split_seed: int = option(
@@ -111,8 +112,8 @@ class TrainConfig(DataConfig):
     )
     flip: bool = option(
         False,
-        "training images are mirrored every other epoch, where classes outlive it: clothes, and your "
-        "own images",
+        "training images are mirrored every other epoch, where classes outlive it: clothes, and "
+        "your own images",
     )
     erase: float = option(
         0.0, "probability that a training image loses a rectangle of up to a third of it",

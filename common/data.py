@@ -3,8 +3,8 @@
     python -m common.data mnist fashion        fetch and verify two data sets
 
 A data set is one uint8 tensor (N, C, H, W) in published order, training images first. Whatever a
-file's source, its bytes are checked on every load. Your own images are read by common.own. torch is imported where it is used, since the
-names of DATASETS also feed every script's --help.
+file's source, its bytes are checked on every load. Your own images are read by common/own.py. torch
+is imported where it is used, since the names of DATASETS also feed every script's --help.
 """
 
 from __future__ import annotations

@@ -306,7 +306,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export finished runs again, each from its checkpoint."""
     _, options = parse_command_line(argv, __doc__, NoGrid, ExportOptions)
     if not (Path(options.results_dir) / "log.jsonl").is_file():
-        raise UsageError(f"--results-dir: {options.results_dir} has no log.jsonl; train.py writes it")
+        raise UsageError(
+            f"--results-dir: {options.results_dir} has no log.jsonl; train.py writes it"
+        )
     log = Log(options.results_dir)
     rows = [find_run(name, log) for name in options.runs]
     failures = 0

@@ -132,9 +132,14 @@ def datasets_of(rows: Iterable[Row]) -> list[str]:
 
 
 def display(dataset: str) -> str:
-    """A data set's name as its authors write it; of your own images without the way to them."""
+    """A data set's name as its authors write it."""
+    return STUDY_DATASETS.get(dataset) or shorten(dataset)
+
+
+def shorten(dataset: str) -> str:
+    """A data set's name, of your own images without the folders that they are in."""
     kind, colon, path = dataset.partition(":")
-    return STUDY_DATASETS.get(dataset) or kind + colon + path.rsplit("/", 1)[-1]
+    return kind + colon + path.rsplit("/", 1)[-1]
 
 
 def load_published() -> list[Row]:

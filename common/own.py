@@ -66,7 +66,9 @@ def find_images(kind: str, path: str) -> Source:
         raise UsageError(f"--dataset {kind}:{path}: the path is no UTF-8; rename it") from None
     source = {"folder": _find_folder, "npz": _find_npz}[kind](Path(path).expanduser())
     if len(source.classes) < 2:
-        raise UsageError(f"{kind}:{path}: only one class, {source.classes[0]}: nothing to tell apart")
+        raise UsageError(
+            f"{kind}:{path}: only one class, {source.classes[0]}: nothing to tell apart"
+        )
     if len(source.labels) < LEAST_IMAGES:
         raise UsageError(
             f"{kind}:{path}: {len(source.labels)} images; at least {LEAST_IMAGES} are needed to "

@@ -159,9 +159,8 @@ def check_config(config: TrainConfig, data_dir: str) -> str:
     device = torch.device(config.device)
     precision = engine.resolve_precision(config.amp, config.amp_dtype, device)
     dataset = cached_dataset(config.dataset, data_dir, config.image_size)
-    split = split_dataset(dataset, config.split, config.split_seed, config.limit)
-    smallest = min(len(b) for b in split_batches(split.train, config.batch_size))
-    check_network(config.model, config.image_size, smallest, config.opt)
+    split_dataset(dataset, config.split, config.split_seed)
+    check_network(config.model, config.image_size, config.opt)
     if device.type == "cpu" and precision == "bf16":
         name = find_one_pixel_convolution(config.model, config.image_size)
         if name:
@@ -175,14 +174,14 @@ def check_config(config: TrainConfig, data_dir: str) -> str:
 
 
 @cache
-def check_network(model: str, image_size: int, batch_size: int, opt: str) -> None:
-    """Raises: UsageError when the network cannot be trained so, on batches of that shape."""
+def check_network(model: str, image_size: int, opt: str) -> None:
+    """Raises: UsageError when the network cannot be trained so on images of that size."""
     try:
         network = build_on_meta(model, 10, image_size).train()
-        network(torch.empty(batch_size, 3, image_size, image_size, device="meta"))
+        network(torch.empty(2, 3, image_size, image_size, device="meta"))
     except Exception as error:  # each network fails in its own way
         raise UsageError(
-            f"--model {model} cannot train on {batch_size} images at --image-size {image_size}: "
+            f"--model {model} cannot train at --image-size {image_size}: "
             f"{first_line(error)}; try another size (most take 64 and 224)"
         ) from None
     if opt == "muon" and sum(p.ndim == 4 for p in network.parameters()) < 2:

@@ -33,6 +33,7 @@ from common.measured import (
     number,
     pick_best,
     plain,
+    shorten,
     side_by_side,
     slug,
     trajectory,
@@ -104,7 +105,7 @@ class Column:
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, str):
-            return {"start": value[:12], "name": display(value)}.get(self.form, value)
+            return {"start": value[:12], "name": shorten(value)}.get(self.form, value)
         if self.is_text:
             return str(value)
         return FORMS[self.form](value)
@@ -331,9 +332,7 @@ def log_tables(rows: Sequence[Row], problems: Sequence[str]) -> list[Table]:
     ]  # fmt: skip
 
 
-def datasets_table(
-    rows: Sequence[Row], predictions: Mapping[str, Mapping[str, Any]]
-) -> Table:
+def datasets_table(rows: Sequence[Row], predictions: Mapping[str, Mapping[str, Any]]) -> Table:
     """What an accuracy on each data set and division has to be read with."""
     named = {row["config"].get("dataset"): predictions[row["run_id"]]["classes"] for row in rows
              if row["run_id"] in predictions}  # fmt: skip

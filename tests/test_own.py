@@ -388,4 +388,6 @@ def test_json_of_a_row_survives_any_path(tmp_path, photos, rows):
     flags = ["--dataset", f"folder:{root}", "--model", "vgg5", "--image-size", "16", "--limit", "9"]
     flags += ["--epochs", "1", "--results-dir", str(tmp_path / "results")]
     assert train.main([*flags, "--data-dir", str(tmp_path / "d")]) == 0
-    assert json.loads(json.dumps(rows("train")[0]))["config"]["dataset"].startswith(f"folder:{root}@")
+    assert json.loads(json.dumps(rows("train")[0]))["config"]["dataset"].startswith(
+        f"folder:{root}@"
+    )

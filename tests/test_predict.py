@@ -1,4 +1,4 @@
-"""common.predict and common.export's command: predictions of files are those that training tested."""
+"""common.predict and common.export's command: files are predicted as training tested them."""
 
 import json
 import subprocess
