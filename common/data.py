@@ -732,13 +732,14 @@ def split_batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
 def main() -> int:
     """Fetch and verify the data sets named on the command line."""
 
+    published = [name for name in DATASETS if name not in OWN]
     parser = argparse.ArgumentParser(description="fetch and verify data sets")
-    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(DATASETS))
+    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(published))
     parser.add_argument("--data-dir", default="data", help="where they are kept [data]")
     args = parser.parse_args()
     for name in args.names:
-        check_name("NAME", name, tuple(DATASETS))
-    for name in map(pin_dataset, args.names):
+        check_name("NAME", name, published)
+    for name in args.names:
         dataset = load_dataset(name, args.data_dir)
         print(f"{name}: {len(dataset.labels):,} images, {len(dataset.classes)} classes, verified")
     return 0

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +24,31 @@ class Unreadable(ValueError):
     """A file that is no image, or none of 8 bits a channel; says why."""
 
 
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Around calls of open_image, in however many threads: warnings are a process's, not theirs.
+
+    Odd metadata, which is not looked at, is not warned of; a decompression bomb is an error.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 def open_image(source: Path | bytes) -> Image.Image:
     """An image file, decoded whole, in mode L or RGB. Raises: Unreadable."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata that is odd and not looked at
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        with image:
             image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode in DEEP_MODES:
-                raise Unreadable(
-                    f"mode {image.mode}, over 8 bits a pixel: save it with 8, since which value "
-                    "is white is yours to say"
-                )
-            return image.convert("L" if image.mode in GREY_MODES else "RGB")
+            turned = ImageOps.exif_transpose(image)
+        if turned.mode in DEEP_MODES:
+            raise Unreadable(
+                f"mode {turned.mode}, over 8 bits a pixel: save it with 8, since which value is "
+                "white is yours to say"
+            )
+        return turned.convert("L" if turned.mode in GREY_MODES else "RGB")
     except Unreadable:
         raise
     except UnidentifiedImageError:

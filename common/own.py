@@ -195,6 +195,8 @@ def _hash_files(folder: Path, files: Sequence[Path]) -> list[bytes]:
     """SHA-256 of every file, of nothing for one that cannot be opened, which reading will name."""
 
     def digest(file: Path) -> bytes:
+        if not file.is_file():
+            return b""
         try:
             with open(file, "rb") as handle:
                 return hashlib.file_digest(handle, "sha256").digest()
@@ -211,9 +213,11 @@ def _read_files(
     """Decode all files. Raises: UsageError that names every one that cannot be used."""
     import numpy as np
 
-    from common.images import Unreadable, open_image, to_pixels
+    from common.images import Unreadable, decoding, open_image, to_pixels
 
     def read(file: Path, digest: bytes) -> np.ndarray | str:
+        if file.exists() and not file.is_file():
+            return "no regular file"  # a pipe would be waited for
         try:
             data = file.read_bytes()
             if hashlib.sha256(data).digest() != digest:
@@ -225,7 +229,7 @@ def _read_files(
             return str(error)
         return to_pixels(image, len(image.getbands()), side)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with decoding(), ThreadPoolExecutor(os.cpu_count()) as pool:
         images = list(pool.map(read, files, digests))
     if bad := [(f, why) for f, why in zip(files, images, strict=True) if isinstance(why, str)]:
         listed = "; ".join(f"{file.relative_to(folder)}: {why}" for file, why in bad)

@@ -94,13 +94,14 @@ def format_table(found: Sequence[dict[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Classify every file, and name those that are no images."""
     _, options = parse_command_line(argv, __doc__, NoGrid, PredictOptions)
-    from common.images import Unreadable
+    from common.images import Unreadable, decoding
 
     run, facts = load_model(Path(options.model))
     found, failures = [], 0
     for file in options.images:
         try:
-            shares = classify(run, facts, file)
+            with decoding():
+                shares = classify(run, facts, file)
         except Unreadable as error:
             failures += 1
             print(f"{file}: {error}", file=sys.stderr)

@@ -128,12 +128,13 @@ def test_all_files_that_cannot_be_used_are_named_at_once(tmp_path, photos):
     (root / "class 0" / "cut.png").write_bytes(whole[:-30])
     (root / "class 0" / "notes.txt").write_text("no image")
     (root / "class 1" / "gone.png").symlink_to(root / "nowhere.png")
+    os.mkfifo(root / "class 1" / "pipe.png")
     save(root / "class 1" / "deep.png", np.full((8, 8), 40_000, np.uint16))
     Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(root / "class 1" / "float.tiff")
     said = refused(root)
-    assert "5 of 25 files cannot be used" in said
+    assert "6 of 26 files cannot be used" in said
     for name in ("cut.png", "notes.txt", "gone.png: No such file", "deep.png: mode I;16",
-                 "float.tiff: mode F"):  # fmt: skip
+                 "float.tiff: mode F", "pipe.png: no regular file"):  # fmt: skip
         assert name in said
 
 
