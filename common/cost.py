@@ -193,9 +193,8 @@ def _check_layers_do_all(trace: _Trace) -> None:
     in_layers = 2 * sum(_conv_linear_macs(call) for call in trace.calls)
     if in_layers != trace.forward_flops:
         raise ValueError(
-            f"convolution and linear layers hold {in_layers} of the network's"
-            f" {trace.forward_flops} FLOPs; count it in convention torch, for {trace.elsewhere}"
-            " multiplies without one"
+            f"convolution and linear layers hold {in_layers} of {trace.forward_flops} FLOPs;"
+            f" count it in convention torch, because of {trace.elsewhere}"
         )
 
 
