@@ -35,13 +35,10 @@ if TYPE_CHECKING:
 
 def count(config: FlopsConfig, convention: str) -> Costs:
     """Count one configuration in one convention."""
-    import torch
-
     from common.cost import count_costs
-    from common.models import build_model
+    from common.models import build_on_meta
 
-    with torch.device("meta"):
-        model = build_model(config.model, config.classes)
+    model = build_on_meta(config.model, config.classes, config.image_size)
     return count_costs(model, (1, 3, config.image_size, config.image_size), convention)
 
 

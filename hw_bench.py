@@ -130,8 +130,10 @@ def expand_variants(name: str, grid: dict[str, list[Any]], alone: bool) -> list[
 
 def expand_groups(grid: dict[str, list[Any]]) -> list[list[HwTrainConfig]]:
     """What is to be measured: a group for each network and optimiser, of variants to compare."""
+    from common.data import pin_dataset
     from common.engine import resolve_device
 
+    grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
     devices = list(dict.fromkeys(resolve_device(name).type for name in grid["device"]))
     variants = [
         variant for name in devices for variant in expand_variants(name, grid, devices == ["cpu"])
@@ -153,13 +155,13 @@ def load_images(config: HwTrainConfig, data_dir: str) -> tuple[Dataset, Split]:
     """The data set and its division."""
     from common.data import cached_dataset, split_dataset
 
-    dataset = cached_dataset(config.dataset, data_dir)
+    dataset = cached_dataset(config.dataset, data_dir, config.image_size)
     return dataset, split_dataset(dataset, config.split, config.split_seed)
 
 
 def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
     """Say what is wrong with a group before anything is measured. Raises: UsageError."""
-    from common.run import find_one_pixel_convolution
+    from common.run import check_network, find_one_pixel_convolution
 
     config = group[0]
     n_train = len(load_images(config, data_dir)[1].train)
@@ -171,6 +173,7 @@ def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
         raise UsageError("--full-epoch: the notebook loop is only sampled; use --loop ours")
     if config.opt not in ("sgd", "adam") and any(c.loop == "notebook" for c in group):
         raise UsageError(f"--opt {config.opt}: the notebook loop has sgd and adam; use --loop ours")
+    check_network(config.model, config.image_size, config.opt)
     if any(c.device == "cpu" and c.precision == "bf16" for c in group):
         name = find_one_pixel_convolution(config.model, config.image_size)
         if name:
@@ -238,7 +241,8 @@ class Side:
                 config, self.dataset, self.split.train, self.statistics, device, config.precision
             )
             return
-        self.model = build_model(config.model, len(self.dataset.classes), config.seed)
+        classes = len(self.dataset.classes)
+        self.model = build_model(config.model, classes, config.seed, image_size=config.image_size)
         self.model.to(device, memory_format=self.batches.memory_format)
         self.forward = prepare_forward(self.model, config.compile)
         self.optimizer = build_optimizer(self.model, config.opt, config.lr, None)
@@ -581,7 +585,7 @@ def measure_run(
     from common.export import build_pixel_loader
 
     trained = run["config"]
-    dataset = cached_dataset(trained["dataset"], data_dir)
+    dataset = cached_dataset(trained["dataset"], data_dir, trained["image_size"])
     test = split_dataset(dataset, trained["split"], trained["split_seed"]).test
     load_pixels = build_pixel_loader(dataset, trained["image_size"])
     paths = {name: log.folder / file for name, file in files.items()}

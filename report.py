@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 from common import UsageError, run_script
-from common.config import Validated, option, parse_command_line
+from common.config import NoGrid, Validated, option, parse_command_line
 from common.results import locate, read_rows, write_together
 
 if TYPE_CHECKING:  # imported after the command line is parsed, so that --help answers at once
@@ -35,11 +35,6 @@ if TYPE_CHECKING:  # imported after the command line is parsed, so that --help a
 
 TITLE = "Image classification bake-off: measured beside published"
 TEMPLATES = Path(__file__).parent / "common" / "templates"
-
-
-@dataclass(frozen=True)
-class NoGrid(Validated):
-    """Nothing to vary."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +229,8 @@ def write_report(sections: Sequence[Section], facts: dict[str, Any], out: Path) 
 
 def summary(sections: Sequence[Section]) -> list[str]:
     """The lines for the screen: what was found, what is missing, what is wrong."""
+    from common.measured import shorten
+
     tables = {table.key: table for section in sections for table in section.tables}
     lines = []
     for record in (*tables["best"].records(), *tables["q1b"].records()):
@@ -243,7 +240,7 @@ def summary(sections: Sequence[Section]) -> list[str]:
             if record["test_acc_low"] is not None:
                 low, high = 100 * record["test_acc_low"], 100 * record["test_acc_high"]
                 accuracy += f" ({low:.2f} to {high:.2f})"
-            lines.append(f"{record['dataset']}, {what}: {accuracy} on test")
+            lines.append(f"{shorten(record['dataset'])}, {what}: {accuracy} on test")
     lines += [f"not measured: {t.title} ({t.missing})" for t in tables.values() if t.missing]
     if failed := tables["failed"].rows:
         lines.append(f"failed or interrupted, with errors in the report: {len(failed)}")

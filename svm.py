@@ -20,7 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from common.config import (
     expand_grid,
     parse_command_line,
 )
+from common.data import explain_images, pin_dataset, print_once
 from common.results import Log, run_id, save_predictions
 
 if TYPE_CHECKING:
@@ -87,12 +88,18 @@ def import_or_explain(flag: str, module: str, install: str) -> Any:
 
 
 @cache
-def load_split(dataset: str, split: str, split_seed: int, data_dir: str) -> tuple[Any, Any]:
-    """A data set and its split."""
-    from common.data import cached_dataset, split_dataset
+def load_split(
+    dataset: str, split: str, split_seed: int, image_size: int | None, data_dir: str
+) -> tuple[Any, Any]:
+    """A data set, its images resized where that is asked for, and its split."""
+    import torch
 
-    loaded = cached_dataset(dataset, data_dir)
-    return loaded, split_dataset(loaded, split, split_seed)
+    from common.data import cached_dataset, split_dataset
+    from common.own import resize_pixels
+
+    loaded = cached_dataset(dataset, data_dir, image_size)
+    images = torch.from_numpy(resize_pixels(loaded.images.numpy(), image_size))
+    return replace(loaded, images=images), split_dataset(loaded, split, split_seed)
 
 
 def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
@@ -105,7 +112,7 @@ def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
     if any(c.features == "hog" for c in configs):
         import_or_explain("--features hog", "skimage.feature", "pip install scikit-image")
     for c in configs:
-        _, split = load_split(c.dataset, c.split, c.split_seed, data_dir)
+        _, split = load_split(c.dataset, c.split, c.split_seed, c.image_size, data_dir)
         if c.samples > len(split.train):
             raise UsageError(
                 f"--samples: {c.samples} is more than the {len(split.train)} training images of "
@@ -114,7 +121,8 @@ def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
 
 
 def compute_features(images: np.ndarray, kind: str) -> np.ndarray:
-    """Pixels in [0, 1], or HOG descriptors of them (9 directions, blocks of 2 x 2 cells).
+    """Pixels in [0, 1], or HOG descriptors of them (9 directions, blocks of 2 x 2 cells), at each
+    pixel of the colour channel of the strongest gradient.
 
     Shapes: images (N, C, H, W) uint8 -> (N, D) float64.
     """
@@ -131,12 +139,13 @@ def compute_features(images: np.ndarray, kind: str) -> np.ndarray:
 
 @lru_cache(maxsize=2)  # raw and hog, shared by the kernels of a grid; more would cost memory
 def prepare_parts(
-    dataset: str, split: str, split_seed: int, seed: int, samples: int, features: str, data_dir: str
-) -> Parts:
+    dataset: str, split: str, split_seed: int, image_size: int | None, seed: int, samples: int,
+    features: str, data_dir: str,
+) -> Parts:  # fmt: skip
     """Choose the training images and compute all features."""
     import numpy as np
 
-    pool, parts = load_split(dataset, split, split_seed, data_dir)
+    pool, parts = load_split(dataset, split, split_seed, image_size, data_dir)
     # RandomState's stream is frozen by numpy's compatibility policy, Generator's is not.
     chosen = np.random.RandomState(seed).permutation(len(parts.train))[:samples]
     index = [parts.train.numpy()[chosen], parts.val.numpy(), parts.test.numpy()]
@@ -196,11 +205,11 @@ def measure(config: SvmConfig, options: Options) -> dict[str, Any]:
     import numpy as np
     from joblib import cpu_count
 
-    pool, split = load_split(config.dataset, config.split, config.split_seed, options.data_dir)
-    parts = prepare_parts(
-        config.dataset, config.split, config.split_seed, config.seed, config.samples,
-        config.features, options.data_dir,
-    )  # fmt: skip
+    from common.data import describe_split
+
+    images = (config.dataset, config.split, config.split_seed, config.image_size)
+    pool, split = load_split(*images, options.data_dir)
+    parts = prepare_parts(*images, config.seed, config.samples, config.features, options.data_dir)
     jobs = cpu_count() if ENGINES[config.engine].threaded else 1
     start = time.perf_counter()
     model = fit(config, parts.x_train, parts.y_train)
@@ -220,6 +229,7 @@ def measure(config: SvmConfig, options: Options) -> dict[str, Any]:
         "n_support": int(np.sum(model.n_support_)), **read_convergence(config, model),
         "engine": config.engine, "n_train": len(parts.y_train), "n_val": len(parts.y_val),
         "n_test": len(parts.y_test), "split_sha256": split.sha256(), "predictions": predictions,
+        **describe_split(pool, split),
     }  # fmt: skip
 
 
@@ -266,8 +276,14 @@ def format_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit every configuration that the log does not have, and print them all."""
     grid, options = parse_command_line(argv, __doc__, SvmConfig, Options, SVM_PRESETS)
+    expand_grid(SvmConfig, grid)  # a bad value is said before any image is read
+    grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
     configs = expand_grid(SvmConfig, grid)
     check_configs(configs, options.data_dir)
+    print_once(
+        explain_images(c.dataset, options.data_dir, c.image_size, c.split, c.split_seed)
+        for c in configs
+    )
     log = Log(options.results_dir)
     done = {} if options.force else log.finished("svm")
     names = [name for name in grid if name in SHOWN or len(grid[name]) > 1]

@@ -45,9 +45,11 @@ if TYPE_CHECKING:
 def choose_configs(grid: dict[str, list[Any]], best: bool, log: Log) -> list[TrainConfig]:
     """The configurations asked for, each with the device that it will run on; or of these only
     each data set's best on validation, of those that are finished."""
+    from common.data import pin_dataset
     from common.engine import resolve_device
     from common.measured import pick_best
 
+    grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
     grid["device"] = list(dict.fromkeys(resolve_device(name).type for name in grid["device"]))
     configs = [name_weights(config) for config in expand_grid(TrainConfig, grid)]
     if not best:
@@ -200,6 +202,8 @@ def finish_milestone(run: Run, trajectory: Trajectory, log: Log) -> None:
 
 def summarize(run: Run) -> dict[str, Any]:
     """A row's metrics that follow from the epochs so far."""
+    from common.data import describe_split
+
     last, best = run.history[-1], best_epoch(run.history)
     train_ms = sum(metrics["train_ms"] for metrics in run.history)
     n_train = len(run.split.train)
@@ -209,7 +213,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "train_ms": train_ms, "images_per_s": n_train * len(run.history) / train_ms * 1e3,
         "params": sum(p.numel() for p in run.model.parameters()), "precision": run.precision,
         "n_train": n_train, "n_val": len(run.split.val), "n_test": len(run.split.test),
-        "split_sha256": run.split.sha256(),
+        "split_sha256": run.split.sha256(), **describe_split(run.dataset, run.split),
     }  # fmt: skip
 
 
@@ -295,6 +299,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     import torch
 
+    from common.data import explain_images, print_once
     from common.engine import keep_freed_memory, make_deterministic
     from common.export import check_packages
     from common.run import check_config
@@ -314,6 +319,10 @@ def main(argv: list[str] | None = None) -> int:
             print(
                 f"{config.describe()}: fp32, for this CPU has no fast bf16; --amp changes nothing"
             )
+    print_once(
+        explain_images(c.dataset, options.data_dir, c.image_size, c.split, c.split_seed, c.limit)
+        for c in configs
+    )
     twins, rest = ([], configs) if options.force else find_twins(configs, log)
     todo = group_trajectories(rest)
     if len(configs) > 1 or options.dry_run:

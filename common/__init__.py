@@ -6,7 +6,7 @@ import difflib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 
@@ -32,9 +32,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def find_name(value: str, known: Iterable[str]) -> str | None:
+    """The known name that value is, or whose form it has: folder:photos has that of folder:PATH."""
+    if value in known:
+        return value
+    kind, colon, rest = value.partition(":")
+    return next((n for n in known if colon and rest and n.startswith(f"{kind}:")), None)
+
+
 def check_name(what: str, value: str, known: Sequence[str]) -> None:
     """Raises: UsageError, with the nearest known name, when value is not among the known."""
-    if value in known:
+    if find_name(value, known):
         return
     near = difflib.get_close_matches(value, list(known), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"

@@ -16,22 +16,24 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
 from common import UsageError, check_name
-from common.data import DATASETS, MIRRORABLE
-from common.models import MODELS
+from common.data import DATASETS, may_mirror
+from common.models import MODELS, check_model
 
 OPTIMIZERS = ("sgd", "nesterov", "muon", "adam", "adamw")
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 MAX_SEED = 2**32 - 1  # numpy's
 LOOPS = ("ours", "notebook")
 EXPORT_FORMATS = ("torchscript", "onnx")
+NETWORK = "network; any of torchvision's that classify, too: mobilenet_v3_small, efficientnet_b0"
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
     """Declare a field that becomes a flag.
 
-    metadata: choices (names allowed), minimum and maximum (inclusive), above (exclusive), many (the
-    flag takes one or more values and the field holds a tuple; in a grid class every field does),
-    flag (False: the field has none, a script fills it in).
+    metadata: choices (names allowed), check (a function to call with them instead of looking among
+    them), minimum and maximum (inclusive), above (exclusive), many (the flag takes one or more
+    values and the field holds a tuple; in a grid class every field does), flag (False: the field
+    has none, a script fills it in), positional (given without its name).
     """
     if isinstance(default, (list, tuple)):
         default = tuple(default)
@@ -52,7 +54,7 @@ def _check_value(flag: str, value: Any, metadata: Any) -> None:
     if value is None:
         return
     if "choices" in metadata:
-        check_name(flag, value, tuple(metadata["choices"]))
+        metadata.get("check", check_name)(flag, value, tuple(metadata["choices"]))
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{flag}: {value} is not a finite number")
     if "above" in metadata and not value > metadata["above"]:
@@ -73,7 +75,7 @@ class DataConfig(Validated):
     dataset: str = option("mnist", "data set", choices=DATASETS)
     split: str = option(
         "study",
-        "study: all images pooled, 70/10/20; official: test images as published",
+        "study: all images pooled, 70/10/20; official: as published, or as in your train/val/test",
         choices=("study", "official"),
     )
     split_seed: int = option(
@@ -88,7 +90,7 @@ class TrainConfig(DataConfig):
 
     limit: int | None = option(None, "training images used, for quick looks", minimum=1)
     image_size: int = option(64, "side in pixels that images are resized to", minimum=1)
-    model: str = option("resnet18", "network", choices=MODELS)
+    model: str = option("resnet18", NETWORK, choices=MODELS, check=check_model)
     weights: str | None = option(None, "state_dict file to start from, instead of from scratch")
     weights_sha256: str | None = option(None, "of that file, filled in", flag=False)
     opt: str = option(
@@ -109,7 +111,9 @@ class TrainConfig(DataConfig):
         0, "training images are shifted by up to so many of their pixels", minimum=0
     )
     flip: bool = option(
-        False, "training images are mirrored every other epoch, where classes outlive it"
+        False,
+        "training images are mirrored every other epoch, where classes outlive it: clothes, and "
+        "your own images",
     )
     erase: float = option(
         0.0, "probability that a training image loses a rectangle of up to a third of it",
@@ -134,7 +138,7 @@ class TrainConfig(DataConfig):
     @property
     def mirrored(self) -> bool:
         """Whether training images are mirrored: asked for, and of a kind that may be."""
-        return self.flip and self.dataset in MIRRORABLE
+        return self.flip and may_mirror(self.dataset)
 
     def describe(self) -> str:
         """The factors of the study, in a few words."""
@@ -153,6 +157,9 @@ class SvmConfig(DataConfig):
     )
     C: float = option(1.0, "inverse regularisation strength", above=0)
     gamma: str = option("scale", "kernel coefficient", choices=("scale", "auto"))
+    image_size: int | None = option(
+        None, "side in pixels that images are resized to (default: as they are)", minimum=1
+    )
     max_iter: int = option(1000, "solver iterations; -1 for no limit", minimum=-1)
     engine: str = option(
         "sklearn", "implementation of SVC", choices=("sklearn", "sklearnex", "cuml")
@@ -163,7 +170,7 @@ class SvmConfig(DataConfig):
 class FlopsConfig(Validated):
     """One cost count: a network at an input shape."""
 
-    model: str = option("resnet18", "network", choices=MODELS)
+    model: str = option("resnet18", NETWORK, choices=MODELS, check=check_model)
     image_size: int = option(64, "side of the input in pixels", minimum=1)
     classes: int = option(10, "outputs of the network", minimum=1)
 
@@ -173,7 +180,7 @@ class HwTrainConfig(DataConfig):
     """Training speed of one network and optimiser on one device variant (the study's Q2)."""
 
     dataset: str = option("fashion", "data set", choices=DATASETS)
-    model: str = option("resnet18", "network", choices=MODELS)
+    model: str = option("resnet18", NETWORK, choices=MODELS, check=check_model)
     opt: str = option("sgd", "optimiser; sgd has momentum 0.9", choices=OPTIMIZERS)
     lr: float = option(1e-3, "learning rate, constant", above=0)
     batch_size: int = option(16, "images a step", minimum=1)
@@ -248,6 +255,33 @@ class HwOptions(Options):
     mode: str = option(
         "train", "what is timed; each mode has flags of its own", choices=("train", "infer")
     )
+
+
+@dataclass(frozen=True)
+class NoGrid(Validated):
+    """Nothing to vary."""
+
+
+@dataclass(frozen=True)
+class ExportOptions(Validated):
+    """What to export again, and where it is."""
+
+    runs: tuple[str, ...] = option((), "run_id of a training, or how it starts", many=True,
+                                   positional=True)  # fmt: skip
+    format: tuple[str, ...] = option(
+        EXPORT_FORMATS, "formats to write", choices=EXPORT_FORMATS, many=True
+    )
+    results_dir: str = option("results", "folder of the log and of the checkpoints")
+    data_dir: str = option("data", "folder of the data sets, whose test images are the gate")
+
+
+@dataclass(frozen=True)
+class PredictOptions(Validated):
+    """What to classify, and with what."""
+
+    model: str = option("", "ONNX file that this project exported", positional=True)
+    images: tuple[str, ...] = option((), "image files", many=True, positional=True)
+    json: bool = option(False, "print JSON, with the probability of every class")
 
 
 # A preset's values are lists where the flag takes several. The study's grids are whole; `demo` is
@@ -332,7 +366,7 @@ def _add_flags(parser: argparse.ArgumentParser, cls: type, several: bool) -> Non
         if "choices" in f.metadata:
             text += f" ({', '.join(f.metadata['choices'])})"
         many = several or f.metadata.get("many", False)
-        if f.default not in (None, ()):
+        if f.default not in (None, (), ""):
             default = str(f.default).lower() if isinstance(f.default, bool) else f.default
             text += f" [{default}]"
         kind = next(t for t in (bool, int, float, str) if _mentions(hints[f.name], t))
@@ -343,7 +377,10 @@ def _add_flags(parser: argparse.ArgumentParser, cls: type, several: bool) -> Non
             # A bare --pin-memory means true, as everywhere else.
             extra["nargs"] = "*" if kind is bool else "+"
             extra["type"] = _truth if kind is bool else kind
-        group.add_argument(flag_of(f.name), help=text, default=argparse.SUPPRESS, **extra)
+        if f.metadata.get("positional"):
+            group.add_argument(f.name, help=text, **extra)
+        else:
+            group.add_argument(flag_of(f.name), help=text, default=argparse.SUPPRESS, **extra)
 
 
 def _mentions(hint: Any, kind: type) -> bool:

@@ -117,6 +117,7 @@ class _Trace:
     calls: tuple[_Call, ...]
     forward_flops: int
     step_flops: int
+    elsewhere: str  # the first module that multiplies outside convolutions and linear layers
 
 
 def count_costs(model: nn.Module, input_shape: Sequence[int], convention: str) -> Costs:
@@ -172,17 +173,28 @@ def _trace(model: nn.Module, input_shape: Sequence[int]) -> _Trace:
     with torch.enable_grad(), counter:
         output = model(torch.empty(tuple(input_shape), device="meta"))
         forward_flops = counter.get_total_flops()
+        elsewhere = _find_multiplying(model, counter)
         if output.requires_grad:  # a network that is all frozen has no backward pass
             output.sum().backward()
-    return _Trace(tuple(calls), forward_flops, counter.get_total_flops())
+    return _Trace(tuple(calls), forward_flops, counter.get_total_flops(), elsewhere)
+
+
+def _find_multiplying(model: nn.Module, counter: FlopCounterMode) -> str:
+    counts = {path: sum(ops.values()) for path, ops in counter.get_flop_counts().items()}
+    for name, layer in model.named_modules():
+        path = ".".join(filter(None, (type(model).__name__, name)))
+        inside = sum(counts.get(f"{path}.{child}", 0) for child, _ in layer.named_children())
+        if not isinstance(layer, WEIGHTED) and counts.get(path, 0) > inside:
+            return f"{name or 'the network'} ({type(layer).__name__})"
+    return ""
 
 
 def _check_layers_do_all(trace: _Trace) -> None:
     in_layers = 2 * sum(_conv_linear_macs(call) for call in trace.calls)
     if in_layers != trace.forward_flops:
         raise ValueError(
-            f"convolution and linear layers hold {in_layers} of the network's"
-            f" {trace.forward_flops} FLOPs; count it in convention torch"
+            f"convolution and linear layers hold {in_layers} of {trace.forward_flops} FLOPs;"
+            f" count it in convention torch, because of {trace.elsewhere}"
         )
 
 

@@ -3,8 +3,8 @@
     python -m common.data mnist fashion        fetch and verify two data sets
 
 A data set is one uint8 tensor (N, C, H, W) in published order, training images first. Whatever a
-file's source, its bytes are checked on every load. torch is imported where it is used, since the
-names of DATASETS also feed every script's --help.
+file's source, its bytes are checked on every load. Your own images are read by common/own.py. torch
+is imported where it is used, since the names of DATASETS also feed every script's --help.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import time
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import UsageError, check_name, run_script
+from common import UsageError, check_name, find_name, own, run_script
 from common.results import write_atomically
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _emnist(split: str, **fields: Any) -> IdxSet:
     return IdxSet("EMNIST", "EMNIST", files=names, archive="gzip.zip", **fields)
 
 
-DATASETS: dict[str, IdxSet | None] = {
+DATASETS: dict[str, IdxSet | Callable[[str, Path, int | None], Dataset]] = {
     "mnist": IdxSet(
         "MNIST",
         "MNIST",
@@ -110,7 +110,7 @@ DATASETS: dict[str, IdxSet | None] = {
         ),
         package="apt dataset-fashion-mnist",
     ),
-    "digits": None,  # the 1,797 digits inside scikit-learn: no file, no network
+    "digits": lambda *_: _load_digits(),  # the 1,797 inside scikit-learn: no file, no network
     "kmnist": IdxSet("KMNIST", "KMNIST", KUZUSHIJI),
     "qmnist": IdxSet(
         "QMNIST",
@@ -127,8 +127,12 @@ DATASETS: dict[str, IdxSet | None] = {
         "letters", classes=tuple("abcdefghijklmnopqrstuvwxyz"), first_label=1
     ),
     "emnist-digits": _emnist("digits", classes=DIGITS),
+    "folder:PATH": lambda *asked: _load_own(*asked),  # one folder a class
+    "npz:FILE": lambda *asked: _load_own(*asked),  # MedMNIST's layout, or X and y
 }
-MIRRORABLE = ("fashion",)  # a mirrored shoe is a shoe, a mirrored digit is none
+OWN = ("folder:PATH", "npz:FILE")
+# A mirrored shoe is a shoe, a mirrored digit is none; of your own images the flag is your word.
+MIRRORABLE = ("fashion", *OWN)
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,8 @@ class Dataset:
     """Images and labels in published order.
 
     Shapes: images (N, C, H, W) uint8; labels (N,) int64. published_test is the number of images at
-    the end that were published as the test part, None where there is no such part.
+    the end that were published as the test part, None where there is no such part; published_val
+    that of those before them, for validation.
     """
 
     name: str
@@ -144,6 +149,7 @@ class Dataset:
     labels: torch.Tensor
     classes: tuple[str, ...]
     published_test: int | None
+    published_val: int = 0
 
 
 @dataclass(frozen=True)
@@ -185,17 +191,36 @@ def parse_idx(data: bytes) -> np.ndarray:
     return np.frombuffer(data, dtype, offset=start).reshape(shape)
 
 
-def load_dataset(name: str, data_dir: str | Path = "data") -> Dataset:
+def is_own(name: str) -> bool:
+    """Whether these are your own images and no published set."""
+    return find_name(name, DATASETS) in OWN
+
+
+def may_mirror(name: str) -> bool:
+    """Whether the classes of a data set outlive a mirror."""
+    return find_name(name, DATASETS) in MIRRORABLE
+
+
+def pin_dataset(name: str) -> str:
+    """The name with the content of your own images in it, so that other images are other work."""
+    return own.pin_name(name) if is_own(name) else name
+
+
+def load_dataset(
+    name: str, data_dir: str | Path = "data", image_size: int | None = None
+) -> Dataset:
     """Load a data set, fetching what is missing.
 
+    Your own images are brought to image_size when they are read, None leaves images of one size as
+    they are; the published ones come in theirs, and are resized while they train.
     Raises: UsageError when no source has a file with the right bytes; it says what to place where.
     """
     import numpy as np
     import torch
 
-    spec = DATASETS[name]
-    if spec is None:
-        return _load_digits()
+    spec = DATASETS[find_name(name, DATASETS)]
+    if callable(spec):
+        return spec(name, Path(data_dir), image_size)
     arrays = [parse_idx(data) for data in _read_files(spec, Path(data_dir) / spec.folder / "raw")]
     for images, labels in (arrays[:2], arrays[2:]):
         if images.dtype != np.uint8 or images.ndim != 3 or len(images) != len(labels):
@@ -207,7 +232,12 @@ def load_dataset(name: str, data_dir: str | Path = "data") -> Dataset:
     return Dataset(name, images, torch.from_numpy(labels), spec.classes, len(arrays[2]))
 
 
-cached_dataset = functools.cache(load_dataset)  # loads a data set once a process
+def cached_dataset(name: str, data_dir: str | Path, image_size: int | None = None) -> Dataset:
+    """load_dataset, once a process."""
+    return _load_once(name, data_dir, image_size if is_own(name) else None)
+
+
+_load_once = functools.cache(load_dataset)
 
 
 def _class_column(labels: np.ndarray) -> np.ndarray:
@@ -222,6 +252,15 @@ def _load_digits() -> Dataset:
     pixels, labels = load_digits(return_X_y=True)  # 0 to 16
     images = torch.from_numpy((pixels * (255 / 16)).round().astype("uint8")).view(-1, 1, 8, 8)
     return Dataset("digits", images, torch.from_numpy(labels).long(), DIGITS, None)
+
+
+def _load_own(name: str, data_dir: Path, image_size: int | None) -> Dataset:
+    import torch
+
+    source, images = own.read_images(name, data_dir, image_size)
+    _, val, test = source.sizes or (None, 0, None)
+    labels = torch.from_numpy(source.labels)
+    return Dataset(name, torch.from_numpy(images), labels, source.classes, test, val)
 
 
 # --- where the bytes come from --------------------------------------------------------------------
@@ -422,7 +461,8 @@ def _run(command: list[str], folder: Path) -> bytes:
 
 
 def split_dataset(dataset: Dataset, split: str, seed: int, limit: int | None = None) -> Split:
-    """Divide a data set: study 70/10/20 of the pool, official with a validation tenth of training.
+    """Divide a data set: study 70/10/20 of the pool; official as it was published, with a tenth of
+    training to validate on where no such part was.
 
     `limit` keeps the first so many training images; validation and test stay whole.
     Raises: UsageError for `official` where no test part was published.
@@ -436,14 +476,88 @@ def split_dataset(dataset: Dataset, split: str, seed: int, limit: int | None = N
     if split == "official":
         if dataset.published_test is None:
             raise UsageError(f"--split official: {dataset.name} has no published test part")
-        n_train = n - dataset.published_test
+        n_test, n_val = dataset.published_test, dataset.published_val
+        n_train = n - n_test - n_val
         order = torch.from_numpy(random.permutation(n_train))
         train, val = order[n_train // 10 :], order[: n_train // 10]
-        test = torch.arange(n_train, n)
+        if n_val:
+            train, val = order, torch.arange(n_train, n_train + n_val)
+        test = torch.arange(n - n_test, n)
     else:
         order = torch.from_numpy(random.permutation(n))
         train, val, test = order.split([n * 7 // 10, n // 10, n - n * 7 // 10 - n // 10])
     return Split(train[:limit], val, test)
+
+
+def describe_split(dataset: Dataset, split: Split) -> dict[str, Any]:
+    """What an accuracy on a division has to be read with, as a row of the log holds it.
+
+    class_counts: images of each class in each part. majority_acc: test accuracy of always answering
+    the most frequent class of training. test_duplicates: test images that are, pixel for pixel,
+    among those trained or validated on.
+    """
+    import torch
+
+    parts = {"train": split.train, "val": split.val, "test": split.test}
+    counts = {
+        name: torch.bincount(dataset.labels[part], minlength=len(dataset.classes)).tolist()
+        for name, part in parts.items()
+    }
+    frequent = max(range(len(dataset.classes)), key=counts["train"].__getitem__)
+    images = dataset.images.numpy()
+    content = {
+        name: [hashlib.sha256(images[i].tobytes()).digest() for i in part.tolist()]
+        for name, part in parts.items()
+    }
+    seen = {*content["train"], *content["val"]}
+    return {
+        "class_counts": counts, "majority_acc": counts["test"][frequent] / len(split.test),
+        "test_duplicates": sum(digest in seen for digest in content["test"]),
+    }  # fmt: skip
+
+
+@functools.cache
+def explain_images(
+    name: str, data_dir: str, image_size: int | None, division: str, split_seed: int,
+    limit: int | None = None,
+) -> tuple[str, ...]:  # fmt: skip
+    """Lines to be read before training on your own images; none for a published set."""
+    if not is_own(name):
+        return ()
+    dataset = cached_dataset(name, data_dir, image_size)
+    split = split_dataset(dataset, division, split_seed, limit)
+    facts = describe_split(dataset, split)
+    counts, test_counts = facts["class_counts"]["train"], facts["class_counts"]["test"]
+    channels, height, width = dataset.images.shape[1:]
+    n_train, n_val, n_test = len(split.train), len(split.val), len(split.test)
+    classes = sorted(zip(counts, dataset.classes, strict=True), key=lambda c: -c[0])
+    shown = [f"{name} {n / n_train:.1%}" for n, name in classes]
+    if len(shown) > 12:
+        shown[6:-5] = ["..."]
+    lines = [
+        f"{dataset.name}: {n_train:,} training, {n_val:,} validation and {n_test:,} test images, "
+        f"{width}x{height}, {'colour' if channels == 3 else 'grey'}",
+        f"  {len(classes)} classes, by share of training: {', '.join(shown)}; always answering "
+        f"{classes[0][1]} is right for {facts['majority_acc']:.1%} of the test images",
+    ]
+    if dataset.published_test is not None and division == "study":
+        lines.append("  its own division is not used, all its parts are pooled: --split official")
+    for part, found in (("training", counts), ("test", test_counts)):
+        if lacking := [c for c, n in zip(dataset.classes, found, strict=True) if n == 0]:
+            lines.append(f"  warning: no {part} image of {', '.join(lacking)}")
+    if n := facts["test_duplicates"]:
+        lines.append(
+            f"  warning: {n:,} of {n_test:,} test images are, pixel for pixel, among those trained "
+            "or validated on: what was learned by heart passes for skill"
+        )
+    return tuple(lines)
+
+
+def print_once(texts: Iterable[tuple[str, ...]]) -> None:
+    """Print texts of several lines, each different one once."""
+    for text in dict.fromkeys(texts):
+        for line in text:
+            print(line)
 
 
 def measure_pixels(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -629,12 +743,13 @@ def split_batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
 def main() -> int:
     """Fetch and verify the data sets named on the command line."""
 
+    published = [name for name in DATASETS if name not in OWN]
     parser = argparse.ArgumentParser(description="fetch and verify data sets")
-    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(DATASETS))
+    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(published))
     parser.add_argument("--data-dir", default="data", help="where they are kept [data]")
     args = parser.parse_args()
     for name in args.names:
-        check_name("NAME", name, tuple(DATASETS))
+        check_name("NAME", name, published)
     for name in args.names:
         dataset = load_dataset(name, args.data_dir)
         print(f"{name}: {len(dataset.labels):,} images, {len(dataset.classes)} classes, verified")

@@ -1,5 +1,7 @@
 """Trained networks as files that run without this project, each kept only if it predicts alike.
 
+    python -m common.export 1a2b3c             a run of the log, again, from its checkpoint
+
 An exported graph takes float32 pixels in [0, 1], already resized, and returns logits; normalising
 and repeating grey to three channels happen inside. Class names and what else a user needs are in
 the file: ONNX metadata_props, TorchScript's extra file metadata.json. Before a file gets its name
@@ -21,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import UsageError, first_line
+from common import UsageError, first_line, run_script
 from common.checkpoint import load_checkpoint, load_weights
-from common.data import Batches, Dataset, cached_dataset, split_dataset
+from common.config import ExportOptions, NoGrid, parse_command_line
+from common.data import Batches, Dataset, cached_dataset, is_own, split_dataset
 from common.engine import EVAL_BATCH_SIZE, evaluate, score
 from common.models import build_model
 from common.results import Log, git_state, locate, write_atomically
@@ -76,7 +79,9 @@ def load_deployable(checkpoint: Path) -> tuple[Deployable, dict[str, Any]]:
     content = load_checkpoint(checkpoint)
     if missing := {"model", "config", "classes", "mean", "std"} - content.keys():
         raise UsageError(f"{checkpoint} is no checkpoint of train.py: it lacks {min(missing)}")
-    model = build_model(content["config"]["model"], len(content["classes"]))
+    config = content["config"]
+    size = config["image_size"]
+    model = build_model(config["model"], len(content["classes"]), image_size=size)
     load_weights(model, checkpoint)
     deployable = Deployable(model, content["mean"], content["std"]).eval()
     return deployable.to(memory_format=torch.channels_last), content
@@ -244,7 +249,7 @@ def export_run(log: Log, row: dict[str, Any], format: str, data_dir: str) -> dic
     file = f"exports/{row['run_id']}{SUFFIXES[format]}"
     metrics = {"format": format, "train_run_id": row["run_id"], "file": None, "parity": None}
     network, content = load_deployable(locate(log.folder, row["metrics"]["checkpoint"]))
-    dataset = cached_dataset(row["config"]["dataset"], data_dir)
+    dataset = cached_dataset(row["config"]["dataset"], data_dir, row["config"]["image_size"])
     try:
         done = _export_checkpoint(network, content, dataset, row, format, log.folder / file)
     except UsageError:
@@ -271,6 +276,7 @@ def _export_checkpoint(
         "input": INPUT.format(c=channels, s=size), "output": "logits, one for each class",
         "classes": list(content["classes"]), "dataset": config["dataset"],
         "model": config["model"], "image_size": size, "channels": channels,
+        "resized_as": "uint8" if is_own(config["dataset"]) else "float32",
         "mean": list(content["mean"]), "std": list(content["std"]),
         "test_acc": score(reference, labels)[1], "train_run_id": row["run_id"],
         "git_commit": git_state()["commit"],
@@ -280,3 +286,40 @@ def _export_checkpoint(
         network, format, target, metadata,
         batches=map(load_pixels, test.split(EVAL_BATCH_SIZE)), reference=reference, labels=labels,
     )  # fmt: skip
+
+
+def find_run(name: str, log: Log) -> dict[str, Any]:
+    """The finished train row whose run_id starts so. Raises: UsageError unless there is one."""
+    rows = log.finished("train")
+    found = [run for run in rows if run.startswith(name)]
+    if len(found) != 1:
+        among = found or list(rows)
+        listed = ", ".join(among[:10]) + (", ..." if len(among) > 10 else "") or "none"
+        raise UsageError(
+            f"RUN {name}: {len(found) or 'no'} finished trainings of {log.path} start so; "
+            f"choose from {listed}"
+        )
+    return rows[found[0]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export finished runs again, each from its checkpoint."""
+    _, options = parse_command_line(argv, __doc__, NoGrid, ExportOptions)
+    if not (Path(options.results_dir) / "log.jsonl").is_file():
+        raise UsageError(
+            f"--results-dir: {options.results_dir} has no log.jsonl; train.py writes it"
+        )
+    log = Log(options.results_dir)
+    rows = [find_run(name, log) for name in options.runs]
+    failures = 0
+    for row in rows:
+        for format in options.format:
+            done = export_run(log, row, format, options.data_dir)
+            failures += done["status"] != "ok"
+            file = done["metrics"]["file"]
+            print(f"{row['run_id']} {format}: {log.folder / file if file else done['error']}")
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -16,6 +16,7 @@ from common.stats import wilson_interval
 
 Row = dict[str, Any]
 
+MAX_SLUG = 80  # of the 255 bytes that file systems take
 STUDY_DATASETS = {"mnist": "MNIST", "fashion": "FashionMNIST"}
 
 # What the study held fixed. A run that differs in one of these is not beside a published figure.
@@ -26,7 +27,7 @@ TRAIN_PROTOCOL = {
 }  # fmt: skip
 SVM_PROTOCOL = {
     "split": "study", "samples": 10_000, "features": "raw", "C": 1.0, "gamma": "scale",
-    "max_iter": 1000,
+    "max_iter": 1000, "image_size": None,
 }  # fmt: skip
 TRAIN_FACTORS = ("dataset", "model", "opt", "lr", "epochs", "pin_memory")
 SVM_FACTORS = ("dataset", "kernel")
@@ -121,8 +122,8 @@ def trajectory(best: Row, epochs: Sequence[Row]) -> list[Row]:
 
 
 def slug(text: str) -> str:
-    """A name that is safe in a file name."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "unnamed"
+    """A name that is safe in a file name, cut to its end where it is long."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower())[-MAX_SLUG:].strip("_") or "unnamed"
 
 
 def datasets_of(rows: Iterable[Row]) -> list[str]:
@@ -132,7 +133,13 @@ def datasets_of(rows: Iterable[Row]) -> list[str]:
 
 def display(dataset: str) -> str:
     """A data set's name as its authors write it."""
-    return STUDY_DATASETS.get(dataset, dataset)
+    return STUDY_DATASETS.get(dataset) or shorten(dataset)
+
+
+def shorten(dataset: str) -> str:
+    """A data set's name, of your own images without the folders that they are in."""
+    kind, colon, path = dataset.partition(":")
+    return kind + colon + path.rsplit("/", 1)[-1]
 
 
 def load_published() -> list[Row]:
@@ -149,7 +156,7 @@ def deviations(config: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     if not other:
         return ""
     smaller = {k for k in ("image_size", "samples") if isinstance(other.get(k), int)}
-    reduced = other.get("limit") or any(other[k] < protocol[k] for k in smaller)
+    reduced = other.get("limit") or any(other[k] < (protocol[k] or 0) for k in smaller)
     settings = ", ".join(f"{k.replace('_', ' ')} {plain(value)}" for k, value in other.items())
     return f"{'reduced' if reduced else 'other'} protocol: {settings}"
 

@@ -1,17 +1,41 @@
-"""The networks, by name. A new one is one entry in MODELS."""
+"""The networks, by name. A new one is one entry in MODELS; torchvision's need none."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from common import UsageError, check_name, find_name
 
 if TYPE_CHECKING:  # torch is imported where it is used: the names here also feed --help
     from torch import nn
 
+PLAIN = {"aux_logits": False, "init_weights": True}  # no second output that only training has
 
-def _resnet(name: str, classes: int) -> nn.Module:
+
+def _told(name: str, image_size: int) -> dict[str, Any]:
+    """What a network of torchvision has to be told beside the number of classes."""
+    if name.startswith("vit_"):
+        return {"image_size": image_size}
+    if name.startswith("maxvit_"):
+        return {"input_size": (image_size, image_size)}
+    return PLAIN if name in ("googlenet", "inception_v3") else {}
+
+
+def _torchvision(name: str, classes: int, image_size: int) -> nn.Module:
     import torchvision.models
 
-    return getattr(torchvision.models, name)(weights=None, num_classes=classes)
+    told = _told(name, image_size)
+    return torchvision.models.get_model(name, weights=None, num_classes=classes, **told)
+
+
+def _timm(name: str, classes: int, image_size: int) -> nn.Module:
+    import timm
+
+    name = name.removeprefix("timm:")
+    fixed = timm.get_pretrained_cfg(name).fixed_input_size
+    told = {"img_size": image_size} if fixed else {}
+    return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=3, **told)
 
 
 def _vgg5(classes: int) -> nn.Module:
@@ -34,21 +58,56 @@ def _vgg5(classes: int) -> nn.Module:
     )  # fmt: skip
 
 
-MODELS = {
-    "resnet18": lambda classes: _resnet("resnet18", classes),
-    "resnet34": lambda classes: _resnet("resnet34", classes),
-    "resnet50": lambda classes: _resnet("resnet50", classes),
+# Networks of our own, and the study's, by the number of classes; timm's by name and image side too.
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": lambda classes: _torchvision("resnet18", classes, 0),
+    "resnet34": lambda classes: _torchvision("resnet34", classes, 0),
+    "resnet50": lambda classes: _torchvision("resnet50", classes, 0),
     "vgg5": _vgg5,
+    "timm:NAME": _timm,
 }
 
 
-def build_model(name: str, classes: int, seed: int = 0) -> nn.Module:
+def check_model(flag: str, name: str, known: Sequence[str]) -> None:
+    """Raises: UsageError, with the nearest name, for one that is neither in `known`, nor
+    torchvision's, nor, after timm:, timm's."""
+    if name in known:
+        return
+    if find_name(name, known):
+        try:
+            import timm
+        except ImportError:
+            raise UsageError(f"{flag} {name}: timm is not installed: pip install timm") from None
+        check_name(f"{flag} timm:NAME", name.removeprefix("timm:"), timm.list_models())
+        return
+    import torchvision.models
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    check_name(flag, name, tuple(dict.fromkeys((*known, *names))))
+
+
+def build_model(name: str, classes: int, seed: int = 0, image_size: int = 224) -> nn.Module:
     """Build a network from scratch, its weights drawn from `seed` alone.
 
+    image_size matters to networks with a weight for each position, such as ViTs, alone.
     Shapes: the network maps (B, 3, H, W) to (B, classes) logits.
     """
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MODELS[name](classes)
+        if name in MODELS:
+            return MODELS[name](classes)
+        family = _timm if name.startswith("timm:") else _torchvision
+        return family(name, classes, image_size)
+
+
+def build_on_meta(name: str, classes: int, image_size: int) -> nn.Module:
+    """The network as shapes without values, on PyTorch's meta device."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return build_model(name, classes, image_size=image_size)
+    except NotImplementedError:  # RegNets compute their widths with tensors
+        return build_model(name, classes, image_size=image_size).to("meta")

@@ -41,8 +41,9 @@ def notebook_loader(
 ) -> DataLoader:  # fmt: skip
     """The study's preprocessing as torchvision's tutorials write it, on the images of `index`."""
     mean, std = (s.expand(3).tolist() for s in statistics)
+    grey = [transforms.Grayscale(3)] if dataset.images.shape[1] == 1 else []
     prepare = transforms.Compose([
-        transforms.Resize((config.image_size, config.image_size)), transforms.Grayscale(3),
+        transforms.Resize((config.image_size, config.image_size)), *grey,
         transforms.ToTensor(), transforms.Normalize(mean, std),
     ])  # fmt: skip
     return DataLoader(PilImages(dataset, index, prepare), config.batch_size, shuffle=True)
@@ -55,7 +56,9 @@ def notebook_steps(
     """One training step at each turn, which gives its loss: NCHW, torch's default optimiser,
     loss.item() at every step, and autocast around the forward pass unless the precision is fp32.
     """
-    model = build_model(config.model, len(dataset.classes), config.seed).to(device).train()
+    size = config.image_size
+    model = build_model(config.model, len(dataset.classes), config.seed, image_size=size)
+    model.to(device).train()
     if config.opt == "sgd":
         optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=MOMENTUM)
     else:

@@ -31,6 +31,7 @@ from common.measured import (
     latest_ok,
     number,
     pick_best,
+    shorten,
     slug,
 )
 from common.tables import confusion_matrix
@@ -212,7 +213,7 @@ def _training_speedups(rows: Iterable[Row]) -> Iterable[ReportFigure]:
     names = ("dataset", "model", "opt")
     bars = [
         Bar(
-            f"{', '.join(str(row['config'].get(k)) for k in names)}, "
+            f"{', '.join(shorten(str(row['config'].get(k))) for k in names)}, "
             f"{row['config'].get('image_size')} px, batch {row['config'].get('batch_size')}",
             str(get(row, "metrics", "label") or get(row, "env", "device")),
             number(row, "metrics", "speedup", "ratio"),
@@ -232,7 +233,7 @@ def _training_speedups(rows: Iterable[Row]) -> Iterable[ReportFigure]:
 def _inference_speedups(rows: Iterable[Row]) -> Iterable[ReportFigure]:
     bars = [
         Bar(
-            f"{get(row, 'metrics', 'dataset')}, {get(row, 'metrics', 'model')}",
+            f"{shorten(str(get(row, 'metrics', 'dataset')))}, {get(row, 'metrics', 'model')}",
             _inference_label(row),
             number(row, "metrics", "speedup_vs_eager"),
             number(row, "metrics", "test_acc"),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import UsageError, engine
+from common import UsageError, engine, first_line
 from common.checkpoint import load_weights
 from common.config import TrainConfig, as_dict
 from common.data import (
@@ -23,7 +23,7 @@ from common.data import (
     split_batches,
     split_dataset,
 )
-from common.models import build_model
+from common.models import build_model, build_on_meta
 
 
 class Run:
@@ -34,7 +34,7 @@ class Run:
         self.config = config
         self.device = torch.device(config.device)
         self.precision = engine.resolve_precision(config.amp, config.amp_dtype, self.device)
-        self.dataset = cached_dataset(config.dataset, data_dir)
+        self.dataset = cached_dataset(config.dataset, data_dir, config.image_size)
         self.split = split_dataset(self.dataset, config.split, config.split_seed, config.limit)
         self.statistics = measure_pixels(self.dataset.images[self.split.train])
         self.batches = Batches(
@@ -142,7 +142,9 @@ def arithmetic() -> str:
 
 def new_model(config: TrainConfig, dataset: Dataset) -> nn.Module:
     """The network before its first step: drawn from the seed, or read from --weights."""
-    model = build_model(config.model, len(dataset.classes), config.seed)
+    model = build_model(
+        config.model, len(dataset.classes), config.seed, image_size=config.image_size
+    )
     if config.weights:
         load_weights(model, config.weights)
     return model
@@ -156,8 +158,9 @@ def check_config(config: TrainConfig, data_dir: str) -> str:
     """
     device = torch.device(config.device)
     precision = engine.resolve_precision(config.amp, config.amp_dtype, device)
-    dataset = cached_dataset(config.dataset, data_dir)
+    dataset = cached_dataset(config.dataset, data_dir, config.image_size)
     split_dataset(dataset, config.split, config.split_seed)
+    check_network(config.model, config.image_size, config.opt)
     if device.type == "cpu" and precision == "bf16":
         name = find_one_pixel_convolution(config.model, config.image_size)
         if name:
@@ -168,6 +171,23 @@ def check_config(config: TrainConfig, data_dir: str) -> str:
     if config.weights:
         new_model(config, dataset)
     return precision
+
+
+@cache
+def check_network(model: str, image_size: int, opt: str) -> None:
+    """Raises: UsageError when the network cannot be trained so on images of that size."""
+    try:
+        network = build_on_meta(model, 10, image_size).train()
+        network(torch.empty(2, 3, image_size, image_size, device="meta"))
+    except Exception as error:  # each network fails in its own way
+        raise UsageError(
+            f"--model {model} cannot train at --image-size {image_size}: "
+            f"{first_line(error)}; try another size (most take 64 and 224)"
+        ) from None
+    if opt == "muon" and sum(p.ndim == 4 for p in network.parameters()) < 2:
+        raise UsageError(
+            f"--opt muon: {model} has no convolutions after its first, which it is for; use adamw"
+        )
 
 
 @cache
@@ -183,12 +203,11 @@ def find_one_pixel_convolution(model: str, image_size: int) -> str | None:
         if min(inputs[0].shape[-2:]) == 1 and max(conv.kernel_size) > 1 and max(conv.stride) > 1:
             found.append(name)
 
-    with torch.device("meta"):
-        network = build_model(model, 10).eval()
-        for name, layer in network.named_modules():
-            if isinstance(layer, nn.Conv2d):
-                layer.register_forward_pre_hook(lambda conv, x, name=name: look(name, conv, x))
-        network(torch.empty(1, 3, image_size, image_size))
+    network = build_on_meta(model, 10, image_size).eval()
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_pre_hook(lambda conv, x, name=name: look(name, conv, x))
+    network(torch.empty(1, 3, image_size, image_size, device="meta"))
     return found[0] if found else None
 
 
@@ -202,7 +221,7 @@ def estimate_ms(configs: Iterable[TrainConfig], data_dir: str) -> float:
         kind = replace(sample, dataset="mnist")
         if kind not in step_ms:
             step_ms[kind] = _time_steps(sample, data_dir)
-        dataset = cached_dataset(config.dataset, data_dir)
+        dataset = cached_dataset(config.dataset, data_dir, config.image_size)
         split = split_dataset(dataset, config.split, config.split_seed, config.limit)
         total_ms += step_ms[kind] * config.epochs * len(split.train) / config.batch_size
     return total_ms

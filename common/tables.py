@@ -33,6 +33,7 @@ from common.measured import (
     number,
     pick_best,
     plain,
+    shorten,
     side_by_side,
     slug,
     trajectory,
@@ -77,7 +78,7 @@ FORMS: dict[str, Callable[[Any], str]] = {
 }
 
 
-TEXTS = ("text", "start")
+TEXTS = ("text", "start", "name")
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Column:
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, str):
-            return value[:12] if self.form == "start" else value
+            return {"start": value[:12], "name": shorten(value)}.get(self.form, value)
         if self.is_text:
             return str(value)
         return FORMS[self.form](value)
@@ -138,7 +139,7 @@ class Table:
 COLUMNS = {
     column.key: column
     for column in (
-        Column("dataset", "Data set"),
+        Column("dataset", "Data set", "name"),
         Column("model", "Network"),
         Column("kernel", "Kernel"),
         Column("opt", "Optimiser"),
@@ -226,6 +227,15 @@ COLUMNS = {
         Column("error", "Error", width_mm=85),
         Column("time_utc", "Time (UTC)"),
         Column("retried", "Same work elsewhere in the log"),
+        Column("split", "Division"),
+        Column("n_train", "Training\nimages", "count"),
+        Column("n_val", "Validation\nimages", "count"),
+        Column("n_test", "Test\nimages", "count"),
+        Column("classes", "Classes", "count"),
+        Column("largest", "Largest class,\ntraining images"),
+        Column("smallest", "Smallest class,\ntraining images"),
+        Column("majority_acc", "Always the\nlargest, acc. %", "percent"),
+        Column("test_duplicates", "Test images\nseen before", "count"),
         Column("problem", "Problem", width_mm=230),
         Column("property", "Property"),
         Column("value", "Value", width_mm=150),
@@ -271,6 +281,7 @@ def build_tables(
         published.setdefault(figure["part"], []).append(figure)
     return [
         *log_tables(rows, problems),
+        datasets_table([*done["train"], *done["svm"]], predictions),
         *q1a_tables(done["train"], published["q1a"]),
         *best_tables(done, published["best"], predictions),
         q1b_table(done["svm"], published["q1b"]),
@@ -319,6 +330,37 @@ def log_tables(rows: Sequence[Row], problems: Sequence[str]) -> list[Table]:
             "" if problems else "None.",
         ),
     ]  # fmt: skip
+
+
+def datasets_table(rows: Sequence[Row], predictions: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What an accuracy on each data set and division has to be read with."""
+    named = {row["config"].get("dataset"): predictions[row["run_id"]]["classes"] for row in rows
+             if row["run_id"] in predictions}  # fmt: skip
+    records = {}
+    for row in rows:
+        parts = {k: get(row, "metrics", "class_counts", k) for k in ("train", "val", "test")}
+        if not all(isinstance(counts, list) and counts for counts in parts.values()):
+            continue  # a row of an older version
+        counts = parts["train"]
+        dataset = row["config"].get("dataset")
+        names = [str(name) for name in named.get(dataset, range(len(counts)))]
+        ranked = sorted(zip(counts, names, strict=False), key=lambda item: -item[0])
+        sizes = {f"n_{part}": sum(n) for part, n in parts.items()}
+        key = (dataset, get(row, "config", "split"), *sizes.values())
+        records[key] = sizes | {
+            "dataset": dataset, "split": get(row, "config", "split"), "classes": len(counts),
+            "largest": f"{ranked[0][1]} ({ranked[0][0]:,})",
+            "smallest": f"{ranked[-1][1]} ({ranked[-1][0]:,})",
+            "majority_acc": number(row, "metrics", "majority_acc"),
+            "test_duplicates": number(row, "metrics", "test_duplicates"),
+        }  # fmt: skip
+    return make_table(
+        "log", "datasets", "Data sets",
+        "dataset split n_train n_val n_test classes largest smallest majority_acc test_duplicates",
+        records.values(), "Always the largest: test accuracy of answering nothing but the largest "
+        "class. Seen before: test images that are, pixel for pixel, among those trained or "
+        "validated on." if records else "No row tells.",
+    )  # fmt: skip
 
 
 def q1a_tables(train: Sequence[Row], published: Sequence[Row]) -> list[Table]:

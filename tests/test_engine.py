@@ -189,7 +189,7 @@ def test_bf16_autocast_really_multiplies_in_bf16():
     assert seen == [torch.bfloat16, torch.float32]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*(n for n in MODELS if ":" not in n), "mobilenet_v3_small"])
 def test_models_are_drawn_from_their_seed_alone(name):
     torch.manual_seed(5)
     before = torch.get_rng_state()

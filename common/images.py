@@ -1,0 +1,85 @@
+"""One image file as pixels: what training on your own images and common.predict both do to it.
+
+An image is turned as its EXIF orientation says, made grey or RGB as Pillow converts it (which drops
+transparency, as torchvision's ImageFolder does), and squeezed to a square, whatever its aspect,
+with Pillow's bilinear filter, which averages where it shrinks. Of several frames the first counts.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+GREY_MODES = ("1", "L", "LA", "La")
+DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+class Unreadable(ValueError):
+    """A file that is no image, or none of 8 bits a channel; says why."""
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Around calls of open_image, in however many threads: warnings are a process's, not theirs.
+
+    Odd metadata, which is not looked at, is not warned of; a decompression bomb is an error.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def open_image(source: Path | bytes) -> Image.Image:
+    """An image file, decoded whole, in mode L or RGB. Raises: Unreadable."""
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        with image:
+            image.load()
+            turned = ImageOps.exif_transpose(image)
+        if turned.mode in DEEP_MODES:
+            raise Unreadable(
+                f"mode {turned.mode}, over 8 bits a pixel: save it with 8, since which value is "
+                "white is yours to say"
+            )
+        return turned.convert("L" if turned.mode in GREY_MODES else "RGB")
+    except Unreadable:
+        raise
+    except UnidentifiedImageError:
+        raise Unreadable("no image that Pillow can read") from None
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from None
+    except Exception as error:  # decoders meet damage with whatever they stumble over
+        raise Unreadable(f"{type(error).__name__}: {error}"[:200]) from None
+
+
+def to_pixels(image: Image.Image, channels: int, side: int | None) -> np.ndarray:
+    """Pixels of an image, squeezed to a square of `side`; None leaves its size.
+
+    Shapes: (C, H, W) uint8, C being `channels`, 1 or 3.
+    """
+    image = image.convert("L" if channels == 1 else "RGB")
+    if side and image.size != (side, side):
+        image = image.resize((side, side), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+
+
+def to_inputs(image: Image.Image, channels: int, side: int, resized_as: str) -> np.ndarray:
+    """What an exported network takes. Shapes: (C, S, S) float32 in [0, 1].
+
+    resized_as: uint8, as your own images are stored, or float32, as the published sets are resized
+    while they train: the same to rounding as torch's resizing, which is not needed here.
+    """
+    scale = np.float32(1 / 255)
+    if resized_as == "uint8" or image.size == (side, side):
+        return to_pixels(image, channels, side).astype(np.float32) * scale
+    planes = to_pixels(image, channels, None).astype(np.float32)
+    resized = [Image.fromarray(p).resize((side, side), Image.Resampling.BILINEAR) for p in planes]
+    return np.stack([np.asarray(plane) for plane in resized]) * scale

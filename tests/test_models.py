@@ -1,0 +1,166 @@
+"""Networks by name: torchvision's and timm's train, are counted, and are refused in one line."""
+
+import importlib.util
+import sys
+import types
+
+import pytest
+import torch
+import torchvision.models
+
+import train
+from common import UsageError, engine
+from common.config import TrainConfig
+from common.cost import count_costs
+from common.models import build_model, build_on_meta
+from common.run import check_network
+
+CPU = torch.device("cpu")
+# Depthwise convolutions, channel shuffles, two outputs in training, LayerNorm, attention.
+SMALL = ("mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "googlenet", "swin_t")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_network_of_torchvision_is_torchvisions(name):
+    ours = build_model(name, 7, seed=3, image_size=32)
+    extra = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        theirs = torchvision.models.get_model(name, weights=None, num_classes=7, **extra)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", SMALL)
+def test_a_step_trains_every_weight(name, precision):
+    model = build_model(name, 10, image_size=64).to(memory_format=torch.channels_last).train()
+    before = [p.detach().clone() for p in model.parameters()]
+    forward = engine.prepare_forward(model, compile=False)
+    optimizer = engine.build_optimizer(model, "adam", 1e-3, None)
+    inputs = torch.randn(3, 3, 64, 64).to(memory_format=torch.channels_last)
+    loss, logits = engine.train_step(
+        forward, optimizer, engine.build_scaler(CPU, precision), inputs, torch.tensor([0, 5, 9]),
+        precision,
+    )  # fmt: skip
+    assert loss.isfinite()
+    assert logits.shape == (3, 10)
+    moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert sum(moved) > 0.9 * len(moved)
+
+
+def test_every_network_of_torchvision_has_a_name_here():
+    for name in torchvision.models.list_models(module=torchvision.models):
+        assert TrainConfig(model=name).model == name
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mobilenet_v3_smal", "did you mean 'mobilenet_v3_small'?"),
+        ("vit_b16", "did you mean 'vit_b_16'?"),
+        ("fcn_resnet50", "did you mean"),  # it segments
+        ("resnet", "did you mean 'resnet"),
+        ("timm:", "unknown value"),
+    ],
+)
+def test_an_unknown_name_is_met_with_the_nearest(name, said):
+    with pytest.raises(UsageError) as error:
+        TrainConfig(model=name)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "opt", "said"),
+    [
+        ("alexnet", 32, "sgd", "Output size is too small"),
+        ("inception_v3", 64, "sgd", "Kernel size can't be greater"),
+        ("vit_b_16", 28, "sgd", "indivisible by patch size"),
+        ("maxvit_t", 64, "sgd", "not divisible by partition size"),
+        ("vit_b_16", 32, "muon", "no convolutions after its first"),
+    ],
+)
+def test_what_a_network_cannot_do_is_said_before_training(name, size, opt, said):
+    with pytest.raises(UsageError, match=said) as error:
+        check_network(name, size, opt)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+    check_network("resnet18", 32, "muon")
+
+
+def test_a_network_that_takes_no_such_image_leaves_no_row(tiny, tmp_path):
+    with pytest.raises(UsageError, match="--model alexnet cannot train at --image-size 32"):
+        train.main([*tiny, "--model", "alexnet"])
+    assert (tmp_path / "results" / "log.jsonl").read_bytes() == b""
+
+
+def test_a_last_batch_of_one_image_trains(tiny, rows):
+    flags = [*tiny, "--model", "shufflenet_v2_x0_5", "--epochs", "1", "--batch-size", "16"]
+    assert train.main([*flags, "--limit", "33"]) == 0
+    assert rows("train")[0]["metrics"]["n_train"] == 33
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "efficientnet_b0", "densenet121"])
+@pytest.mark.filterwarnings(
+    "ignore:distutils Version classes are deprecated:DeprecationWarning",
+    "ignore:This API is being deprecated:UserWarning:thop",
+)
+def test_costs_are_those_of_thop(name):
+    thop = pytest.importorskip("thop")
+    expected, _ = thop.profile(build_model(name, 10), (torch.zeros(1, 3, 64, 64),), verbose=False)
+    assert count_costs(build_on_meta(name, 10, 64), (1, 3, 64, 64), "thop").macs == expected
+
+
+@pytest.mark.parametrize("name", ["googlenet", "convnext_tiny", "regnet_y_400mf"])
+def test_layers_and_operators_count_the_same(name):
+    counts = {
+        convention: count_costs(build_on_meta(name, 10, 64), (1, 3, 64, 64), convention).macs
+        for convention in ("conv_linear", "torch")
+    }
+    assert counts["conv_linear"] == counts["torch"] > 0
+
+
+def test_a_vits_attention_is_counted_by_hand_and_refused_by_layer():
+    tokens, width, mlp, layers = 2 * 2 + 1, 768, 3072, 12
+    patches = 4 * 16 * 16 * 3 * width
+    block = tokens * width * (3 * width + width + 2 * mlp) + 2 * tokens * tokens * width
+    macs = patches + layers * block + width * 10
+    vit = build_on_meta("vit_b_16", 10, 32)
+    costs = count_costs(vit, (1, 3, 32, 32), "torch")
+    assert costs.macs == macs
+    assert costs.train_step_macs == 3 * macs - patches  # the pixels need no gradient
+    for convention in ("thop", "conv_linear"):
+        with pytest.raises(ValueError, match=r"encoder_layer_0\.self_attention \(MultiheadAtt"):
+            count_costs(vit, (1, 3, 32, 32), convention)
+
+
+def test_timm_is_asked_for_an_untrained_network_of_three_channels(monkeypatch):
+    asked = []
+    fake = types.ModuleType("timm")
+    fake.list_models = lambda: ["vit_tiny", "resnet10t"]
+    fake.get_pretrained_cfg = lambda name: types.SimpleNamespace(fixed_input_size="vit" in name)
+    fake.create_model = lambda *args, **kwargs: asked.append((args, kwargs)) or torch.nn.Identity()
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    plain = {"pretrained": False, "num_classes": 5, "in_chans": 3}
+    for name, extra in (("resnet10t", {}), ("vit_tiny", {"img_size": 64})):
+        assert TrainConfig(model=f"timm:{name}")
+        build_model(f"timm:{name}", 5, image_size=64)
+        assert asked.pop() == ((name,), plain | extra)
+    with pytest.raises(UsageError, match="did you mean 'resnet10t'"):
+        TrainConfig(model="timm:resnet10")
+
+
+def test_without_timm_its_command_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UsageError, match="timm is not installed: pip install timm"):
+        TrainConfig(model="timm:resnet10t")
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("timm"), reason="timm")
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["timm:resnet10t", "timm:vit_tiny_patch16_224"])
+def test_a_network_of_timm_trains(tiny, rows, name):
+    assert train.main([*tiny, "--model", name, "--epochs", "1"]) == 0
+    assert rows("train")[0]["config"]["model"] == name

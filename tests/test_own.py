@@ -1,0 +1,394 @@
+"""Your own images: found, hashed, divided and refused; then a comparison on them, end to end."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.svm import SVC
+from torchvision.datasets import ImageFolder
+
+import hw_bench
+import report
+import svm
+import train
+from common import UsageError, own
+from common.config import TrainConfig
+from common.data import cached_dataset, explain_images, load_dataset, pin_dataset, split_dataset
+
+ROOT = Path(__file__).parent.parent
+PIXELS, LABELS = load_digits(return_X_y=True)
+DIGITS = np.round(PIXELS * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+
+
+def save(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def tinted(pixels, labels):
+    """Grey images in a colour of their class: (N, H, W) -> (N, H, W, 3)."""
+    colours = np.random.default_rng(0).integers(80, 256, (10, 3))
+    return (pixels[..., None] / 255 * colours[labels][:, None, None]).astype(np.uint8)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A function: a folder of some digits, the first ten of two classes unless told otherwise."""
+
+    def make(n=10, classes=(0, 1), colour=False, folder="photos", start=0):
+        root = tmp_path / folder
+        for label in classes:
+            chosen = np.flatnonzero(label == LABELS)[start : start + n]
+            images = tinted(DIGITS[chosen], LABELS[chosen]) if colour else DIGITS[chosen]
+            for i, image in zip(chosen, images, strict=True):
+                save(root / f"class {label}" / f"{i}.png", image)
+        return root
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """What a process has hashed and read, which the tests change."""
+    own.find_images.cache_clear()
+    yield
+    own.find_images.cache_clear()
+
+
+def refused(path, kind="folder"):
+    with pytest.raises(UsageError) as error:
+        load_dataset(f"{kind}:{path}", path.parent / "data", 8)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_folder_is_what_torchvisions_image_folder_reads(tmp_path, photos, colour):
+    root = photos(colour=colour)
+    (root / "class 0" / ".DS_Store").write_bytes(b"hidden")
+    (root / "README.txt").write_text("beside the classes")
+    dataset = load_dataset(f"folder:{root}", tmp_path / "data", 8)
+    expected = ImageFolder(root, is_valid_file=lambda name: name.endswith(".png"))
+    assert dataset.classes == tuple(expected.classes)
+    assert dataset.images.shape == (20, 3 if colour else 1, 8, 8)
+    held = sorted((int(y), x.numpy().tobytes()) for x, y in zip(dataset.images, dataset.labels))  # noqa: B905
+    theirs = [(y, np.moveaxis(np.asarray(x), -1, 0)[: dataset.images.shape[1]].tobytes())
+              for x, y in expected]  # fmt: skip
+    assert held == sorted(theirs)
+
+
+def test_different_sizes_and_formats_become_one_square_by_pillows_antialiased_bilinear(
+    tmp_path, photos
+):
+    root = photos()
+    wide = np.random.default_rng(0).integers(0, 256, (40, 90), dtype=np.uint8)
+    for name in ("0.bmp", "0.tiff", "0.pgm"):
+        save(root / "class 0" / name, wide)
+    dataset = load_dataset(f"folder:{root}", tmp_path / "data", 16)
+    assert dataset.images.shape == (23, 1, 16, 16)
+    expected = np.asarray(Image.fromarray(wide).resize((16, 16), Image.Resampling.BILINEAR))
+    assert sum(np.array_equal(image[0], expected) for image in dataset.images.numpy()) == 3
+    with pytest.raises(UsageError, match="2 sizes, 8x8 to 90x40: give --image-size"):
+        load_dataset(f"folder:{root}", tmp_path / "data")
+
+
+def test_one_image_in_colour_makes_all_so(tmp_path, photos):
+    root = photos()
+    save(root / "class 1" / "red.png", np.full((8, 8, 3), (255, 0, 0), np.uint8))
+    images = load_dataset(f"folder:{root}", tmp_path / "data", 8).images
+    assert images.shape[1] == 3
+    grey = (images == images[:, :1]).all((1, 2, 3))
+    assert grey.sum() == 20
+
+
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path, photos):
+    root = photos()
+    upright = np.zeros((8, 8), np.uint8)
+    upright[:4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    save(root / "class 0" / "turned.png", upright[::-1], exif=exif)
+    dataset = load_dataset(f"folder:{root}", tmp_path / "data", 8)
+    assert any(np.array_equal(image[0], upright) for image in dataset.images.numpy())
+
+
+def test_all_files_that_cannot_be_used_are_named_at_once(tmp_path, photos):
+    root = photos()
+    whole = (root / "class 0" / "0.png").read_bytes()
+    (root / "class 0" / "cut.png").write_bytes(whole[:-30])
+    (root / "class 0" / "notes.txt").write_text("no image")
+    (root / "class 1" / "gone.png").symlink_to(root / "nowhere.png")
+    os.mkfifo(root / "class 1" / "pipe.png")
+    save(root / "class 1" / "deep.png", np.full((8, 8), 40_000, np.uint16))
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(root / "class 1" / "float.tiff")
+    said = refused(root)
+    assert "6 of 26 files cannot be used" in said
+    for name in ("cut.png", "notes.txt", "gone.png: No such file", "deep.png: mode I;16",
+                 "float.tiff: mode F", "pipe.png: no regular file"):  # fmt: skip
+        assert name in said
+
+
+def test_a_decompression_bomb_is_not_unpacked(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    assert "DecompressionBombWarning" in refused(photos())
+
+
+def test_links_are_followed_and_a_circle_of_them_refused(tmp_path, photos):
+    real = photos(folder="elsewhere")
+    root = photos(classes=(0,))
+    (root / "class 1").symlink_to(real / "class 1")
+    assert len(load_dataset(f"folder:{root}", tmp_path / "data", 8).labels) == 20
+    own.find_images.cache_clear()
+    (root / "class 0" / "again").symlink_to(root / "class 0")
+    assert "is a link to a folder that it is in" in refused(root)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda root: [f.unlink() for f in (root / "class 1").iterdir()], "no files in class 1"),
+        (lambda root: [(root / "class 1").rename(root / ".class 1")], "only one class"),
+        (lambda root: [f.unlink() for d in root.iterdir() for f in list(d.iterdir())[4:]],
+         "8 images; at least 10"),
+        (lambda root: root.rename(root.parent / "moved"), "No such file or directory"),
+        (lambda root: (root / "class 1").rename(root / "a\nb"), r"would not print"),
+        (lambda root: [(root / f"class {i}").rename(root / n)
+                       for i, n in enumerate(("train", "val"))], "needs train/ and test/"),
+    ],
+)  # fmt: skip
+def test_what_is_no_set_of_classes_is_refused(photos, spoil, said):
+    root = photos()
+    spoil(root)
+    assert said in refused(root)
+
+
+@pytest.mark.parametrize("name", ["folder:", "folder", "foldr:x", "npz"])
+def test_a_name_without_its_path_is_bad_usage(name):
+    with pytest.raises(UsageError, match="--dataset: unknown value"):
+        TrainConfig(dataset=name)
+
+
+def test_a_division_into_folders_is_the_official_split(tmp_path, photos):
+    for part, start, n in (("train", 0, 9), ("val", 20, 3), ("test", 30, 4)):
+        photos(n, folder=f"photos/{part}", start=start)
+    root = tmp_path / "photos"
+    dataset = load_dataset(f"folder:{root}", tmp_path / "data", 8)
+    split = split_dataset(dataset, "official", 0)
+    for part, start, n in ((split.train, 0, 9), (split.val, 20, 3), (split.test, 30, 4)):
+        expected = [
+            DIGITS[i].tobytes() for c in (0, 1) for i in np.flatnonzero(c == LABELS)[start:][:n]
+        ]
+        found = [image.tobytes() for image in dataset.images[part].numpy()]
+        assert sorted(found) == sorted(expected)
+    assert split.train.tolist() != sorted(split.train.tolist())  # --limit takes of every class
+    lines = explain_images(pin_dataset(f"folder:{root}"), tmp_path / "data", 8, "study", 0)
+    assert any("--split official" in line for line in lines)
+    save(root / "test" / "class 9" / "9.png", DIGITS[9])
+    own.find_images.cache_clear()
+    assert "train/ has no class class 9" in refused(root)
+
+
+def test_imbalance_lacking_classes_and_leaks_are_said(tmp_path, photos):
+    photos(12, (0, 1), folder="photos/train")
+    photos(2, (2,), folder="photos/train")
+    photos(3, (0,), folder="photos/test")  # the first three of train once more
+    photos(2, (1,), folder="photos/test", start=50)
+    name = pin_dataset(f"folder:{tmp_path / 'photos'}")
+    text = "\n".join(explain_images(name, tmp_path / "data", 8, "official", 0))
+    for said in ("60.0% of the test images", "no test image of class 2",
+                 "warning: 3 of 5 test images are, pixel for pixel"):  # fmt: skip
+        assert said in text
+
+
+# --- names and the cache --------------------------------------------------------------------------
+
+
+def test_the_name_is_the_content(tmp_path, photos):
+    root = photos()
+    first = pin_dataset(f"folder:{root}/")
+    assert first == pin_dataset(f"folder:{root}") == pin_dataset(first)
+    os.utime(root / "class 0" / "0.png", (1, 1))  # times are no content
+    own.find_images.cache_clear()
+    assert pin_dataset(f"folder:{root}") == first
+    names = {first}
+    for change in (
+        lambda: save(root / "class 0" / "0.png", DIGITS[0] ^ 1),
+        lambda: (root / "class 0" / "0.png").rename(root / "class 1" / "0.png"),
+        lambda: (root / "class 1" / "0.png").unlink(),
+    ):
+        change()
+        own.find_images.cache_clear()
+        names.add(pin_dataset(f"folder:{root}"))
+    assert len(names) == 4
+    with pytest.raises(UsageError, match="have changed: they were @"):
+        load_dataset(first, tmp_path / "data", 8)
+
+
+def test_decoded_images_are_kept_and_a_damaged_copy_is_not_believed(tmp_path, photos, monkeypatch):
+    name = f"folder:{photos()}"
+    images = load_dataset(name, tmp_path / "data", 8).images
+    [file] = (tmp_path / "data" / "own").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(own, "_read_files", lambda *args: pytest.fail("decoded again"))
+        assert torch.equal(load_dataset(name, tmp_path / "data", 8).images, images)
+    for damage in (lambda c: c[:-40], lambda c: c[:300] + b"\xff" * 9 + c[309:], lambda c: b""):
+        file.write_bytes(damage(file.read_bytes()))
+        assert torch.equal(load_dataset(name, tmp_path / "data", 8).images, images)
+    load_dataset(name, tmp_path / "data", 16)
+    assert len(list(file.parent.iterdir())) == 2
+
+
+# --- npz ------------------------------------------------------------------------------------------
+
+
+def medmnist(file, colour=False, **changes):
+    pixels = tinted(DIGITS, LABELS) if colour else DIGITS
+    bounds = {"train": slice(400), "val": slice(400, 500), "test": slice(500, 650)}
+    arrays = {f"{part}_images": pixels[where] for part, where in bounds.items()}
+    arrays |= {f"{part}_labels": LABELS[where, None] for part, where in bounds.items()}
+    arrays = {k: v for k, v in (arrays | changes).items() if v is not None}
+    np.savez(file, **arrays)
+    return file
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_medmnists_layout_with_its_own_division(tmp_path, colour):
+    file = medmnist(tmp_path / "m.npz", colour)
+    dataset = load_dataset(f"npz:{file}", tmp_path / "data")
+    split = split_dataset(dataset, "official", 0)
+    assert dataset.classes == tuple("0123456789")
+    assert sorted(split.train.tolist()) == list(range(400))
+    assert split.val.tolist() == list(range(400, 500))
+    assert split.test.tolist() == list(range(500, 650))
+    pixels = tinted(DIGITS, LABELS)[:650] if colour else DIGITS[:650, ..., None]
+    assert np.array_equal(dataset.images, pixels.transpose(0, 3, 1, 2))
+    assert np.array_equal(dataset.labels, LABELS[:650])
+
+
+def test_x_and_y_with_names_for_labels(tmp_path):
+    names = np.array(["zero", "one", "two"])
+    few = LABELS < 3
+    np.savez(tmp_path / "x.npz", X=tinted(DIGITS, LABELS)[few].transpose(0, 3, 1, 2),
+             y=names[LABELS[few]])  # fmt: skip
+    dataset = load_dataset(f"npz:{tmp_path / 'x.npz'}", tmp_path / "data")
+    assert dataset.classes == ("one", "two", "zero")
+    assert [dataset.classes[i] for i in dataset.labels] == names[LABELS[few]].tolist()
+    assert dataset.images.shape[1:] == (3, 8, 8)
+    with pytest.raises(UsageError, match="no published test part"):
+        split_dataset(dataset, "official", 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train_images": DIGITS[:400] / 255}, "train_images is float64; save it as uint8"),
+        ({"train_images": np.full((400, 8, 8), np.nan)}, "float64; save it as uint8"),
+        ({"train_images": DIGITS[:400].astype(np.int16)}, "int16; save it as uint8"),
+        ({"train_images": DIGITS[:400].reshape(400, 64)}, "has shape (400, 64)"),
+        ({"train_images": np.zeros((400, 8, 8, 4), np.uint8)}, "has shape (400, 8, 8, 4)"),
+        ({"train_images": np.zeros((400, 9, 9), np.uint8)}, "images of different shapes"),
+        ({"train_labels": np.eye(10, dtype=np.uint8)[LABELS[:400]]}, "10 labels an image"),
+        ({"train_labels": LABELS[:399]}, "has shape (399,) for 400 images"),
+        ({"train_labels": LABELS[:400] / 1}, "whole numbers or text"),
+        ({"train_labels": None}, "lacks train_labels"),
+        ({"test_images": None}, "train_ and test_ are needed"),
+        ({"train_labels": np.array([object()] * 400)}, "allow_pickle=False"),
+    ],
+)
+def test_arrays_that_are_no_images_and_classes_are_refused(tmp_path, changes, said):
+    assert said in refused(medmnist(tmp_path / "m.npz", **changes), "npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"PK\3\4" + bytes(99)])
+def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
+    (tmp_path / "m.npz").write_bytes(content)
+    assert "no .npz file" in refused(tmp_path / "m.npz", "npz")
+    assert "No such file" in refused(tmp_path / "gone.npz", "npz")
+
+
+# --- a comparison, from the images to the report --------------------------------------------------
+
+
+def test_flip_mirrors_your_own_images_where_it_is_asked_for():
+    assert TrainConfig(dataset="folder:photos", flip=True).mirrored
+    assert not TrainConfig(dataset="digits", flip=True).mirrored
+
+
+@pytest.mark.parametrize(("kind", "colour"), [("folder", False), ("npz", True)])
+def test_a_comparison_on_your_own_images(tmp_path, photos, rows, kind, colour):
+    if kind == "folder":
+        source = photos(26, range(10), colour, folder="$a_b & <i>é #%^~")
+    else:
+        source = medmnist(tmp_path / "a_b & <i>é.npz", colour)
+    name = f"{kind}:{source}"
+    where = ["--results-dir", str(tmp_path / "results"), "--data-dir", str(tmp_path / "data")]
+    split = ["--split", "study" if kind == "folder" else "official"]
+    flags = ["--model", "vgg5", "shufflenet_v2_x0_5", "--image-size", "32", "--batch-size", "64"]
+    flags += ["--epochs", "1", "--opt", "adam"]
+    assert train.main(["--dataset", name, *split, *flags, *where]) == 0
+    assert svm.main(["--dataset", name, *split, "--samples", "150", *where]) == 0
+    speed = ["--model", "vgg5", "--image-size", "32", "--steps", "2", "--warmup", "1"]
+    speed += ["--precision", "fp32", "--loop", "ours", "notebook", "--threads", "1"]
+    assert hw_bench.main(["--dataset", name, *split, *speed, *where]) == 0
+    assert report.main(["--results-dir", where[1]]) == 0
+    pinned = pin_dataset(name)
+    [*trained, machine] = rows("train") + rows("svm")
+    assert {row["config"]["dataset"] for row in (*trained, machine)} == {pinned}
+    dataset = cached_dataset(pinned, where[3])
+    x = dataset.images.numpy().reshape(len(dataset.labels), -1) / 255
+    parts = split_dataset(dataset, split[1], 0)
+    chosen = parts.train[np.random.RandomState(0).permutation(len(parts.train))[:150]]
+    reference = SVC(max_iter=1000).fit(x[chosen], dataset.labels[chosen])
+    acc = reference.score(x[parts.test], dataset.labels[parts.test])
+    assert machine["metrics"]["test_acc"] == pytest.approx(acc)
+    counts = trained[0]["metrics"]["class_counts"]["train"]
+    assert counts == np.bincount(dataset.labels[parts.train]).tolist()
+    content = torch.load(tmp_path / "results" / trained[0]["metrics"]["checkpoint"])
+    assert content["classes"] == list(dataset.classes)
+    assert len(content["mean"]) == (3 if colour else 1)
+    written = (tmp_path / "results" / "report" / "report.md").read_text()
+    assert "Largest class, training images" in written
+    assert pinned[-12:] in written
+    assert dataset.classes[0] in written
+    tex = (tmp_path / "results" / "report" / "report.tex").read_text()
+    assert "& <i>" not in tex
+    assert str(tmp_path) not in written
+
+
+def test_changed_images_are_other_work(tmp_path, photos, rows):
+    root = photos(12, range(4))
+    flags = ["--dataset", f"folder:{root}", "--model", "vgg5", "--image-size", "16", "--epochs"]
+    flags += ["1", "--results-dir", str(tmp_path / "results"), "--data-dir", str(tmp_path / "d")]
+    train.main(flags)
+    train.main(flags)
+    assert len(rows("train")) == 1
+    (root / "class 0" / "0.png").unlink()
+    own.find_images.cache_clear()
+    train.main(flags)
+    one, other = rows("train")
+    assert one["run_id"] != other["run_id"]
+
+
+def test_names_of_your_own_do_not_slow_help_down():
+    code = "import sys, common.config; sys.exit(bool({'torch', 'numpy', 'PIL'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_json_of_a_row_survives_any_path(tmp_path, photos, rows):
+    root = photos(12, folder='quote" and \\ and é')
+    flags = ["--dataset", f"folder:{root}", "--model", "vgg5", "--image-size", "16", "--limit", "9"]
+    flags += ["--epochs", "1", "--results-dir", str(tmp_path / "results")]
+    assert train.main([*flags, "--data-dir", str(tmp_path / "d")]) == 0
+    assert json.loads(json.dumps(rows("train")[0]))["config"]["dataset"].startswith(
+        f"folder:{root}@"
+    )

@@ -1,0 +1,210 @@
+"""common.predict and common.export's command: files are predicted as training tested them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import train
+from common import UsageError, export, own, predict
+from common.data import cached_dataset, pin_dataset, split_dataset
+from common.images import open_image, to_inputs
+
+ROOT = Path(__file__).parent.parent
+SIZE = 28
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pixels, labels = load_digits(return_X_y=True)
+    return np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8), labels
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, digits):
+    """Results with a run on a folder in colour of several sizes, and one on the digits, exported;
+    with the row of each and its files by index into the data set."""
+    folder = tmp_path_factory.mktemp("predict")
+    for i, (image, label) in enumerate(zip(*digits, strict=True)):
+        if i < 300:
+            file = folder / "photos" / f"class {label}" / f"{i:03}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            colour = np.stack([image, image // 2, image // 3], -1)
+            side = (8, 8) if i % 2 else (70, 40)
+            Image.fromarray(colour).resize(side).save(file)
+        plain = folder / "digits" / f"{i}.png"
+        plain.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(plain)
+    where = ["--results-dir", str(folder / "results"), "--data-dir", str(folder / "data")]
+    flags = ["--model", "vgg5", "--image-size", str(SIZE), "--batch-size", "32", "--epochs", "2"]
+    flags += ["--opt", "adam", "--lr", "0.01", "--export", "onnx"]
+    name = f"folder:{folder / 'photos'}"
+    assert train.main(["--dataset", name, "digits", *flags, *where]) == 0
+    lines = (folder / "results" / "log.jsonl").read_text().splitlines()
+    rows = {}
+    for row in map(json.loads, lines):
+        if row["kind"] == "train":
+            rows[row["config"]["dataset"].split(":")[0]] = row
+    files = {"folder": sorted((folder / "photos").glob("*/*"), key=lambda f: (f.parent, f.name))}
+    files["digits"] = [folder / "digits" / f"{i}.png" for i in range(1797)]
+    return folder, rows, files
+
+
+@pytest.mark.parametrize("kind", ["folder", "digits"])
+def test_files_are_predicted_as_training_tested_them(trained, kind, capsys):
+    folder, rows, files = trained
+    row = rows[kind]
+    config = row["config"]
+    dataset = cached_dataset(config["dataset"], str(folder / "data"), SIZE)
+    test = split_dataset(dataset, "study", 0).test
+    pixels = export.build_pixel_loader(dataset, SIZE)(test).numpy()
+    _, facts = predict.load_model(folder / "results" / f"exports/{row['run_id']}.onnx")
+    inputs = np.stack([
+        to_inputs(open_image(files[kind][i]), facts["channels"], SIZE, facts["resized_as"])
+        for i in test.tolist()
+    ])  # fmt: skip
+    if kind == "folder":
+        assert inputs.tobytes() == pixels.tobytes()  # to the bit
+    else:
+        np.testing.assert_allclose(inputs, pixels, atol=1e-6)
+    asked = [str(files[kind][i]) for i in test.tolist()]
+    model = str(folder / "results" / "exports" / f"{row['run_id']}.onnx")
+    assert predict.main([model, *asked, "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert [answer["file"] for answer in answers] == asked
+    with np.load(folder / "results" / row["metrics"]["predictions"]) as saved:
+        logits = torch.from_numpy(saved["logits"].astype(np.float32))  # kept as float16
+        expected = [dataset.classes[i] for i in saved["pred"]]
+    shares = logits.softmax(1).numpy()
+    found = np.array([[a["probabilities"][c] for c in dataset.classes] for a in answers])
+    np.testing.assert_allclose(found, shares, atol=5e-3)
+    assert np.mean([a["class"] == e for a, e in zip(answers, expected, strict=True)]) > 0.99
+    right = np.mean([a["class"] == dataset.classes[y]
+                     for a, y in zip(answers, dataset.labels[test], strict=True)])  # fmt: skip
+    assert right == pytest.approx(row["metrics"]["test_acc"], abs=1e-9)
+    assert facts["classes"] == list(dataset.classes)
+    assert json.loads(facts["test_acc"]) == pytest.approx(row["metrics"]["test_acc"])
+
+
+@pytest.mark.parametrize("side", [5, 8, 20])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resizing_without_torch_is_torchs(tmp_path, channels, side):
+    from torch.nn.functional import interpolate
+
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
+    ours = to_inputs(image, channels, side, "float32")
+    source = torch.from_numpy(np.moveaxis(pixels[..., :channels], -1, 0).copy())[None].float()
+    theirs = interpolate(source, (side, side), mode="bilinear", antialias=side < 8)[0] / 255
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_files_that_are_no_images_cost_themselves_alone(trained, tmp_path, capsys):
+    folder, rows, files = trained
+    (tmp_path / "notes.txt").write_text("no image")
+    model = str(folder / f"results/exports/{rows['folder']['run_id']}.onnx")
+    good = str(files["folder"][0])
+    asked = [str(tmp_path / "notes.txt"), good, str(tmp_path / "gone.png"), str(tmp_path)]
+    assert predict.main([model, *asked]) == 1
+    out, err = capsys.readouterr()
+    assert [line.split(": ")[0] for line in err.splitlines()] == [asked[0], *asked[2:]]
+    assert out.splitlines()[-1].startswith(good)
+    assert out.splitlines()[-1].endswith("%")
+
+
+def foreign(path, **metadata):
+    """An ONNX file of another make: the identity of (1, 3, 2, 2) pixels."""
+    shape = [1, 3, 2, 2]
+    one = onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, shape)
+    out = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, shape)
+    node = onnx.helper.make_node("Identity", ["pixels"], ["logits"])
+    graph = onnx.helper.make_graph([node], "g", [one], [out])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    model.ir_version = 8
+    onnx.helper.set_model_props(model, metadata)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+OURS = {"classes": '["a"]', "image_size": "2", "channels": "3", "resized_as": "uint8"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict.fromkeys(OURS), "does not say its classes"),
+        ({"resized_as": None}, "does not say its resized_as"),
+        ({"image_size": "[2"}, "does not say its image_size"),
+        ({"classes": '"abc"'}, "does not say its classes"),
+        ({"channels": "4"}, "preprocessing is not known"),
+        ({"resized_as": "cubic"}, "preprocessing is not known"),
+    ],
+)
+def test_a_model_that_does_not_say_how_it_was_trained_is_refused(tmp_path, changes, said):
+    facts = {k: v for k, v in (OURS | changes).items() if v is not None}
+    file = foreign(tmp_path / "model.onnx", **facts)
+    with pytest.raises(UsageError, match=said):
+        predict.main([str(file), "x.png"])
+
+
+def test_no_torch_is_needed_and_no_model_is_bad_usage(trained, tmp_path):
+    folder, rows, files = trained
+    code = (
+        "import sys; from common import predict; sys.modules['torch'] = None\n"
+        "sys.exit(predict.main(sys.argv[1:]))"
+    )
+    model = folder / f"results/exports/{rows['folder']['run_id']}.onnx"
+    command = [sys.executable, "-c", code, model, files["folder"][0]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    (tmp_path / "page.onnx").write_text("<html>")
+    for file, said in (("page.onnx", "is no ONNX model"), ("gone.onnx", "no such file")):
+        command = [sys.executable, "-m", "common.predict", tmp_path / file, "x.png"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert said in done.stderr
+
+
+def test_a_run_is_exported_again_by_how_its_name_starts(trained, capsys):
+    folder, rows, _ = trained
+    where = ["--results-dir", str(folder / "results"), "--data-dir", str(folder / "data")]
+    run = rows["digits"]["run_id"]
+    file = folder / "results" / "exports" / f"{run}.onnx"
+    before = file.read_bytes()
+    file.unlink()
+    assert export.main([run[:8], "--format", "onnx", *where]) == 0
+    assert str(file) in capsys.readouterr().out
+    assert len(file.read_bytes()) == len(before)
+    for name, said in (("xyz", "no finished trainings"), ("", "2 finished trainings")):
+        with pytest.raises(UsageError, match=said):
+            export.main([name, *where])
+    with pytest.raises(UsageError, match=r"has no log\.jsonl"):
+        export.main([run, "--results-dir", str(folder / "nowhere")])
+    assert not (folder / "nowhere").exists()
+
+
+def test_a_run_whose_images_have_changed_is_not_exported(trained):
+    folder, rows, files = trained
+    where = ["--results-dir", str(folder / "results"), "--data-dir", str(folder / "data")]
+    content = files["folder"][0].read_bytes()
+    try:
+        files["folder"][0].unlink()
+        own.find_images.cache_clear()
+        cached = pin_dataset(f"folder:{folder / 'photos'}")
+        assert cached != rows["folder"]["config"]["dataset"]
+        from common import data
+
+        data._load_once.cache_clear()
+        with pytest.raises(UsageError, match="have changed"):
+            export.main([rows["folder"]["run_id"], *where])
+    finally:
+        files["folder"][0].write_bytes(content)
+        own.find_images.cache_clear()
