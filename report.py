@@ -18,6 +18,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -80,8 +81,10 @@ def load_predictions(folder: Path, row: Row) -> tuple[dict[str, Any] | None, str
     try:
         content = locate(folder, name).read_bytes()
         with np.load(io.BytesIO(content), allow_pickle=False) as held:
-            found = {key: held[key] for key in ("pred", "label", "classes")}
+            found = {key: held[key] for key in ("pred", "label", "index", "classes")}
         used = np.stack([found["pred"], found["label"]])
+        if found["index"].shape != found["label"].shape:
+            raise ValueError("it does not name the image of each answer")
         if used.size == 0 or used.min() < 0 or used.max() >= len(found["classes"]):
             raise ValueError("its classes are not those of its images")
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
@@ -191,16 +194,21 @@ def csv_text(table: Table) -> str:
 
 def build_sections(rows: Sequence[Row], problems: Sequence[str], folder: Path) -> list[Section]:
     """Everything that the report shows, undrawn."""
-    from common import measured, plots, tables
+    from common import contrasts, evidence, measured, plots, tables
 
+    train = measured.latest_ok(rows, "train")
+    compared = evidence.collect(rows, partial(load_predictions, folder))
     problems, predictions = list(problems), {}
-    for group in measured.pick_best(measured.latest_ok(rows, "train")):
+    for group in measured.pick_best(train):
         found, problem = load_predictions(folder, group.first())
         if found:
             predictions[group.first()["run_id"]] = found
         else:
             problems.append(problem)
-    built = tables.build_tables(rows, problems, predictions)
+    built = [
+        *tables.build_tables(rows, problems, predictions),
+        *contrasts.statistics_tables(compared, train),
+    ]
     figures = plots.build_figures(rows, predictions)
     return [
         Section(

@@ -40,7 +40,10 @@ from common.measured import (
 from common.results import KINDS, STATUSES
 
 SECTIONS = (
+    ("findings", "Key findings and recommendations", "make demo"),
+    ("claims", "The study's claims, tested", "make all"),
     ("log", "What this report is made from", "make demo"),
+    ("statistics", "Comparisons and their noise", "make q1a q1b"),
     ("q1a", "Question 1(a): networks", "make q1a"),
     ("best", "Best models", "make q1a"),
     ("q1b", "Question 1(b): support vector machines", "make q1b"),
@@ -71,6 +74,7 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "seconds": lambda ms: _significant(ms / 1e3),
     "measure": _significant,
     "ratio": lambda value: f"{value:.2f}x",
+    "p": lambda p: f"{p:.3f}" if p >= 0.001 else f"{p:.0e}" if p >= 1e-9 else "< 1e-9",
     "giga": lambda value: f"{value / 1e9:.4f}",
     "giga_signed": lambda value: f"{value / 1e9:+.4f}",
     "mega": lambda value: f"{value / 1e6:.2f}",
@@ -236,13 +240,13 @@ COLUMNS = {
 
 def make_table(
     section: str, key: str, title: str, keys: str, records: Iterable[Row], *notes: str,
-    missing: bool = False,
+    missing: bool = False, known: Mapping[str, Column] = COLUMNS,
 ) -> Table:  # fmt: skip
     """A table of the named columns, from records that may lack some of them.
 
     Notes that say how to read what was measured are left out when nothing was.
     """
-    columns = tuple(COLUMNS[name] for name in keys.split())
+    columns = tuple(known[name] for name in keys.split())
     rows = tuple(tuple(record.get(c.key) for c in columns) for record in records)
     if missing:
         return Table(section, key, title, columns, rows, missing=COMMANDS[section])
