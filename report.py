@@ -194,7 +194,16 @@ def csv_text(table: Table) -> str:
 
 def build_sections(rows: Sequence[Row], problems: Sequence[str], folder: Path) -> list[Section]:
     """Everything that the report shows, undrawn."""
-    from common import contrasts, evidence, measured, plots, tables
+    from common import (
+        claims,
+        contrasts,
+        evidence,
+        findings,
+        measured,
+        plots,
+        replication,
+        tables,
+    )
 
     train = measured.latest_ok(rows, "train")
     compared = evidence.collect(rows, partial(load_predictions, folder))
@@ -205,9 +214,14 @@ def build_sections(rows: Sequence[Row], problems: Sequence[str], folder: Path) -
             predictions[group.first()["run_id"]] = found
         else:
             problems.append(problem)
+    judged = claims.judge_claims(compared, rows)
+    effects, ties = contrasts.contrast_records(compared), contrasts.tie_records(compared)
     built = [
+        *findings.findings_tables(judged, effects, ties),
+        *claims.claims_tables(judged),
         *tables.build_tables(rows, problems, predictions),
-        *contrasts.statistics_tables(compared, train),
+        *contrasts.statistics_tables(compared, train, effects, ties),
+        replication.published_table(train, measured.latest_ok(rows, "svm")),
     ]
     figures = plots.build_figures(rows, predictions)
     return [

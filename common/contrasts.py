@@ -111,13 +111,16 @@ EFFECT_NOTE = (
 )
 
 
-def statistics_tables(evidence: Evidence, train: Sequence[Row]) -> list[Table]:
-    """Every table of the section, from the models compared and the train rows that are ok."""
+def statistics_tables(
+    evidence: Evidence, train: Sequence[Row], effects: Sequence[Row], ties: Sequence[Row]
+) -> list[Table]:
+    """Every table of the section, from the models compared, the train rows that are ok, and what
+    contrast_records and tie_records found."""
     return [
-        contrasts_table(evidence),
+        contrasts_table(effects),
         interactions_table(evidence),
         pairs_table(evidence),
-        tied_table(evidence),
+        tied_table(ties),
         optimism_table(train),
         seeds_table(train),
         *evidence_tables(evidence),
@@ -172,7 +175,7 @@ def add_holm(records: Iterable[Row]) -> None:
         record["p_holm"] = p
 
 
-def contrasts_table(evidence: Evidence) -> Table:
+def contrast_records(evidence: Evidence) -> list[Row]:
     """The main effect of each factor by matched pairs, and the best network against the best
     machine."""
     records = []
@@ -188,13 +191,18 @@ def contrasts_table(evidence: Evidence) -> Table:
                 record["note"] = f"no pair in the log: {command}"
             records.append(record)
     add_holm(records)
+    return records
+
+
+def contrasts_table(records: Sequence[Row]) -> Table:
+    """The predeclared contrasts."""
     return make_table(
         "statistics", "contrasts", "Predeclared contrasts: main effects by matched pairs",
         "dataset contrast pairs seeds trajectories first_only second_only difference low high "
         "seed_low seed_high p p_holm note", records, EFFECT_NOTE,
         "Holm's adjustment is over all rows with a p. Several pairs answer the same test images: "
         "an image on which all of them differ counts once, with that weight.",
-        missing=not evidence.models, known=KNOWN,
+        missing=all("p" not in record for record in records), known=KNOWN,
     )  # fmt: skip
 
 
@@ -265,12 +273,18 @@ def pairs_table(evidence: Evidence) -> Table:
     )  # fmt: skip
 
 
-def tied_table(evidence: Evidence) -> Table:
+def tie_records(evidence: Evidence) -> list[Row]:
+    """Each configuration against the chosen one, for every division of the images."""
+    return [
+        record
+        for dataset in datasets(evidence)
+        for rivals in _divisions(of_dataset(evidence, dataset, "train"))
+        for record in compare_with_chosen(rivals)
+    ]
+
+
+def tied_table(records: Sequence[Row]) -> Table:
     """Which configurations the test images cannot tell from the one chosen on validation."""
-    records = []
-    for dataset in datasets(evidence):
-        for rivals in _divisions(of_dataset(evidence, dataset, "train")):
-            records += tied_records(rivals)
     return make_table(
         "statistics", "tied", "Configurations statistically tied with the chosen one",
         "dataset setting seeds val_acc test_acc difference low high p p_holm tied", records,
@@ -289,7 +303,7 @@ def _divisions(models: Iterable[Model]) -> list[list[Model]]:
     return list(found.values())
 
 
-def tied_records(models: Sequence[Model]) -> list[Row]:
+def compare_with_chosen(models: Sequence[Model]) -> list[Row]:
     """The chosen configuration of one division of the images, then its rivals by validation
     accuracy, each with its test against it."""
     chosen = best_on_validation(models)
@@ -360,7 +374,7 @@ def seeds_table(train: Sequence[Row]) -> Table:
         "image_sd", records,
         "Mean: Student's interval over seeds, for these test images. sd of test images: what the "
         "drawing of that many images alone gives an accuracy." if records else "",
-        f"{single} configurations have a single seed: the noise of their training is not measured."
+        f"Configurations with a single seed, whose noise of training is not measured: {single}."
         if single else "", known=KNOWN,
     )  # fmt: skip
 

@@ -121,6 +121,14 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | 
     return mean - half, mean + half
 
 
+def prediction_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Where one more seed's value would fall, from at least two seeds: Student's interval."""
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * sd
+    half *= math.sqrt(1 + 1 / len(values))
+    return mean - half, mean + half
+
+
 def binomial_sd(accuracy: float, images: int) -> float:
     """Standard deviation that the choice of so many test images alone gives an accuracy."""
     return math.sqrt(accuracy * (1 - accuracy) / images)

@@ -71,6 +71,7 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "count": lambda value: f"{value:,.0f}",
     "percent": lambda value: f"{100 * value:.2f}",
     "points": lambda value: f"{100 * value:+.2f}",
+    "signed": lambda value: f"{value:+.2f}",
     "seconds": lambda ms: _significant(ms / 1e3),
     "measure": _significant,
     "ratio": lambda value: f"{value:.2f}x",
@@ -160,6 +161,8 @@ COLUMNS = {
         Column("published_test_acc", "Published\ntest acc. %", "percent"),
         Column("published_val_acc", "Published\nval. acc. %", "percent"),
         Column("difference", "Difference\npoints", "points"),
+        Column("difference_low", "95 %\nfrom", "points"),
+        Column("difference_high", "95 %\nto", "points"),
         Column("train_ms", "Training\ntime s", "seconds"),
         Column("precision", "Arith-\nmetic"),
         Column("runs", "Run", width_mm=18),
@@ -257,8 +260,10 @@ def make_table(
 
 INTERVAL_NOTE = (
     "95 %: Wilson interval on the test images. Several seeds are shown as their mean, with the "
-    "standard deviation over seeds."
+    "standard deviation over seeds. "
+    "A difference from a published figure has Newcombe's interval, as of two samples of images."
 )
+SHOWN_PROBLEMS = 200
 PROTOCOL_NOTE = "A published figure stands only beside a run that kept to the study's protocol."
 
 
@@ -310,6 +315,9 @@ def log_tables(rows: Sequence[Row], problems: Sequence[str]) -> list[Table]:
         }
         for (commit, dirty), times in commits.items()
     ]
+    skipped = Counter(
+        p.split(": skipped, ")[1].split(": line ")[0] for p in problems if ": skipped, " in p
+    )
     return [
         make_table(
             "log", "log", "Rows of the log", "kind ok failed interrupted superseded", counts,
@@ -319,8 +327,16 @@ def log_tables(rows: Sequence[Row], problems: Sequence[str]) -> list[Table]:
             "log", "commits", "Commits measured at", "commit dirty rows first last", measured
         ),
         make_table(
-            "log", "problems", "Problems in the log", "problem", [{"problem": p} for p in problems],
+            "log", "skipped", "Lines of the log that were left out, by reason", "problem rows",
+            [{"problem": reason, "rows": n} for reason, n in skipped.most_common()],
+            "" if skipped else "None.",
+        ),
+        make_table(
+            "log", "problems", "Problems in the log", "problem",
+            [{"problem": p} for p in problems[:SHOWN_PROBLEMS]],
             "" if problems else "None.",
+            f"Not shown: {len(problems) - SHOWN_PROBLEMS} more."
+            if len(problems) > SHOWN_PROBLEMS else "",
         ),
     ]  # fmt: skip
 
@@ -344,7 +360,8 @@ def q1a_tables(train: Sequence[Row], published: Sequence[Row]) -> list[Table]:
         tables.append(make_table(
             "q1a", f"q1a_{slug(dataset)}", f"{display(dataset)}: every configuration",
             "model opt lr epochs pin_memory seeds val_acc test_acc test_acc_sd test_acc_low "
-            "test_acc_high published_test_acc difference train_ms precision runs shared_with note",
+            "test_acc_high published_test_acc difference difference_low difference_high train_ms "
+            "precision runs shared_with note",
             records, INTERVAL_NOTE,
             "Shared with: the run that was really trained, where another configuration has the "
             "same trajectory." if any(r.get("shared_with") for r in records) else "",
@@ -371,7 +388,8 @@ def best_tables(
     tables = [make_table(
         "best", "best", "Chosen on validation",
         "dataset model opt lr epochs pin_memory seeds val_acc test_acc test_acc_sd test_acc_low "
-        "test_acc_high published_val_acc published_test_acc difference train_ms run_id note",
+        "test_acc_high published_val_acc published_test_acc difference difference_low "
+        "difference_high train_ms run_id note",
         records,
         "Highest validation accuracy of the data set and split, ties to the shorter training; the "
         "test images are looked at after the choice. Published: the study's own best, which may be "
@@ -450,8 +468,8 @@ def q1b_table(svm: Sequence[Row], published: Sequence[Row]) -> Table:
     return make_table(
         "q1b", "q1b", "Support vector machines: every configuration",
         "dataset kernel samples engine seeds val_acc test_acc test_acc_sd test_acc_low "
-        "test_acc_high published_test_acc difference fit_ms published_fit_ms predict_ms n_support "
-        "converged note", records, INTERVAL_NOTE,
+        "test_acc_high published_test_acc difference difference_low difference_high fit_ms "
+        "published_fit_ms predict_ms n_support converged note", records, INTERVAL_NOTE,
         f"{PROTOCOL_NOTE} Published times are of the study's machine. One that max_iter stopped "
         "has not found its optimum, so that its accuracy depends on the solver's path.",
         devices_note(svm), missing=not svm,

@@ -1,0 +1,149 @@
+"""Key findings and recommendations: sentences made of verdicts and numbers, and of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from common.claims import Result
+from common.contrasts import ALPHA, KNOWN, setting_of
+from common.evidence import Model
+from common.measured import Row, display, get, number
+from common.tables import Column, Table, make_table
+from common.verdicts import Part
+
+COLUMNS = KNOWN | {"sentence": Column("sentence", "", width_mm=250)}
+VERDICTS = ("supported", "contradicted", "undecided")
+
+
+def findings_tables(
+    results: Sequence[Result], contrasts: Sequence[Row], tied: Sequence[Row]
+) -> list[Table]:
+    """Both tables, from the claims, and the records of the tables of contrasts and of ties."""
+    recommended = [*map(recommend_configuration, divisions(tied)), *preferences(contrasts)]
+    recommended += [line for result in results if (line := recommend_device(result))]
+    recommended = [line for line in recommended if line]
+    return [
+        sentences("findings", "Key findings", [*claim_findings(results), *chosen_findings(tied)]),
+        sentences(
+            "recommendations", "Recommendations", recommended,
+            "" if recommended else "None: the log holds no difference that a choice could rest on.",
+        ),
+    ]  # fmt: skip
+
+
+def sentences(key: str, title: str, lines: Sequence[str], *notes: str) -> Table:
+    """A table of one sentence a row."""
+    records = [{"sentence": line} for line in lines]
+    return make_table("findings", key, title, "sentence", records, *notes, known=COLUMNS)
+
+
+def interval_text(effect: float, low: float, high: float, unit: str = "points") -> str:
+    """An effect with its interval, in its unit."""
+    if unit == "times":
+        return f"{effect:.2f} times ({low:.2f} to {high:.2f})"
+    return f"{100 * effect:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
+
+
+def claim_findings(results: Sequence[Result]) -> list[str]:
+    """How many claims stand, and each that was decided with its numbers."""
+    numbers = {v: [r.claim.number for r in results if r.verdict == v] for v in VERDICTS}
+    counts = [f"{len(n)} {v}" + (f" ({', '.join(map(str, n))})" if n else "")
+              for v, n in numbers.items()]  # fmt: skip
+    lines = [f"Of the study's {len(results)} claims: {', '.join(counts)}."]
+    for result in results:
+        if result.verdict != "undecided":
+            deciding = [part for part in result.parts if part.verdict == result.verdict]
+            shown = "; ".join(map(part_text, deciding))
+            lines.append(
+                f"{result.claim.text} (claim {result.claim.number}): {result.verdict}. {shown}."
+            )
+    return lines
+
+
+def part_text(part: Part) -> str:
+    """A measured part with its number."""
+    return f"{part.subject}: {interval_text(part.effect, *part.interval, part.unit)}"
+
+
+def divisions(tied: Sequence[Row]) -> list[list[Row]]:
+    """The records of the table of ties, by division of the images; the chosen one is the first."""
+    found: dict[tuple, list[Row]] = {}
+    for record in tied:
+        found.setdefault(record["model"].images, []).append(record)
+    return list(found.values())
+
+
+def chosen_findings(tied: Sequence[Row]) -> list[str]:
+    """What was chosen on validation, how accurate it is, and how many it cannot be told from."""
+    lines = []
+    for chosen, *rivals in divisions(tied):
+        equal = sum(record["tied"] is True for record in rivals)
+        tested = sum(record["tied"] is not None for record in rivals)
+        lines.append(
+            f"{display(str(chosen['dataset']))}: chosen on validation, {chosen['setting']}, "
+            f"{100 * chosen['test_acc']:.2f} % on test ({100 * chosen['test_acc_low']:.2f} to "
+            f"{100 * chosen['test_acc_high']:.2f} on {len(chosen['model'].right):,} images, seeds: "
+            f"{chosen['seeds']}). "
+            + (f"Of {tested} rivals {equal} are statistically tied with it." if tested
+               else "Nothing else was measured on these images.")
+        )  # fmt: skip
+    return lines
+
+
+def duration_ms(record: Row, device: object) -> float | None:
+    """The training time of a configuration, if it was timed on this device."""
+    model: Model = record["model"]
+    same = get(model.row, "env", "device") == device
+    return number(model.row, "metrics", "train_ms") if same else None
+
+
+def recommend_configuration(records: Sequence[Row]) -> str | None:
+    """The cheapest of those that the test images cannot tell from the chosen one."""
+    chosen, *rivals = records
+    if not rivals:
+        return None
+    device = get(chosen["model"].row, "env", "device")
+    tied = [record for record in (chosen, *rivals) if record["tied"] in ("chosen", True)]
+    timed = [(ms, i) for i, r in enumerate(tied) if (ms := duration_ms(r, device))]
+    pick = tied[min(timed)[1]] if timed else chosen
+    name, own_ms = display(str(chosen["dataset"])), duration_ms(chosen, device)
+    if pick is chosen:
+        also = f", the cheapest of {len(tied)} tied ones" if len(tied) > 1 and timed else ""
+        return f"{name}: {setting_of(chosen['model'])}, the chosen one{also}."
+    cost = f"{duration_ms(pick, device) / 1e3:,.0f} s of training"
+    cost += f" in place of {own_ms / 1e3:,.0f} s" if own_ms else ""
+    gap = interval_text(pick["difference"], pick["low"], pick["high"])
+    return (
+        f"{name}: {pick['setting']}, the cheapest of {len(tied)} tied ones: {cost}; the chosen one "
+        f"minus it: {gap}."
+    )
+
+
+def preferences(contrasts: Sequence[Row]) -> list[str]:
+    """The levels that a contrast tells apart, after Holm and over the seeds that there are."""
+    lines = []
+    for record in contrasts:
+        if (record.get("p_holm") or 1) > ALPHA:
+            continue
+        low = min(v for v in (record["low"], record["seed_low"]) if v is not None)
+        high = max(v for v in (record["high"], record["seed_high"]) if v is not None)
+        if low <= 0 <= high:
+            continue
+        caution = "" if record["seeds"] > 1 else ", one seed: the noise of training is not in it"
+        first, second = record["contrast"].split(" - ")
+        better, worse = (first, second) if low > 0 else (second, first)
+        effect = interval_text(record["difference"], low, high)
+        lines.append(
+            f"{display(str(record['dataset']))}: {better} rather than {worse} "
+            f"({record['contrast']}: {effect}, pairs: {record['pairs']}{caution})."
+        )
+    return lines
+
+
+def recommend_device(result: Result) -> str | None:
+    """Train on the accelerator, where it was measured to be faster than the CPU."""
+    faster = [p for p in result.parts if p.interval and p.interval[0] > 1]
+    faster = [p for p in faster if "over ResNet" not in p.subject]
+    if result.claim.number != 8 or not faster:
+        return None
+    return f"Train on the accelerator: {'; '.join(map(part_text, faster))} as fast as the CPU."
