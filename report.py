@@ -200,6 +200,7 @@ def build_sections(rows: Sequence[Row], problems: Sequence[str], folder: Path) -
         evidence,
         findings,
         measured,
+        noise,
         plots,
         replication,
         tables,
@@ -215,12 +216,13 @@ def build_sections(rows: Sequence[Row], problems: Sequence[str], folder: Path) -
         else:
             problems.append(problem)
     judged = claims.judge_claims(compared, rows)
-    effects, ties = contrasts.contrast_records(compared), contrasts.tie_records(compared)
+    effects, ties = contrasts.contrast_records(compared), noise.tie_records(compared)
     built = [
         *findings.findings_tables(judged, effects, ties),
         *claims.claims_tables(judged),
         *tables.build_tables(rows, problems, predictions),
-        *contrasts.statistics_tables(compared, train, effects, ties),
+        *contrasts.contrast_tables(compared, effects),
+        *noise.noise_tables(compared, train, ties),
         replication.published_table(train, measured.latest_ok(rows, "svm")),
     ]
     figures = plots.build_figures(rows, predictions)

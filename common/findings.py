@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from common.claims import Result
-from common.contrasts import ALPHA, KNOWN, setting_of
+from common.contrasts import KNOWN, setting_of
 from common.evidence import Model
 from common.measured import Row, display, get, number
+from common.noise import ALPHA
 from common.tables import Column, Table, make_table
 from common.verdicts import Part
 
@@ -130,8 +131,7 @@ def preferences(contrasts: Sequence[Row]) -> list[str]:
         if low <= 0 <= high:
             continue
         caution = "" if record["seeds"] > 1 else ", one seed: the noise of training is not in it"
-        first, second = record["contrast"].split(" - ")
-        better, worse = (first, second) if low > 0 else (second, first)
+        better, worse = record["sides"] if low > 0 else record["sides"][::-1]
         effect = interval_text(record["difference"], low, high)
         lines.append(
             f"{display(str(record['dataset']))}: {better} rather than {worse} "

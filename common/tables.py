@@ -165,8 +165,8 @@ COLUMNS = {
         Column("difference_high", "95 %\nto", "points"),
         Column("train_ms", "Training\ntime s", "seconds"),
         Column("precision", "Arith-\nmetic"),
-        Column("runs", "Run", width_mm=18),
-        Column("shared_with", "Shared\nwith", width_mm=18),
+        Column("runs", "Run", width_mm=19),
+        Column("shared_with", "Shared\nwith", width_mm=19),
         Column("fit_ms", "Fit\ns", "seconds"),
         Column("published_fit_ms", "Published\nfit s", "seconds"),
         Column("predict_ms", "Predict\ns", "seconds"),
@@ -236,7 +236,7 @@ COLUMNS = {
         Column("problem", "Problem", width_mm=230),
         Column("property", "Property"),
         Column("value", "Value", width_mm=150),
-        Column("note", "Note", width_mm=52),
+        Column("note", "Note", width_mm=38),
     )
 }
 
