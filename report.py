@@ -271,8 +271,9 @@ def summary(sections: Sequence[Section]) -> list[str]:
     lines += [f"not measured: {t.title} ({t.missing})" for t in tables.values() if t.missing]
     if failed := tables["failed"].rows:
         lines.append(f"failed or interrupted, with errors in the report: {len(failed)}")
-    if problems := tables["problems"].rows:
-        lines.append(f"problems in the log: {len(problems)}, the first: {problems[0][0]}")
+    if (problems := tables["problems"]).rows:
+        count = len(problems.rows) + problems.omitted
+        lines.append(f"problems in the log: {count}, the first: {problems.rows[0][0]}")
     return lines
 
 

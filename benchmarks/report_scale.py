@@ -7,8 +7,8 @@ included. `grid` is the study's 64 configurations with five seeds, each with 14,
 test images; `epochs` has 100,000 epoch rows, and among its lines damaged ones, of other schemas, of
 unknown kinds, repeated, failed and interrupted. Accuracies are invented, and say nothing.
 
-Prints for each the seconds, the peak resident memory, and the problems counted; exits with 1 where
-a limit is passed.
+Prints for each the seconds, of them those of the processor, the machine's load average, the peak
+resident memory, and the problems counted; exits with 1 where a limit is passed.
 """
 
 from __future__ import annotations
@@ -163,7 +163,8 @@ def measure_report(folder: Path) -> dict[str, Any]:
     lines = printed.read_text().splitlines()
     return {
         "lines": (folder / "log.jsonl").read_bytes().count(b"\n"), "seconds": round(seconds, 1),
-        "peak_gb": round(usage.ru_maxrss / 1e6, 2),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "load_average": os.getloadavg()[0], "peak_gb": round(usage.ru_maxrss / 1e6, 2),
         "problems": [line for line in lines if line.startswith("problems in the log")],
     }  # fmt: skip
 

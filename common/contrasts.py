@@ -139,7 +139,7 @@ def best_pairs(evidence: Evidence, dataset: str) -> list[Pair]:
     machines = [m for (m,) in main_recipe((m,) for m in of_dataset(evidence, dataset, "svm"))]
     network, machine = best_on_validation(networks), best_on_validation(machines)
     pairs = pair_seeds(network, machine)
-    return [(a, b) for a, b in pairs if a.row["test_images"] == b.row["test_images"]]
+    return [(a, b) for a, b in pairs if a.test_images == b.test_images]
 
 
 def effect_record(effect: Effect) -> Row:

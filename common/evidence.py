@@ -40,10 +40,14 @@ Load = Callable[[Row], tuple[Mapping[str, Any] | None, str | None]]
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network or machine. Shapes: right (N,), whether each test image was answered."""
+    """A trained network or machine. `test_images` is a hash of their indices and labels.
+
+    Shapes: right (N,) bool, whether it answered each test image rightly.
+    """
 
     row: Row
     right: np.ndarray
+    test_images: str = ""
 
     @property
     def config(self) -> Row:
@@ -145,8 +149,7 @@ def _read(row: Row, load: Load, reasons: Counter[str]) -> Model | None:
         return None
     digest = hashlib.sha256(np.ascontiguousarray(held["label"]).astype("<i8").tobytes())
     digest.update(np.ascontiguousarray(held["index"]).astype("<i8").tobytes())
-    tagged = row | {"test_images": digest.hexdigest()}
-    return Model(tagged, np.asarray(held["pred"] == held["label"]))
+    return Model(row, np.asarray(held["pred"] == held["label"]), digest.hexdigest())
 
 
 def _by_images(models: Iterable[Model]) -> list[list[Model]]:
@@ -159,7 +162,7 @@ def _by_images(models: Iterable[Model]) -> list[list[Model]]:
 def _same(group: Sequence[Model], reasons: Counter[str]) -> list[Model]:
     """Those that were tested on the same images with the same labels, and whose training split,
     for as many images, was the same one: the majority."""
-    (images, _), *_ = Counter(model.row["test_images"] for model in group).most_common(1)
+    (images, _), *_ = Counter(model.test_images for model in group).most_common(1)
     splits: dict[Any, Counter[Any]] = {}
     for model in group:
         split = get(model.row, "metrics", "split_sha256")
@@ -167,7 +170,7 @@ def _same(group: Sequence[Model], reasons: Counter[str]) -> list[Model]:
     kept = []
     for model in group:
         (split, _), *_ = splits[model.config.get("limit")].most_common(1)
-        if model.row["test_images"] != images:
+        if model.test_images != images:
             reasons[f"run {model.row['run_id']}: other test images or labels than the rest"] += 1
         elif get(model.row, "metrics", "split_sha256") != split:
             reasons[f"run {model.row['run_id']}: another split_sha256 than the rest"] += 1

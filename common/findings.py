@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from common.claims import Result
-from common.contrasts import KNOWN, setting_of
+from common.contrasts import KNOWN
 from common.evidence import Model
 from common.measured import Row, display, get, number
 from common.noise import ALPHA
 from common.tables import Column, Table, make_table
 from common.verdicts import Part
 
-COLUMNS = KNOWN | {"sentence": Column("sentence", "", width_mm=250)}
+COLUMNS = KNOWN | {
+    key: Column(key, key.capitalize(), width_mm=250) for key in ("finding", "recommendation")
+}
 VERDICTS = ("supported", "contradicted", "undecided")
 
 
@@ -24,18 +26,21 @@ def findings_tables(
     recommended += [line for result in results if (line := recommend_device(result))]
     recommended = [line for line in recommended if line]
     return [
-        sentences("findings", "Key findings", [*claim_findings(results), *chosen_findings(tied)]),
         sentences(
-            "recommendations", "Recommendations", recommended,
+            "findings", "Key findings", "finding",
+            [*claim_findings(results), *chosen_findings(tied)],
+        ),
+        sentences(
+            "recommendations", "Recommendations", "recommendation", recommended,
             "" if recommended else "None: the log holds no difference that a choice could rest on.",
         ),
     ]  # fmt: skip
 
 
-def sentences(key: str, title: str, lines: Sequence[str], *notes: str) -> Table:
+def sentences(key: str, title: str, name: str, lines: Sequence[str], *notes: str) -> Table:
     """A table of one sentence a row."""
-    records = [{"sentence": line} for line in lines]
-    return make_table("findings", key, title, "sentence", records, *notes, known=COLUMNS)
+    records = [{name: line} for line in lines]
+    return make_table("findings", key, title, name, records, *notes, known=COLUMNS)
 
 
 def interval_text(effect: float, low: float, high: float, unit: str = "points") -> str:
@@ -99,23 +104,22 @@ def duration_ms(record: Row, device: object) -> float | None:
 
 
 def recommend_configuration(records: Sequence[Row]) -> str | None:
-    """The cheapest of those that the test images cannot tell from the chosen one."""
+    """The one chosen on validation, and the cheapest of those that the test images cannot tell from
+    it: test images choose nothing here, the reader may."""
     chosen, *rivals = records
     if not rivals:
         return None
     device = get(chosen["model"].row, "env", "device")
-    tied = [record for record in (chosen, *rivals) if record["tied"] in ("chosen", True)]
-    timed = [(ms, i) for i, r in enumerate(tied) if (ms := duration_ms(r, device))]
-    pick = tied[min(timed)[1]] if timed else chosen
-    name, own_ms = display(str(chosen["dataset"])), duration_ms(chosen, device)
-    if pick is chosen:
-        also = f", the cheapest of {len(tied)} tied ones" if len(tied) > 1 and timed else ""
-        return f"{name}: {setting_of(chosen['model'])}, the chosen one{also}."
-    cost = f"{duration_ms(pick, device) / 1e3:,.0f} s of training"
-    cost += f" in place of {own_ms / 1e3:,.0f} s" if own_ms else ""
-    gap = interval_text(pick["difference"], pick["low"], pick["high"])
+    tied = [record for record in rivals if record["tied"] is True]
+    timed = [(ms, i) for i, record in enumerate(tied) if (ms := duration_ms(record, device))]
+    line = f"{display(str(chosen['dataset']))}: {chosen['setting']}, chosen on validation."
+    own_ms, (best_ms, i) = duration_ms(chosen, device), min(timed, default=(None, 0))
+    if not (own_ms and best_ms and best_ms < own_ms):
+        return line
+    gap = interval_text(tied[i]["difference"], tied[i]["low"], tied[i]["high"])
     return (
-        f"{name}: {pick['setting']}, the cheapest of {len(tied)} tied ones: {cost}; the chosen one "
+        f"{line} Cheapest of the {len(tied)} tied with it: {tied[i]['setting']}, "
+        f"{best_ms / 1e3:,.0f} s of training in place of {own_ms / 1e3:,.0f} s; the chosen one "
         f"minus it: {gap}."
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the report. `missing` is the command that measures it, when nothing has."""
+    """One table of the report. `missing` is the command that measures it, when nothing has;
+    `omitted` counts the rows beyond those that it shows."""
 
     section: str
     key: str
@@ -126,6 +127,7 @@ class Table:
     rows: tuple[tuple[Any, ...], ...]
     notes: tuple[str, ...] = ()
     missing: str | None = None
+    omitted: int = 0
 
     def records(self) -> list[Row]:
         """The raw values of each row by column."""
@@ -315,6 +317,7 @@ def log_tables(rows: Sequence[Row], problems: Sequence[str]) -> list[Table]:
         }
         for (commit, dirty), times in commits.items()
     ]
+    omitted = max(0, len(problems) - SHOWN_PROBLEMS)
     skipped = Counter(
         p.split(": skipped, ")[1].split(": line ")[0] for p in problems if ": skipped, " in p
     )
@@ -331,13 +334,11 @@ def log_tables(rows: Sequence[Row], problems: Sequence[str]) -> list[Table]:
             [{"problem": reason, "rows": n} for reason, n in skipped.most_common()],
             "" if skipped else "None.",
         ),
-        make_table(
+        replace(make_table(
             "log", "problems", "Problems in the log", "problem",
             [{"problem": p} for p in problems[:SHOWN_PROBLEMS]],
-            "" if problems else "None.",
-            f"Not shown: {len(problems) - SHOWN_PROBLEMS} more."
-            if len(problems) > SHOWN_PROBLEMS else "",
-        ),
+            "" if problems else "None.", f"Not shown: {omitted} more." if omitted else "",
+        ), omitted=omitted),
     ]  # fmt: skip
 
 

@@ -427,7 +427,7 @@ def test_a_torn_line_is_named(whole):
     assert "log.jsonl:15: skipped" in problem["problem"]
 
 
-def test_lines_of_other_versions_are_counted_by_reason_and_shown_up_to_a_limit(log):
+def test_lines_of_other_versions_are_counted_by_reason_and_shown_up_to_a_limit(log, capsys):
     log.train(0.9933)
     path = log.folder / "log.jsonl"
     line = path.read_text().strip()
@@ -440,6 +440,7 @@ def test_lines_of_other_versions_are_counted_by_reason_and_shown_up_to_a_limit(l
     assert sum(found.values()) == 251
     assert len(written.csv("problems")) == 200
     assert "Not shown: 52 more." in written.md  # the run's predictions are one of them
+    assert "problems in the log: 252, the first" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("metrics", [{}, "nulls"])
