@@ -143,6 +143,47 @@ def test_seeds_that_disagree_leave_open_what_test_images_would_decide():
     assert "one seed" not in part.note
 
 
+def parts_of(log, number):
+    return {p.subject: p for p in CLAIMS[number - 1].parts(log.evidence(), log.rows)}
+
+
+@pytest.mark.parametrize(("deep", "verdict"), [(30.0, "supported"), (20.0, "contradicted")])
+def test_the_deeper_network_s_speed_up_is_put_beside_the_other_s(deep, verdict):
+    log = Invented()
+    for model, ratio in (("resnet18", 25.0), ("resnet50", deep)):
+        for device, ms in (("cpu", 1000.0), ("cuda", 1000.0 / ratio)):
+            log.speed(ms, model=model, opt="sgd", device=device)
+    part = parts_of(log, 8)["ResNet-50 over ResNet-18 with sgd"]
+    assert part.effect == pytest.approx(deep / 25)
+    assert part.published == pytest.approx(37.67 / 26.94, rel=0.001)
+    assert part.verdict == verdict
+
+
+def test_the_cost_of_adam_is_told_for_each_device():
+    log = Invented()
+    for device, adam_ms in (("cpu", 1040.0), ("cuda", 1100.0)):
+        log.speed(1000.0, model="resnet18", opt="sgd", device=device)
+        log.speed(adam_ms, model="resnet18", opt="adam", device=device)
+    parts = parts_of(log, 10)
+    assert parts["ResNet-18 on a CPU"].effect == pytest.approx(1.04)
+    assert parts["ResNet-18 on a CPU"].published == pytest.approx(3_090_957 / 3_269_881)
+    assert parts["ResNet-18 on a CPU"].verdict == "supported"
+    assert parts["ResNet-18 on a GPU"].verdict == "contradicted"
+    assert parts["ResNet-50 on a CPU"].effect is None
+
+
+@pytest.mark.parametrize(("gap", "verdict"), [(0.005, "supported"), (0.04, "contradicted"),
+                                              (0.02, "undecided")])  # fmt: skip
+def test_overfitting_is_training_minus_validation_accuracy(gap, verdict):
+    log = Invented()
+    name = log.train(wrong_on((0, 1000)), dataset="fashion")
+    val = RISING["fashion"]
+    log.epochs(name, val, [*val[:-1], val[-1] + gap])
+    part = parts_of(log, 11)["FashionMNIST: overfitting"]
+    assert part.effect == pytest.approx(gap, abs=1e-4)
+    assert part.verdict == verdict
+
+
 def test_other_work_than_the_study_s_says_nothing_of_its_speed():
     log = Invented()
     for device, ms in (("cpu", 1000.0), ("cuda", 40.0)):

@@ -175,6 +175,15 @@ def test_what_is_tied_with_the_chosen_one_is_told_from_what_is_not(log):
     assert records[2]["p_holm"] == pytest.approx(3 * mcnemar(100, 0))
 
 
+def test_a_rival_among_many_is_not_worse_for_a_p_that_many_tests_would_give(log):
+    log.train(wrong_on((0, 200)), {"val_acc": 0.99}, dataset="mnist", lr=0.1)
+    for number in range(4):
+        log.train(wrong_on((0, 207)), {"val_acc": 0.9}, dataset="mnist", lr=0.2 + number)
+    rivals = tie_records(log.evidence())[1:]
+    assert {record["p"] < 0.05 for record in rivals} == {True}
+    assert [record["tied"] for record in rivals] == [True] * 4
+
+
 def test_test_accuracy_has_no_part_in_the_choice(log):
     log.train(wrong_on((0, 900)), {"val_acc": 0.99, "train_ms": 5}, dataset="mnist", lr=0.1)
     log.train(wrong_on(), {"val_acc": 0.98}, dataset="mnist", lr=0.2)
@@ -305,6 +314,14 @@ def test_why_they_differ_is_said_as_far_as_it_is_known(log, wrong, settings, met
         log.train(right, metrics, **{"dataset": "fashion", "opt": "adam", "seed": seed} | settings)
     note = published_of(log, **ADAM)["note"]
     assert note == f"apart from the published figure: {said}"
+
+
+def test_of_equally_near_runs_the_one_of_more_seeds_stands_beside_the_figure(log):
+    log.train(wrong_on((0, 280)), dataset="fashion", opt="adam", batch_size=32)
+    for seed in (0, 1):
+        log.train(wrong_on((0, 1400)), dataset="fashion", opt="adam", batch_size=64, seed=seed)
+    record = published_of(log, **ADAM)
+    assert (record["seeds"], record["test_acc"]) == (2, pytest.approx(0.9))
 
 
 def test_a_machine_that_was_stopped_may_differ_for_that(log):
