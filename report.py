@@ -194,36 +194,18 @@ def csv_text(table: Table) -> str:
 
 def build_sections(rows: Sequence[Row], problems: Sequence[str], folder: Path) -> list[Section]:
     """Everything that the report shows, undrawn."""
-    from common import (
-        claims,
-        contrasts,
-        evidence,
-        findings,
-        measured,
-        noise,
-        plots,
-        replication,
-        tables,
-    )
+    from common import findings, measured, plots, tables
 
-    train = measured.latest_ok(rows, "train")
-    compared = evidence.collect(rows, partial(load_predictions, folder))
     problems, predictions = list(problems), {}
-    for group in measured.pick_best(train):
+    for group in measured.pick_best(measured.latest_ok(rows, "train")):
         found, problem = load_predictions(folder, group.first())
         if found:
             predictions[group.first()["run_id"]] = found
         else:
             problems.append(problem)
-    judged = claims.judge_claims(compared, rows)
-    effects, ties = contrasts.contrast_records(compared), noise.tie_records(compared)
     built = [
-        *findings.findings_tables(judged, effects, ties),
-        *claims.claims_tables(judged),
         *tables.build_tables(rows, problems, predictions),
-        *contrasts.contrast_tables(compared, effects),
-        *noise.noise_tables(compared, train, ties),
-        replication.published_table(train, measured.latest_ok(rows, "svm")),
+        *findings.judged_tables(rows, partial(load_predictions, folder)),
     ]
     figures = plots.build_figures(rows, predictions)
     return [

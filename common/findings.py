@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.claims import Result
-from common.contrasts import KNOWN
-from common.evidence import Model
-from common.measured import Row, display, get, number
-from common.noise import ALPHA
+from common.claims import Result, claims_tables, judge_claims
+from common.contrasts import KNOWN, contrast_records, contrast_tables
+from common.evidence import Load, Model, collect
+from common.measured import Row, display, get, latest_ok, number
+from common.noise import ALPHA, noise_tables, tie_records
+from common.replication import published_table
 from common.tables import Column, Table, make_table
 from common.verdicts import Part
 
@@ -16,6 +17,24 @@ COLUMNS = KNOWN | {
     key: Column(key, key.capitalize(), width_mm=250) for key in ("finding", "recommendation")
 }
 VERDICTS = ("supported", "contradicted", "undecided")
+
+
+def judged_tables(rows: Sequence[Row], load: Load) -> list[Table]:
+    """Every table of the sections findings, claims and statistics.
+
+    `load` returns a row's predictions, or the reason why there are none.
+    """
+    evidence = collect(rows, load)
+    train, svm = latest_ok(rows, "train"), latest_ok(rows, "svm")
+    results = judge_claims(evidence, rows)
+    contrasts, ties = contrast_records(evidence), tie_records(evidence)
+    return [
+        *findings_tables(results, contrasts, ties),
+        *claims_tables(results),
+        *contrast_tables(evidence, contrasts),
+        *noise_tables(evidence, train, ties),
+        published_table(train, svm),
+    ]
 
 
 def findings_tables(

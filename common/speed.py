@@ -74,7 +74,7 @@ def time_ratio(slow: Row, fast: Row) -> tuple[float, Interval] | None:
 
 
 def ratio_part(
-    subject: str, rule: Rule, slow: Row, fast: Row, published: float, swap: bool = False
+    subject: str, rule: Rule, slow: Row, fast: Row, published: float, note: str = ""
 ) -> Part | None:
     """The verdict of a ratio of times, or None where a row lacks its steps."""
     if not (found := time_ratio(slow, fast)):
@@ -85,7 +85,7 @@ def ratio_part(
         subject, rule, *found, unit="times", published=published,
         amount=(steps[2], "timed steps") if steps else None, runs=(slow["run_id"], fast["run_id"]),
         basis=f"step time of {labels[0]} over {labels[1]}",
-        note=join_notes("one process: noise between processes is not in the interval",
+        note=join_notes("noise between processes is not in the interval", note,
                         busy_note(slow), busy_note(fast)),
     )  # fmt: skip
 
@@ -137,14 +137,16 @@ def optimiser_time_parts(rows: Sequence[Row], published: Sequence[Row]) -> list[
     for model in SPEEDUPS:
         times = {d: [published_times(published, model=model, opt=o, device=d)
                      for o in ("adam", "sgd")] for d in ("cpu", "gpu")}  # fmt: skip
-        for device, side in zip(
-            ("cpu", "gpu"), sides(find(rows, STUDY | {"model": model})), strict=True
-        ):
+        measured = sides(find(rows, STUDY | {"model": model}))
+        for device, side in zip(("cpu", "gpu"), measured, strict=True):
             subject = f"{NAMES[model]} on a {device.upper()}"
             ratio = times[device][0] / times[device][1]
             sgd = representative([row for row in side if row["config"].get("opt") == "sgd"])
             adam = _same_but(side, sgd, "opt", "adam") if sgd else None
-            part = ratio_part(subject, between(*OPTIMISER_COST), adam, sgd, ratio) if adam else None
+            part = None
+            if adam:
+                note = "the two were timed one after the other"
+                part = ratio_part(subject, between(*OPTIMISER_COST), adam, sgd, ratio, note)
             parts.append(part or unmeasured(subject, ratio, "times", COMMAND))
     return parts
 

@@ -317,10 +317,6 @@ def log_tables(rows: Sequence[Row], problems: Sequence[str]) -> list[Table]:
         }
         for (commit, dirty), times in commits.items()
     ]
-    omitted = max(0, len(problems) - SHOWN_PROBLEMS)
-    skipped = Counter(
-        p.split(": skipped, ")[1].split(": line ")[0] for p in problems if ": skipped, " in p
-    )
     return [
         make_table(
             "log", "log", "Rows of the log", "kind ok failed interrupted superseded", counts,
@@ -329,6 +325,18 @@ def log_tables(rows: Sequence[Row], problems: Sequence[str]) -> list[Table]:
         make_table(
             "log", "commits", "Commits measured at", "commit dirty rows first last", measured
         ),
+        *problem_tables(problems),
+    ]  # fmt: skip
+
+
+def problem_tables(problems: Sequence[str]) -> list[Table]:
+    """What could not be used: lines of the log counted by reason, then each problem, up to a
+    limit."""
+    omitted = max(0, len(problems) - SHOWN_PROBLEMS)
+    skipped = Counter(
+        p.split(": skipped, ")[1].split(": line ")[0] for p in problems if ": skipped, " in p
+    )
+    return [
         make_table(
             "log", "skipped", "Lines of the log that were left out, by reason", "problem rows",
             [{"problem": reason, "rows": n} for reason, n in skipped.most_common()],
