@@ -18,6 +18,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -75,8 +76,10 @@ def load_predictions(folder: Path, row: Row) -> tuple[dict[str, Any] | None, str
     try:
         content = locate(folder, name).read_bytes()
         with np.load(io.BytesIO(content), allow_pickle=False) as held:
-            found = {key: held[key] for key in ("pred", "label", "classes")}
+            found = {key: held[key] for key in ("pred", "label", "index", "classes")}
         used = np.stack([found["pred"], found["label"]])
+        if found["index"].shape != found["label"].shape:
+            raise ValueError("it does not name the image of each answer")
         if used.size == 0 or used.min() < 0 or used.max() >= len(found["classes"]):
             raise ValueError("its classes are not those of its images")
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
@@ -186,7 +189,7 @@ def csv_text(table: Table) -> str:
 
 def build_sections(rows: Sequence[Row], problems: Sequence[str], folder: Path) -> list[Section]:
     """Everything that the report shows, undrawn."""
-    from common import measured, plots, tables
+    from common import findings, measured, plots, tables
 
     problems, predictions = list(problems), {}
     for group in measured.pick_best(measured.latest_ok(rows, "train")):
@@ -195,7 +198,10 @@ def build_sections(rows: Sequence[Row], problems: Sequence[str], folder: Path) -
             predictions[group.first()["run_id"]] = found
         else:
             problems.append(problem)
-    built = tables.build_tables(rows, problems, predictions)
+    built = [
+        *tables.build_tables(rows, problems, predictions),
+        *findings.judged_tables(rows, partial(load_predictions, folder)),
+    ]
     figures = plots.build_figures(rows, predictions)
     return [
         Section(
@@ -244,8 +250,9 @@ def summary(sections: Sequence[Section]) -> list[str]:
     lines += [f"not measured: {t.title} ({t.missing})" for t in tables.values() if t.missing]
     if failed := tables["failed"].rows:
         lines.append(f"failed or interrupted, with errors in the report: {len(failed)}")
-    if problems := tables["problems"].rows:
-        lines.append(f"problems in the log: {len(problems)}, the first: {problems[0][0]}")
+    if (problems := tables["problems"]).rows:
+        count = len(problems.rows) + problems.omitted
+        lines.append(f"problems in the log: {count}, the first: {problems.rows[0][0]}")
     return lines
 
 

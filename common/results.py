@@ -233,6 +233,7 @@ def save_predictions(
 def read_rows(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Read a log. Returns: (valid rows, one line for each that was skipped and why)."""
     rows, problems = [], []
+    shared: dict[str, Any] = {}  # rows repeat their configuration and commit: kept once each
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
@@ -248,6 +249,8 @@ def read_rows(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
         except (ValueError, RecursionError) as error:
             problems.append(f"{path}:{number}: skipped, {error}")
         else:
+            for part in ("config", "git", "env"):
+                row[part] = shared.setdefault(repr(row[part]), row[part])
             rows.append(row)
     return rows, problems
 

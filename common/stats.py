@@ -1,11 +1,24 @@
-"""Statistics of the report: how far an accuracy can be trusted."""
+"""Statistics of the report: how far an accuracy, a difference or a ratio can be trusted.
+
+Paired statistics take the sum over matched pairs of (first is right) - (second is right) for each
+test image, so that an image counts once, however many pairs meet it.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
 from scipy.stats import binomtest
 
+Interval = tuple[float, float]
 
-def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+RESAMPLES = 10_000
+
+
+def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> Interval:
     """Wilson score interval of the proportion correct / total.
 
     Raises: ValueError unless 0 <= correct <= total and total >= 1.
@@ -15,3 +28,136 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
         raise ValueError(f"an interval needs at least one image, got {total}")
     interval = binomtest(correct, total).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def newcombe_interval(
+    first: tuple[int, int], second: tuple[int, int], confidence: float = 0.95
+) -> Interval:
+    """Interval of the difference of two accuracies on different images, each (correct, total).
+
+    Raises: ValueError, as wilson_interval.
+    Source: Newcombe, Statistics in Medicine 17 (1998), 873-890, method 10.
+    """
+    p, q = first[0] / max(first[1], 1), second[0] / max(second[1], 1)
+    (p_low, p_high), (q_low, q_high) = (wilson_interval(*c, confidence) for c in (first, second))
+    return (
+        p - q - math.hypot(p - p_low, q_high - q),
+        p - q + math.hypot(p_high - p, q - q_low),
+    )
+
+
+def mcnemar(first_only: int, second_only: int) -> float:
+    """Exact two-sided p that two classifiers are equally accurate, from the images that only one
+    of them gets right; 1 where there are none.
+
+    Source: McNemar, Psychometrika 12 (1947), 153-157, with the binomial distribution.
+    """
+    discordant = first_only + second_only
+    return float(binomtest(first_only, discordant).pvalue) if discordant else 1.0
+
+
+def sign_flip_test(sums: np.ndarray) -> float:
+    """Exact two-sided p that first and second may be exchanged on every image.
+
+    For a single pair it is mcnemar. The distribution of the sum over all sign patterns is that of
+    one binomial variable for each magnitude, times it: no pattern is sampled.
+    Shapes: sums (N,) integers.
+    """
+    magnitudes, counts = np.unique(np.abs(sums[sums != 0]).astype(np.int64), return_counts=True)
+    if not len(magnitudes):
+        return 1.0
+    step = int(np.gcd.reduce(magnitudes))
+    chance = np.ones(1)
+    for magnitude, count in zip((magnitudes // step).tolist(), counts.tolist(), strict=True):
+        terms = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        wider = np.zeros(len(chance) + magnitude * count)
+        for i in np.flatnonzero(terms):
+            wider[i * magnitude : i * magnitude + len(chance)] += terms[i] * chance
+        chance = wider
+    deviation = np.abs(2 * np.arange(len(chance)) - (len(chance) - 1))
+    return float(min(1.0, chance[deviation >= abs(int(sums.sum())) // step].sum()))
+
+
+def paired_interval(
+    sums: np.ndarray, pairs: int, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap interval, over the test images, of the mean difference of accuracies.
+
+    Images of the same sum are alike, so that drawing images with replacement is drawing how many
+    there are of each sum: one multinomial draw a resample instead of N. One image on which the
+    first side alone is right in all pairs is added, and one on which the second is: else no
+    discordant image would mean no doubt.
+    Shapes: sums (N,) integers.
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; the added
+    images: Bonett and Price, Journal of Educational and Behavioral Statistics 37 (2012), 479-488.
+    """
+    values, counts = np.unique(np.append(sums, [pairs, -pairs]), return_counts=True)
+    total = int(counts.sum())
+    drawn = np.random.default_rng(seed).multinomial(total, counts / total, size=RESAMPLES)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn @ values / (total * pairs), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted so that the family as a whole errs as rarely as one test would.
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
+    """
+    p = np.asarray(p_values, float)
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    factors = np.arange(len(p), 0, -1)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(factors * p[order]))
+    return adjusted.tolist()
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """Student's interval of a mean over seeds; None for less than two values."""
+    if len(values) < 2:
+        return None
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def prediction_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Where one more seed's value would fall, from at least two seeds: Student's interval."""
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * sd
+    half *= math.sqrt(1 + 1 / len(values))
+    return mean - half, mean + half
+
+
+def binomial_sd(accuracy: float, images: int) -> float:
+    """Standard deviation that the choice of so many test images alone gives an accuracy."""
+    return math.sqrt(accuracy * (1 - accuracy) / images)
+
+
+def median_ratio_interval(
+    first: tuple[float, float, int], second: tuple[float, float, int], confidence: float = 0.95
+) -> Interval:
+    """Interval of the ratio of two medians of times, each (median, interquartile range, samples).
+
+    The standard error of a median is taken as that of normal samples of this range, the ratio's
+    logarithm as Student's t on the fewer samples.
+    Source: Kenney and Keeping, Mathematics of Statistics 1 (1962), sections 12.12 and 14.7.
+    """
+    errors = [1.2533 * iqr / 1.349 / math.sqrt(n) / median for median, iqr, n in (first, second)]
+    degrees = max(1, min(first[2], second[2]) - 1)
+    half = float(stats.t.ppf((1 + confidence) / 2, degrees)) * math.hypot(*errors)
+    ratio = first[0] / second[0]
+    return ratio * math.exp(-half), ratio * math.exp(half)
+
+
+def needed_factor(effect: float, interval: Interval, edge: float, power: float = 0.8) -> float:
+    """How many times the data would put a 95 % interval on one side of an edge with this power,
+    were the effect as measured; infinite where it is the edge itself.
+
+    Units: as the standard error falls with the square root of the data.
+    """
+    if effect == edge:
+        return math.inf
+    error = (interval[1] - interval[0]) / 2 / stats.norm.ppf(0.975)
+    wanted = abs(effect - edge) / (stats.norm.ppf(0.975) + stats.norm.ppf(power))
+    return float((error / wanted) ** 2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,10 @@ from common.measured import (
 from common.results import KINDS, STATUSES
 
 SECTIONS = (
+    ("findings", "Key findings and recommendations", "make demo"),
+    ("claims", "The study's claims, tested", "make all"),
     ("log", "What this report is made from", "make demo"),
+    ("statistics", "Comparisons and their noise", "make q1a q1b"),
     ("q1a", "Question 1(a): networks", "make q1a"),
     ("best", "Best models", "make q1a"),
     ("q1b", "Question 1(b): support vector machines", "make q1b"),
@@ -69,9 +72,11 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "count": lambda value: f"{value:,.0f}",
     "percent": lambda value: f"{100 * value:.2f}",
     "points": lambda value: f"{100 * value:+.2f}",
+    "signed": lambda value: f"{value:+.2f}",
     "seconds": lambda ms: _significant(ms / 1e3),
     "measure": _significant,
     "ratio": lambda value: f"{value:.2f}x",
+    "p": lambda p: f"{p:.3f}" if p >= 0.001 else f"{p:.0e}" if p >= 1e-9 else "< 1e-9",
     "giga": lambda value: f"{value / 1e9:.4f}",
     "giga_signed": lambda value: f"{value / 1e9:+.4f}",
     "mega": lambda value: f"{value / 1e6:.2f}",
@@ -113,7 +118,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the report. `missing` is the command that measures it, when nothing has."""
+    """One table of the report. `missing` is the command that measures it, when nothing has;
+    `omitted` counts the rows beyond those that it shows."""
 
     section: str
     key: str
@@ -122,6 +128,7 @@ class Table:
     rows: tuple[tuple[Any, ...], ...]
     notes: tuple[str, ...] = ()
     missing: str | None = None
+    omitted: int = 0
 
     def records(self) -> list[Row]:
         """The raw values of each row by column."""
@@ -157,10 +164,12 @@ COLUMNS = {
         Column("published_test_acc", "Published\ntest acc. %", "percent"),
         Column("published_val_acc", "Published\nval. acc. %", "percent"),
         Column("difference", "Difference\npoints", "points"),
+        Column("difference_low", "95 %\nfrom", "points"),
+        Column("difference_high", "95 %\nto", "points"),
         Column("train_ms", "Training\ntime s", "seconds"),
         Column("precision", "Arith-\nmetic"),
-        Column("runs", "Run", width_mm=18),
-        Column("shared_with", "Shared\nwith", width_mm=18),
+        Column("runs", "Run", width_mm=19),
+        Column("shared_with", "Shared\nwith", width_mm=19),
         Column("fit_ms", "Fit\ns", "seconds"),
         Column("published_fit_ms", "Published\nfit s", "seconds"),
         Column("predict_ms", "Predict\ns", "seconds"),
@@ -239,20 +248,20 @@ COLUMNS = {
         Column("problem", "Problem", width_mm=230),
         Column("property", "Property"),
         Column("value", "Value", width_mm=150),
-        Column("note", "Note", width_mm=52),
+        Column("note", "Note", width_mm=38),
     )
 }
 
 
 def make_table(
     section: str, key: str, title: str, keys: str, records: Iterable[Row], *notes: str,
-    missing: bool = False,
+    missing: bool = False, known: Mapping[str, Column] = COLUMNS,
 ) -> Table:  # fmt: skip
     """A table of the named columns, from records that may lack some of them.
 
     Notes that say how to read what was measured are left out when nothing was.
     """
-    columns = tuple(COLUMNS[name] for name in keys.split())
+    columns = tuple(known[name] for name in keys.split())
     rows = tuple(tuple(record.get(c.key) for c in columns) for record in records)
     if missing:
         return Table(section, key, title, columns, rows, missing=COMMANDS[section])
@@ -263,8 +272,10 @@ def make_table(
 
 INTERVAL_NOTE = (
     "95 %: Wilson interval on the test images. Several seeds are shown as their mean, with the "
-    "standard deviation over seeds."
+    "standard deviation over seeds. "
+    "A difference from a published figure has Newcombe's interval, as of two samples of images."
 )
+SHOWN_PROBLEMS = 200
 PROTOCOL_NOTE = "A published figure stands only beside a run that kept to the study's protocol."
 
 
@@ -325,10 +336,28 @@ def log_tables(rows: Sequence[Row], problems: Sequence[str]) -> list[Table]:
         make_table(
             "log", "commits", "Commits measured at", "commit dirty rows first last", measured
         ),
+        *problem_tables(problems),
+    ]  # fmt: skip
+
+
+def problem_tables(problems: Sequence[str]) -> list[Table]:
+    """What could not be used: lines of the log counted by reason, then each problem, up to a
+    limit."""
+    omitted = max(0, len(problems) - SHOWN_PROBLEMS)
+    skipped = Counter(
+        p.split(": skipped, ")[1].split(": line ")[0] for p in problems if ": skipped, " in p
+    )
+    return [
         make_table(
-            "log", "problems", "Problems in the log", "problem", [{"problem": p} for p in problems],
-            "" if problems else "None.",
+            "log", "skipped", "Lines of the log that were left out, by reason", "problem rows",
+            [{"problem": reason, "rows": n} for reason, n in skipped.most_common()],
+            "" if skipped else "None.",
         ),
+        replace(make_table(
+            "log", "problems", "Problems in the log", "problem",
+            [{"problem": p} for p in problems[:SHOWN_PROBLEMS]],
+            "" if problems else "None.", f"Not shown: {omitted} more." if omitted else "",
+        ), omitted=omitted),
     ]  # fmt: skip
 
 
@@ -382,7 +411,8 @@ def q1a_tables(train: Sequence[Row], published: Sequence[Row]) -> list[Table]:
         tables.append(make_table(
             "q1a", f"q1a_{slug(dataset)}", f"{display(dataset)}: every configuration",
             "model opt lr epochs pin_memory seeds val_acc test_acc test_acc_sd test_acc_low "
-            "test_acc_high published_test_acc difference train_ms precision runs shared_with note",
+            "test_acc_high published_test_acc difference difference_low difference_high train_ms "
+            "precision runs shared_with note",
             records, INTERVAL_NOTE,
             "Shared with: the run that was really trained, where another configuration has the "
             "same trajectory." if any(r.get("shared_with") for r in records) else "",
@@ -409,7 +439,8 @@ def best_tables(
     tables = [make_table(
         "best", "best", "Chosen on validation",
         "dataset model opt lr epochs pin_memory seeds val_acc test_acc test_acc_sd test_acc_low "
-        "test_acc_high published_val_acc published_test_acc difference train_ms run_id note",
+        "test_acc_high published_val_acc published_test_acc difference difference_low "
+        "difference_high train_ms run_id note",
         records,
         "Highest validation accuracy of the data set and split, ties to the shorter training; the "
         "test images are looked at after the choice. Published: the study's own best, which may be "
@@ -488,8 +519,8 @@ def q1b_table(svm: Sequence[Row], published: Sequence[Row]) -> Table:
     return make_table(
         "q1b", "q1b", "Support vector machines: every configuration",
         "dataset kernel samples engine seeds val_acc test_acc test_acc_sd test_acc_low "
-        "test_acc_high published_test_acc difference fit_ms published_fit_ms predict_ms n_support "
-        "converged note", records, INTERVAL_NOTE,
+        "test_acc_high published_test_acc difference difference_low difference_high fit_ms "
+        "published_fit_ms predict_ms n_support converged note", records, INTERVAL_NOTE,
         f"{PROTOCOL_NOTE} Published times are of the study's machine. One that max_iter stopped "
         "has not found its optimum, so that its accuracy depends on the solver's path.",
         devices_note(svm), missing=not svm,

@@ -334,7 +334,7 @@ def test_the_best_model_is_chosen_by_mean_validation_accuracy_then_by_time(log):
     log.train(0.85, val_acc=0.97, train_ms=800, lr=0.03)
     log.train(0.95, val_acc=0.99, lr=0.04, seed=0)
     log.train(0.95, val_acc=0.93, lr=0.04, seed=1)
-    assert only(log.tables()["best"], dataset="mnist", note="")["lr"] == "0.03"
+    assert only(log.tables()["best"], dataset="mnist", seeds="1")["lr"] == "0.03"
 
 
 def test_interval_is_wilson_s_on_the_test_images(log):
@@ -357,10 +357,10 @@ def test_of_the_same_work_the_last_row_that_is_ok_counts(log):
 
 
 def test_a_busy_machine_is_flagged(log):
-    log.train(0.99)
+    log.train(0.9933)
     text = (log.folder / "log.jsonl").read_text()
     (log.folder / "log.jsonl").write_text(text.replace("[0.5,", "[6.25,"))
-    row = only(log.tables()["q1a_mnist"], test_acc="0.99")
+    row = only(log.tables()["q1a_mnist"], test_acc="0.9933")
     assert row["note"] == "busy machine: load 6.2 on 2 CPUs"
 
 
@@ -425,6 +425,22 @@ def test_predictions_that_cannot_be_trusted_are_a_problem_not_a_crash(log, file,
 def test_a_torn_line_is_named(whole):
     (problem,) = whole.csv("problems")[:1]
     assert "log.jsonl:15: skipped" in problem["problem"]
+
+
+def test_lines_of_other_versions_are_counted_by_reason_and_shown_up_to_a_limit(log, capsys):
+    log.train(0.9933)
+    path = log.folder / "log.jsonl"
+    line = path.read_text().strip()
+    newer, other = line.replace('"schema": 1', '"schema": 2'), line.replace('"train"', '"magic"', 1)
+    path.write_text("\n".join([line, *[newer] * 150, *[other] * 100, "{torn"]) + "\n")
+    written = log.report()
+    found = {row["problem"]: int(row["rows"]) for row in written.csv("skipped")}
+    assert found["schema 2, this version reads 1"] == 150
+    assert found["unknown kind 'magic'"] == 100
+    assert sum(found.values()) == 251
+    assert len(written.csv("problems")) == 200
+    assert "Not shown: 52 more." in written.md  # the run's predictions are one of them
+    assert "problems in the log: 252, the first" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("metrics", [{}, "nulls"])

@@ -1,0 +1,261 @@
+"""Predeclared contrasts of the report, as tables: what differs, by how much, how surely.
+
+Every contrast is named here, before any row is read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from common.evidence import (
+    PROTOCOLS,
+    Effect,
+    Evidence,
+    Model,
+    Pair,
+    best_on_validation,
+    main_recipe,
+    matched,
+    measure_effect,
+    measure_interaction,
+    pair_seeds,
+)
+from common.measured import (
+    Row,
+    datasets_of,
+    join_notes,
+    plain,
+)
+from common.stats import holm
+from common.tables import COLUMNS, Column, Table, make_table
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two levels of a factor; a difference is the first's accuracy minus the second's."""
+
+    kind: str
+    factor: str
+    first: Any
+    second: Any
+    command: str
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """Both levels in words."""
+        return f"{self.factor} {plain(self.first)}", f"{self.factor} {plain(self.second)}"
+
+    @property
+    def name(self) -> str:
+        """As it stands in the tables."""
+        return f"{self.sides[0]} - {plain(self.second)}"
+
+
+CONTRASTS = (
+    Contrast("train", "model", "resnet18", "resnet50", "make q1a"),
+    Contrast("train", "opt", "sgd", "adam", "make q1a"),
+    Contrast("train", "epochs", 5, 3, "make q1a"),
+    Contrast("train", "lr", 1e-3, 1e-4, "make q1a"),
+    Contrast("svm", "kernel", "rbf", "poly", "make q1b"),
+)
+NETWORK_AND_MACHINE = ("best ResNet", "best SVM")
+
+KNOWN = COLUMNS | {
+    column.key: column
+    for column in (
+        Column("contrast", "Contrast", width_mm=40),
+        Column("pairs", "Pairs", "number"),
+        Column("trajectories", "Trainings", "number"),
+        Column("first_only", "First only\nright", "count"),
+        Column("second_only", "Second only\nright", "count"),
+        Column("low", "95 %\nfrom", "points"),
+        Column("high", "95 %\nto", "points"),
+        Column("seed_low", "Over seeds\nfrom", "points"),
+        Column("seed_high", "Over seeds\nto", "points"),
+        Column("p", "p", "p"),
+        Column("p_holm", "p, Holm", "p"),
+        Column("setting", "Configuration", width_mm=75),
+        Column("first_acc", "First\nacc. %", "percent"),
+        Column("second_acc", "Second\nacc. %", "percent"),
+        Column("tied", "Tied with\nthe chosen"),
+        Column("optimism", "Validation\nminus test", "points"),
+        Column("tried", "Configurations\nchosen from", "count"),
+        Column("mean_low", "Mean: 95 %\nfrom", "percent"),
+        Column("mean_high", "Mean: 95 %\nto", "percent"),
+        Column("image_sd", "sd of\ntest images", "percent"),
+        Column("same_training", "Same\ntraining", "count"),
+        Column("unusable", "Unusable\npredictions", "count"),
+        Column("models", "Compared", "count"),
+        Column("failed", "failed", "count"),
+        Column("interrupted", "interrupted", "count"),
+        Column("partial", "Epochs but\nno result", "count"),
+        Column("reason", "Reason", width_mm=150),
+    )
+}
+
+EFFECT_NOTE = (
+    "A difference is the first's test accuracy minus the second's, in points, averaged over all "
+    "matched pairs: runs that differ in that factor alone, of one protocol (the study's where the "
+    "log has it), each training once however many rows share it. 95 %: paired bootstrap over test "
+    "images, of these runs as they were trained. Over seeds: Student's interval of the seeds' mean "
+    "differences. p: McNemar's exact test, and for several pairs its extension to them, which "
+    "flips the sign of each image's sum."
+)
+
+
+def contrast_tables(evidence: Evidence, records: Sequence[Row]) -> list[Table]:
+    """The tables of the contrasts, from what contrast_records found."""
+    return [contrasts_table(records), interactions_table(evidence), pairs_table(evidence)]
+
+
+def of_dataset(evidence: Evidence, dataset: str, kind: str) -> list[Model]:
+    """The models of one data set and kind."""
+    return [
+        m for m in evidence.models
+        if m.config.get("dataset") == dataset and m.row["kind"] == kind
+    ]  # fmt: skip
+
+
+def datasets(evidence: Evidence) -> list[str]:
+    """The study's data sets, then the others that were compared."""
+    return datasets_of(model.row for model in evidence.models)
+
+
+def contrast_pairs(evidence: Evidence, dataset: str, contrast: Contrast) -> list[Pair]:
+    """The matched pairs of a contrast."""
+    models = of_dataset(evidence, dataset, contrast.kind)
+    return main_recipe(matched(models, contrast.factor, contrast.first, contrast.second))
+
+
+def best_pairs(evidence: Evidence, dataset: str) -> list[Pair]:
+    """The best ResNet and the best SVM, each chosen on validation, on the same test images."""
+    networks = [m for m in of_dataset(evidence, dataset, "train")
+                if str(m.config.get("model")).startswith("resnet")]  # fmt: skip
+    networks = [m for (m,) in main_recipe((m,) for m in networks)]
+    machines = [m for (m,) in main_recipe((m,) for m in of_dataset(evidence, dataset, "svm"))]
+    network, machine = best_on_validation(networks), best_on_validation(machines)
+    pairs = pair_seeds(network, machine)
+    return [(a, b) for a, b in pairs if a.test_images == b.test_images]
+
+
+def effect_record(effect: Effect) -> Row:
+    """An effect as columns."""
+    return {
+        "difference": effect.difference, "low": effect.image[0], "high": effect.image[1],
+        "seed_low": effect.seed[0] if effect.seed else None,
+        "seed_high": effect.seed[1] if effect.seed else None,
+        "pairs": effect.pairs, "seeds": effect.seeds, "trajectories": effect.trajectories,
+        "first_only": effect.first_only, "second_only": effect.second_only, "p": effect.p,
+    }  # fmt: skip
+
+
+def add_holm(records: Iterable[Row]) -> None:
+    """Adjust the p-values of a table, which is one family."""
+    tested = [record for record in records if record.get("p") is not None]
+    for record, p in zip(tested, holm([record["p"] for record in tested]), strict=True):
+        record["p_holm"] = p
+
+
+def contrast_records(evidence: Evidence) -> list[Row]:
+    """The main effect of each factor by matched pairs, and the best network against the best
+    machine."""
+    records = []
+    for dataset in datasets(evidence):
+        found = [
+            (c.name, c.sides, c.command, contrast_pairs(evidence, dataset, c)) for c in CONTRASTS
+        ]
+        best = best_pairs(evidence, dataset)
+        found.append((" - ".join(NETWORK_AND_MACHINE), NETWORK_AND_MACHINE, "make q1a q1b", best))
+        for name, sides, command, pairs in found:
+            record: Row = {"dataset": dataset, "contrast": name, "sides": sides}
+            if pairs:
+                record |= effect_record(measure_effect(pairs))
+                record["note"] = join_notes(*(pair[0].protocol for pair in pairs))
+            else:
+                record["note"] = f"no pair in the log: {command}"
+            records.append(record)
+    add_holm(records)
+    return records
+
+
+def contrasts_table(records: Sequence[Row]) -> Table:
+    """The predeclared contrasts."""
+    return make_table(
+        "statistics", "contrasts", "Predeclared contrasts: main effects by matched pairs",
+        "dataset contrast pairs seeds trajectories first_only second_only difference low high "
+        "seed_low seed_high p p_holm note", records, EFFECT_NOTE,
+        "Holm's adjustment is over all rows with a p. Several pairs answer the same test images: "
+        "an image on which all of them differ counts once, with that weight.",
+        missing=all("p" not in record for record in records), known=KNOWN,
+    )  # fmt: skip
+
+
+def interactions_table(evidence: Evidence) -> Table:
+    """How the effect of one factor changes with another, by matched fours."""
+    records = []
+    factors = [contrast for contrast in CONTRASTS if contrast.kind == "train"]
+    for dataset in datasets(evidence):
+        models = of_dataset(evidence, dataset, "train")
+        for one, other in itertools.combinations(factors, 2):
+            first, second = matched_fours(models, one, other)
+            if first:
+                record = effect_record(measure_interaction(first, second))
+                levels = f"at {other.factor} {plain(other.first)} - at {plain(other.second)}"
+                name = f"({one.name}) {levels}"
+                records.append(record | {"dataset": dataset, "contrast": name})
+    return make_table(
+        "statistics", "interactions", "Two-way interactions by matched fours",
+        "dataset contrast pairs seeds trajectories difference low high seed_low seed_high",
+        records, "By how much the first effect is larger at one level of the other factor than at "
+        "the other level; intervals as above." if records else "No matched four in the log.",
+        known=KNOWN,
+    )  # fmt: skip
+
+
+def matched_fours(
+    models: Sequence[Model], one: Contrast, other: Contrast
+) -> tuple[list[Pair], list[Pair]]:
+    """The pairs of one contrast at both levels of another, in the same order."""
+    levels: list[dict[str, Pair]] = []
+    pairs = main_recipe(matched(models, one.factor, one.first, one.second))
+    for level in (other.first, other.second):
+        there = [pair for pair in pairs if pair[0].config.get(other.factor) == level]
+        levels.append({pair[0].without(one.factor, other.factor): pair for pair in there})
+    both = [key for key in levels[0] if key in levels[1]]
+    return [levels[0][key] for key in both], [levels[1][key] for key in both]
+
+
+def setting_of(model: Model, *left_out: str) -> str:
+    """A configuration in the study's factors, and how it differs from the study's protocol."""
+    names = [k for k in PROTOCOLS[model.row["kind"]][1] if k not in ("dataset", *left_out)]
+    known = [f"{k} {plain(model.config.get(k))}" for k in names if k != "pin_memory"]
+    return ", ".join(known) + (f" ({model.protocol})" if model.protocol else "")
+
+
+def pairs_table(evidence: Evidence) -> Table:
+    """Each matched pair of configurations behind the contrasts."""
+    records = []
+    for dataset in datasets(evidence):
+        for contrast in CONTRASTS:
+            settings: dict[str, list[Pair]] = {}
+            for pair in contrast_pairs(evidence, dataset, contrast):
+                settings.setdefault(pair[0].without(contrast.factor, "seed"), []).append(pair)
+            for pairs in settings.values():
+                sides = ([float(m.right.mean()) for m in side] for side in zip(*pairs, strict=True))
+                first, second = map(statistics.fmean, sides)
+                records.append(effect_record(measure_effect(pairs)) | {
+                    "dataset": dataset, "contrast": contrast.name, "first_acc": first,
+                    "second_acc": second, "setting": setting_of(pairs[0][0], contrast.factor),
+                })  # fmt: skip
+    add_holm(records)
+    return make_table(
+        "statistics", "pairs", "The matched pairs behind the contrasts",
+        "dataset contrast setting seeds first_acc second_acc first_only second_only difference "
+        "low high p p_holm", records,
+        "Several seeds: accuracies are means, images right on one side only are sums over seeds."
+        if records else "No matched pair in the log.", known=KNOWN,
+    )  # fmt: skip

@@ -1,0 +1,125 @@
+"""What the epochs of the chosen trainings say to the study's claim on learning curves."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Sequence
+
+from common.evidence import distinct
+from common.measured import (
+    STUDY_DATASETS,
+    TRAIN_PROTOCOL,
+    Group,
+    Row,
+    deviations,
+    get,
+    join_notes,
+    latest_ok,
+    number,
+    pick_best,
+    trajectory,
+)
+from common.stats import Interval, newcombe_interval, t_interval
+from common.verdicts import Part, Rule, at_most, decide, unmeasured
+
+LEFT, FALL, OVERFIT = at_most(0.01), at_most(0.01), at_most(0.02)
+LENGTH = 5  # epochs of the study's longer runs; a shorter run cannot speak of them
+COMMAND = "make q1a"
+
+Curve = list[Row]
+Change = tuple[float, Interval]
+
+
+def curve_parts(rows: Sequence[Row]) -> list[Part]:
+    """Claim 11, but for the need of all five epochs on FashionMNIST, which is a paired contrast."""
+    epochs, train = latest_ok(rows, "epoch"), latest_ok(rows, "train")
+    parts = []
+    for dataset, name in STUDY_DATASETS.items():
+        group = chosen_run(train, dataset)
+        runs = [(row, trajectory(row, epochs)) for row in group.rows] if group else []
+        runs = [(row, curve) for row, curve in runs if is_whole(row, curve)]
+        questions: list[tuple[str, Rule, Callable[[Row, Curve], Change]]] = [
+            (f"{name}: largest fall", FALL, largest_fall),
+            (f"{name}: overfitting", OVERFIT, overfitting),
+        ]
+        if dataset == "mnist":
+            questions.insert(0, (f"{name}: left after epoch 2", LEFT, left_after_two))
+        parts += [curve_part(subject, rule, change, runs) for subject, rule, change in questions]
+    return parts
+
+
+def chosen_run(train: Sequence[Row], dataset: str) -> Group | None:
+    """The best ResNet on validation of the study's length, of the study's protocol if there is
+    one."""
+    mine = [
+        row for row in distinct(train)
+        if row["config"].get("dataset") == dataset and row["config"].get("epochs") == LENGTH
+        and str(row["config"].get("model")).startswith("resnet")
+    ]  # fmt: skip
+    own = [row for row in mine if not deviations(row["config"], TRAIN_PROTOCOL)]
+    return next(iter(pick_best(own or mine)), None)
+
+
+def is_whole(row: Row, curve: Curve) -> bool:
+    """Whether every epoch is there, with what the questions need."""
+    names = ("val_acc", "train_acc")
+    return [number(e, "metrics", "epoch") for e in curve] == list(range(1, LENGTH + 1)) and all(
+        [number(e, "metrics", k) is not None for e in curve for k in names]
+        + [bool(number(row, "metrics", k)) for k in ("n_val", "n_train")]
+    )
+
+
+def curve_part(
+    subject: str, rule: Rule, change: Callable[[Row, Curve], Change],
+    runs: Sequence[tuple[Row, Curve]],
+) -> Part:  # fmt: skip
+    """The verdict of a change in the curves: the mean over seeds, of the values and of the ends of
+    their intervals, widened to Student's interval over seeds."""
+    if not runs:
+        return unmeasured(subject, None, "points", COMMAND)
+    changes = [change(row, curve) for row, curve in runs]
+    values = [value for value, _ in changes]
+    image = [statistics.fmean(ends) for ends in zip(*(i for _, i in changes), strict=True)]
+    seed = t_interval(values) or image
+    interval = min(image[0], seed[0]), max(image[1], seed[1])
+    by_seed = len(values) > 1 and (interval[0], interval[1]) != tuple(image)
+    images = int(number(runs[0][0], "metrics", "n_val"))
+    note = "" if len(values) > 1 else "one seed: the interval holds the noise of images only"
+    return decide(
+        subject, rule, statistics.fmean(values), interval, unit="points",
+        amount=(len(values), "seeds") if by_seed else (images, "validation images"),
+        basis=f"the ResNet chosen on validation, seeds: {len(values)}",
+        runs=tuple(row["run_id"] for row, _ in runs),
+        note=join_notes(note, *(deviations(row["config"], TRAIN_PROTOCOL) for row, _ in runs)),
+    )  # fmt: skip
+
+
+def _count(row: Row, epoch: Row, part: str) -> tuple[int, int]:
+    images = int(number(row, "metrics", f"n_{part}"))
+    return round(get(epoch, "metrics", f"{part}_acc") * images), images
+
+
+def _difference(first: tuple[int, int], second: tuple[int, int], confidence: float) -> Change:
+    """As if on different images, though they are the same: wider than need be."""
+    value = first[0] / first[1] - second[0] / second[1]
+    return value, newcombe_interval(first, second, confidence)
+
+
+def left_after_two(row: Row, curve: Curve) -> Change:
+    """Validation accuracy after the last epoch minus after the second."""
+    return _difference(_count(row, curve[-1], "val"), _count(row, curve[1], "val"), 0.95)
+
+
+def largest_fall(row: Row, curve: Curve) -> Change:
+    """The largest loss of validation accuracy from an epoch to the next, of four: each interval has
+    a quarter of the error."""
+    counts = [_count(row, epoch, "val") for epoch in curve]
+    confidence = 1 - 0.05 / (LENGTH - 1)
+    steps = itertools.pairwise(counts)
+    return max(_difference(before, after, confidence) for before, after in steps)
+
+
+def overfitting(row: Row, curve: Curve) -> Change:
+    """Training minus validation accuracy of the last epoch, the former as it was while training."""
+    return _difference(_count(row, curve[-1], "train"), _count(row, curve[-1], "val"), 0.95)

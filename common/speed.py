@@ -1,0 +1,187 @@
+"""What the rows of hw_bench.py say to the study's claims on devices and times."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+
+from common.measured import STUDY_TEST_IMAGES, Row, busy_note, get, join_notes, latest_ok, number
+from common.stats import Interval, median_ratio_interval, newcombe_interval
+from common.verdicts import Part, Rule, at_least, between, decide, unmeasured
+
+# The study's question 2; claims on ratios are tested on no other work.
+STUDY = {"dataset": "fashion", "image_size": 224, "batch_size": 16}
+NAMES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}
+SPEEDUPS = {"resnet18": (24.0, 27.0), "resnet50": (37.0, 38.0)}
+OPTIMISER_COST = (1.03, 1.05)
+COMMAND = "make q2 ARGS='--device cpu cuda'"
+
+
+def find(rows: Iterable[Row], where: Row) -> list[Row]:
+    """The finished measurements of these settings."""
+    return [r for r in latest_ok(rows, "hw_train") if where.items() <= r["config"].items()]
+
+
+def representative(rows: Sequence[Row]) -> Row | None:
+    """Of a device's variants the plain one: our loop, not compiled, most threads, 16 bits."""
+
+    def rank(row: Row) -> tuple[bool, bool, float, bool, str]:
+        config = row["config"]
+        return (
+            config.get("loop", "ours") != "ours", bool(config.get("compile")),
+            -(number(config, "threads") or 0), config.get("precision") == "fp32", row["run_id"],
+        )  # fmt: skip
+
+    return min(rows, key=rank, default=None)
+
+
+def sides(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows of the CPU, and of accelerators."""
+    cpu = [row for row in rows if row["config"].get("device") == "cpu"]
+    return cpu, [row for row in rows if row["config"].get("device") not in ("cpu", "auto", None)]
+
+
+def step_of(row: Row) -> tuple[float, float, int] | None:
+    """Median, interquartile range and number of its timed steps, where the row has them."""
+    values = [number(row, "metrics", "step_ms", k) for k in ("median", "iqr", "n")]
+    if None in values or values[0] <= 0 or values[2] < 2:
+        return None
+    return values[0], values[1], int(values[2])
+
+
+def logged_interval(row: Row) -> Interval | None:
+    """The interval of a row's speed-up, where it was measured with one."""
+    low, high = (number(row, "metrics", "speedup", k) for k in ("low", "high"))
+    if low is None or high is None:
+        pair = get(row, "metrics", "speedup", "interval")
+        if not (isinstance(pair, list) and len(pair) == 2):
+            return None
+        low, high = (number({"value": value}, "value") for value in pair)
+    return None if low is None or high is None else (low, high)
+
+
+def time_ratio(slow: Row, fast: Row) -> tuple[float, Interval] | None:
+    """How many times as long one row's steps take as another's, with its interval: as logged where
+    the second was measured against the first, else from both rows' steps."""
+    ratio, interval = number(fast, "metrics", "speedup", "ratio"), logged_interval(fast)
+    if ratio and interval and get(fast, "metrics", "speedup", "baseline") == slow["run_id"]:
+        return ratio, interval
+    steps = step_of(slow), step_of(fast)
+    if None in steps:
+        return None
+    return steps[0][0] / steps[1][0], median_ratio_interval(*steps)
+
+
+def ratio_part(
+    subject: str, rule: Rule, slow: Row, fast: Row, published: float, note: str = ""
+) -> Part | None:
+    """The verdict of a ratio of times, or None where a row lacks its steps."""
+    if not (found := time_ratio(slow, fast)):
+        return None
+    steps = step_of(fast)
+    labels = [get(row, "metrics", "label") or get(row, "env", "device") for row in (slow, fast)]
+    return decide(
+        subject, rule, *found, unit="times", published=published,
+        amount=(steps[2], "timed steps") if steps else None, runs=(slow["run_id"], fast["run_id"]),
+        basis=f"step time of {labels[0]} over {labels[1]}",
+        note=join_notes("noise between processes is not in the interval", note,
+                        busy_note(slow), busy_note(fast)),
+    )  # fmt: skip
+
+
+def published_times(published: Iterable[Row], **where: object) -> float:
+    """The study's training time of these settings. Units: ms."""
+    return next(
+        r["train_ms"] for r in published if r["part"] == "q2" and where.items() <= r.items()
+    )
+
+
+def speedup_parts(rows: Sequence[Row], published: Sequence[Row]) -> list[Part]:
+    """Claim 8: each network and optimiser, then the deeper network's speed-up over the other's."""
+    parts, found = [], {}
+    for model, bounds in SPEEDUPS.items():
+        for opt in ("sgd", "adam"):
+            times = [
+                published_times(published, model=model, opt=opt, device=d) for d in ("cpu", "gpu")
+            ]
+            subject = f"{NAMES[model]} with {opt}"
+            cpu, gpu = map(representative, sides(find(rows, STUDY | {"model": model, "opt": opt})))
+            part = None
+            if cpu and gpu:
+                part = ratio_part(subject, between(*bounds), cpu, gpu, times[0] / times[1])
+            found[model, opt] = part
+            parts.append(part or unmeasured(subject, times[0] / times[1], "times", COMMAND))
+    for opt in ("sgd", "adam"):
+        pair = found["resnet50", opt], found["resnet18", opt]
+        if all(pair):
+            parts.append(depth_part(opt, *pair))
+    return parts
+
+
+def depth_part(opt: str, deep: Part, shallow: Part) -> Part:
+    """The ratio of two speed-ups."""
+    half = math.hypot(*(math.log(p.interval[1] / p.interval[0]) / 2 for p in (deep, shallow)))
+    ratio = deep.effect / shallow.effect
+    return decide(
+        f"ResNet-50 over ResNet-18 with {opt}", at_least(1.0), ratio,
+        (ratio * math.exp(-half), ratio * math.exp(half)), unit="times",
+        published=deep.published / shallow.published, basis="ratio of the speed-ups above",
+        runs=(*deep.runs, *shallow.runs), note=deep.note,
+    )  # fmt: skip
+
+
+def optimiser_time_parts(rows: Sequence[Row], published: Sequence[Row]) -> list[Part]:
+    """Claim 10: Adam's step over SGD's, of the same variant, on each device that was measured."""
+    parts = []
+    for model in SPEEDUPS:
+        times = {d: [published_times(published, model=model, opt=o, device=d)
+                     for o in ("adam", "sgd")] for d in ("cpu", "gpu")}  # fmt: skip
+        measured = sides(find(rows, STUDY | {"model": model}))
+        for device, side in zip(("cpu", "gpu"), measured, strict=True):
+            subject = f"{NAMES[model]} on a {device.upper()}"
+            ratio = times[device][0] / times[device][1]
+            sgd = representative([row for row in side if row["config"].get("opt") == "sgd"])
+            adam = _same_but(side, sgd, "opt", "adam") if sgd else None
+            part = None
+            if adam:
+                note = "the two were timed one after the other"
+                part = ratio_part(subject, between(*OPTIMISER_COST), adam, sgd, ratio, note)
+            parts.append(part or unmeasured(subject, ratio, "times", COMMAND))
+    return parts
+
+
+def _same_but(rows: Iterable[Row], like: Row, name: str, value: object) -> Row | None:
+    wanted = json.dumps(like["config"] | {name: value}, sort_keys=True)
+    return next((r for r in rows if json.dumps(r["config"], sort_keys=True) == wanted), None)
+
+
+def device_accuracy_parts(rows: Sequence[Row], rule: Rule, published: Sequence[Row]) -> list[Part]:
+    """Claim 9, from whole epochs; without predictions, as if on different images, which errs on the
+    side of a wider interval."""
+    parts = []
+    for model in SPEEDUPS:
+        for opt in ("sgd", "adam"):
+            figures = [
+                next(r["test_acc"] for r in published if r["part"] == "q2"
+                     and {"model": model, "opt": opt, "device": d}.items() <= r.items())
+                for d in ("gpu", "cpu")
+            ]  # fmt: skip
+            subject = f"{NAMES[model]} with {opt}"
+            tested = [r for r in find(rows, STUDY | {"model": model, "opt": opt, "split": "study"})
+                      if number(r, "metrics", "test_acc") is not None]  # fmt: skip
+            cpu, gpu = map(representative, sides(tested))
+            if not (cpu and gpu):
+                command = "python hw_bench.py --preset q2 --device cpu cuda --full-epoch"
+                parts.append(unmeasured(subject, figures[0] - figures[1], "points", command))
+                continue
+            accuracy = [number(row, "metrics", "test_acc") for row in (gpu, cpu)]
+            counts = [(round(a * STUDY_TEST_IMAGES), STUDY_TEST_IMAGES) for a in accuracy]
+            parts.append(decide(
+                subject, rule, accuracy[0] - accuracy[1], newcombe_interval(*counts),
+                unit="points", published=figures[0] - figures[1],
+                amount=(STUDY_TEST_IMAGES, "test images"), basis="GPU minus CPU, one epoch",
+                runs=(gpu["run_id"], cpu["run_id"]),
+                note="one seed: the interval holds the noise of test images only",
+            ))  # fmt: skip
+    return parts

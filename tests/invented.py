@@ -1,0 +1,86 @@
+"""Logs whose truth is known: rows as the scripts write them, and predictions held in memory."""
+
+import itertools
+
+import numpy as np
+
+from common.config import HwTrainConfig, SvmConfig, TrainConfig, as_dict
+from common.evidence import collect
+from common.results import run_id
+
+IMAGES = 14_000
+
+
+def wrong_on(*blocks, images=IMAGES):
+    """Which images are answered rightly: all but those of the blocks, each (start, length)."""
+    right = np.ones(images, bool)
+    for start, length in blocks:
+        right[start : start + length] = False
+    return right
+
+
+class Invented:
+    """A log in memory, and what load_predictions would return of its files."""
+
+    def __init__(self):
+        self.rows, self.held = [], {}
+        self.seconds = itertools.count()
+
+    def add(self, kind, config, metrics, *, name=None, status="ok"):
+        self.rows.append({
+            "schema": 1, "kind": kind, "run_id": name or run_id(kind, config),
+            "time_utc": f"2025-01-01T00:00:00.{next(self.seconds):06}+00:00",
+            "git": {"commit": "0" * 40, "dirty": False}, "status": status,
+            "error": None if status == "ok" else "it broke", "config": config,
+            "env": {"device": "a CPU", "cpu_count": 2, "load_average": [0.1, 0.1, 0.1]},
+            "metrics": metrics,
+        })  # fmt: skip
+        return self.rows[-1]["run_id"]
+
+    def tested(self, kind, config, right, metrics):
+        """A run with predictions: class 1 throughout, or 0 where the answer is wrong."""
+        test_acc = float(right.mean())
+        metrics = {
+            "val_acc": test_acc, "test_acc": test_acc, "n_test": len(right), "n_val": 7000,
+            "n_train": 49_000, "split_sha256": "a", "predictions": "held in memory",
+            "shared_with": None,
+        } | metrics  # fmt: skip
+        name = self.add(kind, config, metrics)
+        label = np.ones(len(right), int)
+        self.held[name] = {
+            "pred": right.astype(int),
+            "label": label,
+            "index": np.arange(len(right)),
+        }
+        return name
+
+    def train(self, right, metrics=None, **settings):
+        config = as_dict(TrainConfig(**{"device": "cpu"} | settings))
+        return self.tested("train", config, right, {"train_ms": 1000.0} | (metrics or {}))
+
+    def svm(self, right, metrics=None, **settings):
+        return self.tested("svm", as_dict(SvmConfig(**settings)), right, metrics or {})
+
+    def epochs(self, name, val, train):
+        """The epochs of a run that is there."""
+        (config,) = (r["config"] for r in self.rows if r["run_id"] == name and r["kind"] == "train")
+        for number, (val_acc, train_acc) in enumerate(zip(val, train, strict=True), 1):
+            metrics = {"epoch": number, "val_acc": val_acc, "train_acc": train_acc}
+            self.add("epoch", config, metrics, name=name)
+
+    def speed(self, median_ms, iqr_ms=None, n=30, test_acc=None, speedup=None, **settings):
+        """A row of hw_bench.py, of the study's second question."""
+        base = {"batch_size": 16, "image_size": 224, "precision": "bf16", "compile": False}
+        metrics = {
+            "label": settings["device"], "test_acc": test_acc, "speedup": speedup,
+            "step_ms": {"median": median_ms, "n": n,
+                        "iqr": median_ms * 0.001 if iqr_ms is None else iqr_ms},
+        }  # fmt: skip
+        return self.add("hw_train", as_dict(HwTrainConfig(**base | settings)), metrics)
+
+    def load(self, row):
+        held = self.held.get(row["run_id"])
+        return (held, None) if held else (None, f"run {row['run_id']}: gone")
+
+    def evidence(self):
+        return collect(self.rows, self.load)

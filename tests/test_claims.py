@@ -1,0 +1,272 @@
+"""The claims on logs whose truth is known: effects there, absent, reversed, and too little data."""
+
+import functools
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from invented import IMAGES, Invented, wrong_on
+
+from common.claims import CLAIMS, claims_tables, judge_claims
+from common.contrasts import contrast_records
+from common.evidence import Evidence
+from common.findings import findings_tables
+from common.noise import tie_records
+from common.verdicts import BEATS, between, judge
+
+RISING = {"mnist": [0.97, 0.985, 0.988, 0.989, 0.990], "fashion": [0.85, 0.88, 0.90, 0.91, 0.915]}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a log holds. Units: points of accuracy by which the named level is worse, ratios."""
+
+    resnet50: float = 0.3
+    loser: float = 0.5  # adam on MNIST, sgd on FashionMNIST
+    short: float = 0.4
+    slow_rate: float = 0.5
+    poly: float = 1.0
+    gaps: tuple[float, float] = (2.98, 5.87)
+    speedups: tuple[float, float] = (25.0, 37.5)
+    adam_time: float = 1.04
+    gpu_accuracy: float = 0.5
+    fall: float = 0.0
+    images: int = IMAGES
+    n_val: int = 7000
+    spread: float = 0.001
+
+
+TRUTHS = {
+    "present": Truth(),
+    "absent": Truth(0, 0, 0, 0, 0, (0, 0), (1, 1), 1.0, 0.0),
+    "reversed": Truth(-0.6, -0.5, -0.4, -0.5, -1.0, (-2, -2), (0.5, 0.4), 0.9, 6.0, 0.05),
+    "little": Truth(gpu_accuracy=3.0, fall=0.01, images=150, n_val=100, spread=0.5),
+}
+VERDICTS = {
+    "present": dict.fromkeys(range(1, 12), "supported"),
+    "absent": dict.fromkeys(range(1, 12), "contradicted") | {1: "supported", 9: "supported"},
+    "reversed": dict.fromkeys(range(1, 12), "contradicted"),
+    "little": dict.fromkeys(range(1, 12), "undecided"),
+}
+
+
+def invent_trainings(log, truth, seeds=(0,)):
+    """The 16 trainings of each data set, a row each, and four machines."""
+    rng = np.random.default_rng(0)
+    shares = {"mnist": 3.0, "fashion": 8.0}  # points of error of the best network
+    for (number, (dataset, share)), seed in itertools.product(enumerate(shares.items()), seeds):
+        levels = (("resnet18", "resnet50"), ("sgd", "adam"), (1e-3, 1e-4), (3, 5))
+        for model, opt, lr, epochs in itertools.product(*levels):
+            error = share + truth.resnet50 * (model == "resnet50") + truth.short * (epochs == 3)
+            error += truth.loser * (opt == ("adam", "sgd")[number]) + truth.slow_rate * (lr < 1e-3)
+            right = wrong_on((0, round(error / 100 * truth.images)), images=truth.images)
+            right[rng.integers(0, truth.images, truth.images // 2000)] ^= True
+            name = log.train(
+                right, {"n_val": truth.n_val, "val_acc": 1 - error / 100}, dataset=dataset,
+                model=model, opt=opt, lr=lr, epochs=epochs, seed=seed,
+            )  # fmt: skip
+            if epochs == 5:
+                invent_epochs(log, name, RISING[dataset], truth)
+        best = share + sum(min(0, e) for e in (truth.resnet50, truth.loser, truth.short,
+                                               truth.slow_rate))  # fmt: skip
+        for kernel, worse in (("rbf", max(0, -truth.poly)), ("poly", max(0, truth.poly))):
+            error = max(0, best + truth.gaps[number] + worse)
+            right = wrong_on((0, round(error / 100 * truth.images)), images=truth.images)
+            log.svm(right, dataset=dataset, kernel=kernel, seed=seed)
+
+
+def invent_epochs(log, name, rising, truth):
+    val = list(rising)
+    val[3] -= truth.fall
+    log.epochs(name, val, [*val[:-1], val[-1] + 0.005])
+
+
+def invent_speeds(log, truth):
+    for (model, ratio), opt in itertools.product(
+        zip(("resnet18", "resnet50"), truth.speedups, strict=True), ("sgd", "adam")
+    ):
+        step_ms = 1000.0 * (truth.adam_time if opt == "adam" else 1.0)
+        for device, ms in (("cpu", step_ms), ("cuda", step_ms / ratio)):
+            log.speed(
+                ms, ms * truth.spread, n=30 if truth.spread < 0.1 else 3, model=model, opt=opt,
+                device=device, test_acc=0.85 - truth.gpu_accuracy / 100 * (device == "cuda"),
+            )  # fmt: skip
+
+
+@functools.cache
+def results_of(scenario):
+    log = Invented()
+    invent_trainings(log, TRUTHS[scenario])
+    invent_speeds(log, TRUTHS[scenario])
+    evidence = log.evidence()
+    return judge_claims(evidence, log.rows), evidence
+
+
+@pytest.mark.parametrize("scenario", TRUTHS)
+@pytest.mark.parametrize("number", range(1, 12))
+def test_the_verdict_is_the_truth(scenario, number):
+    result = results_of(scenario)[0][number - 1]
+    assert result.claim.number == number
+    assert result.verdict == VERDICTS[scenario][number], result.parts
+
+
+def test_on_an_empty_log_nothing_is_said_but_how_to_measure():
+    results = judge_claims(Evidence((), (), {}), [])
+    assert {result.verdict for result in results} == {"undecided"}
+    for part in itertools.chain.from_iterable(result.parts for result in results):
+        assert part.effect is part.interval is None
+        assert part.note.startswith("not measured: ")
+        assert "make " in part.note or "python " in part.note
+
+
+def test_one_seed_and_too_little_data_are_said():
+    (part, _) = results_of("present")[0][0].parts
+    assert part.note == "one seed: the interval holds the noise of test images only"
+    (part,) = results_of("little")[0][1].parts
+    assert part.note.startswith("too little data: about ")
+    assert "test images would decide, in place of 150" in part.note
+
+
+def test_seeds_that_disagree_leave_open_what_test_images_would_decide():
+    log = Invented()
+    for seed, worse in enumerate((20, 400, 60)):
+        for opt, wrong in (("sgd", 100), ("adam", 100 + worse)):
+            log.train(wrong_on((0, wrong)), dataset="mnist", opt=opt, seed=seed)
+    evidence = log.evidence()
+    (part,) = CLAIMS[1].parts(evidence, log.rows)
+    effect = contrast_records(evidence)[1]
+    assert effect["low"] > 0 > effect["seed_low"]
+    assert part.interval[0] == effect["seed_low"]
+    assert part.verdict == "undecided"
+    assert "seeds would decide, in place of 3" in part.note
+    assert "one seed" not in part.note
+
+
+def parts_of(log, number):
+    return {p.subject: p for p in CLAIMS[number - 1].parts(log.evidence(), log.rows)}
+
+
+@pytest.mark.parametrize(("deep", "verdict"), [(30.0, "supported"), (20.0, "contradicted")])
+def test_the_deeper_network_s_speed_up_is_put_beside_the_other_s(deep, verdict):
+    log = Invented()
+    for model, ratio in (("resnet18", 25.0), ("resnet50", deep)):
+        for device, ms in (("cpu", 1000.0), ("cuda", 1000.0 / ratio)):
+            log.speed(ms, model=model, opt="sgd", device=device)
+    part = parts_of(log, 8)["ResNet-50 over ResNet-18 with sgd"]
+    assert part.effect == pytest.approx(deep / 25)
+    assert part.published == pytest.approx(37.67 / 26.94, rel=0.001)
+    assert part.verdict == verdict
+
+
+def test_the_cost_of_adam_is_told_for_each_device():
+    log = Invented()
+    for device, adam_ms in (("cpu", 1040.0), ("cuda", 1100.0)):
+        log.speed(1000.0, model="resnet18", opt="sgd", device=device)
+        log.speed(adam_ms, model="resnet18", opt="adam", device=device)
+    parts = parts_of(log, 10)
+    assert parts["ResNet-18 on a CPU"].effect == pytest.approx(1.04)
+    assert parts["ResNet-18 on a CPU"].published == pytest.approx(3_090_957 / 3_269_881)
+    assert parts["ResNet-18 on a CPU"].verdict == "supported"
+    assert parts["ResNet-18 on a GPU"].verdict == "contradicted"
+    assert parts["ResNet-50 on a CPU"].effect is None
+
+
+@pytest.mark.parametrize(("gap", "verdict"), [(0.005, "supported"), (0.04, "contradicted"),
+                                              (0.02, "undecided")])  # fmt: skip
+def test_overfitting_is_training_minus_validation_accuracy(gap, verdict):
+    log = Invented()
+    name = log.train(wrong_on((0, 1000)), dataset="fashion")
+    val = RISING["fashion"]
+    log.epochs(name, val, [*val[:-1], val[-1] + gap])
+    part = parts_of(log, 11)["FashionMNIST: overfitting"]
+    assert part.effect == pytest.approx(gap, abs=1e-4)
+    assert part.verdict == verdict
+
+
+def test_other_work_than_the_study_s_says_nothing_of_its_speed():
+    log = Invented()
+    for device, ms in (("cpu", 1000.0), ("cuda", 40.0)):
+        log.speed(ms, model="resnet18", device=device, image_size=64)
+    for number in (8, 10):
+        assert {p.effect for p in CLAIMS[number - 1].parts(log.evidence(), log.rows)} == {None}
+
+
+@pytest.mark.parametrize("form", [{"interval": [24.5, 26.5]}, {"low": 24.5, "high": 26.5}])
+def test_a_ratio_that_was_measured_with_its_interval_is_taken_as_it_is(form):
+    log = Invented()
+    cpu = log.speed(1000.0, model="resnet18", opt="sgd", device="cpu")
+    log.speed(50.0, model="resnet18", opt="sgd", device="cuda",
+              speedup={"ratio": 25.5, "baseline": cpu} | form)  # fmt: skip
+    part = CLAIMS[7].parts(log.evidence(), log.rows)[0]
+    assert (part.effect, part.interval, part.verdict) == (25.5, (24.5, 26.5), "supported")
+    log.rows[-1]["metrics"]["speedup"]["baseline"] = "another"
+    assert CLAIMS[7].parts(log.evidence(), log.rows)[0].effect == pytest.approx(20)
+
+
+def test_a_reduced_protocol_is_named_in_the_verdict():
+    log = Invented()
+    for opt, wrong in (("sgd", 100), ("adam", 300)):
+        log.train(wrong_on((0, wrong)), dataset="mnist", opt=opt, limit=100, epochs=2)
+    (part,) = CLAIMS[1].parts(log.evidence(), log.rows)
+    assert part.verdict == "supported"
+    assert "reduced protocol: limit 100" in part.note
+
+
+@pytest.mark.parametrize(
+    ("rule", "interval", "verdict"),
+    [
+        (BEATS, (0.0001, 0.01), "supported"), (BEATS, (0.0001, 0.0005), "supported"),
+        (BEATS, (-0.0005, 0.0009), "contradicted"), (BEATS, (-0.02, -0.01), "contradicted"),
+        (BEATS, (-0.001, 0.002), "undecided"), (BEATS, (0.0, 0.002), "undecided"),
+        (between(1, 2), (1.1, 1.9), "supported"), (between(1, 2), (2.1, 3), "contradicted"),
+        (between(1, 2), (0, 0.9), "contradicted"), (between(1, 2), (0.5, 2.5), "undecided"),
+    ],
+)  # fmt: skip
+def test_an_interval_decides_only_on_one_side(rule, interval, verdict):
+    assert judge(rule, interval) == verdict
+
+
+def findings_of(scenario):
+    results, evidence = results_of(scenario)
+    tables = findings_tables(results, contrast_records(evidence), tie_records(evidence))
+    return [[row[0] for row in table.rows] for table in tables]
+
+
+def test_findings_say_what_was_decided_and_nothing_else():
+    findings, recommendations = findings_of("present")
+    assert findings[0].startswith("Of the study's 11 claims: 11 supported (1, 2, 3")
+    assert sum("(claim " in line for line in findings) == 11
+    for line in (
+        "MNIST: opt sgd rather than opt adam",
+        "FashionMNIST: opt adam rather than opt sgd",
+    ):
+        assert any(found.startswith(line) for found in recommendations)
+    assert any(line.startswith("Train on the accelerator") for line in recommendations)
+    findings, recommendations = findings_of("little")
+    assert findings[0].endswith("11 undecided (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11).")
+    assert not any("(claim " in line for line in findings)
+    assert not any("rather than" in line and "best SVM" not in line for line in recommendations)
+
+
+def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
+    log = Invented()
+    log.train(wrong_on((0, 100)), {"train_ms": 9000.0, "val_acc": 0.99}, dataset="mnist")
+    log.train(wrong_on((1, 100)), {"train_ms": 5000.0, "val_acc": 0.98}, dataset="mnist", lr=0.01)
+    log.train(wrong_on((0, 900)), {"train_ms": 1000.0, "val_acc": 0.90}, dataset="mnist", lr=0.1)
+    evidence = log.evidence()
+    tables = findings_tables([], contrast_records(evidence), tie_records(evidence))
+    (line,) = (row[0] for row in tables[1].rows)
+    assert line.startswith("MNIST: model resnet18, opt sgd, lr 0.001, epochs 5, chosen on validat")
+    assert "Cheapest of the 1 tied with it: model resnet18, opt sgd, lr 0.01, epochs 5" in line
+    assert "5 s of training in place of 9 s" in line
+
+
+def test_every_claim_and_every_part_has_its_row():
+    results, _ = results_of("present")
+    verdicts, parts = claims_tables(results)
+    assert [row["claim"] for row in verdicts.records()] == list(range(1, 12))
+    assert len(parts.rows) == sum(len(result.parts) for result in results)
+    gap = next(row for row in parts.records() if row["claim"] == 7)
+    assert gap["published"] == pytest.approx(2.98)
+    assert gap["effect"] == pytest.approx(2.98, abs=0.1)
