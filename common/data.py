@@ -185,8 +185,8 @@ def parse_idx(data: bytes) -> np.ndarray:
     return np.frombuffer(data, dtype, offset=start).reshape(shape)
 
 
-def load_dataset(name: str, data_dir: str | Path = "data") -> Dataset:
-    """Load a data set, fetching what is missing.
+def load_dataset(name: str, data_dir: str | Path = "data", fetch: bool = True) -> Dataset:
+    """Load a data set, fetching what is missing where that is wanted.
 
     Raises: UsageError when no source has a file with the right bytes; it says what to place where.
     """
@@ -196,7 +196,8 @@ def load_dataset(name: str, data_dir: str | Path = "data") -> Dataset:
     spec = DATASETS[name]
     if spec is None:
         return _load_digits()
-    arrays = [parse_idx(data) for data in _read_files(spec, Path(data_dir) / spec.folder / "raw")]
+    folder = Path(data_dir) / spec.folder / "raw"
+    arrays = [parse_idx(data) for data in _read_files(spec, folder, fetch)]
     for images, labels in (arrays[:2], arrays[2:]):
         if images.dtype != np.uint8 or images.ndim != 3 or len(images) != len(labels):
             raise UsageError(f"{name}: images {images.shape} and labels {labels.shape} do not fit")
@@ -227,11 +228,11 @@ def _load_digits() -> Dataset:
 # --- where the bytes come from --------------------------------------------------------------------
 
 
-def _read_files(spec: IdxSet, folder: Path) -> list[bytes]:
+def _read_files(spec: IdxSet, folder: Path, fetch: bool) -> list[bytes]:
     """The four files' uncompressed, verified bytes, from the first source that has them right."""
     known_md5 = {} if spec.sha256 or spec.archive else _torchvision_md5(spec)
     contents, problems = {}, []
-    for source, read in _sources(spec, folder):
+    for source, read in _sources(spec, folder, fetch):
         for i, name in enumerate(spec.files):
             if name in contents:
                 continue
@@ -261,13 +262,17 @@ def _read_files(spec: IdxSet, folder: Path) -> list[bytes]:
     )
 
 
-def _sources(spec: IdxSet, folder: Path) -> Iterator[tuple[str, Callable[[str], bytes]]]:
+def _sources(
+    spec: IdxSet, folder: Path, fetch: bool
+) -> Iterator[tuple[str, Callable[[str], bytes]]]:
     """Each source, in the order they are tried, with its reader, which takes a file name."""
     if spec.archive:
         yield "disk", _Archive(folder / spec.archive)
     else:
         yield "disk", lambda name: (folder / name).read_bytes()
         yield "disk", lambda name: (folder / f"{name}.gz").read_bytes()
+    if not fetch:
+        return
     for mirror in _mirrors(spec):
         if spec.archive:
             yield mirror, _Archive(folder / spec.archive, mirror)
