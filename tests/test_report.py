@@ -503,6 +503,33 @@ def test_latex_compiles(whole, tmp_path):
     assert "Missing character" not in warned
 
 
+@pytest.mark.skipif(
+    not any(map(shutil.which, report.TEX)), reason="no TeX here: apt-get install texlive-latex-base"
+)
+def test_the_pdf_is_compiled_aside_and_twice_the_same(whole, tmp_path):
+    out = tmp_path / "report"
+    shutil.copytree(whole.folder, out)
+    found = []
+    for _ in range(2):
+        assert report.write_pdf(out).startswith("report.pdf: by ")
+        found.append((out / "report.pdf").read_bytes())
+    assert found[0] == found[1]
+    assert found[0].startswith(b"%PDF")
+    assert Written(out).files().keys() == whole.files().keys() | {"report.pdf"}
+    (out / "report.tex").write_text(r"\documentclass{article}\begin{document}\nonsense")
+    assert re.search(r"^no report.pdf: \w+ failed, .*", report.write_pdf(out))
+    assert not (out / "report.pdf").exists()  # not an older one either
+
+
+def test_without_tex_it_says_so_and_leaves_no_older_pdf(whole, tmp_path, monkeypatch):
+    (tmp_path / "report.pdf").write_text("older")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert report.write_pdf(tmp_path) == (
+        "no report.pdf: neither pdflatex nor tectonic is installed"
+    )
+    assert not (tmp_path / "report.pdf").exists()
+
+
 def test_latex_needs_only_plain_packages(whole):
     packages = re.findall(r"\\usepackage(?:\[.*?\])?{(.*?)}", whole.tex)
     assert set(packages) <= {"booktabs", "graphicx", "geometry", "longtable", "hyperref"}
