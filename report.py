@@ -273,6 +273,7 @@ def write_pdf(out: Path) -> str:
     if engine is None:
         return "no report.pdf: neither pdflatex nor tectonic is installed"
     # The text comes from a log, which may come from anywhere: no file but the report's is in reach.
+    # The date is for tectonic; the template tells pdflatex to write none.
     env = {**os.environ, "openin_any": "p", "openout_any": "p", "SOURCE_DATE_EPOCH": "0"}
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(out / "report.tex", folder)

@@ -63,10 +63,14 @@ def linear_ticks(low: float, high: float, most: int = 5, whole: bool = False) ->
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round values from low to high for a logarithmic axis, denser where the range is small."""
-    steps = next(steps for most, steps in TICKS if high / low < most)
-    found = LogLocator(subs=steps, numticks=20).tick_values(low, high)
-    return [float(value) for value in found if low <= value <= high]
+    """Round values from low to high for a logarithmic axis: few, but three where there are any."""
+    found: list[float] = []
+    for _, steps in reversed(TICKS):
+        ticks = LogLocator(subs=steps, numticks=20).tick_values(low, high)
+        found = [float(value) for value in ticks if low <= value <= high]
+        if len(found) >= 3:
+            break
+    return found
 
 
 def accuracy_axis(accuracies: Sequence[float]) -> tuple[Scale, list[tuple[float, str]]]:

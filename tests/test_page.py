@@ -125,7 +125,7 @@ def test_markup_in_class_names_is_text_in_tex_and_markdown(file):
 def test_every_number_of_the_answer_is_there(text):
     answer = re.search(r'<div id="answer">(.*?)<nav', text, re.S)[1]
     words = " ".join(re.sub(r"<[^>]+>", " ", answer).split())
-    assert "FashionMNIST resnet18, adam, rate 0.001, epochs 5 92.12 %" in words
+    assert "FashionMNIST resnet18, adam, rate 0.001, epochs 5 92.12 % on test" in words
     low, high = wilson_interval(round(0.9212 * 14_000), 14_000)
     interval = f"{100 * low:.2f} to {100 * high:.2f}"
     assert f"95 % interval {interval}, on 14,000 test images; one seed" in words
@@ -195,6 +195,15 @@ def test_accuracies_stand_inside_the_axes_in_their_order(accuracies):
 def test_a_tenth_of_the_error_is_as_far_anywhere():
     place, _ = charts.accuracy_axis([0.9, 0.99, 0.999])
     assert place(0.9) - place(0.99) == pytest.approx(place(0.99) - place(0.999), abs=0.2)
+
+
+@pytest.mark.parametrize("low", [0.0004, 1, 700])
+@pytest.mark.parametrize("ratio", [1.5, 2, 7, 30, 900, 1e6])
+def test_a_logarithmic_axis_has_ticks_but_not_too_many(low, ratio):
+    ticks = charts.log_ticks(low, low * ratio)
+    assert 1 <= len(ticks) <= 14
+    assert ticks == sorted(ticks)
+    assert len(ticks) >= 3 or ratio < 2
 
 
 def test_long_curves_keep_their_ends():
