@@ -1,4 +1,4 @@
-"""Where the chosen models err: classes, pairs, confidence, the images, and those that nobody gets.
+"""Where the chosen networks err: classes, pairs, confidence, images, and those that nobody gets.
 
 Works on stored predictions ("held"): label, pred, classes and index by image, and logits where they
 were stored. The images come from the data folder, and are never fetched.
@@ -260,7 +260,7 @@ def error_tables(errors: Sequence[Errors]) -> list[Table]:
         for e in errors
     ]  # fmt: skip
     tables = [make_table(
-        "errors", "calibration", "Mistakes and confidence of the chosen models",
+        "errors", "calibration", "Mistakes and confidence of the chosen networks",
         "dataset run_id images mistakes accuracy confidence ece nobody", summary,
         f"ECE: expected calibration error in {BINS} bins of equal width: how far confidence is "
         "from accuracy, on average over the test images.",

@@ -75,22 +75,22 @@ class Answer:
 
 def build_answers(train: Sequence[Row], svm: Sequence[Row]) -> list[Answer]:
     """An answer for each data set and split that anything was trained on."""
-    best = pick_best(train)
+    everything = [*train, *svm]
+    best = pick_best(everything)
     points = cost_points(train, svm, best)
     answers = []
     for group in best:
-        split = _split_of(group.rows[0])
         kinds: dict[str, list[Row]] = {}
-        for row in [*train, *svm]:
-            if _split_of(row) == split and row["run_id"] not in {r["run_id"] for r in group.rows}:
+        for row in everything:
+            if _split_of(row) == _split_of(group.rows[0]):
                 kinds.setdefault(_kind_of(row), []).append(row)
-        kinds.pop(_kind_of(group.rows[0]), None)
+        kinds.pop(_kind_of(group.rows[0]))
         others = [_choice(g) for rows in kinds.values() for g in pick_best(rows)]
         others.sort(key=lambda record: -record["val_acc"])
         dataset = str(group.config.get("dataset"))
         chart = charts.cost_chart(points[dataset]) if dataset in points else None
         answers.append(Answer(dataset, _choice(group), others, chart))
-    order = datasets_of(train)
+    order = datasets_of(everything)
     return sorted(answers, key=lambda answer: order.index(answer.dataset))
 
 

@@ -41,7 +41,7 @@ SECTIONS = (
     ("log", "What this report is made from", "make demo"),
     ("q1a", "Question 1(a): networks", "make q1a"),
     ("best", "Best models", "make q1a"),
-    ("errors", "Errors of the best models", "make q1a"),
+    ("errors", "Errors of the best networks", "make q1a"),
     ("q1b", "Question 1(b): support vector machines", "make q1b"),
     ("q2", "Question 2: training speed by device", "make q2"),
     ("flops", "Cost of the networks", "make flops"),

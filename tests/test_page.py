@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common import charts, page
-from common.config import TrainConfig, as_dict
+from common.config import SvmConfig, TrainConfig, as_dict
 from common.data import load_dataset
 from common.plots import Point
 from common.results import save_predictions
@@ -132,6 +132,21 @@ def test_every_number_of_the_answer_is_there(text):
     assert "25 min of training on A_CPU &amp; more" in words
     assert "91.54 %, +0.58 points from it" in words
     assert "SVM, rbf 86.12" in words
+
+
+@pytest.mark.parametrize("better", ["train", "svm"])
+def test_the_answer_is_the_best_on_validation_of_any_kind_whatever_its_test_accuracy(better):
+    def row(kind, config):
+        val_acc, test_acc = (0.95, 0.90) if kind == better else (0.94, 0.99)
+        metrics = {"val_acc": val_acc, "test_acc": test_acc, "n_test": 1000, "train_ms": 1e3,
+                   "fit_ms": 1e3}  # fmt: skip
+        return {"kind": kind, "run_id": kind, "config": as_dict(config), "metrics": metrics}
+
+    train, svm = row("train", TrainConfig()), row("svm", SvmConfig())
+    (answer,) = page.build_answers([train], [svm])
+    assert (answer.choice["run_id"], answer.choice["test_acc"]) == (better, 0.90)
+    assert [other["test_acc"] for other in answer.others] == [0.99]
+    assert [dot.chosen for dot in answer.chart.dots] == [better == "train", better == "svm"]
 
 
 def test_the_gallery_shows_the_images_or_says_why_not(text, tmp_path):
