@@ -30,7 +30,8 @@ class Errors:
     """What is known of one chosen run's mistakes.
 
     `worst` and `nobody` are records of test images, each with its `index` into the data set;
-    `images` has their pixels by index, and is empty where `no_images` says why.
+    `voters` is the number of runs that `nobody` is about. `images` has their pixels by index, and
+    is empty where `no_images` says why.
     """
 
     dataset: str
@@ -40,7 +41,7 @@ class Errors:
     bins: list[Row]
     worst: list[Row]
     nobody: list[Row]
-    nobody_note: str
+    voters: int
     images: dict[int, np.ndarray]
     no_images: str
 
@@ -82,12 +83,12 @@ def _errors_of(
         if row["config"].get("dataset") == dataset and row["run_id"] in predictions
     ]
     peers = [peer for peer in peers if same_images(peer, held)]
-    nobody, note = wrong_everywhere(held, peers)
+    nobody = wrong_everywhere(held, peers)
     worst = [] if confidence is None else confident_mistakes(held, confidence)
     wanted = {record["index"] for record in [*worst, *nobody[:GALLERY]]}
     images, why = load_images(dataset, held, wanted, data_dir) if wanted else ({}, "")
     bins = [] if confidence is None else reliability(confidence, held["pred"] == held["label"])
-    return Errors(dataset, run, held, confidence, bins, worst, nobody, note, images, why)
+    return Errors(dataset, run, held, confidence, bins, worst, nobody, len(peers), images, why)
 
 
 # --- classes --------------------------------------------------------------------------------------
@@ -199,27 +200,21 @@ def same_images(a: Held, b: Held) -> bool:
     return np.array_equal(a["index"], b["index"]) and np.array_equal(a["label"], b["label"])
 
 
-def wrong_everywhere(held: Held, peers: Sequence[Held]) -> tuple[list[Row], str]:
-    """The images that each of the peers gets wrong, and one line that says how many.
+def wrong_everywhere(held: Held, peers: Sequence[Held]) -> list[Row]:
+    """The images that each of the peers gets wrong; none where there are not two to agree.
 
     Those that most peers take for the same class come first: there the label may be wrong.
     """
     if len(peers) < 2:
-        return [], "Only one model's predictions are there."
+        return []
     votes = np.stack([peer["pred"] for peer in peers])
-    lost = np.flatnonzero((votes != held["label"]).all(axis=0))
     records = []
-    for i in lost:
+    for i in np.flatnonzero((votes != held["label"]).all(axis=0)):
         count = np.bincount(votes[:, i])
         records.append(_image_record(held, i) | {
             "taken_for": str(held["classes"][count.argmax()]), "agreed": int(count.max()),
         })  # fmt: skip
-    records.sort(key=lambda record: -record["agreed"])
-    note = (
-        f"{len(lost)} of {len(held['label'])} test images are missed by all {len(peers)} runs "
-        "whose predictions on this split are stored."
-    )
-    return records, note
+    return sorted(records, key=lambda record: -record["agreed"])
 
 
 def load_images(
@@ -255,7 +250,7 @@ def error_tables(errors: Sequence[Errors]) -> list[Table]:
             "accuracy": float((e.held["pred"] == e.held["label"]).mean()),
             "confidence": None if e.confidence is None else float(e.confidence.mean()),
             "ece": expected_calibration_error(e.bins) if e.bins else None,
-            "nobody": len(e.nobody),
+            "nobody": len(e.nobody) if e.voters > 1 else None,
         }
         for e in errors
     ]  # fmt: skip
@@ -274,6 +269,12 @@ def error_tables(errors: Sequence[Errors]) -> list[Table]:
 
 def _tables_of(e: Errors) -> list[Table]:
     more = len(e.nobody) - GALLERY
+    said = (
+        f"{len(e.nobody)} of {len(e.held['label'])} test images are missed by all {e.voters} runs "
+        "whose predictions on this split are stored."
+        if e.voters > 1
+        else "Only one model's predictions on this split are stored."
+    )
     return [
         make_table(
             "errors", f"classes_{e.key}", f"{e.name}: classes",
@@ -296,7 +297,7 @@ def _tables_of(e: Errors) -> list[Table]:
         ),
         make_table(
             "errors", f"nobody_{e.key}", f"{e.name}: missed by every model",
-            "index class taken_for agreed", e.nobody[:GALLERY], e.nobody_note,
+            "index class taken_for agreed", e.nobody[:GALLERY], said,
             f"The {more} others are not listed." if more > 0 else "",
         ),
     ]  # fmt: skip
