@@ -46,7 +46,7 @@ demo: data ## the study at reduced scale on the real data, about ten minutes
 	$(PY) hw_bench.py --preset demo --data-dir "$(DATA)" --results-dir "$(DEMO)"
 	$(PY) train.py --preset demo --best --export torchscript onnx --data-dir "$(DATA)" --results-dir "$(DEMO)"
 	$(PY) hw_bench.py --mode infer --preset demo --data-dir "$(DATA)" --results-dir "$(DEMO)"
-	$(PY) report.py --results-dir "$(DEMO)"
+	$(PY) report.py --data-dir "$(DATA)" --results-dir "$(DEMO)"
 
 q1a: data ## the 64 training configurations; hours; run again to continue
 	$(PY) train.py --preset q1a $(DIRS) $(ARGS)
@@ -72,8 +72,8 @@ best: data ## export each data set's best configuration, chosen on validation
 bench: data ## inference speed of the exported models, behind the parity gate
 	$(PY) hw_bench.py --mode infer $(DIRS) $(ARGS)
 
-report: .venv/.stamp ## report.md, report.tex, CSVs and figures from the log
-	$(PY) report.py --results-dir "$(RESULTS)" $(ARGS)
+report: .venv/.stamp ## report.html, .md, .tex, .pdf, CSVs and figures from the log
+	$(PY) report.py $(DIRS) $(ARGS)
 
 all: q1a q1b q2 flops best bench report ## the whole study
 

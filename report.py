@@ -1,11 +1,14 @@
 """Write the report: what the log holds, beside what the study published.
 
-Reads results/log.jsonl and the predictions that it names, and nothing else; measures nothing. The
-same log gives the same bytes. Writes report.md, report.tex, a CSV file for each table and figures
-as PNG and PDF. A part that the log lacks is named, with the command that measures it.
+Reads results/log.jsonl, the predictions that it names and, for the images that were mistaken, the
+data folder; measures and fetches nothing. The same log gives the same bytes. Writes report.html, a
+page to explore in one file; report.md; report.tex and, where a TeX is installed, report.pdf; a CSV
+file for each table; figures as PNG and PDF. A part that the log lacks is named, with the command
+that measures it. With --watch it follows a running grid instead, and writes nothing.
 
     python report.py
     python report.py --results-dir reference --out build/report
+    python report.py --watch
 """
 
 from __future__ import annotations
@@ -13,23 +16,27 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import re
+import shutil
+import subprocess
+import tempfile
 import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 from common import UsageError, run_script
 from common.config import NoGrid, Validated, option, parse_command_line
-from common.results import locate, read_rows, write_together
+from common.results import locate, read_rows, write_atomically, write_together
 
 if TYPE_CHECKING:  # imported after the command line is parsed, so that --help answers at once
     import jinja2
 
+    from common.errors import Errors
     from common.measured import Row
     from common.plots import ReportFigure
     from common.tables import Table
@@ -46,6 +53,9 @@ class ReportOptions(Validated):
     out: str | None = option(
         None, "folder to write to (default: report, inside the results folder)"
     )
+    data_dir: str = option("data", "folder of the data sets, for the images that were mistaken")
+    pdf: bool = option(True, "compile report.pdf, where pdflatex or tectonic is installed")
+    watch: bool = option(False, "follow the running train.py: what is finished, time left")
 
 
 @dataclass(frozen=True)
@@ -66,8 +76,13 @@ class Section:
 # --- what the log names ---------------------------------------------------------------------------
 
 
-def load_predictions(folder: Path, row: Row) -> tuple[dict[str, Any] | None, str | None]:
-    """A run's predictions on the test images, or one line that says why there are none."""
+def load_predictions(
+    folder: Path, row: Row, logits: bool = False
+) -> tuple[dict[str, Any] | None, str | None]:
+    """A run's predictions on the test images, or one line that says why there are none.
+
+    `logits`: with them too, where they were stored.
+    """
     import numpy as np
 
     name = row["metrics"].get("predictions")
@@ -76,7 +91,10 @@ def load_predictions(folder: Path, row: Row) -> tuple[dict[str, Any] | None, str
     try:
         content = locate(folder, name).read_bytes()
         with np.load(io.BytesIO(content), allow_pickle=False) as held:
-            found = {key: held[key] for key in ("pred", "label", "index", "classes")}
+            wanted = ("pred", "label", "classes", "index", *(["logits"] * logits))
+            found = {key: held[key] for key in wanted if key != "logits" or key in held}
+        if len({len(found[key]) for key in found.keys() - {"classes"}}) > 1:
+            raise ValueError("its arrays are not of one length")
         used = np.stack([found["pred"], found["label"]])
         if found["index"].shape != found["label"].shape:
             raise ValueError("it does not name the image of each answer")
@@ -187,50 +205,90 @@ def csv_text(table: Table) -> str:
 # --- the report -----------------------------------------------------------------------------------
 
 
-def build_sections(rows: Sequence[Row], problems: Sequence[str], folder: Path) -> list[Section]:
-    """Everything that the report shows, undrawn."""
-    from common import findings, measured, plots, tables
+def build_sections(
+    rows: Sequence[Row], problems: Sequence[str], folder: Path, data_dir: str = "data"
+) -> tuple[list[Section], list[Errors]]:
+    """Everything that the report shows, undrawn, and the errors of the chosen models."""
+    from common import errors, findings, measured, plots, tables
 
-    problems, predictions = list(problems), {}
-    for group in measured.pick_best(measured.latest_ok(rows, "train")):
-        found, problem = load_predictions(folder, group.first())
-        if found:
-            predictions[group.first()["run_id"]] = found
-        else:
-            problems.append(problem)
+    train, svm = (measured.latest_ok(rows, kind) for kind in ("train", "svm"))
+    chosen = {group.first()["run_id"] for group in measured.pick_best(train)}
+    held = {
+        row["run_id"]: load_predictions(folder, row, logits=row["run_id"] in chosen)
+        for row in [*train, *svm]
+    }
+    predictions = {name: found for name, (found, _) in held.items() if found}
+    problems = [*problems, *(held[name][1] for name in sorted(chosen - predictions.keys()))]
+    mistakes = errors.build_errors([*train, *svm], predictions, data_dir)
     built = [
-        *tables.build_tables(rows, problems, predictions),
-        *findings.judged_tables(rows, partial(load_predictions, folder)),
+        *tables.build_tables(rows, problems),
+        *errors.error_tables(mistakes),
+        *findings.judged_tables(rows, lambda row: held[row["run_id"]]),
     ]
-    figures = plots.build_figures(rows, predictions)
-    return [
+    figures = plots.build_figures(rows, mistakes)
+    sections = [
         Section(
             key, title, [t for t in built if t.section == key],
             [f for f in figures if f.section == key],
         )
         for key, title, _ in tables.SECTIONS
     ]  # fmt: skip
+    return sections, mistakes
 
 
-def write_report(sections: Sequence[Section], facts: dict[str, Any], out: Path) -> None:
-    """Write every form of the report, or none where there is no room for all."""
-    from common import plots
+def write_report(
+    sections: Sequence[Section], rows: Sequence[Row], mistakes: Sequence[Errors],
+    facts: dict[str, Any], out: Path,
+) -> None:  # fmt: skip
+    """Write every form of the report but the PDF, or none where there is no room for all."""
+    from common import page, plots
 
-    files = {}
-    for section in sections:
-        for table in section.tables:
-            files[out / "csv" / f"{table.key}.csv"] = csv_text(table).encode()
-        for figure in section.figures:
-            with plots.styled():
-                drawing = figure.draw()
-                for extension in ("png", "pdf"):
-                    path = out / "figures" / f"{figure.key}.{extension}"
-                    files[path] = plots.to_bytes(drawing, extension)
+    runs = page.runs_table(rows)
+    tables = [runs, *(table for section in sections for table in section.tables)]
+    files = {out / "csv" / f"{table.key}.csv": csv_text(table).encode() for table in tables}
+    for figure in (figure for section in sections for figure in section.figures):
+        with plots.styled():
+            drawing = figure.draw()
+            for extension in ("png", "pdf"):
+                path = out / "figures" / f"{figure.key}.{extension}"
+                files[path] = plots.to_bytes(drawing, extension)
     for extension, escape in (("md", escape_markdown), ("tex", escape_tex)):
         template = template_engine(escape).get_template(f"report.{extension}.j2")
         text = template.render(sections=sections, **facts)
         files[out / f"report.{extension}"] = text.encode()
+    files[out / "report.html"] = page.render_page(sections, rows, mistakes, runs, facts).encode()
     write_together(files)
+
+
+TEX = {
+    "pdflatex": ("-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "report.tex"),
+    "tectonic": ("report.tex",),
+}
+
+
+def write_pdf(out: Path) -> str:
+    """Compile report.tex, aside, and keep the PDF alone. Returns: one line for the screen."""
+    (out / "report.pdf").unlink(missing_ok=True)  # one of an older report would be taken for this
+    engine = next(filter(shutil.which, TEX), None)
+    if engine is None:
+        return "no report.pdf: neither pdflatex nor tectonic is installed"
+    # The text comes from a log, which may come from anywhere: no file but the report's is in reach.
+    # The date is for tectonic; the template tells pdflatex to write none.
+    env = {**os.environ, "openin_any": "p", "openout_any": "p", "SOURCE_DATE_EPOCH": "0"}
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(out / "report.tex", folder)
+        shutil.copytree(out / "figures", Path(folder) / "figures")
+        for _ in range(3 if engine == "pdflatex" else 1):  # tectonic repeats by itself
+            done = subprocess.run(
+                [engine, *TEX[engine]], cwd=folder, env=env, stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+            )  # fmt: skip
+            if done.returncode != 0:
+                said = done.stdout.decode(errors="replace").splitlines()
+                why = next((line for line in said if line.startswith(("!", "error"))), said[-1:])
+                return f"no report.pdf: {engine} failed, {why}"
+        write_atomically(out / "report.pdf", (Path(folder) / "report.pdf").read_bytes())
+    return f"report.pdf: by {engine}"
 
 
 def summary(sections: Sequence[Section]) -> list[str]:
@@ -261,6 +319,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _, options = parse_command_line(argv, __doc__, NoGrid, ReportOptions)
     folder = Path(options.results_dir)
     log = folder / "log.jsonl"
+    if options.watch:
+        from common.watch import watch
+
+        return watch(folder)
     out = Path(options.out) if options.out else folder / "report"
     rows, problems = read_rows(log)
     if not rows:
@@ -270,16 +332,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out: cannot write to {out}: {error.strerror}") from None
-    sections = build_sections(rows, problems, folder)
+    sections, mistakes = build_sections(rows, problems, folder, options.data_dir)
     facts = {
         "title": TITLE,
         "rows": len(rows),
         "log_sha256": hashlib.sha256(log.read_bytes()).hexdigest()[:12],
         "last": max(str(row["time_utc"]) for row in rows),
     }
-    write_report(sections, facts, out)
+    write_report(sections, rows, mistakes, facts, out)
     print("\n".join(summary(sections)))
-    print(f"report: {out / 'report.md'}")
+    if options.pdf:
+        print(write_pdf(out))
+    print(f"report: {out / 'report.html'}")
     return 0
 
 

@@ -9,8 +9,8 @@ once, to the longest, and every one of them gets its row, which names the run th
 The weights of the last epoch are tested, once. A configuration that is in the log is skipped, an
 interrupted trajectory continues from its last epoch.
 
-Writes to --results-dir: log.jsonl (kinds epoch, train, export), predictions/, checkpoints/ and,
-with --export, exports/.
+Writes to --results-dir: log.jsonl (kinds epoch, train, export), predictions/, checkpoints/,
+plan.json for report.py --watch and, where asked for, exports/ and tensorboard/.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from common.config import (
 from common.results import Log, run_id, save_predictions, write_atomically
 
 if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
     from common.run import Run
 
 
@@ -142,6 +144,7 @@ def train_trajectory(trajectory: Trajectory, log: Log, options: TrainOptions) ->
     for metrics in run.history:  # killed between a checkpoint and its row
         if metrics["epoch"] not in logged:
             log.append("epoch", as_dict(run.config), metrics, name=name, device=run.config.device)
+    writer = open_tensorboard(run, log) if options.tensorboard else None
     while True:
         finish_milestone(run, trajectory, log)
         if len(run.history) >= run.config.epochs:
@@ -151,7 +154,39 @@ def train_trajectory(trajectory: Trajectory, log: Log, options: TrainOptions) ->
             save_checkpoint(log.folder / checkpoint_file(run.config, best=True), run.weights())
         save_checkpoint(state_file, run.state())
         log.append("epoch", as_dict(run.config), metrics, name=name, device=run.config.device)
+        if writer:
+            write_scalars(writer, metrics)
+    if writer:
+        writer.close()
     state_file.unlink(missing_ok=True)
+
+
+def check_tensorboard() -> None:
+    """Raises: UsageError where event files cannot be written."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"--tensorboard: {first_line(error)}; install it with: pip install tensorboard"
+        ) from None
+
+
+def open_tensorboard(run: Run, log: Log) -> SummaryWriter:
+    """The event files of a run: they start with its epochs so far, and hide those of older ones."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(log.folder / "tensorboard" / train_id(run.config), purge_step=0)
+    for metrics in run.history:
+        write_scalars(writer, metrics)
+    return writer
+
+
+def write_scalars(writer: SummaryWriter, metrics: dict[str, Any]) -> None:
+    """An epoch's metrics, at its number."""
+    for name, value in metrics.items():
+        if name != "epoch":
+            writer.add_scalar(name, value, metrics["epoch"])
+    writer.flush()
 
 
 def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -303,6 +338,7 @@ def main(argv: list[str] | None = None) -> int:
     from common.engine import keep_freed_memory, make_deterministic
     from common.export import check_packages
     from common.run import check_config
+    from common.watch import write_plan
 
     keep_freed_memory()
     if options.threads:
@@ -311,6 +347,8 @@ def main(argv: list[str] | None = None) -> int:
         make_deterministic()
     for format in options.export:
         check_packages(format)
+    if options.tensorboard:
+        check_tensorboard()
     log = Log(options.results_dir)
     configs = choose_configs(grid, options.best, log)
     for config in configs:
@@ -330,6 +368,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.dry_run:
         return 0
     started = time.monotonic()
+    if todo:
+        write_plan(log.folder, todo)
     for config in set(configs) - set(rest):  # killed between its row and this
         (log.folder / state_file_of(config)).unlink(missing_ok=True)
     for config, row in twins:

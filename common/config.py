@@ -246,6 +246,7 @@ class TrainOptions(Options):
     deterministic: bool = option(
         False, "only algorithms that give the same bits each time, on an accelerator too; slower"
     )
+    tensorboard: bool = option(False, "write event files too; needs the package tensorboard")
 
 
 @dataclass(frozen=True)

@@ -207,9 +207,9 @@ def pin_dataset(name: str) -> str:
 
 
 def load_dataset(
-    name: str, data_dir: str | Path = "data", image_size: int | None = None
+    name: str, data_dir: str | Path = "data", image_size: int | None = None, fetch: bool = True
 ) -> Dataset:
-    """Load a data set, fetching what is missing.
+    """Load a data set, fetching what is missing where that is wanted.
 
     Your own images are brought to image_size when they are read, None leaves images of one size as
     they are; the published ones come in theirs, and are resized while they train.
@@ -221,7 +221,8 @@ def load_dataset(
     spec = DATASETS[find_name(name, DATASETS)]
     if callable(spec):
         return spec(name, Path(data_dir), image_size)
-    arrays = [parse_idx(data) for data in _read_files(spec, Path(data_dir) / spec.folder / "raw")]
+    folder = Path(data_dir) / spec.folder / "raw"
+    arrays = [parse_idx(data) for data in _read_files(spec, folder, fetch)]
     for images, labels in (arrays[:2], arrays[2:]):
         if images.dtype != np.uint8 or images.ndim != 3 or len(images) != len(labels):
             raise UsageError(f"{name}: images {images.shape} and labels {labels.shape} do not fit")
@@ -266,11 +267,11 @@ def _load_own(name: str, data_dir: Path, image_size: int | None) -> Dataset:
 # --- where the bytes come from --------------------------------------------------------------------
 
 
-def _read_files(spec: IdxSet, folder: Path) -> list[bytes]:
+def _read_files(spec: IdxSet, folder: Path, fetch: bool) -> list[bytes]:
     """The four files' uncompressed, verified bytes, from the first source that has them right."""
     known_md5 = {} if spec.sha256 or spec.archive else _torchvision_md5(spec)
     contents, problems = {}, []
-    for source, read in _sources(spec, folder):
+    for source, read in _sources(spec, folder, fetch):
         if source != "disk":
             _check_writable(folder)
         for i, name in enumerate(spec.files):
@@ -302,13 +303,17 @@ def _read_files(spec: IdxSet, folder: Path) -> list[bytes]:
     )
 
 
-def _sources(spec: IdxSet, folder: Path) -> Iterator[tuple[str, Callable[[str], bytes]]]:
+def _sources(
+    spec: IdxSet, folder: Path, fetch: bool
+) -> Iterator[tuple[str, Callable[[str], bytes]]]:
     """Each source, in the order they are tried, with its reader, which takes a file name."""
     if spec.archive:
         yield "disk", _Archive(folder / spec.archive)
     else:
         yield "disk", lambda name: (folder / name).read_bytes()
         yield "disk", lambda name: (folder / f"{name}.gz").read_bytes()
+    if not fetch:
+        return
     for mirror in _mirrors(spec):
         if spec.archive:
             yield mirror, _Archive(folder / spec.archive, mirror)

@@ -7,7 +7,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,35 @@ def plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def varying_settings(
+    configs: Sequence[Mapping[str, Any]], shown: Collection[str] = ()
+) -> list[str]:
+    """The settings in which configurations differ, but those that are shown anyway."""
+    names = dict.fromkeys(k for config in configs for k in config if k not in shown)
+    return [k for k in names if len({json.dumps(c.get(k)) for c in configs}) > 1]
+
+
+def describe(config: Mapping[str, Any], varying: Sequence[str]) -> str:
+    """A run in words: its model, and of its settings those named."""
+    if "model" in config:
+        said = [plain(config["model"]), plain(config.get("opt")), f"rate {plain(config.get('lr'))}"]
+    else:
+        said = ["SVM", plain(config.get("kernel"))]
+    told = {"dataset", "model", "opt", "lr", "kernel"}
+    said += [f"{k.replace('_', ' ')} {plain(config.get(k))}" for k in varying if k not in told]
+    return ", ".join(said)
+
+
+def describe_all(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Runs in words, each told from the others of the same model and data set."""
+    kinds: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    keys = [tuple(str(c.get(k)) for k in ("dataset", "model", "kernel")) for c in configs]
+    for key, config in zip(keys, configs, strict=True):
+        kinds.setdefault(key, []).append(config)
+    varying = {key: varying_settings(kind) for key, kind in kinds.items()}
+    return [describe(c, varying[key]) for key, c in zip(keys, configs, strict=True)]
+
+
 def order_of(config: Mapping[str, Any]) -> tuple[Any, ...]:
     """Sorting key of configurations, the study's factors first."""
     names = ("model", "kernel", "opt", "lr", "epochs", "pin_memory")
@@ -185,7 +214,7 @@ def side_by_side(
     """
     figures = {tuple(row[k] for k in factors): row for row in published}
     waiting = dict(figures)
-    varying = _varying_settings(groups, {*factors, *protocol})
+    varying = varying_settings([g.config for g in groups], {*factors, *protocol})
     records = []
     for group in groups:
         other = deviations(group.config, protocol)
@@ -203,12 +232,6 @@ def side_by_side(
         rest |= _published(row)
         records.append((2, order_of(row), rest | {"note": "not measured"}))
     return [record for *_, record in sorted(records, key=lambda item: item[:2])]
-
-
-def _varying_settings(groups: Sequence[Group], shown: set[str]) -> list[str]:
-    """Settings in which the groups differ though no column shows it."""
-    names = dict.fromkeys(k for group in groups for k in group.config if k not in shown)
-    return [k for k in names if len({json.dumps(g.config.get(k)) for g in groups}) > 1]
 
 
 def _published(row: Row) -> Row:

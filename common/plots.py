@@ -20,12 +20,14 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
+from common.errors import GALLERY, Errors, confusion_matrix
 from common.measured import (
     Group,
     Row,
     accuracy_interval,
     by_seed,
     datasets_of,
+    describe_all,
     display,
     get,
     latest_ok,
@@ -34,7 +36,6 @@ from common.measured import (
     shorten,
     slug,
 )
-from common.tables import confusion_matrix
 
 # Okabe and Ito's colours, told apart in every common form of colour blindness; their yellow is
 # left out, too faint on white.
@@ -45,6 +46,7 @@ STYLE = {
     "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "axes.axisbelow": True,
     "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.5, "lines.markersize": 5,
     "figure.constrained_layout.use": True, "pdf.fonttype": 42,
+    "svg.hashsalt": "bakeoff",
 }  # fmt: skip
 
 
@@ -61,7 +63,7 @@ def look_of(i: int) -> dict[str, str]:
 
 def to_bytes(figure: Figure, extension: str) -> bytes:
     """The file of a figure, without dates, so that the same figure gives the same bytes."""
-    metadata = {"CreationDate": None} if extension == "pdf" else {}
+    metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(extension, {})
     buffer = io.BytesIO()
     figure.savefig(buffer, format=extension, dpi=150, metadata=metadata)
     return buffer.getvalue()
@@ -74,13 +76,17 @@ def literal(text: str) -> str:
 
 @dataclass(frozen=True)
 class Point:
-    """One configuration. Units: fractions and milliseconds."""
+    """One configuration, `detail` in full, `label` as far as it has a look of its own.
+
+    Units: fractions and milliseconds.
+    """
 
     label: str
     train_ms: float
     test_acc: float
     interval: tuple[float, float]
     chosen: bool = False
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,10 +122,8 @@ class ReportFigure:
 # --- from rows to what is drawn -------------------------------------------------------------------
 
 
-def build_figures(
-    rows: Sequence[Row], predictions: Mapping[str, Mapping[str, Any]]
-) -> list[ReportFigure]:
-    """Every figure that the rows can carry."""
+def build_figures(rows: Sequence[Row], errors: Sequence[Errors]) -> list[ReportFigure]:
+    """Every figure that the rows, and the errors of the chosen models, can carry."""
     done = {
         kind: latest_ok(rows, kind) for kind in ("epoch", "train", "svm", "hw_train", "hw_infer")
     }
@@ -127,7 +131,7 @@ def build_figures(
     return [
         *_curve_figures(done["epoch"]),
         *_cost_figure(done["train"], done["svm"], best),
-        *_confusion_figures(best, predictions),
+        *_error_figures(errors),
         *_training_speedups(done["hw_train"]),
         *_inference_speedups(done["hw_infer"]),
     ]
@@ -172,23 +176,8 @@ def _by_model(runs: Sequence[Sequence[Row]]) -> dict[str, dict[str, list[Row]]]:
 def _cost_figure(
     train: Sequence[Row], svm: Sequence[Row], best: Sequence[Group]
 ) -> Iterable[ReportFigure]:
-    chosen = {row["run_id"] for group in best for row in group.rows}
-    panels: dict[str, list[Point]] = {}
-    for group in [*by_seed(train), *by_seed(svm)]:
-        config, interval = group.config, accuracy_interval(group)
-        names = ("model", "opt") if "model" in config else ("kernel",)
-        cost_ms = group.mean("train_ms" if "model" in config else "fit_ms")
-        if interval is None or not cost_ms:
-            continue
-        label = ", ".join(str(config.get(k)) for k in names)
-        label = label if "model" in config else f"SVM, {label}"
-        point = Point(
-            label, cost_ms, group.mean("test_acc"), interval, group.rows[0]["run_id"] in chosen
-        )
-        panels.setdefault(display(str(config.get("dataset"))), []).append(point)
+    panels = {display(name): points for name, points in cost_points(train, svm, best).items()}
     if panels:
-        names = [display(name) for name in datasets_of([*train, *svm])]
-        panels = dict(sorted(panels.items(), key=lambda panel: names.index(panel[0])))
         caption = (
             "Test accuracy with its 95 % interval against training time, for each configuration in "
             "the log, whatever its protocol: the tables say which."
@@ -196,17 +185,53 @@ def _cost_figure(
         yield ReportFigure("best", "accuracy_cost", caption, partial(accuracy_cost, panels))
 
 
-def _confusion_figures(
-    best: Sequence[Group], predictions: Mapping[str, Mapping[str, Any]]
-) -> Iterable[ReportFigure]:
-    for group in best:
-        dataset, run = str(group.config.get("dataset")), group.first()["run_id"]
-        if held := predictions.get(run):
+def cost_points(
+    train: Sequence[Row], svm: Sequence[Row], best: Sequence[Group]
+) -> dict[str, list[Point]]:
+    """Accuracy and training time of each configuration that has both, by data set."""
+    chosen = {row["run_id"] for group in best for row in group.rows}
+    panels: dict[str, list[Point]] = {name: [] for name in datasets_of([*train, *svm])}
+    for rows, names, cost in (
+        (train, ("model", "opt"), "train_ms"),
+        (svm, ("kernel",), "fit_ms"),
+    ):
+        groups = by_seed(rows)
+        details = describe_all([group.config for group in groups])
+        for group, detail in zip(groups, details, strict=True):
+            config, interval, cost_ms = group.config, accuracy_interval(group), group.mean(cost)
+            if interval is None or not cost_ms:
+                continue
+            label = ", ".join(str(config.get(k)) for k in names)
+            label = f"SVM, {label}" if cost == "fit_ms" else label
+            panels[str(config.get("dataset"))].append(Point(
+                label, cost_ms, group.mean("test_acc"), interval,
+                group.rows[0]["run_id"] in chosen, detail,
+            ))  # fmt: skip
+    return {name: points for name, points in panels.items() if points}
+
+
+def _error_figures(errors: Sequence[Errors]) -> Iterable[ReportFigure]:
+    for e in errors:
+        yield ReportFigure(
+            "errors", f"confusion_{e.key}",
+            f"{display(e.dataset)}: test images of run {e.run_id} by true and predicted class.",
+            partial(confusion, confusion_matrix(e.held), e.held["classes"]),
+        )  # fmt: skip
+        if e.bins:
+            caption = (
+                f"{e.name}: accuracy by confidence, with 95 % intervals; on the line they agree."
+            )
             yield ReportFigure(
-                "best", f"confusion_{slug(dataset)}_{slug(run)}",
-                f"{display(dataset)}: test images of run {run} by true and predicted class.",
-                partial(confusion, confusion_matrix(held), held["classes"]),
-            )  # fmt: skip
+                "errors", f"reliability_{e.key}", caption, partial(reliability_curve, e.bins)
+            )
+        shown = {"worst": (e.worst, "most confident mistakes"),
+                 "nobody": (e.nobody[:GALLERY], "missed by every model")}  # fmt: skip
+        for key, (records, title) in shown.items():
+            if records and e.images:
+                yield ReportFigure(
+                    "errors", f"{key}_{e.key}", f"{e.name}: {title}; true class above, then what "
+                    "it is taken for.", partial(gallery, records, e.images),
+                )  # fmt: skip
 
 
 def _training_speedups(rows: Iterable[Row]) -> Iterable[ReportFigure]:
@@ -322,6 +347,39 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 1, 5, 20, 50, 100])
     bar.set_label("Share of the true class, %")
     bar.outline.set_visible(False)
+    return figure
+
+
+# --- confidence and images ------------------------------------------------------------------------
+
+
+def reliability_curve(bins: Sequence[Row]) -> Figure:
+    """Accuracy with its interval against mean confidence, in per cent."""
+    figure = Figure(figsize=(4.4, 4))
+    axes = figure.subplots()
+    axes.plot([0, 100], [0, 100], color="#888888", linewidth=0.8)
+    x = [100 * b["confidence"] for b in bins]
+    y = [100 * b["accuracy"] for b in bins]
+    bounds = [
+        [100 * max(b["accuracy"] - b["accuracy_low"], 0) for b in bins],
+        [100 * max(b["accuracy_high"] - b["accuracy"], 0) for b in bins],
+    ]
+    axes.errorbar(x, y, yerr=bounds, fmt="o", color=COLORS[0], elinewidth=0.8, capsize=2)
+    axes.set(xlabel="Mean confidence, %", ylabel="Accuracy, %", xlim=(0, 102), ylim=(0, 102))
+    return figure
+
+
+def gallery(records: Sequence[Row], images: Mapping[int, np.ndarray]) -> Figure:
+    """Test images, eight a line, each under its true class and what it is taken for."""
+    columns = min(8, len(records))
+    lines = -(-len(records) // columns)
+    figure = Figure(figsize=(1.15 * columns + 0.2, 1.55 * lines))
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, record in zip(figure.axes, records, strict=False):
+        axes.imshow(images[record["index"]], cmap="gray", vmin=0, vmax=255)
+        axes.set_title(literal(f"{record['class']}\n{record['taken_for']}"), fontsize=6)
     return figure
 
 

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from common.measured import (
     SVM_FACTORS,
     SVM_PROTOCOL,
@@ -47,6 +45,7 @@ SECTIONS = (
     ("statistics", "Comparisons and their noise", "make q1a q1b"),
     ("q1a", "Question 1(a): networks", "make q1a"),
     ("best", "Best models", "make q1a"),
+    ("errors", "Errors of the best networks", "make q1a"),
     ("q1b", "Question 1(b): support vector machines", "make q1b"),
     ("q2", "Question 2: training speed by device", "make q2"),
     ("flops", "Cost of the networks", "make flops"),
@@ -156,6 +155,7 @@ COLUMNS = {
         Column("samples", "Training\nimages", "count"),
         Column("engine", "Engine"),
         Column("seeds", "Seeds", "number"),
+        Column("seed", "Seed", "number"),
         Column("val_acc", "Val.\nacc. %", "percent"),
         Column("test_acc", "Test\nacc. %", "percent"),
         Column("test_acc_sd", "sd over\nseeds", "percent"),
@@ -218,6 +218,22 @@ COLUMNS = {
         Column("recall", "Recall %", "percent"),
         Column("class_precision", "Precision %", "percent"),
         Column("confused_with", "Most often taken for"),
+        Column("other_class", "and"),
+        Column("mistakes", "Mistakes", "count"),
+        Column("there", "First taken\nfor second", "count"),
+        Column("back", "Second taken\nfor first", "count"),
+        Column("share", "Share %", "percent"),
+        Column("accuracy", "Accuracy %", "percent"),
+        Column("accuracy_low", "95 %\nfrom", "percent"),
+        Column("accuracy_high", "95 %\nto", "percent"),
+        Column("confidence", "Confidence %", "percent"),
+        Column("ece", "ECE\npoints", "percent"),
+        Column("nobody", "Missed by\nevery model", "count"),
+        Column("bin_low", "Confidence\nabove %", "percent"),
+        Column("bin_high", "to %", "percent"),
+        Column("index", "Image", "number"),
+        Column("taken_for", "Taken for"),
+        Column("agreed", "Runs that\nsay so", "count"),
         Column("epoch", "Epoch", "number"),
         Column("train_loss", "Training\nloss", "measure"),
         Column("val_loss", "Val.\nloss", "measure"),
@@ -279,13 +295,8 @@ SHOWN_PROBLEMS = 200
 PROTOCOL_NOTE = "A published figure stands only beside a run that kept to the study's protocol."
 
 
-def build_tables(
-    rows: Sequence[Row], problems: Sequence[str], predictions: Mapping[str, Mapping[str, Any]],
-) -> list[Table]:  # fmt: skip
-    """Every table of the report, in its order.
-
-    `predictions` holds label, pred and classes by run_id, for the best models that have them.
-    """
+def build_tables(rows: Sequence[Row], problems: Sequence[str]) -> list[Table]:
+    """Every table that the log alone carries."""
     done = {kind: latest_ok(rows, kind) for kind in KINDS}
     published: dict[str, list[Row]] = {}
     for figure in load_published():
@@ -294,7 +305,7 @@ def build_tables(
         *log_tables(rows, problems),
         datasets_table([*done["train"], *done["svm"]], predictions),
         *q1a_tables(done["train"], published["q1a"]),
-        *best_tables(done, published["best"], predictions),
+        *best_tables(done, published["best"]),
         q1b_table(done["svm"], published["q1b"]),
         q2_table(done["hw_train"]),
         q2_published_table(published["q2"]),
@@ -423,11 +434,8 @@ def q1a_tables(train: Sequence[Row], published: Sequence[Row]) -> list[Table]:
     return tables
 
 
-def best_tables(
-    done: Mapping[str, Sequence[Row]], published: Sequence[Row],
-    predictions: Mapping[str, Mapping[str, Any]],
-) -> list[Table]:  # fmt: skip
-    """The chosen configuration of each data set, its epochs and its classes."""
+def best_tables(done: Mapping[str, Sequence[Row]], published: Sequence[Row]) -> list[Table]:
+    """The chosen configuration of each data set and its epochs."""
     best = pick_best(done["train"])
     records = side_by_side(best, published, TRAIN_PROTOCOL, ("dataset",))
     for record in records:
@@ -447,58 +455,17 @@ def best_tables(
         "another configuration.",
         missing=not best,
     )]  # fmt: skip
-    for group in best:
-        tables += _best_details(group.first(), done["epoch"], predictions)
-    return tables
+    return tables + [_epochs_table(group.first(), done["epoch"]) for group in best]
 
 
-def _best_details(
-    row: Row, epochs: Sequence[Row], predictions: Mapping[str, Mapping[str, Any]]
-) -> list[Table]:
+def _epochs_table(row: Row, epochs: Sequence[Row]) -> Table:
     name, run = str(get(row, "config", "dataset")), row["run_id"]
     curve = [epoch["metrics"] for epoch in trajectory(row, epochs)]
-    held = predictions.get(run)
-    return [
-        make_table(
-            "best", f"epochs_{slug(name)}_{slug(run)}", f"{display(name)}: epochs of run {run}",
-            "epoch train_loss train_acc val_loss val_acc lr train_ms", curve,
-            "" if curve else "The log has no epochs of this run.",
-        ),
-        make_table(
-            "best", f"classes_{slug(name)}_{slug(run)}", f"{display(name)}: classes of run {run}",
-            "class images recall class_precision confused_with",
-            class_records(held) if held else [],
-            "" if held else "The predictions of this run are not there.",
-        ),
-    ]  # fmt: skip
-
-
-def confusion_matrix(held: Mapping[str, Any]) -> np.ndarray:
-    """Counts of test images. Shapes: (C, C), true class by predicted class."""
-    size = len(held["classes"])
-    flat = held["label"].astype(np.int64) * size + held["pred"]
-    return np.bincount(flat, minlength=size * size).reshape(size, size)
-
-
-def class_records(held: Mapping[str, Any]) -> list[Row]:
-    """Recall, precision and the likeliest mistake of each class."""
-    matrix = confusion_matrix(held)
-    records = []
-    for i, name in enumerate(held["classes"]):
-        wrong = np.where(np.arange(len(matrix)) == i, 0, matrix[i])
-        images, predicted, worst = (
-            int(matrix[i].sum()),
-            int(matrix[:, i].sum()),
-            int(wrong.argmax()),
-        )
-        records.append({
-            "class": str(name),
-            "images": images,
-            "recall": float(matrix[i, i] / images) if images else None,
-            "class_precision": float(matrix[i, i] / predicted) if predicted else None,
-            "confused_with": f"{held['classes'][worst]} ({wrong[worst]})" if wrong.any() else None,
-        })  # fmt: skip
-    return records
+    return make_table(
+        "best", f"epochs_{slug(name)}_{slug(run)}", f"{display(name)}: epochs of run {run}",
+        "epoch train_loss train_acc val_loss val_acc lr train_ms", curve,
+        "" if curve else "The log has no epochs of this run.",
+    )  # fmt: skip
 
 
 def q1b_table(svm: Sequence[Row], published: Sequence[Row]) -> Table:

@@ -205,7 +205,8 @@ argv = ["--dataset", "digits", "--threads", "1", "--results-dir", str(folder / "
 tiny = ["--limit", "48", "--image-size", "28", "--model", "vgg5", "--epochs", "1", "--seed"]
 train.main([*argv, *tiny, "0"])
 before = {f: f.read_bytes() for f in folder.rglob("*.*") if f.is_file() and f.suffix != ".jsonl"}
-for work in (lambda: train.main([*argv, *tiny, "1"]), lambda: svm.main([*argv[:2], *argv[4:], "--samples", "48"])):
+vectors = [*argv[:2], *argv[4:], "--samples", "48"]
+for work in (lambda: train.main([*argv, *tiny, "1"]), lambda: svm.main(vectors)):
     for free in range(0, 2**22, 2**15):
         with open(folder / "ballast", "wb") as file:
             room = os.statvfs(folder)
@@ -321,7 +322,8 @@ def test_a_clock_set_back_between_and_ahead_of_everything_changes_no_result(tmp_
     wait_for(lambda: (folder / "log.jsonl").exists() and (folder / "log.jsonl").read_bytes())
     process.kill()
     process.communicate()
-    clock = {"LD_PRELOAD": str(FAKETIME[0]), "FAKETIME": "-400d", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    clock = {"LD_PRELOAD": str(FAKETIME[0]), "FAKETIME": "-400d"}
+    clock["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"
     for command in (argv, ["report.py", "--results-dir", folder]):
         status, out, err = run(*command, env=os.environ | clock)
         assert (status, "Traceback" in out + err) == (0, False), err

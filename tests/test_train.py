@@ -14,6 +14,7 @@ import torch
 import train
 from common import UsageError
 from common.checkpoint import load_checkpoint
+from common.run import Run
 
 ROOT = Path(__file__).parent.parent
 TIMES = {"train_ms", "eval_ms", "images_per_s"}  # what two identical runs may differ in
@@ -305,3 +306,42 @@ def test_asking_for_an_absent_device_is_one_line_and_exit_2(tiny, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("train.py: --device cuda: not available")
     assert done.stderr.count("\n") == 1
+
+
+# --- watched --------------------------------------------------------------------------------------
+
+
+def test_tensorboard_gets_every_epoch_of_a_resumed_run_once(tiny, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="pip install tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    results = tmp_path / "results"
+    trained = Run.train_one_epoch
+
+    def stop_after_two(run):
+        if len(run.history) == 2:
+            raise KeyboardInterrupt
+        return trained(run)
+
+    flags = [*tiny, "--epochs", "3", "--tensorboard"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train_one_epoch", stop_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(flags)
+    assert train.main(flags) == 0
+    (folder,) = (results / "tensorboard").iterdir()
+    events = EventAccumulator(str(folder)).Reload()
+    rows = [r for r in map(json.loads, (results / "log.jsonl").read_text().splitlines())
+            if r["kind"] == "epoch"]  # fmt: skip
+    assert folder.name == rows[0]["run_id"]
+    for name in ("val_acc", "train_loss"):
+        found = [(e.step, e.value) for e in events.Scalars(name)]
+        assert [step for step, _ in found] == [1, 2, 3]
+        assert [v for _, v in found] == pytest.approx([r["metrics"][name] for r in rows], rel=1e-6)
+
+
+def test_without_tensorboard_it_says_so_before_any_work(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UsageError, match=r"install it with: pip install tensorboard"):
+        train.main([*tiny, "--tensorboard"])
+    assert not (tmp_path / "results").exists()
