@@ -221,7 +221,7 @@ def build_sections(
     problems = [*problems, *(held[name][1] for name in sorted(chosen - predictions.keys()))]
     mistakes = errors.build_errors([*train, *svm], predictions, data_dir)
     built = [
-        *tables.build_tables(rows, problems),
+        *tables.build_tables(rows, problems, predictions),
         *errors.error_tables(mistakes),
         *findings.judged_tables(rows, lambda row: held[row["run_id"]]),
     ]

@@ -295,8 +295,10 @@ SHOWN_PROBLEMS = 200
 PROTOCOL_NOTE = "A published figure stands only beside a run that kept to the study's protocol."
 
 
-def build_tables(rows: Sequence[Row], problems: Sequence[str]) -> list[Table]:
-    """Every table that the log alone carries."""
+def build_tables(
+    rows: Sequence[Row], problems: Sequence[str], predictions: Mapping[str, Mapping[str, Any]]
+) -> list[Table]:
+    """Every table that the log carries; of the predictions only the names of classes are used."""
     done = {kind: latest_ok(rows, kind) for kind in KINDS}
     published: dict[str, list[Row]] = {}
     for figure in load_published():
