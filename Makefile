@@ -35,7 +35,7 @@ smoke: .venv/.stamp ## every script on the embedded digits, no network, under tw
 	$(PY) svm.py --preset smoke --results-dir "$(SMOKE)"
 	$(PY) flops.py --preset study --results-dir "$(SMOKE)"
 	$(PY) hw_bench.py --preset smoke --results-dir "$(SMOKE)"
-	$(PY) train.py --preset smoke --best --export torchscript onnx --results-dir "$(SMOKE)"
+	$(PY) train.py --preset smoke --best --export torchscript onnx onnx-int8 --results-dir "$(SMOKE)"
 	$(PY) hw_bench.py --mode infer --preset smoke --results-dir "$(SMOKE)"
 	$(PY) report.py --results-dir "$(SMOKE)"
 
@@ -44,7 +44,7 @@ demo: data ## the study at reduced scale on the real data, about ten minutes
 	$(PY) svm.py --preset demo --data-dir "$(DATA)" --results-dir "$(DEMO)"
 	$(PY) flops.py --preset study --results-dir "$(DEMO)"
 	$(PY) hw_bench.py --preset demo --data-dir "$(DATA)" --results-dir "$(DEMO)"
-	$(PY) train.py --preset demo --best --export torchscript onnx --data-dir "$(DATA)" --results-dir "$(DEMO)"
+	$(PY) train.py --preset demo --best --export torchscript onnx onnx-int8 --data-dir "$(DATA)" --results-dir "$(DEMO)"
 	$(PY) hw_bench.py --mode infer --preset demo --data-dir "$(DATA)" --results-dir "$(DEMO)"
 	$(PY) report.py --data-dir "$(DATA)" --results-dir "$(DEMO)"
 
@@ -67,7 +67,7 @@ flops: .venv/.stamp ## MACs, parameters and activations in three conventions
 	$(PY) flops.py --preset study --results-dir "$(RESULTS)" $(ARGS)
 
 best: data ## export each data set's best configuration, chosen on validation
-	$(PY) train.py --preset q1a --best --export torchscript onnx $(DIRS) $(ARGS)
+	$(PY) train.py --preset q1a --best --export torchscript onnx onnx-int8 aotinductor $(DIRS) $(ARGS)
 
 bench: data ## inference speed of the exported models, behind the parity gate
 	$(PY) hw_bench.py --mode infer $(DIRS) $(ARGS)

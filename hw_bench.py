@@ -7,16 +7,23 @@
 Method of --mode train: whole steps (gather and resize fresh images, forward, backward, optimiser)
 of every variant, after a warm-up, in rounds that run first forwards, then backwards through the
 variants, so that a machine's drift meets all of them. On a CPU a sample is one step; on an
-accelerator the mean of ten, since a look at the clock after each would stall its queue. An epoch is
-extrapolated from the median step, unless --full-epoch trains and tests one. Speed-ups are against
-the first variant of the first device. Where the CPU is the only device, its own variants are
-compared: threads, precision, and torch.compile, whose cost is in first_step_ms. Networks are
-channels_last, but in the notebook loop: torchvision transforms on PIL images, a DataLoader without
-workers, NCHW, loss.item() at every step.
+accelerator the mean of ten, since a look at the clock after each would stall its queue. Where a
+step's time goes (data, copy to the device, forward, backward, optimiser) is measured in steps of
+their own, with a wait after every phase. An epoch is extrapolated from the median step, unless
+--full-epoch trains and tests one. Speed-ups are against the first variant of the first device, with
+a bootstrap interval over the rounds. Where the CPU is the only device, its own variants are
+compared: threads, precision, and torch.compile, whose cost is in first_step_ms. The device's peaks,
+of a matrix product and of a copy, are measured; each row says what share of them a step reached.
+Networks are channels_last, but in the notebook loop: torchvision transforms on PIL images, a
+DataLoader without workers, NCHW, loss.item() at every step.
 
-Method of --mode infer: every engine, with the same number of threads, first answers the whole test
-split, and is timed only if it answers as the eager fp32 network does. Queries are different test
-images, put to the engines in such rounds too; making a query is not timed.
+Method of --mode infer: every engine has a process of its own and the same number of threads. It
+first answers the whole test split, and is timed only if it answers as the eager fp32 network does
+(in bf16 and int8: without losing 0.2 points of accuracy). Queries are different test images, put to
+the engines in such rounds too, after MLPerf: single stream (batch 1, 100 queries and 10 s at least)
+and offline (images/s by batch size); making a query is not timed, nor is loading (cold_start_ms).
+
+In both a timing whose IQR is over a tenth of its median is flagged, and over a quarter refused.
 
 Writes to --results-dir: log.jsonl (kind hw_train or hw_infer).
 """
@@ -25,18 +32,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import os
-import shutil
-import sys
-import sysconfig
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from common import UsageError, check_name, first_line, run_script
+from common import UsageError, check_name, run_script
 from common.config import (
     HW_INFER_PRESETS,
     HW_PRESETS,
@@ -50,24 +50,17 @@ from common.config import (
 from common.results import Log, locate, run_id
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from common.data import Batches, Dataset, Split
-    from common.export import Engine
+    from common.data import Dataset, Split
+    from common.hw_infer import Side as EngineSide
+    from common.hw_infer import Timings
+    from common.hw_train import Side
 
 MODES = {
     "train": (HwTrainConfig, HW_PRESETS, "q2"),
-    "infer": (HwInferConfig, HW_INFER_PRESETS, None),
+    "infer": (HwInferConfig, HW_INFER_PRESETS, "bench"),
 }
+NOISY = 0.10  # of IQR to median: flagged
 BUSY_LOAD = 0.5  # of the cores: other work that is felt in the timings
-VISIT_SAMPLES = 2  # timed samples of a variant before it is the next one's turn
-ACCELERATOR_STEPS = 10  # steps in a sample
-INFER_ROUNDS = 10
-INFER_WARMUP = 5  # queries
-# Idle threads of one engine's pool spin on for a while and slow the next engine down: without a
-# pause before its turn, eager's batch 1 took 7.9 ms after ONNX Runtime's turn instead of 4.5.
-SETTLE_S = 0.1
 
 
 def hw_id(config: HwTrainConfig | HwInferConfig) -> str:
@@ -75,24 +68,7 @@ def hw_id(config: HwTrainConfig | HwInferConfig) -> str:
     return run_id("hw_train" if isinstance(config, HwTrainConfig) else "hw_infer", as_dict(config))
 
 
-def alternate(items: Sequence[Any], number: int) -> Sequence[Any]:
-    """The items, in every second round from last to first."""
-    return items[::-1] if number % 2 else items
-
-
 # --- training: which variants ---------------------------------------------------------------------
-
-
-def compile_obstacle() -> str | None:
-    """What torch.compile lacks on this machine to build for the CPU, and how to get it, or None."""
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(compiler) is None:
-        return (
-            f"torch.compile needs a C++ compiler and {compiler} is not there: apt-get install g++"
-        )
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        return "torch.compile needs Python's headers: apt-get install python3-dev"
-    return None
 
 
 def expand_variants(name: str, grid: dict[str, list[Any]], alone: bool) -> list[dict[str, Any]]:
@@ -102,7 +78,7 @@ def expand_variants(name: str, grid: dict[str, list[Any]], alone: bool) -> list[
     """
     import torch
 
-    from common.engine import resolve_precision
+    from common.engine import compile_obstacle, resolve_precision
 
     every = torch.get_num_threads()
     amp = resolve_precision(True, "auto", torch.device(name))
@@ -142,15 +118,6 @@ def expand_groups(grid: dict[str, list[Any]]) -> list[list[HwTrainConfig]]:
     return [[replace(base, **v) for v in variants] for base in expand_grid(HwTrainConfig, shared)]
 
 
-def label_of(config: HwTrainConfig) -> str:
-    """A variant in a few words."""
-    mode = "compiled" if config.compile else "eager" if config.loop == "ours" else "notebook loop"
-    parts = [config.device, config.precision, mode]
-    if config.threads:
-        parts.insert(1, f"{config.threads} thread{'s' if config.threads > 1 else ''}")
-    return ", ".join(parts)
-
-
 def load_images(config: HwTrainConfig, data_dir: str) -> tuple[Dataset, Split]:
     """The data set and its division."""
     from common.data import cached_dataset, split_dataset
@@ -184,202 +151,27 @@ def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
             )
 
 
-# --- training: the measurement --------------------------------------------------------------------
-
-
-def endless_batches(train: Tensor, config: HwTrainConfig, home: torch.device) -> Iterator[Tensor]:
-    """Full batches of training images, epoch after epoch, the same for every variant: indices, on
-    the device `home`."""
-    from common.data import epoch_order
-
-    for epoch in itertools.count(1):
-        order = train[epoch_order(len(train), config.seed, epoch)].to(home)
-        yield from order.split(config.batch_size)[: len(order) // config.batch_size]
-
-
-class Side:
-    """One variant while it is measured: its network, its timings, and its error, if any."""
-
-    def __init__(
-        self, config: HwTrainConfig, dataset: Dataset, split: Split,
-        statistics: tuple[Tensor, Tensor], batches: Batches, threads: int,
-    ) -> None:  # fmt: skip
-        self.config, self.dataset, self.split, self.batches = config, dataset, split, batches
-        self.statistics = statistics
-        self.threads = config.threads or threads
-        self.pending = endless_batches(split.train, config, batches.home)
-        self.first_step_ms: float | None = None
-        self.samples_ms: list[float] = []
-        self.epoch_ms: float | None = None
-        self.test_acc: float | None = None
-        self.error: str | None = None
-
-    def attempt(self, work: Callable[[], None]) -> None:
-        """Do a part of the measurement with the variant's threads, unless a part before failed."""
-        import torch
-
-        if self.error:
-            return
-        torch.set_num_threads(self.threads)
-        try:
-            work()
-        except Exception as error:  # out of memory, or no kernel for it: the others go on
-            self.error = first_line(error)
-            self.model = self.forward = self.optimizer = self.notebook = None
-
-    def build(self) -> None:
-        """The untrained network and its optimiser."""
-
-        from common.engine import build_optimizer, build_scaler, prepare_forward
-        from common.models import build_model
-
-        config, device = self.config, self.batches.device
-        if config.loop == "notebook":
-            from common.notebook import notebook_steps
-
-            self.notebook = notebook_steps(
-                config, self.dataset, self.split.train, self.statistics, device, config.precision
-            )
-            return
-        classes = len(self.dataset.classes)
-        self.model = build_model(config.model, classes, config.seed, image_size=config.image_size)
-        self.model.to(device, memory_format=self.batches.memory_format)
-        self.forward = prepare_forward(self.model, config.compile)
-        self.optimizer = build_optimizer(self.model, config.opt, config.lr, None)
-        self.scaler = build_scaler(device, config.precision)
-
-    def step(self) -> Tensor:
-        """One whole step on the next images; returns the loss."""
-        from common.engine import train_step
-
-        if self.config.loop == "notebook":
-            return next(self.notebook)
-        inputs, labels = self.batches.load(next(self.pending))
-        return train_step(
-            self.forward, self.optimizer, self.scaler, inputs, labels, self.config.precision
-        )[0]
-
-    def warm_up(self) -> None:
-        """The untimed steps, the first of which is timed apart: it may compile."""
-        from common.timing import now_ms
-
-        self.build()
-        start_ms = now_ms(self.batches.device)
-        self.step()
-        self.first_step_ms = now_ms(self.batches.device) - start_ms
-        for _ in range(self.config.warmup - 1):
-            self.step()
-
-    def sample(self) -> None:
-        """The next timed samples."""
-        from common.timing import now_ms
-
-        device = self.batches.device
-        steps = 1
-        if device.type != "cpu":
-            # One step first, for clocks that fell while others had their turn. A CPU's first step
-            # after another variant's took as long as its later ones (within 2 % on 2 cores).
-            steps = ACCELERATOR_STEPS
-            self.step()
-        for _ in range(min(VISIT_SAMPLES, self.config.steps - len(self.samples_ms))):
-            start_ms = now_ms(device)
-            for _ in range(steps):
-                loss = self.step()
-            self.samples_ms.append((now_ms(device) - start_ms) / steps)
-        if not loss.isfinite():
-            raise ArithmeticError(f"loss {loss.item()} after {len(self.samples_ms)} samples")
-
-    def train_whole_epoch(self) -> None:
-        """Train an untrained network for one epoch, and test it."""
-        from common.data import epoch_order, split_batches
-        from common.engine import evaluate, score, train_epoch
-
-        self.build()
-        train, test = self.split.train, self.split.test
-        order = train[epoch_order(len(train), self.config.seed, 1)].to(self.batches.home)
-        trained = train_epoch(
-            self.forward, self.optimizer, self.scaler, self.batches,
-            split_batches(order, self.config.batch_size), self.config.precision,
-            label=label_of(self.config),
-        )  # fmt: skip
-        self.epoch_ms = trained.train_ms
-        logits = evaluate(self.model, self.batches, test)
-        self.test_acc = score(logits, self.dataset.labels[test])[1]
-
-    def metrics(self) -> dict[str, Any]:
-        """What was measured, but for the comparison."""
-        from common.timing import summarize_ms
-
-        n_train, batch_size = len(self.split.train), self.config.batch_size
-        step_ms = summarize_ms(self.samples_ms)
-        measured = {
-            "images_per_s": batch_size / step_ms["median"] * 1e3, "step_ms": step_ms,
-            "first_step_ms": self.first_step_ms,
-            "epoch_ms": step_ms["median"] * math.ceil(n_train / batch_size),
-            "extrapolated": True, "test_acc": None,
-        }  # fmt: skip
-        if self.config.full_epoch:
-            measured |= {
-                "images_per_s": n_train / self.epoch_ms * 1e3, "epoch_ms": self.epoch_ms,
-                "extrapolated": False, "test_acc": self.test_acc,
-            }  # fmt: skip
-        return measured
-
-
-def measure_group(group: list[HwTrainConfig], data_dir: str, threads: int) -> list[Side]:
-    """Measure variants that are to be compared, in alternating rounds.
-
-    `threads`: those of a variant that names none.
-    """
-    import torch
-
-    from common.data import Batches, measure_pixels
-
-    dataset, split = load_images(group[0], data_dir)
-    statistics = measure_pixels(dataset.images[split.train])
-    batches = {
-        name: Batches(dataset, statistics, group[0].image_size, torch.device(name))
-        for name in dict.fromkeys(config.device for config in group)
-    }
-    sides = [
-        Side(config, dataset, split, statistics, batches[config.device], threads)
-        for config in group
-    ]  # fmt: skip
-    for side in sides:
-        side.attempt(side.warm_up)
-    for number in range(math.ceil(group[0].steps / VISIT_SAMPLES)):
-        for side in alternate(sides, number):
-            side.attempt(side.sample)
-    if group[0].full_epoch:
-        for side in sides:
-            side.attempt(side.train_whole_epoch)
-    return sides
+# --- training: the rows --------------------------------------------------------------------------
 
 
 def append_group(sides: list[Side], log: Log) -> int:
     """Write a row for each variant, with its speed-up against the first. Returns: failures."""
     import torch
 
+    from common.hw_train import compare
+
     first = sides[0]
-    baseline_ms = None if first.error else first.metrics()["epoch_ms"]
-    for side in sides:
-        metrics: dict[str, Any] = {
-            "label": label_of(side.config), "mfu": None, "roofline": None,
-            "speedup": {
-                "ratio": None, "baseline": hw_id(first.config),
-                "baseline_label": label_of(first.config),
-            },
-        }  # fmt: skip
-        if not side.error:
-            metrics |= side.metrics()
-            if baseline_ms:
-                metrics["speedup"]["ratio"] = baseline_ms / metrics["epoch_ms"]
+    measured = [{} if side.error else side.metrics() for side in sides]
+    for side, metrics in zip(sides, measured, strict=True):
+        label = side.config.describe()
+        baseline = {"baseline": hw_id(first.config), "baseline_label": first.config.describe()}
+        metrics |= {"label": label, "speedup": compare(side, first) | baseline}
         torch.set_num_threads(side.threads)  # so that the row's env names them
         log.append(
             "hw_train", as_dict(side.config), metrics, error=side.error,
             status="failed" if side.error else "ok", device=side.config.device,
         )  # fmt: skip
-        print(f"  {label_of(side.config)}: {side.error or 'measured'}", flush=True)
+        print(f"  {label}: {side.error or 'measured'}", flush=True)
     return sum(side.error is not None for side in sides)
 
 
@@ -388,6 +180,7 @@ def bench_train(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
     import torch
 
     from common.engine import keep_freed_memory
+    from common.hw_train import measure_group
 
     keep_freed_memory()
     threads = torch.get_num_threads()
@@ -406,7 +199,8 @@ def bench_train(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
         if not options.force and all(hw_id(c) in done for c in group):
             print("  in the log")
             continue
-        failures += append_group(measure_group(group, options.data_dir, threads), log)
+        sides = measure_group(group, *load_images(config, options.data_dir), threads)
+        failures += append_group(sides, log)
         if compiled:
             torch.compiler.reset()  # its cache keeps networks alive, and counts towards the limit
     print_train_table([config for group in groups for config in group], log)
@@ -423,17 +217,33 @@ def print_train_table(configs: list[HwTrainConfig], log: Log) -> None:
         if row := done.get(hw_id(config)):
             m = row["metrics"]
             ratio, acc = m["speedup"]["ratio"], m["test_acc"]
+            phases = m["phase_ms"] or {}
             lines.append([
-                config.dataset, config.model, config.opt, m["label"],
-                f"{m['step_ms']['median']:.1f} ({m['step_ms']['iqr']:.1f})",
+                config.dataset, config.model, config.opt, config.batch_size, m["label"],
+                f"{m['step_ms']['median']:.1f} ({m['step_ms']['iqr']:.1f})"
+                f"{'?' * (m['noise'] > NOISY)}",
+                " ".join("-" if v is None else f"{v:.0f}" for v in phases.values()),
                 f"{m['first_step_ms']:.0f}", f"{m['images_per_s']:.1f}",
                 f"{'~' * m['extrapolated']}{m['epoch_ms'] / 1e3:.1f}",
-                f"{ratio:.2f}" if ratio else "", f"{acc:.4f}" if acc is not None else "",
+                with_interval(ratio, m["speedup"]["interval"]),
+                "" if m["mfu"] is None else f"{m['mfu']:.0%}, {m['roofline']['fraction']:.0%}",
+                f"{acc:.4f}" if acc is not None else "",
             ])  # fmt: skip
-    head = ["data set", "model", "opt", "variant", "step ms (IQR)", "first step ms", "images/s",
-            "epoch s", "speed-up", "test acc"]  # fmt: skip
+    head = ["data set", "model", "opt", "batch", "variant", "step ms (IQR)",
+            "data copy fwd bwd opt", "first step ms", "images/s", "epoch s", "speed-up (95 %)",
+            "of peak, roofline", "test acc"]  # fmt: skip
     print(tabulate(lines, head, disable_numparse=True))
-    print("~ extrapolated from the median step; speed-ups are against a group's first variant")
+    print(
+        "~ extrapolated from the median step; speed-ups are against a group's first variant; "
+        "? noisy, IQR over 10 % of the median"
+    )
+
+
+def with_interval(ratio: float | None, interval: list[float] | None) -> str:
+    """A ratio and its interval."""
+    if ratio is None:
+        return ""
+    return f"{ratio:.2f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
 
 
 # --- inference ------------------------------------------------------------------------------------
@@ -444,7 +254,7 @@ def find_files(grid: dict[str, list[Any]], log: Log) -> list[tuple[dict[str, Any
 
     Raises: UsageError when there is no export of what was asked for.
     """
-    from common.export import ENGINE_OF
+    from common.engines import ENGINES
     from common.measured import pick_best
 
     trained = log.finished("train")
@@ -452,7 +262,7 @@ def find_files(grid: dict[str, list[Any]], log: Log) -> list[tuple[dict[str, Any
     for row in log.finished("export").values():
         m = row["metrics"]
         if m["train_run_id"] in trained and locate(log.folder, m["file"]).exists():
-            files.setdefault(m["train_run_id"], {})[ENGINE_OF[m["format"]]] = m["file"]
+            files.setdefault(m["train_run_id"], {})[m["format"]] = m["file"]
     if not files:
         raise UsageError(
             f"no exported networks in {log.path}; make best exports each data set's, and "
@@ -473,7 +283,9 @@ def find_files(grid: dict[str, list[Any]], log: Log) -> list[tuple[dict[str, Any
         checkpoint = trained[name]["metrics"]["checkpoint"]
         if not locate(log.folder, checkpoint).exists():
             raise UsageError(f"{log.folder / checkpoint} is missing: eager inference needs it")
-        runs.append((trained[name], {"eager": checkpoint} | files[name]))
+        held = {"checkpoint": checkpoint} | files[name]
+        by_engine = {k: held[engine.reads] for k, engine in ENGINES.items() if engine.reads in held}
+        runs.append((trained[name], by_engine))
     return runs
 
 
@@ -484,19 +296,27 @@ def expand_queries(
 
     Raises: UsageError for an engine that was asked for by name and has no file or package.
     """
-    from common.export import ENGINE_OF, check_packages
+    from common.engine import compile_obstacle
+    from common.engines import ENGINES, check_packages
 
-    engines = list(files) if grid["engine"] == [None] else grid["engine"]
-    for format, engine in ENGINE_OF.items():
-        if engine not in files:
-            hint = (
-                f"{run['run_id']} has no export for {engine}: python train.py ... --export {format}"
-            )
-            if engine in engines:
-                raise UsageError(hint)
-            print(f"not measured: {hint}")
-    for engine in engines:
-        check_packages(engine)
+    asked = None if grid["engine"] == [None] else grid["engine"]
+    engines = []
+    for name in asked or ENGINES:
+        try:
+            if name not in files:
+                raise UsageError(
+                    f"{run['run_id']} has no export for {name}: python -m common.export "
+                    f"{run['run_id']} --format {ENGINES[name].reads}"
+                )
+            check_packages(name, ENGINES[name].packages)
+            if name == "compile" and (obstacle := compile_obstacle()):
+                raise UsageError(obstacle)
+        except UsageError as error:
+            if asked:
+                raise
+            print(f"{name}: not measured, {error}")
+        else:
+            engines.append(name)
     scenarios = ["single", "offline"] if grid["scenario"] == [None] else grid["scenario"]
     chosen = {"train_run_id": [run["run_id"]], "scenario": scenarios, "engine": engines}
     configs = [
@@ -510,125 +330,78 @@ def expand_queries(
     return sorted(dict.fromkeys(configs), key=lambda config: scenarios.index(config.scenario))
 
 
-@dataclass
-class Answers:
-    """An engine that has answered the whole test split."""
-
-    engine: Engine | None = None
-    test_acc: float | None = None
-    flips: int | None = None
-    error: str | None = None
-
-
-def check_engines(
-    names: Sequence[str], files: dict[str, Path], threads: int,
-    load_pixels: Callable[[Tensor], Tensor], test: Tensor, labels: Tensor,
-) -> dict[str, Answers]:  # fmt: skip
-    """Load every engine and compare its answers to eager's, which come first in any case."""
-    from common.engine import EVAL_BATCH_SIZE, score
-    from common.export import load_engine, measure_parity, predict
-
-    found: dict[str, Answers] = {}
-    reference = None
-    for name in dict.fromkeys(["eager", *names]):
-        answers = found[name] = Answers()
-        try:
-            answers.engine = load_engine(name, files[name], threads)
-            logits = predict(answers.engine, map(load_pixels, test.split(EVAL_BATCH_SIZE)))
-        except Exception as error:  # a damaged file costs its engine's rows, and no other's
-            answers.error = first_line(error)
-            continue
-        answers.test_acc = score(logits, labels)[1]
-        reference = logits if name == "eager" else reference
-        if reference is None:
-            answers.error = "cannot be checked: eager failed"
-            continue
-        parity, answers.error = measure_parity(logits, reference, labels)
-        answers.flips = parity["flips"]
-    return found
-
-
-def time_engines(
-    found: dict[str, Answers], queries: Sequence[Tensor], load_pixels: Callable[[Tensor], Tensor]
-) -> dict[str, list[float]]:
-    """Put the same queries to every engine without an error, in alternating rounds.
-
-    Shapes: a query (B,) of indices into the data set. Returns: milliseconds of each query.
-    """
-    for answers in found.values():
-        try:
-            for index in queries[:INFER_WARMUP] if not answers.error else ():
-                answers.engine(load_pixels(index))
-        except Exception as error:  # out of memory at this batch size
-            answers.error = first_line(error)
-    engines = {name: answers.engine for name, answers in found.items() if not answers.error}
-    latencies_ms: dict[str, list[float]] = {name: [] for name in engines}
-    size = math.ceil(len(queries) / INFER_ROUNDS)
-    for number, start in enumerate(range(0, len(queries), size)):
-        for name in alternate(list(engines), number):
-            time.sleep(SETTLE_S)
-            engines[name](load_pixels(queries[start - 1]))  # untimed: it wakes the engine's threads
-            for index in queries[start : start + size]:
-                pixels = load_pixels(index)
-                start_s = time.perf_counter()
-                engines[name](pixels)
-                latencies_ms[name].append((time.perf_counter() - start_s) * 1e3)
-    return latencies_ms
-
-
 def measure_run(
     run: dict[str, Any], files: dict[str, str], configs: list[HwInferConfig], log: Log,
     data_dir: str,
 ) -> int:  # fmt: skip
     """Check and time the engines of one run with one number of threads. Returns: failures."""
     from common.data import cached_dataset, split_dataset
-    from common.export import build_pixel_loader
+    from common.hw_infer import Task, close_engines, open_engines, time_engines
 
-    trained = run["config"]
+    trained, threads = run["config"], configs[0].threads
+    images = [trained[key] for key in ("dataset", "split", "split_seed", "image_size")]
     dataset = cached_dataset(trained["dataset"], data_dir, trained["image_size"])
-    test = split_dataset(dataset, trained["split"], trained["split_seed"]).test
-    load_pixels = build_pixel_loader(dataset, trained["image_size"])
-    paths = {name: log.folder / file for name, file in files.items()}
+    classes = len(dataset.classes)
+    labels = dataset.labels[split_dataset(dataset, *images[1:3]).test]
     names = list(dict.fromkeys(config.engine for config in configs))
-    found = check_engines(
-        names, paths, configs[0].threads, load_pixels, test, dataset.labels[test]
-    )  # fmt: skip
+    tasks = [
+        Task(name, log.folder / files[name], threads, *images, data_dir)
+        for name in dict.fromkeys(["eager", *names])
+    ]
     failures = 0
-    for scenario in dict.fromkeys(replace(config, engine=None) for config in configs):
-        pool = test.repeat(math.ceil(scenario.queries * scenario.batch_size / len(test)))
-        queries = pool.split(scenario.batch_size)[: scenario.queries]
-        asked = {name: found[name] for name in names}
-        latencies_ms = time_engines(asked, queries, load_pixels)
-        for name in names:
-            config = replace(scenario, engine=name)
-            failures += append_engine(log, run, config, files[name], found[name], latencies_ms)
+    sides = open_engines(tasks, labels)
+    try:
+        for scenario in dict.fromkeys(replace(config, engine=None) for config in configs):
+            timed = time_engines(
+                {name: sides[name] for name in names}, scenario.batch_size,
+                *scenario.effort(),
+            )  # fmt: skip
+            for name in names:
+                row = run_row(
+                    run, replace(scenario, engine=name), files[name], sides[name], timed, classes
+                )
+                failures += append_engine(log, *row)
+    finally:
+        close_engines(sides)
     return failures
 
 
-def append_engine(
-    log: Log, run: dict[str, Any], config: HwInferConfig, file: str, answers: Answers,
-    latencies_ms: dict[str, list[float]],
-) -> bool:  # fmt: skip
-    """Write the row of one engine in one scenario. Returns: whether it failed."""
-    from common.timing import percentiles_ms
+def run_row(
+    run: dict[str, Any],
+    config: HwInferConfig,
+    file: str,
+    side: EngineSide,
+    timed: dict[str, Timings],
+    classes: int,
+) -> tuple[HwInferConfig, dict[str, Any], str | None]:
+    """The row of one engine in one scenario: its configuration, metrics and error."""
+    from common.hw_infer import rate
 
     metrics = {
         "dataset": run["config"]["dataset"], "model": run["config"]["model"], "file": file,
         "engine": config.engine, "scenario": config.scenario, "batch_size": config.batch_size,
-        "latency_ms": None, "images_per_s": None, "speedup_vs_eager": None,
-        "test_acc": answers.test_acc, "flips": answers.flips,
+        "quick": config.quick, "latency_ms": None, "images_per_s": None, "speedup_vs_eager": None,
+        "cold_start_ms": side.cold_start_ms, "test_acc": side.test_acc, "parity": side.parity,
+        "flips": side.parity and side.parity["flips"],
     }  # fmt: skip
-    if not answers.error:
-        own_ms = latencies_ms[config.engine]
-        metrics["latency_ms"] = percentiles_ms(own_ms)
-        metrics["images_per_s"] = config.batch_size * len(own_ms) / sum(own_ms) * 1e3
-        if "eager" in latencies_ms:
-            eager_ms = percentiles_ms(latencies_ms["eager"])["p50"]
-            metrics["speedup_vs_eager"] = eager_ms / metrics["latency_ms"]["p50"]
-    status = "failed" if answers.error else "ok"
-    log.append("hw_infer", as_dict(config), metrics, status=status, error=answers.error)
-    print(f"  {config.scenario}, {config.engine}: {answers.error or 'measured'}", flush=True)
-    return answers.error is not None
+    error = side.error or timed[config.engine].error
+    if not error:
+        found, error = rate(run["config"], config, timed, classes)
+        metrics |= found
+    return config, metrics, error
+
+
+def append_engine(
+    log: Log, config: HwInferConfig, metrics: dict[str, Any], error: str | None
+) -> bool:
+    """Write the row of one engine in one scenario. Returns: whether it failed."""
+    if error:  # a refused speed is none
+        metrics |= {"latency_ms": None, "images_per_s": None, "speedup_vs_eager": None}
+    log.append(
+        "hw_infer", as_dict(config), metrics, status="failed" if error else "ok", error=error
+    )
+    print(f"  {config.scenario} {config.batch_size}, {config.engine}: {error or 'measured'}")
+    return error is not None
 
 
 def bench_infer(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int:
@@ -669,13 +442,17 @@ def print_infer_table(configs: list[HwInferConfig], log: Log) -> None:
             lines.append([
                 m["dataset"], m["model"], config.scenario, config.batch_size, config.threads,
                 config.engine, *(f"{m['latency_ms'][p]:.2f}" for p in ("p50", "p90", "p99")),
-                f"{m['images_per_s']:.0f}", f"{speedup:.2f}" if speedup else "",
-                f"{m['test_acc']:.4f}", m["flips"],
+                f"{m['images_per_s']:.0f}{'?' * (m['noise'] > NOISY)}{' quick' * m['quick']}",
+                with_interval(speedup, m["speedup_interval"]), f"{m['test_acc']:.4f}", m["flips"],
+                f"{m['cold_start_ms']:.0f}",
             ])  # fmt: skip
     head = ["data set", "model", "scenario", "batch", "threads", "engine", "p50 ms", "p90 ms",
-            "p99 ms", "images/s", "speed-up", "test acc", "flips"]  # fmt: skip
+            "p99 ms", "images/s", "speed-up (95 %)", "test acc", "flips", "cold ms"]  # fmt: skip
     print(tabulate(lines, head, disable_numparse=True))
-    print("speed-ups are against eager in the same scenario")
+    print(
+        "speed-ups are against eager in the same scenario; ? noisy, IQR over 10 % of the median; "
+        "quick: less than MLPerf's queries"
+    )
 
 
 # --- either ---------------------------------------------------------------------------------------

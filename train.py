@@ -336,7 +336,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from common.data import explain_images, print_once
     from common.engine import keep_freed_memory, make_deterministic
-    from common.export import check_packages
+    from common.export import check_format
     from common.run import check_config
     from common.watch import write_plan
 
@@ -346,7 +346,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.deterministic:
         make_deterministic()
     for format in options.export:
-        check_packages(format)
+        check_format(format)
     if options.tensorboard:
         check_tensorboard()
     log = Log(options.results_dir)

@@ -23,7 +23,12 @@ OPTIMIZERS = ("sgd", "nesterov", "muon", "adam", "adamw")
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 MAX_SEED = 2**32 - 1  # numpy's
 LOOPS = ("ours", "notebook")
-EXPORT_FORMATS = ("torchscript", "onnx")
+EXPORT_FORMATS = ("torchscript", "onnx", "onnx-int8", "aotinductor")
+ENGINE_NAMES = (
+    "eager", "eager-bf16", "compile", "torchscript", "aotinductor", "onnxruntime",
+    "onnxruntime-int8", "openvino", "openvino-int8",
+)  # fmt: skip
+NOISE = "keep timings whose interquartile range is over a quarter of their median"
 NETWORK = "network; any of torchvision's that classify, too: mobilenet_v3_small, efficientnet_b0"
 
 
@@ -195,9 +200,24 @@ class HwTrainConfig(DataConfig):
         "ours", "training loop; notebook: the one of tutorials, in fp32 too by default",
         choices=LOOPS,
     )  # fmt: skip
-    steps: int = option(10, "timed steps", minimum=2)
+    data_on: str = option(
+        "device", "where an accelerator's batches are gathered", choices=("device", "host")
+    )
+    pin_memory: bool = option(
+        False, "page-locked host batches; needs --data-on host on an accelerator"
+    )
+    steps: int = option(20, "timed steps", minimum=2)
     warmup: int = option(2, "untimed steps before", minimum=1)
-    full_epoch: bool = option(False, "train one whole epoch and test it, instead of a sample")
+    full_epoch: bool = option(False, "train one whole epoch and test it, beside the sample")
+    accept_noise: bool = option(False, NOISE)
+
+    def describe(self) -> str:
+        """The variant in a few words."""
+        mode = "compiled" if self.compile else "eager" if self.loop == "ours" else "notebook loop"
+        parts = [self.device, self.precision, mode]
+        if self.threads:
+            parts.insert(1, f"{self.threads} thread{'s' if self.threads > 1 else ''}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -208,14 +228,23 @@ class HwInferConfig(Validated):
         None, "train runs whose exports are measured (default: each data set's best)"
     )
     engine: str | None = option(
-        None, "default: all", choices=("eager", "torchscript", "onnxruntime")
+        None, "default: all that are exported and installed", choices=ENGINE_NAMES
     )
     scenario: str | None = option(
         None, "batch 1 latency, or throughput; default: both", choices=("single", "offline")
     )
     batch_size: int = option(64, "images a query of the offline scenario", minimum=1)
     threads: int | None = option(None, "CPU threads of every engine (default: all)", minimum=1)
-    queries: int = option(100, "timed queries", minimum=10)
+    queries: int = option(100, "timed queries, at least", minimum=10)
+    seconds: float = option(10.0, "and so long", above=0)
+    quick: bool = option(False, "a fifth of the queries, a twentieth of the time; the row says so")
+    accept_noise: bool = option(False, NOISE)
+
+    def effort(self) -> tuple[int, float]:
+        """Queries and seconds of timing, at least."""
+        if self.quick:
+            return max(10, self.queries // 5), self.seconds / 20
+        return self.queries, self.seconds
 
 
 # --- where and how a script works: never part of a run's identity ---------------------------------
@@ -323,16 +352,24 @@ HW_PRESETS: dict[str, dict[str, Any]] = {
     "q2": {"model": ["resnet18", "resnet50"], "opt": ["sgd", "adam"]},
     "demo": {
         "dataset": ["mnist", "fashion"], "opt": ["sgd", "adam"], "image_size": [64],
-        "compile": [False], "steps": [6],
+        "compile": [False], "steps": [6], "accept_noise": [True],
     },
     "smoke": {
         "dataset": ["digits"], "image_size": [32], "compile": [False], "steps": [4],
-        "threads": [1],
+        "threads": [1], "accept_noise": [True],
     },
 }  # fmt: skip
 HW_INFER_PRESETS: dict[str, dict[str, Any]] = {
-    "demo": {"queries": [50]},
-    "smoke": {"batch_size": [16], "threads": [1], "queries": [20]},
+    "bench": {"batch_size": [16, 64, 256]},
+    "demo": {"quick": [True], "accept_noise": [True]},
+    "smoke": {
+        "engine": ["eager", "torchscript", "onnxruntime", "onnxruntime-int8"],
+        "batch_size": [16],
+        "threads": [1],
+        "quick": [True],
+        "seconds": [1.0],
+        "accept_noise": [True],
+    },
 }
 
 

@@ -57,7 +57,8 @@ class LayerCost:
     """Forward cost of one layer, over all the times it is called; output_shape is the last call's.
 
     activations: output elements if it is a convolution or linear layer, else 0 (Radosavovic et al.,
-    "Designing Network Design Spaces", 2020), whatever the convention.
+    "Designing Network Design Spaces", 2020), whatever the convention. moved: elements of its
+    inputs, outputs and parameters.
     """
 
     name: str
@@ -66,6 +67,7 @@ class LayerCost:
     macs: int
     params: int
     activations: int
+    moved: int
 
 
 @dataclass(frozen=True)
@@ -217,12 +219,15 @@ def _by_layer(calls: Sequence[_Call], macs: Sequence[int]) -> tuple[LayerCost, .
     for call, call_macs in zip(calls, macs, strict=True):
         earlier = layers.get(call.name)
         activations = call.y.numel() if isinstance(call.layer, WEIGHTED) else 0
+        params = sum(p.numel() for p in call.layer.parameters())
+        moved = call.x.numel() + call.y.numel() + params
         layers[call.name] = LayerCost(
             name=call.name,
             kind=type(call.layer).__name__,
             output_shape=tuple(call.y),
             macs=call_macs + (earlier.macs if earlier else 0),
-            params=sum(p.numel() for p in call.layer.parameters()),
+            params=params,
             activations=activations + (earlier.activations if earlier else 0),
+            moved=moved + (earlier.moved if earlier else 0),
         )
     return tuple(layers.values())

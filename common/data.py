@@ -651,8 +651,11 @@ class Batches:
         self.mean_pixels = (255 * mean).round().to(dataset.images.dtype)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
-    def load(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The images of some indices, or of some views as draw_views makes them.
+    def load(
+        self, index: torch.Tensor, lap: Callable[[str], None] = lambda phase: None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images of some indices, or of some views as draw_views makes them; `lap` is called
+        with the name of each phase at its end.
 
         Shapes: (B,), (B, 4) or (B, 8) -> inputs (B, 3, S, S) float32, labels (B,) int64, both on
         the device.
@@ -661,7 +664,10 @@ class Batches:
         if index.ndim == 2:
             index, view = index[:, 0], index[:, 1:]
         if self.staged:
-            pixels, labels = (self._stage(source, index) for source in (self.images, self.labels))
+            held = [self._gather(source, index) for source in (self.images, self.labels)]
+            lap("data")
+            pixels, labels = (part.to(self.device, non_blocking=True) for part in held)
+            lap("copy")
         else:
             pixels, labels = self.images[index], self.labels[index]
         if view is not None:
@@ -669,17 +675,18 @@ class Batches:
             pixels = move_images(pixels, down, right, mirrored)
             if patch:
                 pixels = erase_patches(pixels, *patch, self.mean_pixels)
-        return self.prepare(pixels), labels
+        inputs = self.prepare(pixels)
+        lap("data")
+        return inputs, labels
 
-    def _stage(self, source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def _gather(self, source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         # A fresh page-locked buffer each time: the caching allocator knows which ones a copy still
         # reads, so none is overwritten in flight.
         import torch
 
         shape = (len(index), *source.shape[1:])
         batch = torch.empty(shape, dtype=source.dtype, pin_memory=self.pin_memory)
-        torch.index_select(source, 0, index, out=batch)
-        return batch.to(self.device, non_blocking=True)
+        return torch.index_select(source, 0, index, out=batch)
 
     def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
         """Shapes: pixels (B, C, H, W) uint8, C 1 or 3 -> (B, 3, S, S) float32, normalised."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,6 +100,18 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, dtype)
 
 
+def compile_obstacle() -> str | None:
+    """What torch.compile lacks on this machine to build for the CPU, and how to get it, or None."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        return (
+            f"torch.compile needs a C++ compiler and {compiler} is not there: apt-get install g++"
+        )
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "torch.compile needs Python's headers: apt-get install python3-dev"
+    return None
+
+
 def prepare_forward(model: nn.Module, compile: bool, channels_last: bool = True) -> nn.Module:
     """The network as a training step calls it: compiled, or with convolutions by matrix products,
     which keep to channels_last. On CUDA a compiled network is replayed as a CUDA graph, for a
@@ -180,17 +196,24 @@ def build_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
 def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
     inputs: Tensor, labels: Tensor, precision: str, label_smoothing: float = 0.0,
+    lap: Callable[[str], None] = lambda phase: None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """One step. Shapes: inputs (B, 3, S, S), labels (B,) -> mean loss (), logits (B, classes)."""
+    """One step; `lap` is called with the name of each phase at its end.
+
+    Shapes: inputs (B, 3, S, S), labels (B,) -> mean loss (), logits (B, classes).
+    """
     torch.compiler.cudagraph_mark_step_begin()  # what the last step's graph returned is done with
     with autocast(inputs.device, precision):
         logits = model(inputs)
     logits = logits.float()
     loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    lap("forward")
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
+    lap("backward")
     scaler.step(optimizer)
     scaler.update()
+    lap("optimizer")
     return loss.detach(), logits.detach()
 
 

@@ -3,20 +3,18 @@
     python -m common.export 1a2b3c             a run of the log, again, from its checkpoint
 
 An exported graph takes float32 pixels in [0, 1], already resized, and returns logits; normalising
-and repeating grey to three channels happen inside. Class names and what else a user needs are in
-the file: ONNX metadata_props, TorchScript's extra file metadata.json. Before a file gets its name
-it is loaded by the engine that it is for, and answers the whole test split.
+and repeating grey to three channels happen inside, folded into convolutions where that is exact.
+Class names and what else a user needs are in the file: ONNX metadata_props, TorchScript's extra
+file metadata.json. Before a file gets its name it is loaded by the engine that it is for, and
+answers the whole test split.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +22,44 @@ import torch
 from torch import Tensor, nn
 
 from common import UsageError, first_line, run_script
-from common.checkpoint import load_checkpoint, load_weights
 from common.config import ExportOptions, NoGrid, parse_command_line
 from common.data import Batches, Dataset, cached_dataset, is_own, split_dataset
-from common.engine import EVAL_BATCH_SIZE, evaluate, score
-from common.models import build_model
+from common.deploy import Deployable, fold, load_deployable
+from common.engine import EVAL_BATCH_SIZE, compile_obstacle, evaluate, score
+from common.engines import (
+    ENGINES,
+    Run,
+    check_packages,
+    load_engine,
+    torchscript_warnings_off,
+)
 from common.results import Log, git_state, locate, write_atomically
+from common.stats import mcnemar
 
-SUFFIXES = {"torchscript": ".ts.pt", "onnx": ".onnx"}
-ENGINE_OF = {"torchscript": "torchscript", "onnx": "onnxruntime"}
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "onnxruntime": ("onnxruntime",)}
+SUFFIXES = {
+    "torchscript": ".ts.pt", "onnx": ".onnx", "onnx-int8": ".int8.onnx", "aotinductor": ".pt2",
+}  # fmt: skip
+# The engine that an exported file is checked in.
+ENGINE_OF = {
+    "torchscript": "torchscript", "onnx": "onnxruntime", "onnx-int8": "onnxruntime-int8",
+    "aotinductor": "aotinductor",
+}  # fmt: skip
+PACKAGES = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "onnx-int8": ("onnx", "onnxscript", "onnxruntime"),
+}
 # Tolerance of the gate, for fp32 against fp32. Between engines the order of additions differs and
 # nothing else, which moves the logits of these networks by about 1e-5.
 MAX_ABS_LOGIT = 1e-3
 NEAR_TIE = 1e-4  # a class may change only where eager's best two logits are this close
+MAX_ACC_DROP = 0.002  # of bf16 and int8, whose logits do move
+CALIBRATION_IMAGES = 1024  # of the validation part
 INPUT = (
     "float32 pixels in [0, 1], shape (batch, {c}, {s}, {s}), resized with bilinear interpolation"
 )
-# On Python 3.14 torch no longer vouches for TorchScript; there the gate decides as anywhere else.
-TORCHSCRIPT_WARNING = r"`torch\.jit\.\w+` is (deprecated|not supported in Python 3\.14\+)"
 
-Engine = Callable[[Tensor], Tensor]
+
+Images = Iterable[Tensor]  # batches of pixels
 
 
 class ExportMismatch(RuntimeError):
@@ -53,84 +68,6 @@ class ExportMismatch(RuntimeError):
     def __init__(self, message: str, parity: dict[str, Any] | None) -> None:
         super().__init__(message)
         self.parity = parity
-
-
-class Deployable(nn.Module):
-    """A trained network that takes pixels as they are.
-
-    Shapes: (B, C, S, S) float32 in [0, 1] -> (B, classes) logits; C is 1 or 3.
-    """
-
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.model(((pixels - self.mean) / self.std).expand(-1, 3, -1, -1))
-
-
-def load_deployable(checkpoint: Path) -> tuple[Deployable, dict[str, Any]]:
-    """The network of a training checkpoint, ready to predict, and the checkpoint's other content.
-
-    Raises: UsageError when the file is missing, damaged, or not a training checkpoint.
-    """
-    content = load_checkpoint(checkpoint)
-    if missing := {"model", "config", "classes", "mean", "std"} - content.keys():
-        raise UsageError(f"{checkpoint} is no checkpoint of train.py: it lacks {min(missing)}")
-    config = content["config"]
-    size = config["image_size"]
-    model = build_model(config["model"], len(content["classes"]), image_size=size)
-    load_weights(model, checkpoint)
-    deployable = Deployable(model, content["mean"], content["std"]).eval()
-    return deployable.to(memory_format=torch.channels_last), content
-
-
-def check_packages(name: str) -> None:
-    """Raises: UsageError when a format or engine needs a package that is not installed."""
-    missing = [p for p in PACKAGES.get(name, ()) if importlib.util.find_spec(p) is None]
-    if missing:
-        raise UsageError(f"{name} needs {', '.join(missing)}: pip install {' '.join(missing)}")
-
-
-# --- engines: the ways to run a file --------------------------------------------------------------
-
-
-def load_engine(name: str, file: Path, threads: int) -> Engine:
-    """Load a file into the engine that runs it: eager takes a training checkpoint.
-
-    Shapes: the engine maps (B, C, S, S) pixels to (B, classes) logits, on the CPU.
-    `threads` is set for the engine; torch's own count, which two of them share, is the process's.
-    Raises: UsageError when the engine is not installed or the checkpoint cannot be read.
-    """
-    check_packages(name)
-    torch.set_num_threads(threads)
-    if name == "onnxruntime":
-        return _load_onnxruntime(file, threads)
-    if name == "torchscript":
-        with _torchscript_warnings_off():
-            network = torch.jit.load(file, map_location="cpu")
-    else:
-        network = load_deployable(file)[0]
-    return torch.inference_mode()(lambda pixels: network(pixels))
-
-
-def _load_onnxruntime(file: Path, threads: int) -> Engine:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return lambda pixels: torch.from_numpy(session.run(["logits"], {"pixels": pixels.numpy()})[0])
-
-
-@contextmanager
-def _torchscript_warnings_off() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", TORCHSCRIPT_WARNING, FutureWarning)
-        yield
 
 
 def build_pixel_loader(dataset: Dataset, image_size: int) -> Callable[[Tensor], Tensor]:
@@ -144,7 +81,7 @@ def build_pixel_loader(dataset: Dataset, image_size: int) -> Callable[[Tensor], 
     return lambda index: batches.load(index)[0][:, :channels].contiguous()
 
 
-def predict(engine: Engine, batches: Iterable[Tensor]) -> Tensor:
+def predict(engine: Run, batches: Images) -> Tensor:
     """An engine's logits for every batch. Shapes: (B, C, S, S) each -> (N, classes)."""
     return torch.cat([engine(pixels) for pixels in batches])
 
@@ -153,12 +90,14 @@ def predict(engine: Engine, batches: Iterable[Tensor]) -> Tensor:
 
 
 def measure_parity(
-    logits: Tensor, reference: Tensor, labels: Tensor
+    logits: Tensor, reference: Tensor, labels: Tensor, precision: str = "fp32"
 ) -> tuple[dict[str, Any], str | None]:
-    """How far predictions are from eager's. Shapes: (N, classes), (N, classes), (N,).
+    """How far predictions are from those of eager in fp32. Shapes: (N, classes) twice, (N,).
 
-    Returns: (images, flips, max_abs_logit and acc_delta; what is beyond tolerance, or None).
+    Returns: (images, flips, max_abs_logit, acc_delta and mcnemar_p, the exact p of the difference
+    in accuracy; what is beyond the tolerance of the precision, or None).
     """
+    right, right_before = logits.argmax(1) == labels, reference.argmax(1) == labels
     flipped = logits.argmax(1) != reference.argmax(1)
     best, second = reference.topk(2).values.unbind(1)
     wrong = int((flipped & ~(best - second <= NEAR_TIE)).sum())
@@ -168,9 +107,16 @@ def measure_parity(
         "flips": int(flipped.sum()),
         "max_abs_logit": distance,
         "acc_delta": score(logits, labels)[1] - score(reference, labels)[1],
+        "mcnemar_p": mcnemar(
+            int((right & ~right_before).sum()), int((right_before & ~right).sum())
+        ),
     }
     fault = None
-    if wrong or not distance <= MAX_ABS_LOGIT:  # so that NaN is a fault
+    if precision != "fp32":
+        drop = -parity["acc_delta"]
+        if not (drop <= MAX_ACC_DROP and logits.isfinite().all()):
+            fault = f"accuracy falls by {drop:.2%} (tolerance {MAX_ACC_DROP:.1%})"
+    elif wrong or not distance <= MAX_ABS_LOGIT:  # so that NaN is a fault
         fault = (
             f"{wrong} of {len(labels)} classes differ beyond a near tie, logits by up to "
             f"{distance:.3g} (tolerance {MAX_ABS_LOGIT:g})"
@@ -181,15 +127,18 @@ def measure_parity(
 # --- writing --------------------------------------------------------------------------------------
 
 
-def _write_torchscript(network: Deployable, file: Path, metadata: dict[str, Any]) -> None:
-    with torch.no_grad(), _torchscript_warnings_off():
+Draft = dict[str, Any]  # metadata of the file
+
+
+def _write_torchscript(network: nn.Module, file: Path, metadata: Draft, images: Images) -> None:
+    with torch.no_grad(), torchscript_warnings_off():
         # check_trace would compare a handful of outputs; the gate compares thousands.
         traced = torch.jit.trace(network, _example(metadata), check_trace=False)
         frozen = torch.jit.freeze(traced)
         torch.jit.save(frozen, file, _extra_files={"metadata.json": json.dumps(metadata)})
 
 
-def _write_onnx(network: Deployable, file: Path, metadata: dict[str, Any]) -> None:
+def _write_onnx(network: nn.Module, file: Path, metadata: Draft, images: Images) -> None:
     import onnx
 
     program = torch.onnx.export(
@@ -197,39 +146,89 @@ def _write_onnx(network: Deployable, file: Path, metadata: dict[str, Any]) -> No
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         input_names=["pixels"], output_names=["logits"],
     )  # fmt: skip
-    for key, value in metadata.items():
-        program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    program.model.metadata_props.update(_as_text(metadata))
     program.save(file, external_data=False)
     onnx.checker.check_model(file, full_check=True)
 
 
-def _example(metadata: dict[str, Any]) -> Tensor:
+def _write_onnx_int8(network: nn.Module, file: Path, metadata: Draft, images: Images) -> None:
+    """Static quantisation: int8 weights with a scale for each output channel, uint8 activations
+    with ranges seen on the images, as QuantizeLinear and DequantizeLinear pairs."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    plain = file.with_suffix(".fp32.onnx")
+    _write_onnx(network, plain, metadata, images)
+    quant_pre_process(plain, plain, skip_symbolic_shape=True)
+    quantize_static(
+        plain, file, _Calibration(images), per_channel=True, activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    model = onnx.load(file)
+    onnx.helper.set_model_props(model, _as_text(metadata))
+    onnx.save(model, file)
+    onnx.checker.check_model(file, full_check=True)
+
+
+def _as_text(metadata: Draft) -> dict[str, str]:
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+
+
+class _Calibration:
+    """Batches of pixels, as onnxruntime's quantiser wants to be given them."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = iter(images)
+
+    def get_next(self) -> dict[str, Any] | None:
+        pixels = next(self.images, None)
+        return None if pixels is None else {"pixels": pixels.numpy()}
+
+
+def _write_aotinductor(network: nn.Module, file: Path, metadata: Draft, images: Images) -> None:
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    with torch.no_grad():
+        program = torch.export.export(
+            network, (_example(metadata),), dynamic_shapes=({0: batch},)
+        )  # fmt: skip
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(file), inductor_configs={"freezing": True}
+        )
+
+
+def _example(metadata: Draft) -> Tensor:
     # Of two images: a dimension of 1 would be taken for a constant.
     side = metadata["image_size"]
     return torch.zeros(2, metadata["channels"], side, side)
 
 
-WRITERS = {"torchscript": _write_torchscript, "onnx": _write_onnx}
+WRITERS = {
+    "torchscript": _write_torchscript, "onnx": _write_onnx, "onnx-int8": _write_onnx_int8,
+    "aotinductor": _write_aotinductor,
+}  # fmt: skip
 
 
 def export_model(
     network: Deployable, format: str, target: Path, metadata: dict[str, Any], *,
-    batches: Iterable[Tensor], reference: Tensor, labels: Tensor,
+    calibration: Images, batches: Images, reference: Tensor, labels: Tensor,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `network` as one file, if what is in the file predicts as the reference does.
 
-    metadata: goes into the file; image_size and channels give the input's shape.
-    Shapes: batches (B, C, S, S) of pixels, together the N images of reference (N, classes), eager's
-    fp32 logits, and labels (N,).
+    metadata: goes into the file; image_size and channels give the input's shape. calibration:
+    pixels whose ranges a quantised file is made for, none of them of the test split.
+    Shapes: calibration and batches (B, C, S, S) of pixels, the latter together the N images of
+    reference (N, classes), eager's fp32 logits, and labels (N,).
     Returns: size_bytes, sha256, parity.
     Raises: ExportMismatch, and then the file that had the name before stays; UsageError.
     """
-    check_packages(format)
+    engine_name = ENGINE_OF[format]
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / f"draft{SUFFIXES[format]}"
-        WRITERS[format](network, draft, metadata)
-        engine = load_engine(ENGINE_OF[format], draft, torch.get_num_threads())
-        parity, fault = measure_parity(predict(engine, batches), reference, labels)
+        WRITERS[format](fold(network), draft, metadata, calibration)
+        engine = load_engine(engine_name, draft, torch.get_num_threads())
+        logits = predict(engine, batches)
+        parity, fault = measure_parity(logits, reference, labels, ENGINES[engine_name].precision)
         if fault:
             raise ExportMismatch(f"{target.name} refused: {fault}", parity)
         content = draft.read_bytes()
@@ -244,7 +243,7 @@ def export_run(log: Log, row: dict[str, Any], format: str, data_dir: str) -> dic
     Returns: the new row; its status is failed where the file was refused or could not be made.
     Raises: UsageError when the checkpoint, the data or a package is not there.
     """
-    check_packages(format)
+    check_format(format)
     config = row["config"] | {"format": format}
     file = f"exports/{row['run_id']}{SUFFIXES[format]}"
     metrics = {"format": format, "train_run_id": row["run_id"], "file": None, "parity": None}
@@ -266,8 +265,8 @@ def _export_checkpoint(
 ) -> dict[str, Any]:  # fmt: skip
     config = row["config"]
     size, channels = config["image_size"], dataset.images.shape[1]
-    test = split_dataset(dataset, config["split"], config["split_seed"]).test
-    labels = dataset.labels[test]
+    split = split_dataset(dataset, config["split"], config["split_seed"])
+    test, labels = split.test, dataset.labels[split.test]
     # The reference comes the way that training took, with nothing of the exported graph in it.
     statistics = torch.tensor(content["mean"]), torch.tensor(content["std"])
     batches = Batches(dataset, statistics, size, torch.device("cpu"))
@@ -284,8 +283,16 @@ def _export_checkpoint(
     load_pixels = build_pixel_loader(dataset, size)
     return export_model(
         network, format, target, metadata,
+        calibration=map(load_pixels, split.val[:CALIBRATION_IMAGES].split(EVAL_BATCH_SIZE)),
         batches=map(load_pixels, test.split(EVAL_BATCH_SIZE)), reference=reference, labels=labels,
     )  # fmt: skip
+
+
+def check_format(format: str) -> None:
+    """Raises: UsageError when an export needs what is not installed."""
+    check_packages(format, PACKAGES.get(format, ()))
+    if format == "aotinductor" and (obstacle := compile_obstacle()):
+        raise UsageError(f"aotinductor: {obstacle}")
 
 
 def find_run(name: str, log: Log) -> dict[str, Any]:

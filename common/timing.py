@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+
+NOISY = 0.10  # of IQR to median: said in the row
+REFUSED = 0.25  # beyond it a timing is no measurement, unless --accept-noise
+RESAMPLES = 9999
 
 
 def synchronize(device: torch.device) -> None:
@@ -21,6 +29,25 @@ def now_ms(device: torch.device) -> float:
     return time.perf_counter() * 1e3
 
 
+class Laps:
+    """Where a step's time goes, in milliseconds by the name of a phase.
+
+    The device is waited for at the end of every phase, so that the phases of a step that usually
+    overlap add up to more than the step.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.ms: dict[str, float] = {}
+        self.last_ms = now_ms(device)
+
+    def __call__(self, phase: str) -> None:
+        """End of a phase, and beginning of the next; one that comes again adds up."""
+        end_ms = now_ms(self.device)
+        self.ms[phase] = self.ms.get(phase, 0.0) + end_ms - self.last_ms
+        self.last_ms = end_ms
+
+
 def summarize_ms(samples_ms: Sequence[float]) -> dict[str, float | int]:
     """Median and interquartile range of timings. Units: milliseconds."""
     low, median, high = np.percentile(samples_ms, [25, 50, 75])
@@ -31,3 +58,69 @@ def percentiles_ms(samples_ms: Sequence[float]) -> dict[str, float | int]:
     """The p50, p90 and p99 of latencies. Units: milliseconds."""
     p50, p90, p99 = np.percentile(samples_ms, [50, 90, 99])
     return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "n": len(samples_ms)}
+
+
+def judge_noise(samples_ms: Sequence[float], accept: bool) -> tuple[float, str | None]:
+    """The spread of timings, IQR over median, and why they are refused, or None."""
+    summary = summarize_ms(samples_ms)
+    noise = summary["iqr"] / summary["median"]
+    if noise <= REFUSED or accept:
+        return noise, None
+    return noise, (
+        f"too noisy: IQR {noise:.0%} of the median {summary['median']:.3g} ms (limit "
+        f"{REFUSED:.0%}); give the machine nothing else to do, or --accept-noise"
+    )
+
+
+def ratio_interval(
+    baseline_ms: Sequence[float], own_ms: Sequence[float]
+) -> tuple[float, tuple[float, float] | None]:
+    """How many times as fast, from interleaved blocks: one time of each side for every block.
+
+    Returns: the geometric mean of the blocks' ratios and its 95 % bootstrap interval
+    (bias-corrected and accelerated), None for a single block. Blocks are resampled as pairs, so
+    that a drift that both sides met widens nothing; what differs from one process to the next is
+    not in it.
+    Source: Efron, "Better Bootstrap Confidence Intervals", 1987.
+    """
+    from scipy.stats import bootstrap
+
+    logs = np.log(baseline_ms) - np.log(own_ms)
+    ratio = float(np.exp(logs.mean()))
+    if len(logs) < 2:
+        return ratio, None
+    if np.ptp(logs) == 0:
+        return ratio, (ratio, ratio)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two blocks: all resamples alike
+        found = bootstrap((logs,), np.mean, n_resamples=RESAMPLES, rng=np.random.default_rng(0))
+    low, high = np.exp(found.confidence_interval)
+    if not np.isfinite([low, high]).all():
+        low, high = np.exp([logs.min(), logs.max()])
+    return ratio, (float(low), float(high))
+
+
+def alternate(items: Sequence[Any], number: int) -> Sequence[Any]:
+    """The items, in every second round from last to first, so that a drift meets all of them."""
+    return items[::-1] if number % 2 else items
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to look for a new peak, where the device or the kernel keeps one."""
+    if device.type != "cpu":
+        torch.accelerator.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Highest use since the reset: an accelerator's tensors, or the whole process on a CPU; None
+    where the kernel does not say (elsewhere than on Linux)."""
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated(device)
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
