@@ -275,7 +275,8 @@ def write_pdf(out: Path) -> str:
     try:
         with tempfile.TemporaryDirectory() as folder:
             shutil.copy(out / "report.tex", folder)
-            shutil.copytree(out / "figures", Path(folder) / "figures")
+            if (out / "figures").exists():  # a log may carry none
+                shutil.copytree(out / "figures", Path(folder) / "figures")
             if why := _compile(engine, folder):
                 return f"no report.pdf: {engine} failed, {why}"
             write_atomically(out / "report.pdf", (Path(folder) / "report.pdf").read_bytes())
