@@ -272,23 +272,33 @@ def write_pdf(out: Path) -> str:
     engine = next(filter(shutil.which, TEX), None)
     if engine is None:
         return "no report.pdf: neither pdflatex nor tectonic is installed"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(out / "report.tex", folder)
+            if (out / "figures").exists():  # a log may carry none
+                shutil.copytree(out / "figures", Path(folder) / "figures")
+            if why := _compile(engine, folder):
+                return f"no report.pdf: {engine} failed, {why}"
+            write_atomically(out / "report.pdf", (Path(folder) / "report.pdf").read_bytes())
+    except OSError as error:
+        return f"no report.pdf: {error}"
+    return f"report.pdf: by {engine}"
+
+
+def _compile(engine: str, folder: str) -> str | None:
+    """Run the engine until references settle. Returns: what it said, where it failed."""
     # The text comes from a log, which may come from anywhere: no file but the report's is in reach.
     # The date is for tectonic; the template tells pdflatex to write none.
     env = {**os.environ, "openin_any": "p", "openout_any": "p", "SOURCE_DATE_EPOCH": "0"}
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(out / "report.tex", folder)
-        shutil.copytree(out / "figures", Path(folder) / "figures")
-        for _ in range(3 if engine == "pdflatex" else 1):  # tectonic repeats by itself
-            done = subprocess.run(
-                [engine, *TEX[engine]], cwd=folder, env=env, stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-            )  # fmt: skip
-            if done.returncode != 0:
-                said = done.stdout.decode(errors="replace").splitlines()
-                why = next((line for line in said if line.startswith(("!", "error"))), said[-1:])
-                return f"no report.pdf: {engine} failed, {why}"
-        write_atomically(out / "report.pdf", (Path(folder) / "report.pdf").read_bytes())
-    return f"report.pdf: by {engine}"
+    for _ in range(3 if engine == "pdflatex" else 1):  # tectonic repeats by itself
+        done = subprocess.run(
+            [engine, *TEX[engine]], cwd=folder, env=env, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+        )  # fmt: skip
+        if done.returncode != 0:
+            said = done.stdout.decode(errors="replace").splitlines() or ["nothing said"]
+            return next((line for line in said if line.startswith(("!", "error"))), said[-1])
+    return None
 
 
 def summary(sections: Sequence[Section]) -> list[str]:

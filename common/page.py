@@ -304,7 +304,7 @@ def render_page(
 ) -> str:  # fmt: skip
     """The text of report.html."""
     done = {kind: latest_ok(rows, kind) for kind in ("epoch", "train", "svm")}
-    script = Markup("\n".join((TEMPLATES / name).read_text().strip() for name in SCRIPTS))
+    script = Markup("\n".join((TEMPLATES / name).read_text("utf-8").strip() for name in SCRIPTS))
     best = [r for s in sections for t in s.tables if t.key == "best" for r in t.records()]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     engine = jinja2.Environment(
@@ -320,5 +320,5 @@ def render_page(
         curves=build_curves(done["epoch"]), errors=[build_error_panel(e) for e in errors],
         published={r["run_id"]: r for r in best if r["difference"] is not None},
         shown_curves=SHOWN_CURVES, chart=charts, replaced=REPLACED, script=script,
-        script_digest=digest, style=Markup((TEMPLATES / "page.css").read_text()), **facts,
+        script_digest=digest, style=Markup((TEMPLATES / "page.css").read_text("utf-8")), **facts,
     )  # fmt: skip
