@@ -196,7 +196,7 @@ class Timings:
         return [value for part in self.rounds_ms for value in part]
 
 
-def open_engines(tasks: Sequence[Task], labels: Tensor, start: Any = Worker) -> dict[str, Side]:
+def open_engines(tasks: Sequence[Task], labels: Tensor) -> dict[str, Side]:
     """Start every engine and compare its answers to eager's, which must be the first.
 
     Shapes: labels (N,) of the test split.
@@ -206,7 +206,7 @@ def open_engines(tasks: Sequence[Task], labels: Tensor, start: Any = Worker) -> 
     for task in tasks:
         side = sides[task.engine] = Side()
         try:
-            side.worker = start(task)
+            side.worker = Worker(task)
             side.cold_start_ms, answers = side.worker.call("answer")
         except RuntimeError as error:
             side.error = str(error)

@@ -1,6 +1,6 @@
 """hw_bench.py: which variants are compared, how, and what a row holds."""
 
-import shutil
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,17 +10,16 @@ import torch
 from torch import nn
 
 import hw_bench
-from common import UsageError, engine, export
-from common.checkpoint import save_checkpoint
+from common import UsageError, engine, hw_train, roofline, timing
 from common.config import (
     HwTrainConfig,
     TrainConfig,
-    as_dict,
     parse_command_line,
 )
+from common.cost import count_costs
 from common.models import MODELS
 from common.notebook import notebook_loader, notebook_steps
-from common.results import Log, run_id
+from common.results import run_id
 from common.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +36,9 @@ def tiny_network(classes):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(hw_bench, "SETTLE_S", 0)
+    monkeypatch.setattr(roofline, "MATRIX_SIDE", {"cpu": 64})
+    monkeypatch.setattr(roofline, "COPY_BYTES", 2**16)
+    monkeypatch.setattr(timing, "REFUSED", float("inf"))  # other work on this machine is no fault
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -73,7 +74,7 @@ def test_with_nothing_but_a_device_it_is_the_studys_question(monkeypatch, tmp_pa
 
 
 def labels(group):
-    return [hw_bench.label_of(config) for config in group]
+    return [config.describe() for config in group]
 
 
 # --- training: which variants ---------------------------------------------------------------------
@@ -83,7 +84,7 @@ def labels(group):
 def four_cores(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(engine, "cpu_has_fast_bf16", lambda: True)
-    monkeypatch.setattr(hw_bench, "compile_obstacle", lambda: None)
+    monkeypatch.setattr(engine, "compile_obstacle", lambda: None)
 
 
 def test_a_cpu_alone_is_compared_with_itself(four_cores):
@@ -133,7 +134,7 @@ def test_the_notebook_loop_is_measured_in_fp32_and_amp_and_never_compiled(four_c
 
 def test_what_the_machine_lacks_is_said_and_refused_if_asked_for(four_cores, monkeypatch, capsys):
     monkeypatch.setattr(engine, "cpu_has_fast_bf16", lambda: False)
-    monkeypatch.setattr(hw_bench, "compile_obstacle", lambda: "no compiler: apt-get install g++")
+    monkeypatch.setattr(engine, "compile_obstacle", lambda: "no compiler: apt-get install g++")
     [group] = expand("--device", "cpu")
     assert labels(group) == ["cpu, 1 thread, fp32, eager", "cpu, 4 threads, fp32, eager"]
     said = capsys.readouterr().out
@@ -148,14 +149,14 @@ def test_what_the_machine_lacks_is_said_and_refused_if_asked_for(four_cores, mon
 def test_a_missing_compiler_is_found_out(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert "apt-get install g++" in hw_bench.compile_obstacle()
+    assert "apt-get install g++" in engine.compile_obstacle()
     for name in ("g++", "clang++"):
         (tmp_path / name).touch(mode=0o755)
     (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(hw_bench.sysconfig, "get_path", lambda name: str(tmp_path))
-    assert hw_bench.compile_obstacle() is None
+    monkeypatch.setattr(engine.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert engine.compile_obstacle() is None
     (tmp_path / "Python.h").unlink()
-    assert "python3-dev" in hw_bench.compile_obstacle()
+    assert "python3-dev" in engine.compile_obstacle()
 
 
 @pytest.mark.parametrize(
@@ -201,11 +202,25 @@ def test_a_row_holds_what_was_timed(bench, rows):
         assert m["epoch_ms"] == pytest.approx(m["step_ms"]["median"] * 79)  # 1257 images by 16
         assert (m["extrapolated"], m["test_acc"]) == (True, None)
         assert m["first_step_ms"] > 0
-        assert m["mfu"] is m["roofline"] is None
-        assert m["speedup"] == {
-            "ratio": pytest.approx(first["metrics"]["epoch_ms"] / m["epoch_ms"]),
-            "baseline": first["run_id"], "baseline_label": "cpu, 1 thread, fp32, eager",
-        }  # fmt: skip
+        assert m["noise"] == m["step_ms"]["iqr"] / m["step_ms"]["median"]
+        assert m["compile_ms"] is None
+        phases = m["phase_ms"]
+        assert list(phases) == ["data", "copy", "forward", "backward", "optimizer"]
+        assert phases.pop("copy") is None  # the images are where they are used
+        assert all(ms > 0 for ms in phases.values())
+        assert m["peak_memory_bytes"] > 10e6
+        speedup = m["speedup"]
+        assert speedup["baseline"] == first["run_id"]
+        assert speedup["baseline_label"] == "cpu, 1 thread, fp32, eager"
+        low, high = speedup["interval"]
+        assert 0 < low <= speedup["ratio"] <= high
+        costs = count_costs(tiny_network(10), (16, 3, 16, 16), "conv_linear")
+        peak = m["roofline"]["peak_flops_per_s"]
+        seconds = m["step_ms"]["median"] / 1e3
+        assert m["mfu"] == pytest.approx(costs.train_step_flops / seconds / peak)
+        bound_s = m["roofline"]["bound_ms"] / 1e3
+        assert m["roofline"]["fraction"] == pytest.approx(bound_s / seconds)
+    assert first["metrics"]["speedup"]["ratio"] == 1
     assert second["metrics"]["label"] == "cpu, 1 thread, bf16, eager"
 
 
@@ -247,20 +262,20 @@ def test_the_notebook_loop_sees_the_images_and_learns_as_ours_does():
 
 def test_variants_take_turns_from_alternating_ends(bench, monkeypatch):
     turns = []
-    sample = hw_bench.Side.sample
+    sample = hw_train.Side.sample
 
     def record(side):
         turns.append(side.config.precision)
         sample(side)
 
-    monkeypatch.setattr(hw_bench.Side, "sample", record)
+    monkeypatch.setattr(hw_train.Side, "sample", record)
     bench(*EAGER, "--precision", "fp32", "bf16", "--steps", "5")
     assert turns == ["fp32", "bf16", "bf16", "fp32", "fp32", "bf16"]
 
 
 def test_steps_see_fresh_images_in_full_batches(monkeypatch):
     config = HwTrainConfig(batch_size=4)
-    batches = hw_bench.endless_batches(torch.arange(100, 110), config, torch.device("cpu"))
+    batches = hw_train.endless_batches(torch.arange(100, 110), config, torch.device("cpu"))
     epoch = torch.cat([next(batches), next(batches)])
     assert len(epoch.unique()) == 8
     assert set(epoch.tolist()) < set(range(100, 110))
@@ -291,6 +306,7 @@ def test_a_whole_epoch_is_what_train_does(bench, rows):
     assert m["extrapolated"] is False
     assert m["images_per_s"] == pytest.approx(1257e3 / m["epoch_ms"])
     assert m["step_ms"]["n"] == 3
+    assert m["extrapolation"] == pytest.approx(m["step_ms"]["median"] * 79 / m["epoch_ms"])
 
 
 class FailsInBf16(nn.Sequential):
@@ -329,138 +345,25 @@ def test_a_busy_machine_is_said_to_be(load, warns, monkeypatch, capsys):
     assert ("warning: load average 2.1 on 4 cores" in capsys.readouterr().out) == warns
 
 
-# --- inference ------------------------------------------------------------------------------------
+def test_a_noisy_clock_is_refused_unless_accepted(bench, rows, monkeypatch):
+    monkeypatch.setattr(timing, "REFUSED", 0.25)
+    samples = itertools.cycle([10.0, 10.0, 20.0, 20.0])
+    monkeypatch.setattr(hw_train, "now_ms", lambda device: 0.0)
 
-INFER = ["--mode", "infer", "--preset", "smoke"]
+    def sample(side):
+        visit = [next(samples) for _ in range(2)]
+        side.samples_ms += visit
+        side.visits_ms.append(sum(visit) / 2)
 
-
-def add_run(log, lr, val_acc):
-    """A trained and exported run. Returns: its row."""
-    config = TrainConfig(dataset="digits", model="tiny", image_size=16, device="cpu", lr=lr)
-    run = Run(config, "data")
-    run.train_one_epoch()
-    name = run_id("train", as_dict(config))
-    save_checkpoint(log.folder / f"{name}.pt", run.weights())
-    metrics = {"checkpoint": f"{name}.pt", "val_acc": val_acc, "train_ms": 1.0}
-    row = log.append("train", as_dict(config), metrics)
-    for format in export.SUFFIXES:
-        assert export.export_run(log, row, format, "data")["status"] == "ok"
-    return row
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """A results folder with two exported runs, of which the second has the higher val_acc."""
-    log = Log(tmp_path_factory.mktemp("exported"))
-    return log.folder, [add_run(log, 0.05, 0.7), add_run(log, 0.02, 0.8)]
-
-
-@pytest.fixture
-def runs(exported, tmp_path):
-    """The train rows of two exported runs, in a results folder of the test's own."""
-    shutil.copytree(exported[0], tmp_path / "results")
-    return exported[1]
-
-
-def exported_file(rows, run, format):
-    [found] = [
-        row["metrics"]["file"]
-        for row in rows("export")
-        if row["metrics"]["train_run_id"] == run["run_id"] and row["config"]["format"] == format
-    ]
-    return found
-
-
-def test_every_engine_of_the_best_run_is_checked_and_timed(bench, runs, rows, capsys):
-    assert bench(*INFER) == 0
-    found = rows("hw_infer")
-    pairs = [(r["config"]["scenario"], r["config"]["engine"]) for r in found]
-    engines = ["eager", "torchscript", "onnxruntime"]
-    assert pairs == [(s, e) for s in ("single", "offline") for e in engines]
-    run = Run(TrainConfig(**runs[1]["config"]), "data")
-    run.train_one_epoch()
-    eager_ms = {r["config"]["scenario"]: r for r in found if r["config"]["engine"] == "eager"}
-    for row in found:
-        config, m = row["config"], row["metrics"]
-        assert row["run_id"] == run_id("hw_infer", config)
-        assert config["train_run_id"] == runs[1]["run_id"]  # the higher val_acc
-        assert config["batch_size"] == m["batch_size"] == (16 if m["scenario"] == "offline" else 1)
-        assert (config["threads"], row["env"]["threads"]) == (1, 1)
-        assert (m["dataset"], m["model"]) == ("digits", "tiny")
-        assert m["test_acc"] == run.test(run.split.test)[1]
-        assert m["flips"] == 0
-        latency = m["latency_ms"]
-        assert latency["n"] == 20
-        assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
-        assert 0 < m["images_per_s"] < 1e3 * m["batch_size"] * 20 / latency["p50"]
-        eager = eager_ms[m["scenario"]]["metrics"]["latency_ms"]["p50"]
-        assert m["speedup_vs_eager"] == pytest.approx(eager / latency["p50"])
-    assert "onnxruntime" in capsys.readouterr().out
-    bench(*INFER)
-    assert len(rows("hw_infer")) == 6
-
-
-def test_every_query_is_timed_once_in_each_engine_on_images_of_its_own():
-    log = []
-    answers = {
-        name: hw_bench.Answers(engine=lambda pixels, name=name: log.append((name, pixels)))
-        for name in "ab"
-    }
-    answers["c"] = hw_bench.Answers(error="refused")
-    queries = list(torch.arange(60).split(2))
-    times = hw_bench.time_engines(answers, queries, lambda index: tuple(index.tolist()))
-    assert {name: len(ms) for name, ms in times.items()} == {"a": 30, "b": 30}
-    timed = log[2 * hw_bench.INFER_WARMUP :]
-    for name in "ab":
-        assert {pixels for n, pixels in timed if n == name} == {(i, i + 1) for i in range(0, 60, 2)}
-    turns = [name for i, (name, _) in enumerate(timed) if i == 0 or timed[i - 1][0] != name]
-    assert "".join(turns) == "ababababab" + "a"  # ab ba ab ...: equal neighbours count once
-
-
-def test_one_engine_of_one_run_may_be_asked_for(bench, runs, rows):
-    flags = ["--train-run-id", runs[0]["run_id"], "--engine", "onnxruntime", "--scenario", "single"]
-    assert bench(*INFER, *flags) == 0
-    [row] = rows("hw_infer")
-    assert row["config"]["train_run_id"] == runs[0]["run_id"]
-    assert row["metrics"]["speedup_vs_eager"] is None  # nothing to compare with was timed
-    assert row["metrics"]["flips"] == 0
-
-
-@pytest.mark.parametrize("format", ["torchscript", "onnx"])
-def test_a_file_that_answers_otherwise_gets_no_speed(format, bench, runs, rows, tmp_path):
-    files = [tmp_path / "results" / exported_file(rows, run, format) for run in runs]
-    shutil.copy(files[0], files[1])  # another network's
-    assert bench(*INFER, "--scenario", "single") == 1
-    found = {row["config"]["engine"]: row for row in rows("hw_infer")}
-    row = found.pop(export.ENGINE_OF[format])
-    assert row["status"] == "failed"
-    assert "classes differ" in row["error"]
-    m = row["metrics"]
-    assert m["flips"] > 0
-    assert m["latency_ms"] is m["images_per_s"] is m["speedup_vs_eager"] is None
-    assert {r["status"] for r in found.values()} == {"ok"}
-
-
-def test_a_damaged_file_costs_its_own_rows(bench, runs, rows, tmp_path):
-    file = tmp_path / "results" / exported_file(rows, runs[1], "onnx")
-    file.write_bytes(file.read_bytes()[:1000])
-    assert bench(*INFER) == 1
-    status = {(r["config"]["engine"], r["status"]) for r in rows("hw_infer")}
-    assert status == {("eager", "ok"), ("torchscript", "ok"), ("onnxruntime", "failed")}
-
-
-def test_what_is_not_exported_is_named(bench, runs, rows, tmp_path, capsys):
-    (tmp_path / "results" / exported_file(rows, runs[1], "onnx")).unlink()
-    assert bench(*INFER, "--scenario", "single") == 0
-    assert "no export for onnxruntime: python train.py" in capsys.readouterr().out
-    flags = ["--train-run-id", runs[1]["run_id"], "--engine", "onnxruntime"]
-    with pytest.raises(UsageError, match="no export for onnxruntime"):
-        bench(*INFER, *flags)
-    with pytest.raises(UsageError, match="nosuchrun is no finished run"):
-        bench(*INFER, "--train-run-id", "nosuchrun")
-    (tmp_path / "results" / runs[1]["metrics"]["checkpoint"]).unlink()
-    with pytest.raises(UsageError, match="eager inference needs it"):
-        bench(*INFER)
+    monkeypatch.setattr(hw_train.Side, "sample", sample)
+    flags = [*EAGER, "--precision", "fp32", "--steps", "8"]
+    assert bench(*flags) == 1
+    assert bench(*flags, "--accept-noise") == 0
+    refused, kept = rows("hw_train")
+    assert refused["status"] == "failed"
+    assert "too noisy: IQR 67% of the median 15 ms (limit 25%)" in refused["error"]
+    assert "images_per_s" not in refused["metrics"]
+    assert kept["metrics"]["noise"] == pytest.approx(10 / 15)
 
 
 def test_help_is_of_the_mode(capsys):

@@ -1,0 +1,306 @@
+"""hw_bench.py --mode infer: every engine behind the gate, and what a row holds."""
+
+import itertools
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+import hw_bench
+from common import UsageError, export, first_line, hw_infer, roofline, timing
+from common.checkpoint import save_checkpoint
+from common.config import ENGINE_NAMES, TrainConfig, as_dict
+from common.engines import ENGINES
+from common.models import MODELS
+from common.results import Log, run_id
+from common.run import Run
+from tests.test_hw_bench import tiny_network
+
+INFER = ["--mode", "infer", "--preset", "smoke", "--data-dir", "data", "--seconds", "0.01"]
+FORMATS = ("torchscript", "onnx", "onnx-int8")
+SMOKE = ["eager", "torchscript", "onnxruntime", "onnxruntime-int8"]
+
+
+class LocalWorker:
+    """An engine's server in this process: what its own process is tested for is tested below."""
+
+    def __init__(self, task):
+        self.task = task
+        self.server = self._do(hw_infer.Server, task)
+
+    def call(self, method, *arguments):
+        return self._do(getattr(self.server, method), *arguments)
+
+    def close(self):
+        pass
+
+    def _do(self, function, *arguments):
+        try:
+            return function(*arguments)
+        except Exception as error:
+            raise RuntimeError(first_line(error)) from None
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(hw_infer, "SETTLE_S", 0)
+    monkeypatch.setattr(hw_infer, "Worker", LocalWorker)
+    monkeypatch.setattr(roofline, "MATRIX_SIDE", {"cpu": 64})
+    monkeypatch.setattr(roofline, "COPY_BYTES", 2**16)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "tiny", tiny_network)
+        yield
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """A function: hw_bench with some flags, writing under tmp_path/results."""
+    return lambda *flags: hw_bench.main([*flags, "--results-dir", str(tmp_path / "results")])
+
+
+def add_run(log, lr, val_acc, model="tiny", formats=FORMATS):
+    """A trained and exported run. Returns: its row."""
+    config = TrainConfig(dataset="digits", model=model, image_size=16, device="cpu", lr=lr)
+    run = Run(config, "data")
+    for _ in range(3):
+        run.train_one_epoch()
+    name = run_id("train", as_dict(config))
+    save_checkpoint(log.folder / f"{name}.pt", run.weights())
+    metrics = {"checkpoint": f"{name}.pt", "val_acc": val_acc, "train_ms": 1.0}
+    row = log.append("train", as_dict(config), metrics)
+    for format in formats:
+        done = export.export_run(log, row, format, "data")
+        assert done["status"] == "ok", done["error"]
+    return row
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A results folder with two exported runs, of which the second has the higher val_acc."""
+    log = Log(tmp_path_factory.mktemp("exported"))
+    return log.folder, [add_run(log, 0.05, 0.7), add_run(log, 0.02, 0.8)]
+
+
+@pytest.fixture
+def runs(exported, tmp_path):
+    """The train rows of two exported runs, in a results folder of the test's own."""
+    shutil.copytree(exported[0], tmp_path / "results")
+    return exported[1]
+
+
+def exported_file(rows, run, format):
+    [found] = [
+        row["metrics"]["file"]
+        for row in rows("export")
+        if row["metrics"]["train_run_id"] == run["run_id"] and row["config"]["format"] == format
+    ]
+    return found
+
+
+def test_every_engine_has_a_name_on_the_command_line_and_a_file_to_read():
+    assert tuple(ENGINES) == ENGINE_NAMES
+    assert {e.reads for e in ENGINES.values()} == {"checkpoint", *export.SUFFIXES}
+
+
+def test_every_engine_of_the_best_run_is_checked_and_timed(bench, runs, rows, capsys):
+    assert bench(*INFER) == 0
+    found = rows("hw_infer")
+    pairs = [(r["config"]["scenario"], r["config"]["engine"]) for r in found]
+    assert pairs == [(s, e) for s in ("single", "offline") for e in SMOKE]
+    run = Run(TrainConfig(**runs[1]["config"]), "data")
+    for _ in range(3):
+        run.train_one_epoch()
+    for row in found:
+        config, m = row["config"], row["metrics"]
+        assert row["run_id"] == run_id("hw_infer", config)
+        assert config["train_run_id"] == runs[1]["run_id"]  # the higher val_acc
+        assert config["batch_size"] == m["batch_size"] == (16 if m["scenario"] == "offline" else 1)
+        assert (config["threads"], m["quick"]) == (1, True)
+        assert (m["dataset"], m["model"]) == ("digits", "tiny")
+        right = run.test(run.split.test)[1]
+        assert m["test_acc"] == pytest.approx(right, abs=0.002 if "int8" in m["engine"] else 0)
+        assert m["parity"]["images"] == 360
+        assert m["flips"] == m["parity"]["flips"] <= (5 if "int8" in m["engine"] else 0)
+        assert m["parity"]["mcnemar_p"] > 0.05
+        latency = m["latency_ms"]
+        assert latency["n"] >= 20
+        assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
+        assert 0 < m["images_per_s"] < 1e3 * m["batch_size"] * latency["n"] / latency["p50"]
+        assert m["cold_start_ms"] > 0
+        low, high = m["speedup_interval"]
+        assert low <= m["speedup_vs_eager"] <= high
+        if m["engine"] == "eager":
+            assert m["speedup_vs_eager"] == low == high == 1
+    assert "onnxruntime" in capsys.readouterr().out
+    bench(*INFER)
+    assert len(rows("hw_infer")) == 8
+
+
+def server_of(threads=1):
+    server = hw_infer.Server.__new__(hw_infer.Server)
+    server.test = torch.arange(100, 110)
+    server.seen = []
+    server.load_pixels = lambda index: tuple(index.tolist())
+    server.engine = server.seen.append
+    return server
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 25])
+def test_queries_are_put_in_turn_to_images_that_differ(batch_size):
+    server = server_of()
+    latencies_ms, peak = server.time(batch_size, 0, 6, 0)
+    timed = server.seen[1:]  # the first wakes the threads
+    assert len(latencies_ms) == len(timed) == 6
+    flat = [image for query in timed for image in query]
+    assert flat == [100 + i % 10 for i in range(6 * batch_size)]
+    server.time(batch_size, 6, 1, 0)
+    assert server.seen[-1][0] == 100 + 6 * batch_size % 10  # it goes on where it was
+    assert peak > 10e6
+
+
+def test_a_turn_lasts_until_there_were_enough_queries_and_seconds(monkeypatch):
+    clock = itertools.count(step=1.0)  # each query takes a millisecond
+    monkeypatch.setattr(hw_infer, "now_ms", lambda device: next(clock))
+    assert len(server_of().time(1, 0, 3, 0.010)[0]) == 10
+    assert len(server_of().time(1, 0, 30, 0.010)[0]) == 30
+
+
+class Recorded:
+    def __init__(self, name, turns):
+        self.name, self.turns = name, turns
+
+    def call(self, method, batch_size, first, queries, seconds):
+        self.turns.append((self.name, first))
+        return [1.0, 1.0], 7
+
+
+def test_engines_take_turns_from_alternating_ends_and_a_refused_one_has_none():
+    turns = []
+    sides = {n: hw_infer.Side(worker=Recorded(n, turns)) for n in "abc"}
+    sides["c"].error = "refused"
+    timed = hw_infer.time_engines(sides, 1, 20, 1.0)
+    assert "".join(name for name, _ in turns) == "abba" * (hw_infer.ROUNDS // 2)
+    assert [first for name, first in turns if name == "a"] == list(range(0, 20, 2))
+    assert {name: len(found.latencies_ms) for name, found in timed.items()} == {"a": 20, "b": 20}
+
+
+def test_one_engine_of_one_run_may_be_asked_for(bench, runs, rows):
+    flags = ["--train-run-id", runs[0]["run_id"], "--engine", "onnxruntime", "--scenario", "single"]
+    assert bench(*INFER, *flags) == 0
+    [row] = rows("hw_infer")
+    assert row["config"]["train_run_id"] == runs[0]["run_id"]
+    assert row["metrics"]["speedup_vs_eager"] is None  # nothing to compare with was timed
+    assert row["metrics"]["flips"] == 0
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_that_answers_otherwise_gets_no_speed(format, bench, runs, rows, tmp_path):
+    file = tmp_path / "results" / exported_file(rows, runs[1], format)
+    untrained = add_run(Log(tmp_path / "other"), 1e-9, 0.1, formats=[format])
+    [other] = (tmp_path / "other" / "exports").iterdir()
+    assert untrained["run_id"] in other.name
+    shutil.copy(other, file)
+    assert bench(*INFER, "--scenario", "single") == 1
+    found = {row["config"]["engine"]: row for row in rows("hw_infer")}
+    row = found.pop(export.ENGINE_OF[format])
+    assert row["status"] == "failed"
+    assert ("accuracy falls by" if "int8" in format else "classes differ") in row["error"]
+    m = row["metrics"]
+    assert m["flips"] > 0
+    assert m["latency_ms"] is m["images_per_s"] is m["speedup_vs_eager"] is None
+    assert {r["status"] for r in found.values()} == {"ok"}
+
+
+def test_a_damaged_file_costs_its_own_rows(bench, runs, rows, tmp_path):
+    file = tmp_path / "results" / exported_file(rows, runs[1], "onnx")
+    file.write_bytes(file.read_bytes()[:1000])
+    assert bench(*INFER) == 1
+    failed = {r["config"]["engine"] for r in rows("hw_infer") if r["status"] == "failed"}
+    assert failed == {"onnxruntime"}
+
+
+def test_a_noisy_clock_is_flagged_then_refused_unless_accepted(bench, runs, rows, monkeypatch):
+    """Latencies of 10 ms, and every other one slower by so much."""
+    calls = itertools.count()
+
+    def use_clock(slower_ms):
+        steps = itertools.cycle([0.0, 10.0, 0.0, 10.0 + slower_ms])
+        clock = itertools.accumulate(steps)
+        monkeypatch.setattr(hw_infer, "now_ms", lambda device: next(clock))
+        more_queries = next(calls)  # another configuration each time
+        flags = ["--engine", "eager", "--scenario", "single", "--queries", str(50 + more_queries)]
+        return lambda *more: bench(*INFER[:2], "--threads", "1", "--seconds", "0.01", *flags, *more)
+
+    assert use_clock(0.5)() == 0
+    assert use_clock(2)() == 0
+    noisy = use_clock(10)
+    assert noisy() == 1
+    assert noisy("--accept-noise") == 0
+    quiet, flagged, refused, kept = rows("hw_infer")
+    assert quiet["metrics"]["noise"] < timing.NOISY < flagged["metrics"]["noise"]
+    assert refused["error"].startswith("too noisy: IQR 67%")
+    assert refused["metrics"]["latency_ms"] is None
+    assert kept["metrics"]["noise"] == pytest.approx(10 / 15)
+
+
+def test_what_is_not_exported_is_named(bench, runs, rows, tmp_path, capsys):
+    (tmp_path / "results" / exported_file(rows, runs[1], "onnx")).unlink()
+    hint = f"no export for onnxruntime: python -m common.export {runs[1]['run_id']} --format onnx"
+    flags = ["--train-run-id", runs[1]["run_id"], "--engine", "onnxruntime"]
+    with pytest.raises(UsageError, match=hint):
+        bench(*INFER, *flags)
+    with pytest.raises(UsageError, match="nosuchrun is no finished run"):
+        bench(*INFER, "--train-run-id", "nosuchrun")
+    assert bench(*INFER[:2], "--quick", "--seconds", "0.1", "--scenario", "single", "--threads", "1",
+                 "--accept-noise") == 0  # fmt: skip
+    out = capsys.readouterr().out
+    assert f"onnxruntime: not measured, {runs[1]['run_id']} has {hint}" in out
+    assert "aotinductor: not measured" in out
+    (tmp_path / "results" / runs[1]["metrics"]["checkpoint"]).unlink()
+    with pytest.raises(UsageError, match="eager inference needs it"):
+        bench(*INFER)
+
+
+def test_an_absent_package_is_named_with_its_command(bench, runs, monkeypatch):
+    monkeypatch.setattr("common.engines.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="openvino needs openvino: pip install openvino"):
+        bench(*INFER, "--engine", "openvino")
+
+
+# --- a process of its own -------------------------------------------------------------------------
+
+
+def test_an_engine_in_a_process_of_its_own_answers_and_is_timed_and_ends(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    log = Log(tmp_path / "results")
+    row = add_run(log, 0.02, 0.5, model="vgg5", formats=["onnx"])
+    file = log.folder / "exports" / f"{row['run_id']}.onnx"
+    digits = ("digits", "study", 0, 16, "data")
+    tasks = [
+        hw_infer.Task("eager", log.folder / row["metrics"]["checkpoint"], 1, *digits),
+        hw_infer.Task("onnxruntime", file, 1, *digits),
+        hw_infer.Task("torchscript", file, 1, *digits),  # which it is not
+    ]
+    run = Run(TrainConfig(**row["config"]), "data")
+    sides = hw_infer.open_engines(tasks, run.dataset.labels[run.split.test])
+    try:
+        assert sides["eager"].error is sides["onnxruntime"].error is None
+        assert sides["torchscript"].error.startswith("RuntimeError")
+        assert len({side.worker.process.pid for side in sides.values() if side.worker}) == 2
+        assert os.getpid() not in {s.worker.process.pid for s in sides.values() if s.worker}
+        os.kill(sides["onnxruntime"].worker.process.pid, signal.SIGKILL)
+        timed = hw_infer.time_engines(sides, 4, 10, 0.01)
+    finally:
+        hw_infer.close_engines(sides)
+    assert len(timed["eager"].latencies_ms) >= 10
+    assert timed["onnxruntime"].error == "the engine's process ended with status -9"
+    assert not sides["eager"].worker.process.is_alive()
