@@ -113,7 +113,7 @@ def test_the_row_names_one_whole_file_with_its_metadata(format, log, weights):
     assert 0 <= m["parity"]["max_abs_logit"] < 1e-4
     found = read_metadata(file)
     if format == "onnx":
-        texts = {"input", "output", "dataset", "model", "train_run_id", "git_commit"}
+        texts = {"input", "output", "dataset", "model", "train_run_id", "git_commit", "resized_as"}
         found = {k: v if k in texts else json.loads(v) for k, v in found.items()}
     assert found["classes"] == list("0123456789")
     assert (found["mean"], found["std"]) == ([0.3], [0.4])
