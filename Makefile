@@ -67,7 +67,7 @@ flops: .venv/.stamp ## MACs, parameters and activations in three conventions
 	$(PY) flops.py --preset study --results-dir "$(RESULTS)" $(ARGS)
 
 best: data ## export each data set's best configuration, chosen on validation
-	$(PY) train.py --preset q1a --best --export torchscript onnx onnx-int8 aotinductor $(DIRS) $(ARGS)
+	$(PY) train.py --preset q1a --best --export torchscript onnx onnx-int8 $(DIRS) $(ARGS)
 
 bench: data ## inference speed of the exported models, behind the parity gate
 	$(PY) hw_bench.py --mode infer $(DIRS) $(ARGS)

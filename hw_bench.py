@@ -40,6 +40,7 @@ from common import UsageError, check_name, run_script
 from common.config import (
     HW_INFER_PRESETS,
     HW_PRESETS,
+    NOISY,
     HwInferConfig,
     HwOptions,
     HwTrainConfig,
@@ -59,7 +60,6 @@ MODES = {
     "train": (HwTrainConfig, HW_PRESETS, "q2"),
     "infer": (HwInferConfig, HW_INFER_PRESETS, "bench"),
 }
-NOISY = 0.10  # of IQR to median: flagged
 BUSY_LOAD = 0.5  # of the cores: other work that is felt in the timings
 
 
@@ -162,7 +162,8 @@ def append_group(sides: list[Side], log: Log) -> int:
 
     first = sides[0]
     measured = [{} if side.error else side.metrics() for side in sides]
-    for side, metrics in zip(sides, measured, strict=True):
+    for side, found in zip(sides, measured, strict=True):
+        metrics = {} if side.error else found  # a refused speed is none
         label = side.config.describe()
         baseline = {"baseline": hw_id(first.config), "baseline_label": first.config.describe()}
         metrics |= {"label": label, "speedup": compare(side, first) | baseline}

@@ -28,6 +28,8 @@ ENGINE_NAMES = (
     "eager", "eager-bf16", "compile", "torchscript", "aotinductor", "onnxruntime",
     "onnxruntime-int8", "openvino", "openvino-int8",
 )  # fmt: skip
+NOISY = 0.10  # of the interquartile range to the median of a timing: said in its row
+REFUSED = 0.25  # beyond it a timing is no measurement, unless --accept-noise
 NOISE = "keep timings whose interquartile range is over a quarter of their median"
 NETWORK = "network; any of torchvision's that classify, too: mobilenet_v3_small, efficientnet_b0"
 
@@ -359,11 +361,12 @@ HW_PRESETS: dict[str, dict[str, Any]] = {
         "threads": [1], "accept_noise": [True],
     },
 }  # fmt: skip
+QUICK_ENGINES = ["eager", "torchscript", "onnxruntime", "onnxruntime-int8"]
 HW_INFER_PRESETS: dict[str, dict[str, Any]] = {
     "bench": {"batch_size": [16, 64, 256]},
-    "demo": {"quick": [True], "accept_noise": [True]},
+    "demo": {"engine": QUICK_ENGINES, "quick": [True], "accept_noise": [True]},
     "smoke": {
-        "engine": ["eager", "torchscript", "onnxruntime", "onnxruntime-int8"],
+        "engine": QUICK_ENGINES,
         "batch_size": [16],
         "threads": [1],
         "quick": [True],

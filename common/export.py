@@ -193,7 +193,9 @@ def _write_aotinductor(network: nn.Module, file: Path, metadata: Draft, images: 
             network, (_example(metadata),), dynamic_shapes=({0: batch},)
         )  # fmt: skip
         torch._inductor.aoti_compile_and_package(
-            program, package_path=str(file), inductor_configs={"freezing": True}
+            program,
+            package_path=str(file),
+            inductor_configs={"freezing": True, "aot_inductor.metadata": _as_text(metadata)},
         )
 
 

@@ -148,7 +148,8 @@ class Worker:
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What a method of its Server returns."""
-        self.pipe.send((method, arguments))
+        with suppress(ConnectionError):  # the answer will say so
+            self.pipe.send((method, arguments))
         return self._receive()
 
     def _receive(self) -> Any:

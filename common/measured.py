@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.config import NOISY
 from common.stats import newcombe_interval, prediction_interval, wilson_interval
 
 Row = dict[str, Any]
@@ -306,6 +307,12 @@ def busy_note(row: Row) -> str:
     if not cpus or not isinstance(load, list) or not load or load[0] <= 1.5 * cpus:
         return ""
     return f"busy machine: load {load[0]:.1f} on {cpus} CPUs"
+
+
+def noise_note(row: Row) -> str:
+    """Says that a timing spread more than it should."""
+    noise = number(row, "metrics", "noise")
+    return f"noisy: IQR {noise:.0%} of the median" if noise and noise > NOISY else ""
 
 
 def devices_note(rows: Iterable[Row]) -> str:

@@ -311,6 +311,9 @@ def describe_machine(device: str | None = None) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
+        "cpu_affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cpu_quota": _first_line(Path("/sys/fs/cgroup/cpu.max")),
+        "governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         "load_average": list(os.getloadavg()),
     }
     for name in (
@@ -330,6 +333,13 @@ def describe_machine(device: str | None = None) -> dict[str, Any]:
             env["device"] = name_of()
     env.setdefault("device", env["cpu"])
     return env
+
+
+def _first_line(file: Path) -> str | None:
+    """What the kernel says there: null where it says nothing."""
+    with suppress(OSError, IndexError):
+        return file.read_text().splitlines()[0]
+    return None
 
 
 @functools.cache

@@ -28,6 +28,7 @@ from common.measured import (
     join_notes,
     latest_ok,
     load_published,
+    noise_note,
     number,
     pick_best,
     plain,
@@ -186,8 +187,21 @@ COLUMNS = {
         Column("epoch_ms", "Epoch\ns", "seconds"),
         Column("extrapolated", "Epoch extra-\npolated"),
         Column("speedup", "Speed-up", "ratio"),
+        Column("speedup_low", "95 %\nfrom", "ratio"),
+        Column("speedup_high", "95 %\nto", "ratio"),
         Column("baseline", "over", width_mm=35),
         Column("mfu", "MFU %", "percent"),
+        Column("roofline", "Roofline\n%", "percent"),
+        Column("noise", "IQR of\nmedian %", "percent"),
+        Column("data_ms", "Data\nms", "measure"),
+        Column("copy_ms", "Copy\nms", "measure"),
+        Column("forward_ms", "Forward\nms", "measure"),
+        Column("backward_ms", "Backward\nms", "measure"),
+        Column("optimizer_ms", "Optimiser\nms", "measure"),
+        Column("compile_ms", "Compile\nms", "measure"),
+        Column("peak_memory_bytes", "Peak\nmemory MB", "mega"),
+        Column("energy_per_image_j", "Energy\nJ an image", "measure"),
+        Column("cold_start_ms", "Cold\nstart ms", "measure"),
         Column("device", "Device"),
         Column("convention", "Convention"),
         Column("macs", "GMACs", "giga"),
@@ -212,6 +226,7 @@ COLUMNS = {
         Column("parity_images", "Images\ncompared", "count"),
         Column("max_abs_logit", "Largest logit\ndifference", "number"),
         Column("acc_delta", "Accuracy\ndelta, points", "points"),
+        Column("mcnemar_p", "McNemar\np", "p"),
         Column("sha256", "SHA-256\nstarts with", "start"),
         Column("class", "Class"),
         Column("images", "Test\nimages", "count"),
@@ -310,6 +325,7 @@ def build_tables(
         *best_tables(done, published["best"]),
         q1b_table(done["svm"], published["q1b"]),
         q2_table(done["hw_train"]),
+        q2_phases_table(done["hw_train"]),
         q2_published_table(published["q2"]),
         flops_table(done["flops"], published["flops"]),
         infer_table(done["hw_infer"]),
@@ -517,20 +533,64 @@ def q2_table(rows: Sequence[Row]) -> Table:
             "steps": number(row, "metrics", "step_ms", "n"),
             "extrapolated": get(row, "metrics", "extrapolated"),
             "speedup": number(row, "metrics", "speedup", "ratio"),
+            **interval_of(get(row, "metrics", "speedup", "interval")),
             "baseline": get(row, "metrics", "speedup", "baseline_label"),
             "mfu": number(row, "metrics", "mfu"),
-            "note": join_notes(busy_note(row)),
+            "roofline": number(row, "metrics", "roofline", "fraction"),
+            "note": join_notes(busy_note(row), noise_note(row)),
         }
         for row in rows
     ]
-    records.sort(key=lambda record: [str(record[k]) for k in ("dataset", "model", "opt")])
+    records.sort(key=_by_group)
     return make_table(
         "q2", "q2", "Training speed by device and variant",
         "dataset model opt image_size batch_size label images_per_s step_ms step_iqr_ms steps "
-        "first_step_ms epoch_ms extrapolated test_acc speedup baseline mfu note", records,
+        "epoch_ms extrapolated test_acc speedup speedup_low speedup_high baseline mfu roofline "
+        "note", records,
         "An extrapolated epoch follows from a sample of steps: no whole epoch was run, and so "
-        "there is no accuracy.", devices_note(rows), missing=not rows,
+        "there is no accuracy. Speed-up: geometric mean over interleaved blocks of steps, with its "
+        "bootstrap interval. MFU: share of the device's own peak, a matrix product in the same "
+        "precision, measured beside it. Roofline: share of what that peak and the bandwidth of a "
+        "copy allow, layer by layer.", devices_note(rows), missing=not rows,
     )  # fmt: skip
+
+
+PHASES = ("data", "copy", "forward", "backward", "optimizer")
+
+
+def q2_phases_table(rows: Sequence[Row]) -> Table:
+    """Where a training step's time goes, and what else it costs."""
+    records = [
+        {
+            **{k: get(row, "config", k) for k in ("dataset", "model", "opt")},
+            **{k: number(row, "config", k) for k in ("image_size", "batch_size")},
+            "label": get(row, "metrics", "label"),
+            **{f"{k}_ms": number(row, "metrics", "phase_ms", k) for k in PHASES},
+            **{k: number(row, "metrics", k)
+               for k in ("first_step_ms", "compile_ms", "peak_memory_bytes", "energy_per_image_j")},
+        }
+        for row in rows
+    ]  # fmt: skip
+    records.sort(key=_by_group)
+    return make_table(
+        "q2", "q2_phases", "Where a training step's time goes",
+        "dataset model opt image_size batch_size label data_ms copy_ms forward_ms backward_ms "
+        "optimizer_ms first_step_ms compile_ms peak_memory_bytes energy_per_image_j", records,
+        "Phases are medians of steps of their own, in which the device is waited for after each. "
+        "A CPU's peak memory is the whole process's. Energy is empty where no counter can be read.",
+        missing=not rows,
+    )  # fmt: skip
+
+
+def _by_group(record: Row) -> list[Any]:
+    names = [str(record[k]) for k in ("dataset", "model", "opt")]
+    return [*names, record["image_size"] or 0, record["batch_size"] or 0]
+
+
+def interval_of(pair: Any) -> Row:
+    """A speed-up's interval as a row of the log holds it."""
+    low, high = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
+    return {"speedup_low": low, "speedup_high": high}
 
 
 def q2_published_table(published: Sequence[Row]) -> Table:
@@ -582,11 +642,16 @@ def infer_table(rows: Sequence[Row]) -> Table:
             **{f"{k}_ms": number(row, "metrics", "latency_ms", k) for k in ("p50", "p90", "p99")},
             "queries": number(row, "metrics", "latency_ms", "n"),
             "flips": number(row, "metrics", "flips"),
+            "acc_delta": number(row, "metrics", "parity", "acc_delta"),
+            "mcnemar_p": number(row, "metrics", "parity", "mcnemar_p"),
+            "cold_start_ms": number(row, "metrics", "cold_start_ms"),
+            "mfu": number(row, "metrics", "mfu"),
             "speedup": number(row, "metrics", "speedup_vs_eager"),
+            **interval_of(get(row, "metrics", "speedup_interval")),
             "baseline": "eager" if number(row, "metrics", "speedup_vs_eager") else None,
             "train_run_id": get(row, "config", "train_run_id"),
             "threads": number(row, "config", "threads"),
-            "note": join_notes(busy_note(row)),
+            "note": join_notes(busy_note(row), noise_note(row), _quick_note(row)),
         }
         for row in rows
     ]
@@ -595,10 +660,18 @@ def infer_table(rows: Sequence[Row]) -> Table:
     return make_table(
         "infer", "infer", "Exported models by engine",
         "dataset model scenario batch_size threads engine p50_ms p90_ms p99_ms queries "
-        "images_per_s test_acc flips speedup baseline train_run_id note", records,
-        "Flips: test images whose predicted class differs from that of the eager network.",
+        "images_per_s mfu test_acc acc_delta mcnemar_p flips speedup speedup_low speedup_high "
+        "baseline cold_start_ms train_run_id note", records,
+        "Flips: test images whose predicted class differs from that of the eager network in fp32; "
+        "p: McNemar's exact test of the two accuracies. MFU: of a matrix product in the engine's "
+        "precision on as many threads. Speed-up: of the median latency, geometric mean over "
+        "interleaved rounds, with its bootstrap interval.",
         devices_note(rows), missing=not rows,
     )  # fmt: skip
+
+
+def _quick_note(row: Row) -> str:
+    return "quick: fewer queries than MLPerf asks for" if get(row, "metrics", "quick") else ""
 
 
 def export_table(rows: Sequence[Row]) -> Table:

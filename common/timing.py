@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-NOISY = 0.10  # of IQR to median: said in the row
-REFUSED = 0.25  # beyond it a timing is no measurement, unless --accept-noise
+from common.config import REFUSED
+
 RESAMPLES = 9999
 
 

@@ -9,14 +9,12 @@ import pytest
 import torch
 
 import hw_bench
-from common import UsageError, export, first_line, hw_infer, roofline, timing
+from common import UsageError, config, export, first_line, hw_infer, roofline
 from common.checkpoint import save_checkpoint
 from common.config import ENGINE_NAMES, TrainConfig, as_dict
 from common.engines import ENGINES
-from common.models import MODELS
 from common.results import Log, run_id
 from common.run import Run
-from tests.test_hw_bench import tiny_network
 
 INFER = ["--mode", "infer", "--preset", "smoke", "--data-dir", "data", "--seconds", "0.01"]
 FORMATS = ("torchscript", "onnx", "onnx-int8")
@@ -54,22 +52,15 @@ def quick(monkeypatch):
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def models():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "tiny", tiny_network)
-        yield
-
-
 @pytest.fixture
 def bench(tmp_path):
     """A function: hw_bench with some flags, writing under tmp_path/results."""
     return lambda *flags: hw_bench.main([*flags, "--results-dir", str(tmp_path / "results")])
 
 
-def add_run(log, lr, val_acc, model="tiny", formats=FORMATS):
+def add_run(log, lr, val_acc, formats=FORMATS):
     """A trained and exported run. Returns: its row."""
-    config = TrainConfig(dataset="digits", model=model, image_size=16, device="cpu", lr=lr)
+    config = TrainConfig(dataset="digits", model="vgg5", image_size=16, device="cpu", lr=lr)
     run = Run(config, "data")
     for _ in range(3):
         run.train_one_epoch()
@@ -125,10 +116,10 @@ def test_every_engine_of_the_best_run_is_checked_and_timed(bench, runs, rows, ca
         assert config["train_run_id"] == runs[1]["run_id"]  # the higher val_acc
         assert config["batch_size"] == m["batch_size"] == (16 if m["scenario"] == "offline" else 1)
         assert (config["threads"], m["quick"]) == (1, True)
-        assert (m["dataset"], m["model"]) == ("digits", "tiny")
+        assert (m["dataset"], m["model"]) == ("digits", "vgg5")
         right = run.test(run.split.test)[1]
         assert m["test_acc"] == pytest.approx(right, abs=0.002 if "int8" in m["engine"] else 0)
-        assert m["parity"]["images"] == 360
+        assert m["parity"]["images"] == 361
         assert m["flips"] == m["parity"]["flips"] <= (5 if "int8" in m["engine"] else 0)
         assert m["parity"]["mcnemar_p"] > 0.05
         latency = m["latency_ms"]
@@ -246,7 +237,7 @@ def test_a_noisy_clock_is_flagged_then_refused_unless_accepted(bench, runs, rows
     assert noisy() == 1
     assert noisy("--accept-noise") == 0
     quiet, flagged, refused, kept = rows("hw_infer")
-    assert quiet["metrics"]["noise"] < timing.NOISY < flagged["metrics"]["noise"]
+    assert quiet["metrics"]["noise"] < config.NOISY < flagged["metrics"]["noise"]
     assert refused["error"].startswith("too noisy: IQR 67%")
     assert refused["metrics"]["latency_ms"] is None
     assert kept["metrics"]["noise"] == pytest.approx(10 / 15)
@@ -260,8 +251,8 @@ def test_what_is_not_exported_is_named(bench, runs, rows, tmp_path, capsys):
         bench(*INFER, *flags)
     with pytest.raises(UsageError, match="nosuchrun is no finished run"):
         bench(*INFER, "--train-run-id", "nosuchrun")
-    assert bench(*INFER[:2], "--quick", "--seconds", "0.1", "--scenario", "single", "--threads", "1",
-                 "--accept-noise") == 0  # fmt: skip
+    every = ["--quick", "--seconds", "0.1", "--scenario", "single", "--threads", "1"]
+    assert bench(*INFER[:2], *every, "--accept-noise") == 0
     out = capsys.readouterr().out
     assert f"onnxruntime: not measured, {runs[1]['run_id']} has {hint}" in out
     assert "aotinductor: not measured" in out
@@ -282,7 +273,7 @@ def test_an_absent_package_is_named_with_its_command(bench, runs, monkeypatch):
 def test_an_engine_in_a_process_of_its_own_answers_and_is_timed_and_ends(tmp_path, monkeypatch):
     monkeypatch.undo()
     log = Log(tmp_path / "results")
-    row = add_run(log, 0.02, 0.5, model="vgg5", formats=["onnx"])
+    row = add_run(log, 0.02, 0.5, formats=["onnx"])
     file = log.folder / "exports" / f"{row['run_id']}.onnx"
     digits = ("digits", "study", 0, 16, "data")
     tasks = [

@@ -1,0 +1,160 @@
+"""Timings: their summaries, ratios and noise; the device's peaks; energy counters."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common import energy, roofline, timing
+from common.cost import count_costs
+from common.roofline import Peaks, bound_ms, measure_peaks
+from common.timing import Laps, judge_noise, percentiles_ms, ratio_interval, summarize_ms
+
+CPU = torch.device("cpu")
+
+
+def test_summaries_by_hand():
+    assert summarize_ms([1, 2, 3, 4, 100]) == {"median": 3, "iqr": 2, "n": 5}
+    assert percentiles_ms(range(101)) == {"p50": 50, "p90": 90, "p99": 99, "n": 101}
+
+
+@pytest.mark.parametrize(
+    ("spread", "refused"), [(0.0, False), (0.24, False), (0.26, True), (3.0, True)]
+)
+def test_noise_is_iqr_over_median_and_refused_beyond_a_quarter(spread, refused):
+    samples = [10.0, 10.0 + 10 * spread / 2, 10.0 + 10 * spread] * 3  # quartiles at the ends
+    expected = 10 * spread / (10 + 5 * spread)
+    noise, error = judge_noise(samples, accept=False)
+    assert noise == pytest.approx(expected)
+    assert (error is not None) == (expected > 0.25)
+    assert judge_noise(samples, accept=True) == (noise, None)
+
+
+def test_a_ratio_is_the_geometric_mean_of_its_blocks():
+    ratio, (low, high) = ratio_interval([2.0, 8.0], [1.0, 1.0])
+    assert ratio == pytest.approx(4)
+    assert 2 <= low < 4 < high <= 8
+    assert ratio_interval([3.0], [1.0]) == (pytest.approx(3), None)
+    ratio, interval = ratio_interval([3.0, 6.0], [1.0, 2.0])
+    assert ratio == pytest.approx(3)
+    assert interval == (ratio, ratio)
+
+
+def test_a_drift_that_both_sides_meet_is_in_no_interval():
+    drift = np.linspace(1, 5, 10)
+    noise = np.random.default_rng(0).normal(1, 0.01, (2, 10))
+    ratio, (low, high) = ratio_interval(3 * drift * noise[0], drift * noise[1])
+    assert low < 3 < high
+    assert high - low < 0.1
+    assert ratio == pytest.approx(3, rel=0.02)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    random = np.random.default_rng(1)
+    held = 0
+    for _ in range(200):
+        first, second = np.exp(random.normal(0, 0.1, (2, 10)))
+        low, high = ratio_interval(2 * first, second)[1]
+        held += low <= 2 <= high
+    assert 0.85 <= held / 200 <= 0.99  # ten blocks are few for a bootstrap: 95 % would be right
+
+
+def test_laps_add_up_what_comes_again(monkeypatch):
+    clock = iter([0.0, 3.0, 4.0, 9.0])
+    monkeypatch.setattr(timing, "now_ms", lambda device: next(clock))
+    laps = Laps(CPU)
+    for phase in ("data", "copy", "data"):
+        laps(phase)
+    assert laps.ms == {"data": 8.0, "copy": 1.0}
+
+
+def test_peak_memory_sees_what_was_freed_and_forgets_at_a_reset():
+    timing.reset_peak_memory(CPU)
+    before = timing.peak_memory_bytes(CPU)
+    if before is None:
+        pytest.skip("this kernel keeps no peak")
+    held = np.ones(2**24)  # 128 MiB
+    del held
+    assert timing.peak_memory_bytes(CPU) > before + 100 * 2**20
+    timing.reset_peak_memory(CPU)
+    assert timing.peak_memory_bytes(CPU) < before + 64 * 2**20
+
+
+# --- roofline -------------------------------------------------------------------------------------
+
+
+def test_a_bound_is_the_slower_of_arithmetic_and_memory_layer_by_layer():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(4 * 8 * 8, 10))  # fmt: skip
+    costs = count_costs(model, (2, 3, 8, 8), "conv_linear")
+    conv_flops, linear_flops = 2 * 2 * 64 * 4 * 27, 2 * 2 * 256 * 10
+    conv_moved = 2 * 3 * 64 + 2 * 4 * 64 + 108
+    linear_moved = 2 * 256 + 2 * 10 + 2570
+    fast_memory = Peaks(1e6, 1e15)
+    assert bound_ms(costs, fast_memory, "fp32", False) == pytest.approx(
+        (conv_flops + linear_flops) / 1e6 * 1e3
+    )
+    fast_arithmetic = Peaks(1e15, 1e6)
+    for precision, item in (("fp32", 4), ("bf16", 2)):
+        assert bound_ms(costs, fast_arithmetic, precision, False) == pytest.approx(
+            item * (conv_moved + linear_moved) / 1e6 * 1e3
+        )
+    mixed = Peaks(1e6, 1e6)  # 27,648 FLOPs against 4,016 bytes; 10,240 against 12,408
+    assert bound_ms(costs, mixed, "fp32", False) == pytest.approx(
+        (conv_flops + 4 * linear_moved) / 1e6 * 1e3
+    )
+    passes = costs.train_step_macs / costs.macs
+    assert bound_ms(costs, mixed, "fp32", True) == pytest.approx(
+        passes * bound_ms(costs, mixed, "fp32", False)
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_peaks_are_of_work_that_was_done(precision, monkeypatch):
+    """Half the time for the same work is twice the peak."""
+    monkeypatch.setattr(roofline, "MATRIX_SIDE", {"cpu": 64})
+    monkeypatch.setattr(roofline, "COPY_BYTES", 2**16)
+    tick = 1.0
+
+    def clock(device):
+        clock.now += tick
+        return clock.now
+
+    clock.now = 0.0
+    monkeypatch.setattr(roofline, "now_ms", clock)
+    measure_peaks.cache_clear()
+    peaks = measure_peaks("cpu", precision, 1)
+    measure_peaks.cache_clear()
+    assert peaks.flops_per_s == pytest.approx(2 * 64**3 / 1e-3)
+    assert peaks.bytes_per_s == pytest.approx(2 * 2**16 / 1e-3)
+
+
+# --- energy ---------------------------------------------------------------------------------------
+
+
+def fake_package(root, number, start, limit=1_000_000):
+    folder = root / f"intel-rapl:{number}"
+    folder.mkdir()
+    (folder / "energy_uj").write_text(f"{start}\n")
+    (folder / "max_energy_range_uj").write_text(f"{limit}\n")
+    return folder / "energy_uj"
+
+
+def test_energy_is_the_sum_of_packages_through_a_wrap(tmp_path, monkeypatch):
+    first, second = fake_package(tmp_path, 0, 999_000), fake_package(tmp_path, 1, 500)
+    (tmp_path / "intel-rapl:0:0").mkdir()  # a part of package 0: not counted twice
+    monkeypatch.setattr(energy, "RAPL", tmp_path)
+    meter = energy.open_meter(CPU)
+    assert meter() == 0
+    first.write_text("1000\n")  # through its end
+    second.write_text("1500\n")
+    assert meter() == pytest.approx((2000 + 1000) / 1e6)
+    assert meter() == pytest.approx((2000 + 1000) / 1e6)
+
+
+def test_a_counter_that_cannot_be_read_is_no_zero(tmp_path, monkeypatch):
+    monkeypatch.setattr(energy, "RAPL", tmp_path / "nowhere")
+    assert energy.open_meter(CPU) is None
+    fake_package(tmp_path, 0, "secret")
+    monkeypatch.setattr(energy, "RAPL", tmp_path)
+    assert energy.open_meter(CPU) is None
