@@ -269,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     grid, options = parse_command_line(argv, __doc__, SvmConfig, GridOptions, SVM_PRESETS)
     configs = expand_grid(SvmConfig, grid)
     check_configs(configs, options.data_dir)
-    log = Log(options.results_dir)
+    log = Log(options.results_dir, options.shard)
     done = {} if options.force else log.finished("svm")
     names = [name for name in grid if name in SHOWN or len(grid[name]) > 1]
     labels = {config: " ".join(str(as_dict(config)[name]) for name in names) for config in configs}

@@ -369,7 +369,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     for format in options.export:
         check_packages(format)
-    log = Log(options.results_dir)
+    log = Log(options.results_dir, options.shard)
     configs = choose_configs(grid, options.best, log)
     if options.list_commands:
         todo = group_trajectories(configs if options.force else find_twins(configs, log)[1])

@@ -244,6 +244,9 @@ class GridOptions(Options):
         None, "CPU threads of each process (default: an equal share of the cores; torchrun's is 1)",
         minimum=1,
     )  # fmt: skip
+    shard: str | None = option(
+        None, "append to log.SHARD.jsonl, and look for finished work there alone"
+    )
     list_commands: bool = option(
         False, "print a shell command for each piece of work that is not in the log, and stop"
     )
@@ -252,6 +255,8 @@ class GridOptions(Options):
         super().__post_init__()
         if self.jobs != "auto" and not (self.jobs.isdecimal() and int(self.jobs) > 0):
             raise UsageError(f"--jobs: {self.jobs!r} is neither a number from 1 up nor auto")
+        if self.shard is not None and not self.shard.replace("-", "").replace("_", "").isalnum():
+            raise UsageError(f"--shard: {self.shard!r} must be of letters, digits, - and _")
         if self.cluster and self.backend == "loky":
             raise UsageError(f"--cluster {self.cluster}: needs --backend dask or ray")
 

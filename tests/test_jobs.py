@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import report
 import svm
 import train
 from common import UsageError
@@ -298,3 +299,20 @@ def test_bad_ways_to_share_out_are_refused(tmp_path, flags, said):
         pytest.skip("ray is installed")
     with pytest.raises(UsageError, match=said):
         train.main([*TINY, "--epochs", "1", "--results-dir", str(tmp_path), *flags])
+
+
+def test_commands_with_a_shard_each_are_one_grid_to_the_report(tmp_path, rows, capsys):
+    flags = [*TINY, "--epochs", "1", "--threads", "1", "--results-dir", str(tmp_path / "results")]
+    for shard, opt in enumerate(["sgd", "adam"]):
+        assert train.main([*flags, "--opt", opt, "--shard", str(shard)]) == 0
+    capsys.readouterr()
+    assert train.main([*flags, "--opt", "sgd", "adam", "--list-commands"]) == 0
+    assert capsys.readouterr().out == ""
+    assert report.main(["--results-dir", str(tmp_path / "results")]) == 0
+    [counts] = [
+        line for line in (tmp_path / "results" / "report" / "csv" / "log.csv").read_text().split()
+        if line.startswith("train")
+    ]  # fmt: skip
+    assert counts.startswith("train,2,")
+    with pytest.raises(UsageError, match=r"--shard: '\.\./x' must be of letters"):
+        train.main([*flags, "--shard", "../x"])
