@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 from common import UsageError, run_script  # noqa: E402
 from common.results import append_line, read_rows  # noqa: E402
 
-READS = 5  # of the whole log by a command: what is done, epochs, exports, the table
+READS = 3  # of the whole log by a command: what is done, which epochs, the last table
 FULL = 0.9  # share of the time from which on a part that serves one at a time is the limit
 
 
