@@ -32,8 +32,8 @@ from common.results import Log, run_id
 ROOT = Path(__file__).resolve().parent.parent
 TRIES = 3  # for a piece of work whose worker dies
 WAIT_S = 30  # for a cluster and its first worker
-# Options that say how work is shared out, or what the script does once all of it is done.
-OUTER = ("jobs", "backend", "cluster", "list_commands", "export")
+# Options that say which work there is and how it is shared out, and are no part of a piece of it.
+OUTER = ("jobs", "backend", "cluster", "list_commands", "dry_run", "best")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Job:
 
     def flags(self, options: GridOptions) -> list[str]:
         """The flags with which the script does this piece of work and nothing else."""
+        options = replace(options, **_defaults(options, OUTER))
         return [*to_flags(self.configs, several=True), *to_flags([options], several=False)]
 
 
@@ -70,7 +71,6 @@ def count_workers(options: GridOptions, device: str = "cpu") -> int:
 
 def print_commands(script: str, jobs: Sequence[Job], options: GridOptions) -> None:
     """One shell command a piece of work."""
-    options = replace(options, list_commands=False)
     for job in jobs:
         print(shlex.join([sys.executable, str(ROOT / f"{script}.py"), *job.flags(options)]))
 
@@ -163,17 +163,20 @@ def _give_out(
 
 
 def _options_of_workers(options: GridOptions, workers: int) -> GridOptions:
-    """Each worker's share of the threads, and folders that mean the same wherever it runs. On a
-    cluster nothing is known of the machines, so a worker has one thread."""
+    """Each worker's share of the threads, and folders that mean the same wherever it runs; exports
+    come when all are done. A cluster's machines are not known here: its workers have one thread."""
     from joblib import cpu_count
 
     share = max(1, cpu_count() // workers) if options.backend == "loky" else 1
-    plain = {f.name: f.default for f in fields(options) if f.name in OUTER}
     return replace(
-        options, **plain, threads=options.threads or share,
+        options, **_defaults(options, ("export",)), threads=options.threads or share,
         results_dir=os.path.abspath(options.results_dir),
         data_dir=os.path.abspath(options.data_dir),
     )  # fmt: skip
+
+
+def _defaults(options: GridOptions, names: Sequence[str]) -> dict[str, Any]:
+    return {f.name: f.default for f in fields(options) if f.name in names}
 
 
 # --- in a worker ----------------------------------------------------------------------------------

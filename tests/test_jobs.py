@@ -107,7 +107,7 @@ def test_listed_commands_run_alone_leave_the_grids_log(tmp_path, rows, capsys):
     flags = [*TINY, *GRID, "--threads", "1"]
     assert train.main([*flags, "--results-dir", str(tmp_path / "grid")]) == 0
     capsys.readouterr()
-    listing = [*flags, "--results-dir", str(tmp_path / folder), "--list-commands"]
+    listing = [*flags, "--results-dir", str(tmp_path / folder), "--list-commands", "--jobs", "2"]
     assert train.main(listing) == 0
     commands = capsys.readouterr().out.splitlines()
     assert len(commands) == 2
