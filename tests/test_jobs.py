@@ -49,6 +49,15 @@ def start(*command):
     )  # fmt: skip
 
 
+def finish(process):
+    """Its output and errors, once it has ended."""
+    try:
+        return process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(process.communicate()) from None
+
+
 def wait_for(condition, process):
     deadline = time.monotonic() + 90
     while not condition():
@@ -150,7 +159,7 @@ def test_two_workers_one_of_them_killed_leave_the_log_of_one(tmp_path, rows):
     os.kill(workers_of(grid.pid)[0], signal.SIGKILL)
     alone = [*flags, "--results-dir", str(tmp_path / "one"), "--threads", str(SHARE)]
     assert train.main(alone) == 1
-    out, err = grid.communicate(timeout=120)
+    out, err = finish(grid)
     assert grid.returncode == 1, err
     assert err == ""
     assert "a worker died (TerminatedWorkerError)" in out
@@ -193,7 +202,7 @@ def test_what_always_kills_its_worker_is_failed_and_takes_no_other_with_it(tmp_p
     )
     folder = tmp_path / "results"
     grid = start("-c", code, tmp_path, *flags, "--jobs", "2", "--results-dir", folder)
-    out, err = grid.communicate(timeout=120)
+    out, err = finish(grid)
     assert grid.returncode == 1, err
     found = {(row["config"]["opt"], row["config"]["epochs"]): row for row in rows("train")}
     assert {key: row["status"] for key, row in found.items()} == {
@@ -217,7 +226,7 @@ def test_a_signal_ends_all_workers(tmp_path, rows, number, status):
         os.killpg(grid.pid, number)  # as a terminal does
     else:
         grid.send_signal(number)
-    _, err = grid.communicate(timeout=60)
+    _, err = finish(grid)
     assert (grid.returncode, err) == (status, "interrupted; everything finished so far is kept\n")
     assert [row["status"] for row in rows("train")] == ["interrupted"] * 2
     deadline = time.monotonic() + 5
@@ -247,7 +256,7 @@ def test_svm_grids_are_shared_out_too(tmp_path, rows):
     two = start("svm.py", *flags, "--jobs", "2", "--results-dir", tmp_path / "two")
     alone = [*flags, "--threads", str(SHARE), "--results-dir", str(tmp_path / "one")]
     assert svm.main(alone) == 0
-    out, err = two.communicate(timeout=120)
+    out, err = finish(two)
     assert two.returncode == 0, err
     assert out.count("in the log") == 3
     assert outcomes(rows, ("svm", "two")) == outcomes(rows, ("svm", "one"))
@@ -274,7 +283,7 @@ def test_a_dask_cluster_of_two_workers_one_of_them_killed(tmp_path, rows):
         wait_for(lambda: lines(tmp_path / "two") >= 1, grid)
         workers[0].kill()
         assert train.main([*flags, "--results-dir", str(tmp_path / "one"), "--threads", "1"]) == 0
-        _, err = grid.communicate(timeout=120)
+        _, err = finish(grid)
         assert grid.returncode == 0, err
     finally:
         for process in (*workers, scheduler):
