@@ -1,10 +1,11 @@
 """Write the report: what the log holds, beside what the study published.
 
-Reads results/log.jsonl, the predictions that it names and, for the images that were mistaken, the
-data folder; measures and fetches nothing. The same log gives the same bytes. Writes report.html, a
-page to explore in one file; report.md; report.tex and, where a TeX is installed, report.pdf; a CSV
-file for each table; figures as PNG and PDF. A part that the log lacks is named, with the command
-that measures it. With --watch it follows a running grid instead, and writes nothing.
+Reads results/log.jsonl, its shards (log.*.jsonl), the predictions that they name and, for the
+images that were mistaken, the data folder; measures and fetches nothing. The same log gives the
+same bytes. Writes report.html, a page to explore in one file; report.md; report.tex and, where a
+TeX is installed, report.pdf; a CSV file for each table; figures as PNG and PDF. A part that the log
+lacks is named, with the command that measures it. With --watch it follows a running grid instead,
+and writes nothing.
 
     python report.py
     python report.py --results-dir reference --out build/report
@@ -31,7 +32,7 @@ from zipfile import BadZipFile
 
 from common import UsageError, run_script
 from common.config import NoGrid, Validated, option, parse_command_line
-from common.results import locate, read_rows, write_atomically, write_together
+from common.results import locate, log_files, read_log, write_atomically, write_together
 
 if TYPE_CHECKING:  # imported after the command line is parsed, so that --help answers at once
     import jinja2
@@ -328,25 +329,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the report of a results folder."""
     _, options = parse_command_line(argv, __doc__, NoGrid, ReportOptions)
     folder = Path(options.results_dir)
-    log = folder / "log.jsonl"
     if options.watch:
         from common.watch import watch
 
         return watch(folder)
     out = Path(options.out) if options.out else folder / "report"
-    rows, problems = read_rows(log)
+    rows, problems = read_log(folder)
     if not rows:
         why = f"none of its {len(problems)} lines can be read" if problems else "missing or empty"
+        log = folder / "log.jsonl"
         raise UsageError(f"--results-dir: {log} is no log to report on: {why}; run make demo first")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out: cannot write to {out}: {error.strerror}") from None
     sections, mistakes = build_sections(rows, problems, folder, options.data_dir)
+    content = b"".join(file.read_bytes() for file in log_files(folder) if file.exists())
     facts = {
         "title": TITLE,
         "rows": len(rows),
-        "log_sha256": hashlib.sha256(log.read_bytes()).hexdigest()[:12],
+        "log_sha256": hashlib.sha256(content).hexdigest()[:12],
         "last": max(str(row["time_utc"]) for row in rows),
     }
     write_report(sections, rows, mistakes, facts, out)

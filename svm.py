@@ -28,13 +28,14 @@ from typing import TYPE_CHECKING, Any
 from common import UsageError, first_line, run_script
 from common.config import (
     SVM_PRESETS,
-    Options,
+    GridOptions,
     SvmConfig,
     as_dict,
     expand_grid,
     parse_command_line,
 )
 from common.data import explain_images, pin_dataset, print_once
+from common.jobs import Job, count_workers, print_commands, share_out
 from common.results import Log, run_id, save_predictions
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def read_convergence(config: SvmConfig, model: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure(config: SvmConfig, options: Options) -> dict[str, Any]:
+def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
     """Fit, test, and save the predictions. Returns: the metrics of the row."""
     import numpy as np
     from joblib import cpu_count
@@ -210,7 +211,7 @@ def measure(config: SvmConfig, options: Options) -> dict[str, Any]:
     images = (config.dataset, config.split, config.split_seed, config.image_size)
     pool, split = load_split(*images, options.data_dir)
     parts = prepare_parts(*images, config.seed, config.samples, config.features, options.data_dir)
-    jobs = cpu_count() if ENGINES[config.engine].threaded else 1
+    jobs = (options.threads or cpu_count()) if ENGINES[config.engine].threaded else 1
     start = time.perf_counter()
     model = fit(config, parts.x_train, parts.y_train)
     fitted = time.perf_counter()
@@ -233,7 +234,7 @@ def measure(config: SvmConfig, options: Options) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fit_or_fail(config: SvmConfig, options: Options, log: Log, label: str) -> dict[str, Any]:
+def fit_or_fail(config: SvmConfig, options: GridOptions, log: Log, label: str) -> dict[str, Any]:
     """Measure one configuration and log it, as failed if it does. Returns: the row."""
     settings = as_dict(config)
     try:
@@ -275,7 +276,7 @@ def format_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit every configuration that the log does not have, and print them all."""
-    grid, options = parse_command_line(argv, __doc__, SvmConfig, Options, SVM_PRESETS)
+    grid, options = parse_command_line(argv, __doc__, SvmConfig, GridOptions, SVM_PRESETS)
     expand_grid(SvmConfig, grid)  # a bad value is said before any image is read
     grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
     configs = expand_grid(SvmConfig, grid)
@@ -284,14 +285,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         explain_images(c.dataset, options.data_dir, c.image_size, c.split, c.split_seed)
         for c in configs
     )
-    log = Log(options.results_dir)
+    log = Log(options.results_dir, options.shard)
     done = {} if options.force else log.finished("svm")
     names = [name for name in grid if name in SHOWN or len(grid[name]) > 1]
+    labels = {config: " ".join(str(as_dict(config)[name]) for name in names) for config in configs}
+    todo = [config for config in configs if run_id("svm", as_dict(config)) not in done]
+    jobs = [Job((config,), config, labels[config]) for config in todo]
+    if options.list_commands:
+        print_commands("svm", jobs, options)
+        return 0
+    workers = count_workers(options)
+    if workers > 1 or options.backend != "loky":
+        share_out("svm", "svm", jobs, log, options, workers)
+        asked = {run_id("svm", as_dict(config)) for config in todo}
+        done |= {row["run_id"]: row for row in log.read("svm") if row["run_id"] in asked}
     rows = []
     for number, config in enumerate(configs, 1):
-        settings = as_dict(config)
-        label = f"[{number}/{len(configs)}] {' '.join(str(settings[name]) for name in names)}"
-        row = done.get(run_id("svm", settings))
+        label = f"[{number}/{len(configs)}] {labels[config]}"
+        row = done.get(run_id("svm", as_dict(config)))
         print(f"{label}: in the log" if row else label, flush=True)
         rows.append(row or fit_or_fail(config, options, log, label))
     print(format_table(rows, names))

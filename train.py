@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -36,23 +37,23 @@ from common.config import (
     pin_memory_effect,
     plainest_twin,
 )
+from common.jobs import Job, count_workers, print_commands, share_out
 from common.results import Log, run_id, save_predictions, write_atomically
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+    from common.distributed import World
     from common.run import Run
 
 
 def choose_configs(grid: dict[str, list[Any]], best: bool, log: Log) -> list[TrainConfig]:
-    """The configurations asked for, each with the device that it will run on; or of these only
-    each data set's best on validation, of those that are finished."""
+    """The configurations asked for; or of these only each data set's best on validation, of those
+    that are finished."""
     from common.data import pin_dataset
-    from common.engine import resolve_device
     from common.measured import pick_best
 
     grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
-    grid["device"] = list(dict.fromkeys(resolve_device(name).type for name in grid["device"]))
     configs = [name_weights(config) for config in expand_grid(TrainConfig, grid)]
     if not best:
         return configs
@@ -84,7 +85,9 @@ def train_id(config: TrainConfig) -> str:
     return run_id("train", as_dict(config))
 
 
-def print_plan(configs: list[TrainConfig], todo: list[Trajectory], data_dir: str) -> None:
+def print_plan(
+    configs: list[TrainConfig], todo: list[Trajectory], data_dir: str, estimated: bool
+) -> None:
     """Say how much there is to do, how much of it is done, and how long the rest may take."""
     from common.run import estimate_ms
 
@@ -93,7 +96,7 @@ def print_plan(configs: list[TrainConfig], todo: list[Trajectory], data_dir: str
         f"{len(configs)} configurations, {len(group_trajectories(configs))} trajectories; "
         f"in the log: {in_log} configurations; to train: {len(todo)} trajectories"
     )
-    if todo:
+    if estimated:
         minutes = estimate_ms((t.trained for t in todo), data_dir) / 6e4
         said = f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
         if math.isnan(minutes):
@@ -110,8 +113,9 @@ def find_twins(
     found = {}
     for row in rows.values():
         with suppress(TypeError, UsageError):  # a row of another version
-            if row["config"].keys() == as_dict(TrainConfig()).keys():
-                found.setdefault(plainest_twin(TrainConfig(**row["config"])), row)
+            config = TrainConfig(**row["config"])
+            if row["config"].keys() == as_dict(config).keys():
+                found.setdefault(plainest_twin(config), row)
     missing = [c for c in configs if train_id(c) not in rows]
     twins = [(c, found[plainest_twin(c)]) for c in missing if plainest_twin(c) in found]
     return twins, [c for c in missing if plainest_twin(c) not in found]
@@ -128,18 +132,28 @@ def append_train(
     )
 
 
-def train_trajectory(trajectory: Trajectory, log: Log, options: TrainOptions) -> None:
+def find_state(trajectory: Trajectory, log: Log, options: TrainOptions) -> dict[str, Any] | None:
+    """What an interrupted training of the trajectory left to continue from."""
+    from common.checkpoint import load_checkpoint
+
+    file = log.folder / state_file_of(trajectory.trained)
+    if options.resume and not options.force and file.exists():
+        state = load_checkpoint(file)
+        if len(state["history"]) <= trajectory.milestones[0]:
+            return state
+    return None
+
+
+def train_trajectory(trajectory: Trajectory, log: Log, options: TrainOptions, world: World) -> None:
     """Train to the last milestone, logging every epoch, and at each milestone the rows due."""
-    from common.checkpoint import load_checkpoint, save_checkpoint
+    from common.checkpoint import save_checkpoint
     from common.run import Run
 
-    run = Run(trajectory.trained, options.data_dir)
+    run = Run(trajectory.trained, options.data_dir, world)
     name = train_id(run.config)
     state_file = log.folder / state_file_of(run.config)
-    if options.resume and not options.force and state_file.exists():
-        state = load_checkpoint(state_file)
-        if len(state["history"]) <= trajectory.milestones[0]:
-            run.restore(state)
+    if state := world.from_first(find_state(trajectory, log, options)):
+        run.restore(state)
     logged = {r["metrics"]["epoch"] for r in log.read("epoch") if r["run_id"] == name}
     for metrics in run.history:  # killed between a checkpoint and its row
         if metrics["epoch"] not in logged:
@@ -187,6 +201,24 @@ def write_scalars(writer: SummaryWriter, metrics: dict[str, Any]) -> None:
         if name != "epoch":
             writer.add_scalar(name, value, metrics["epoch"])
     writer.flush()
+
+
+def follow(trajectories: list[Trajectory], options: TrainOptions, world: World) -> None:
+    """What every process but the first does: the same training and tests, and no writing."""
+    from common.engine import NonFiniteLoss
+    from common.run import Run
+
+    for trajectory in trajectories:
+        run = Run(trajectory.trained, options.data_dir, world)
+        if state := world.from_first():
+            run.restore(state)
+        with suppress(NonFiniteLoss):  # all processes see it, and the first logs it
+            while True:
+                if len(run.history) in trajectory.milestones:
+                    run.test(run.split.test)
+                if len(run.history) >= run.config.epochs:
+                    break
+                run.train_one_epoch()
 
 
 def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -252,37 +284,51 @@ def summarize(run: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def train_all(trajectories: list[Trajectory], log: Log, options: TrainOptions) -> int:
+def train_all(trajectories: list[Trajectory], log: Log, options: TrainOptions, world: World) -> int:
     """Train one trajectory after the other; one that fails leaves failed rows, the rest goes on.
 
     Returns: the number of trajectories that failed.
+    Raises: SystemExit for what the other processes of a training may not have met.
     """
+    from common.engine import NonFiniteLoss
+
     failures = 0
     for number, trajectory in enumerate(trajectories, 1):
         print(f"[{number}/{len(trajectories)}] {trajectory.trained.describe()}", flush=True)
         try:
-            train_trajectory(trajectory, log, options)
+            train_trajectory(trajectory, log, options, world)
         except UsageError:
             raise
         except KeyboardInterrupt:
             log.append("train", as_dict(trajectory.trained), {}, status="interrupted")
             raise
         except Exception as error:
+            if world.size > 1 and not isinstance(error, NonFiniteLoss):
+                what = first_line(error)
+                print(f"  ended: {what}", flush=True)
+                log.append("train", as_dict(trajectory.trained), {}, status="interrupted",
+                           error=what)  # fmt: skip
+                sys.exit(1)
             failures += 1
-            what = first_line(error)
-            if is_out_of_memory(error):
-                config = trajectory.trained
-                what = (
-                    f"out of memory at --batch-size {config.batch_size}, --image-size "
-                    f"{config.image_size}: lower one of them ({what})"
-                )
-            print(f"  failed: {what}", flush=True)
-            metrics = getattr(error, "metrics", {})
-            finished = log.finished("train")
-            for config in trajectory.configs:
-                if train_id(config) not in finished:
-                    log.append("train", as_dict(config), metrics, status="failed", error=what)
+            log_failure(trajectory, error, log)
     return failures
+
+
+def log_failure(trajectory: Trajectory, error: Exception, log: Log) -> None:
+    """Write a failed row for every configuration that is not finished."""
+    what = first_line(error)
+    if is_out_of_memory(error):
+        config = trajectory.trained
+        what = (
+            f"out of memory at --batch-size {config.batch_size}, --image-size "
+            f"{config.image_size}: lower one of them ({what})"
+        )
+    print(f"  failed: {what}", flush=True)
+    metrics = getattr(error, "metrics", {})
+    finished = log.finished("train")
+    for config in trajectory.configs:
+        if train_id(config) not in finished:
+            log.append("train", as_dict(config), metrics, status="failed", error=what)
 
 
 def export_all(configs: list[TrainConfig], log: Log, options: TrainOptions) -> int:
@@ -304,6 +350,11 @@ def export_all(configs: list[TrainConfig], log: Log, options: TrainOptions) -> i
     return failures
 
 
+def jobs_of(trajectories: list[Trajectory]) -> list[Job]:
+    """Each trajectory as a piece of work for a worker, or for a command of its own."""
+    return [Job(t.configs, t.trained, t.trained.describe()) for t in trajectories]
+
+
 def print_table(configs: list[TrainConfig], log: Log) -> None:
     """The finished configurations, one a line."""
     from tabulate import tabulate
@@ -323,6 +374,53 @@ def print_table(configs: list[TrainConfig], log: Log) -> None:
     print(tabulate(lines, head, disable_numparse=True))
 
 
+def set_up(grid: dict[str, list[Any]], options: TrainOptions) -> tuple[World, int]:
+    """Set this process up, and fill in what the machine decides: the devices, and how many
+    processes train together.
+
+    Returns: this process's place among those, and the number of workers.
+    Raises: UsageError.
+    """
+    import torch
+
+    from common.distributed import join_world
+    from common.engine import keep_freed_memory, make_deterministic, resolve_device
+
+    keep_freed_memory()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.deterministic:
+        make_deterministic()
+    if not options.list_commands or "auto" in grid["device"]:
+        grid["device"] = list(dict.fromkeys(resolve_device(name).type for name in grid["device"]))
+    world = join_world(grid["device"])
+    grid["world_size"] = [world.size]
+    workers = count_workers(options, grid["device"][0])
+    if world.size > 1 and (workers > 1 or options.backend != "loky" or options.list_commands):
+        raise UsageError("--jobs, --backend, --list-commands: one process only; leave torchrun out")
+    return world, workers
+
+
+def check_all(configs: list[TrainConfig], data_dir: str) -> None:
+    """Say what is wrong with any configuration, or to be known of its images, before training.
+
+    Raises: UsageError.
+    """
+    from common.data import explain_images, print_once
+    from common.run import check_config
+
+    for config in configs:
+        precision = check_config(config, data_dir)
+        if config.amp and precision == "fp32":
+            print(
+                f"{config.describe()}: fp32, for this CPU has no fast bf16; --amp changes nothing"
+            )
+    print_once(
+        explain_images(c.dataset, data_dir, c.image_size, c.split, c.split_seed, c.limit)
+        for c in configs
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Plan, train, export, and print what was found."""
     grid, options = parse_command_line(argv, __doc__, TrainConfig, TrainOptions, TRAIN_PRESETS)
@@ -332,39 +430,32 @@ def main(argv: list[str] | None = None) -> int:
             f"--amp-dtype {grid['amp_dtype'][0]}: --amp is false, so that nothing would be "
             "computed in it; leave one of the two out"
         )
-    import torch
-
-    from common.data import explain_images, print_once
-    from common.engine import keep_freed_memory, make_deterministic
     from common.export import check_format
-    from common.run import check_config
     from common.watch import write_plan
 
-    keep_freed_memory()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    if options.deterministic:
-        make_deterministic()
+    world, workers = set_up(grid, options)
+    if world.rank:
+        follow(world.from_first(), options, world)
+        world.leave()
+        return 0
     for format in options.export:
         check_format(format)
     if options.tensorboard:
         check_tensorboard()
-    log = Log(options.results_dir)
+    log = Log(options.results_dir, options.shard)
     configs = choose_configs(grid, options.best, log)
-    for config in configs:
-        precision = check_config(config, options.data_dir)
-        if config.amp and precision == "fp32":
-            print(
-                f"{config.describe()}: fp32, for this CPU has no fast bf16; --amp changes nothing"
-            )
-    print_once(
-        explain_images(c.dataset, options.data_dir, c.image_size, c.split, c.split_seed, c.limit)
-        for c in configs
-    )
+    if options.list_commands:
+        todo = group_trajectories(configs if options.force else find_twins(configs, log)[1])
+        print_commands("train", jobs_of(todo), options)
+        return 0
+    check_all(configs, options.data_dir)
     twins, rest = ([], configs) if options.force else find_twins(configs, log)
     todo = group_trajectories(rest)
     if len(configs) > 1 or options.dry_run:
-        print_plan(configs, todo, options.data_dir)
+        # Of several processes no step is timed; and one trajectory is begun sooner than timed.
+        estimated = world.size == 1 and (len(todo) > 1 or (options.dry_run and bool(todo)))
+        print_plan(configs, todo, options.data_dir, estimated)
+    world.from_first([] if options.dry_run else todo)
     if options.dry_run:
         return 0
     started = time.monotonic()
@@ -375,9 +466,13 @@ def main(argv: list[str] | None = None) -> int:
     for config, row in twins:
         shared_with = row["metrics"]["shared_with"] or row["run_id"]
         append_train(log, config, row["metrics"], shared_with, measured_by=row)
-    failures = train_all(todo, log, options)
+    if workers > 1 or options.backend != "loky":
+        failures = share_out("train", "train", jobs_of(todo), log, options, workers)
+    else:
+        failures = train_all(todo, log, options, world)
     failures += export_all(configs, log, options) if options.export else 0
     print_table(configs, log)
+    world.leave()
     print(f"{time.monotonic() - started:.0f} s; log: {log.path}")
     return 1 if failures else 0
 

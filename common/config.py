@@ -40,7 +40,8 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
     metadata: choices (names allowed), check (a function to call with them instead of looking among
     them), minimum and maximum (inclusive), above (exclusive), many (the flag takes one or more
     values and the field holds a tuple; in a grid class every field does), flag (False: the field
-    has none, a script fills it in), positional (given without its name).
+    has none, a script fills it in), positional (given without its name), silent (at its default the
+    field is not in the log, nor in the run_id: it came after rows that it changes nothing in).
     """
     if isinstance(default, (list, tuple)):
         default = tuple(default)
@@ -127,7 +128,7 @@ class TrainConfig(DataConfig):
         minimum=0, maximum=1,
     )  # fmt: skip
     epochs: int = option(5, "passes over the training split", minimum=1)
-    batch_size: int = option(16, "images a step", minimum=1)
+    batch_size: int = option(16, "images a step, of all processes together", minimum=1)
     amp: bool = option(True, "automatic mixed precision, where the device has a fast 16-bit type")
     amp_dtype: str = option(
         "auto", "16-bit type; fp16 needs CUDA", choices=("auto", "bf16", "fp16")
@@ -141,6 +142,10 @@ class TrainConfig(DataConfig):
         False, "page-locked host batches; needs --data-on host on an accelerator"
     )
     device: str = option("auto", "auto takes the accelerator if there is one", choices=DEVICES)
+    sync_bn: bool = option(
+        False, "BatchNorm's statistics over all of torchrun's processes; not on a CPU", silent=True
+    )
+    world_size: int = option(1, "of torchrun's processes, filled in", flag=False, silent=True)
 
     @property
     def mirrored(self) -> bool:
@@ -262,7 +267,40 @@ class Options(Validated):
 
 
 @dataclass(frozen=True)
-class TrainOptions(Options):
+class GridOptions(Options):
+    """Flags of a script that does the work of a grid."""
+
+    jobs: str = option("1", "how many at once, or auto: one a core, or one an accelerator")
+    backend: str = option(
+        "loky", "what runs several at once: processes here, or a cluster's workers",
+        choices=("loky", "dask", "ray"),
+    )  # fmt: skip
+    cluster: str | None = option(
+        None, "address of the cluster's scheduler (default: one of --jobs workers is started here)"
+    )
+    threads: int | None = option(
+        None, "CPU threads of each process (default: an equal share of the cores; torchrun's is 1)",
+        minimum=1,
+    )  # fmt: skip
+    shard: str | None = option(
+        None, "append to log.SHARD.jsonl, and look for finished work there alone"
+    )
+    list_commands: bool = option(
+        False, "print a shell command for each piece of work that is not in the log, and stop"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.jobs != "auto" and not (self.jobs.isdecimal() and int(self.jobs) > 0):
+            raise UsageError(f"--jobs: {self.jobs!r} is neither a number from 1 up nor auto")
+        if self.shard is not None and not self.shard.replace("-", "").replace("_", "").isalnum():
+            raise UsageError(f"--shard: {self.shard!r} must be of letters, digits, - and _")
+        if self.cluster and self.backend == "loky":
+            raise UsageError(f"--cluster {self.cluster}: needs --backend dask or ray")
+
+
+@dataclass(frozen=True)
+class TrainOptions(GridOptions):
     """Flags of train.py beside the configuration."""
 
     dry_run: bool = option(False, "print the plan and stop")
@@ -273,7 +311,6 @@ class TrainOptions(Options):
     export: tuple[str, ...] = option(
         (), "export the trained network", choices=EXPORT_FORMATS, many=True
     )
-    threads: int | None = option(None, "CPU threads (default: torch's own choice)", minimum=1)
     deterministic: bool = option(
         False, "only algorithms that give the same bits each time, on an accelerator too; slower"
     )
@@ -477,6 +514,22 @@ def expand_grid(config_class: type, grid: dict[str, list[Any]]) -> list[Any]:
     ]
 
 
+def to_flags(settings: Sequence[Any], several: bool) -> list[str]:
+    """The flags that give these configurations as a grid, or, not several, these options."""
+    flags = []
+    for f in fields(settings[0]):
+        values = list(dict.fromkeys(getattr(item, f.name) for item in settings))
+        if values == [f.default] or not f.metadata.get("flag", True):
+            continue
+        if isinstance(values[0], bool) and not several:
+            flags.append(flag_of(f.name) if values[0] else flag_of(f"no_{f.name}"))
+            continue
+        items = values[0] if isinstance(values[0], tuple) else values
+        texts = (str(v).lower() if isinstance(v, bool) else str(v) for v in items)
+        flags += [flag_of(f.name), *texts]
+    return flags
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """Configurations that one training serves, shortest first; `trained` is the one trained."""
@@ -525,4 +578,9 @@ def group_trajectories(configs: Sequence[TrainConfig]) -> list[Trajectory]:
 
 def as_dict(config: Any) -> dict[str, Any]:
     """All fields of a configuration, as the log holds them."""
-    return dataclasses.asdict(config)
+    silent = {f.name: f.default for f in fields(config) if f.metadata.get("silent")}
+    return {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in silent or value != silent[name]
+    }

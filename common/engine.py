@@ -21,6 +21,7 @@ from tqdm import tqdm
 from common import UsageError
 from common.conv import use_matmul
 from common.data import Batches
+from common.distributed import ALONE, World
 from common.muon import Muon
 from common.timing import now_ms
 
@@ -196,17 +197,22 @@ def build_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
 def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
     inputs: Tensor, labels: Tensor, precision: str, label_smoothing: float = 0.0,
-    lap: Callable[[str], None] = lambda phase: None,
+    lap: Callable[[str], None] = lambda phase: None, scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """One step; `lap` is called with the name of each phase at its end.
+    """One step on the mean loss, or on the summed loss times `scale`; `lap` is called with the name
+    of each phase at its end.
 
-    Shapes: inputs (B, 3, S, S), labels (B,) -> mean loss (), logits (B, classes).
+    Shapes: inputs (B, 3, S, S), labels (B,) -> loss (), logits (B, classes).
     """
     torch.compiler.cudagraph_mark_step_begin()  # what the last step's graph returned is done with
     with autocast(inputs.device, precision):
         logits = model(inputs)
     logits = logits.float()
-    loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    if scale is None:
+        loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    else:
+        total = cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
+        loss = total * scale
     lap("forward")
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
@@ -220,10 +226,10 @@ def train_step(
 def train_epoch(
     model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
     batches: Batches, order: Sequence[Tensor], precision: str, label: str | None = None, *,
-    lrs: Sequence[float] | None = None, label_smoothing: float = 0.0,
+    lrs: Sequence[float] | None = None, label_smoothing: float = 0.0, world: World = ALONE,
 ) -> EpochResult:  # fmt: skip
     """Train on every batch of indices or views in `order`, once, at the learning rate of each
-    step, or at the optimiser's own.
+    step, or at the optimiser's own; each process of `world` on its share of every batch.
 
     With a label a progress bar is shown on a terminal.
     Raises: NonFiniteLoss, on a CPU at most CHECK_EVERY steps late, else at the end of the epoch.
@@ -233,31 +239,38 @@ def train_epoch(
     losses = torch.zeros(len(order), device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     seen = 0
-    progress = tqdm(order, desc=label, disable=None if label else True, leave=False)
+    shares, scales = world.share(order)
+    progress = tqdm(shares, desc=label, disable=None if label else True, leave=False)
     start_ms = now_ms(device)
     for step, index in enumerate(progress, 1):
         if lrs:
             for group in optimizer.param_groups:
                 group["lr"] = lrs[step - 1]
         inputs, labels = batches.load(index)
+        scale = scales[step - 1]
         loss, logits = train_step(
-            model, optimizer, scaler, inputs, labels, precision, label_smoothing
+            model, optimizer, scaler, inputs, labels, precision, label_smoothing, scale
         )
         losses[step - 1] = loss
-        correct += (logits.argmax(1) == labels).sum()
-        seen += len(index)
+        if scale != 0:
+            correct += (logits.argmax(1) == labels).sum()
+            seen += len(index)
         # On an accelerator a look would stall the queue: without a bar it waits for the end.
-        if step % CHECK_EVERY == 0 and (device.type == "cpu" or not progress.disable):
-            _check_finite(losses[:step])
+        # Processes look together: a bar, which only one of them has, must not make one look.
+        stalls = device.type != "cpu" and (progress.disable or world.size > 1)
+        if step % CHECK_EVERY == 0 and not stalls:
+            _check_finite(world.mean(losses[:step]))
             progress.set_postfix_str(
                 f"loss {losses[step - CHECK_EVERY : step].mean():.3f}, acc {correct / seen:.4f}, "
                 f"{seen / (now_ms(device) - start_ms) * 1e3:.0f} images/s", refresh=False,
             )  # fmt: skip
     train_ms = now_ms(device) - start_ms
+    losses = world.mean(losses)
     _check_finite(losses)
     sizes = torch.tensor([len(index) for index in order], dtype=torch.float64)
-    mean_loss = (losses.double().cpu() @ sizes).item() / seen
-    return EpochResult(mean_loss, correct.item() / seen, train_ms)
+    total = int(sizes.sum())
+    mean_loss = (losses.double().cpu() @ sizes).item() / total
+    return EpochResult(mean_loss, world.sum(correct).item() / total, train_ms)
 
 
 def _check_finite(losses: Tensor) -> None:

@@ -25,7 +25,7 @@ STUDY_TEST_IMAGES = 14_000
 TRAIN_PROTOCOL = {
     "split": "study", "limit": None, "image_size": 64, "batch_size": 16, "amp": True,
     "weights": None, "weight_decay": None, "schedule": "constant", "label_smoothing": 0.0,
-    "translate": 0, "flip": False, "erase": 0.0,
+    "translate": 0, "flip": False, "erase": 0.0, "world_size": 1,
 }  # fmt: skip
 SVM_PROTOCOL = {
     "split": "study", "samples": 10_000, "features": "raw", "C": 1.0, "gamma": "scale",

@@ -42,12 +42,16 @@ def run_id(kind: str, config: dict[str, Any]) -> str:
 
 
 class Log:
-    """Appends rows to results_dir/log.jsonl, stamped with the commit and the machine."""
+    """Appends rows to results_dir/log.jsonl, stamped with the commit and the machine.
 
-    def __init__(self, results_dir: str | Path) -> None:
+    A shard is a log of its own, log.SHARD.jsonl: who writes it reads no other, whoever has none
+    reads them all.
+    """
+
+    def __init__(self, results_dir: str | Path, shard: str | None = None) -> None:
         """Raises: UsageError when the folder cannot be written, before any work is done."""
-        self.folder = Path(results_dir)
-        self.path = self.folder / "log.jsonl"
+        self.folder, self.shard = Path(results_dir), shard
+        self.path = self.folder / (f"log.{shard}.jsonl" if shard else "log.jsonl")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(self.path, "ab"):
@@ -57,7 +61,8 @@ class Log:
 
     def read(self, kind: str) -> list[dict[str, Any]]:
         """The rows of one kind, oldest first."""
-        return [row for row in read_rows(self.path)[0] if row["kind"] == kind]
+        rows = read_rows(self.path)[0] if self.shard else read_log(self.folder)[0]
+        return [row for row in rows if row["kind"] == kind]
 
     def finished(self, kind: str) -> dict[str, dict[str, Any]]:
         """The last successful row of each run_id."""
@@ -253,6 +258,20 @@ def read_rows(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
                 row[part] = shared.setdefault(repr(row[part]), row[part])
             rows.append(row)
     return rows, problems
+
+
+def log_files(folder: Path) -> list[Path]:
+    """The log of a results folder, and its shards."""
+    return [folder / "log.jsonl", *sorted(folder.glob("log.*.jsonl"))]
+
+
+def read_log(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Read a log and its shards as one, oldest row first, as read_rows does."""
+    first, *shards = (read_rows(file) for file in log_files(folder))
+    rows = [*first[0], *(row for found, _ in shards for row in found)]
+    if shards:
+        rows.sort(key=lambda row: row["time_utc"])
+    return rows, [*first[1], *(problem for _, found in shards for problem in found)]
 
 
 def _refuse_constant(name: str) -> None:

@@ -23,15 +23,16 @@ from common.data import (
     split_batches,
     split_dataset,
 )
+from common.distributed import ALONE, World, check_world
 from common.models import build_model, build_on_meta
 
 
 class Run:
     """A trajectory of weights: one training configuration, some epochs of which are done."""
 
-    def __init__(self, config: TrainConfig, data_dir: str) -> None:
+    def __init__(self, config: TrainConfig, data_dir: str, world: World = ALONE) -> None:
         """Raises: UsageError for data, split, device, precision or weights that are not there."""
-        self.config = config
+        self.config, self.world = config, replace(world, sync_bn=config.sync_bn)
         self.device = torch.device(config.device)
         self.precision = engine.resolve_precision(config.amp, config.amp_dtype, self.device)
         self.dataset = cached_dataset(config.dataset, data_dir, config.image_size)
@@ -44,8 +45,11 @@ class Run:
         )  # fmt: skip
         torch.manual_seed(config.seed)
         self.model = new_model(config, self.dataset)
+        if config.sync_bn:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model.to(self.device, memory_format=self.batches.memory_format)
-        self.forward = engine.prepare_forward(self.model, config.compile, config.channels_last)
+        forward = engine.prepare_forward(self.model, config.compile, config.channels_last)
+        self.forward = world.wrap(forward)
         self.optimizer = engine.build_optimizer(
             self.model, config.opt, config.lr, config.weight_decay
         )
@@ -77,15 +81,19 @@ class Run:
         Raises: engine.NonFiniteLoss, which names the epoch.
         """
         order = self.order(epoch)
+        label = f"{self.config.describe()} [{epoch}/{self.config.epochs}]"
+        self.world.seed(self.config.seed, epoch)
         try:
-            return engine.train_epoch(
+            result = engine.train_epoch(
                 self.forward, self.optimizer, self.scaler, self.batches, order, self.precision,
-                label=f"{self.config.describe()} [{epoch}/{self.config.epochs}]",
-                lrs=self.lrs(epoch, len(order)), label_smoothing=self.config.label_smoothing,
+                label=None if self.world.rank else label, lrs=self.lrs(epoch, len(order)),
+                label_smoothing=self.config.label_smoothing, world=self.world,
             )  # fmt: skip
         except engine.NonFiniteLoss as error:
             error.metrics["epoch"] = epoch
             raise
+        self.world.average_buffers(self.model)
+        return result
 
     def train_one_epoch(self) -> dict[str, Any]:
         """Train and validate the next epoch; return its metrics, which join the history."""
@@ -102,7 +110,10 @@ class Run:
 
     def test(self, index: Tensor) -> tuple[float, float, Tensor]:
         """Loss, accuracy and logits on the images of `index`. Shapes: (N,) -> (N, classes)."""
-        logits = engine.evaluate(self.model, self.batches, index)
+        logits = self.world.evaluate(
+            lambda part: engine.evaluate(self.model, self.batches, part), index,
+            engine.EVAL_BATCH_SIZE,
+        )  # fmt: skip
         return *engine.score(logits, self.dataset.labels[index]), logits
 
     def weights(self) -> dict[str, Any]:
@@ -156,6 +167,7 @@ def check_config(config: TrainConfig, data_dir: str) -> str:
     Returns: the precision that it will train in.
     Raises: UsageError.
     """
+    check_world(config)
     device = torch.device(config.device)
     precision = engine.resolve_precision(config.amp, config.amp_dtype, device)
     dataset = cached_dataset(config.dataset, data_dir, config.image_size)

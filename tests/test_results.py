@@ -12,6 +12,7 @@ from common.results import (
     Log,
     append_line,
     dumps_strict,
+    read_log,
     read_rows,
     run_id,
     write_atomically,
@@ -31,6 +32,24 @@ def test_a_row_comes_back_as_it_was_written(tmp_path):
     assert row["run_id"] != run_id("train", {"seed": 1, "dataset": "digits"})
     assert len(row["git"]["commit"]) == 40
     assert len(row["env"]["load_average"]) == 3
+
+
+def test_shards_are_read_as_one_log_but_by_who_writes_one(tmp_path):
+    """In the order of their times, whatever file they are in."""
+    times = {None: "2026-01-02", "b": "2026-01-03", "a": "2026-01-01"}
+    for shard, day in times.items():
+        log = Log(tmp_path, shard)
+        row = log.append("svm", {"seed": 0}, {"day": day}) | {"time_utc": day}
+        log.path.write_text(json.dumps(row) + "\nbroken\n")
+    rows, problems = read_log(tmp_path)
+    assert [row["metrics"]["day"] for row in rows] == sorted(times.values())
+    assert [problem.split(":")[0].rsplit("/", 1)[1] for problem in problems] == [
+        "log.jsonl", "log.a.jsonl", "log.b.jsonl"
+    ]  # fmt: skip
+    [last] = Log(tmp_path).finished("svm").values()
+    assert last["metrics"]["day"] == "2026-01-03"
+    [own] = Log(tmp_path, "a").read("svm")
+    assert own["metrics"]["day"] == "2026-01-01"
 
 
 def test_nan_and_infinity_become_null():

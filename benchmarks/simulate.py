@@ -1,0 +1,264 @@
+"""How long a grid takes on many workers, and what its limit is: a discrete-event simulation.
+
+    python benchmarks/simulate.py
+    python benchmarks/simulate.py --trajectories 1000000 --workers 1000 10000 --sharded
+
+A worker asks the scheduler for a trajectory, reads the log for what is done, and trains; after each
+epoch it stores a checkpoint and appends to the log. Scheduler, file system and log serve one worker
+at a time, in the order in which they are asked. A trajectory's speed is drawn once (lognormal, mean
+1); a worker fails at random (exponential) and begins its epoch again after a restart. What is not
+given is measured here and now: the epoch from the rows of --results-dir, the rest in its folder.
+Every line of the table is simulated. The last line of the output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common import UsageError, run_script  # noqa: E402
+from common.results import append_line, read_rows  # noqa: E402
+
+READS = 3  # of the whole log by a command: what is done, which epochs, the last table
+FULL = 0.9  # share of the time from which on a part that serves one at a time is the limit
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is simulated. Units: seconds, each for one of what it is named after."""
+
+    trajectories: int
+    workers: int
+    epoch_s: float
+    epochs: int = 5
+    sigma: float = 0.0  # of the logarithm of a trajectory's speed
+    mtbf_s: float = math.inf  # between failures of one worker
+    restart_s: float = 0.0
+    dispatch_s: float = 0.0  # a trajectory, by the scheduler
+    store_s: float = 0.0  # a checkpoint, on the file system
+    append_s: float = 0.0  # a row, under the log's lock
+    read_s: float = 0.0  # a row of the log, by every worker for itself
+    rows: int = 1  # at a trajectory's end, beside one an epoch
+    sharded: bool = False  # every worker has a log of its own, and reads no other
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a simulated grid took, the share of the workers' time spent in epochs that counted, and
+    the shares of the whole time in which the parts that serve one at a time did so."""
+
+    makespan_s: float
+    efficiency: float
+    scheduler: float
+    files: float
+    log: float
+
+    @property
+    def limit(self) -> str:
+        """What more workers would wait for."""
+        name = max(("scheduler", "files", "log"), key=lambda part: getattr(self, part))
+        return name if getattr(self, name) >= FULL else "workers"
+
+
+class Queue:
+    """A part that serves one at a time, in the order of asking."""
+
+    def __init__(self) -> None:
+        self.free_s = self.busy_s = 0.0
+
+    def serve(self, now_s: float, service_s: float) -> float:
+        """When the one that asks now has been served."""
+        self.free_s = max(now_s, self.free_s) + service_s
+        self.busy_s += service_s
+        return self.free_s
+
+
+ASK, STORE, LOG = range(3)  # what a worker does next
+
+
+def simulate(grid: Grid, seed: int = 0) -> Outcome:
+    """Run the grid's events in the order of their times."""
+    random = Random(seed)
+    scheduler, files, log = Queue(), Queue(), Queue()
+    left, written, worked_s, now = grid.trajectories, 0, 0.0, 0.0
+    trained = [0] * grid.workers  # epochs of the worker's trajectory
+    own_s = [0.0] * grid.workers  # length of an epoch of it
+    events = [(0.0, worker, ASK) for worker in range(min(grid.workers, grid.trajectories))]
+    while events:
+        now, worker, step = heapq.heappop(events)
+        if step == ASK:
+            if not left:
+                continue
+            left -= 1
+            trained[worker] = 0
+            own_s[worker] = grid.epoch_s * random.lognormvariate(-(grid.sigma**2) / 2, grid.sigma)
+            read = 0 if grid.sharded else READS * written
+            begin = scheduler.serve(now, grid.dispatch_s) + grid.read_s * read
+            event = (begin + train(own_s[worker], grid, random), worker, STORE)
+        elif step == STORE:
+            event = (files.serve(now, grid.store_s), worker, LOG)
+        else:
+            trained[worker] += 1
+            worked_s += own_s[worker]
+            done = trained[worker] == grid.epochs
+            rows = 1 + grid.rows * done
+            written += rows
+            served = now + rows * grid.append_s
+            if not grid.sharded:
+                served = log.serve(now, rows * grid.append_s)
+            if done:
+                event = (served, worker, ASK)
+            else:
+                event = (served + train(own_s[worker], grid, random), worker, STORE)
+        heapq.heappush(events, event)
+    shares = (part.busy_s / now if now else 0.0 for part in (scheduler, files, log))
+    return Outcome(now, worked_s / (grid.workers * now) if now else 1.0, *shares)
+
+
+def train(epoch_s: float, grid: Grid, random: Random) -> float:
+    """Seconds until an epoch is done, with the failures on the way."""
+    total_s = epoch_s
+    if grid.mtbf_s < math.inf:
+        while (failed_s := random.expovariate(1 / grid.mtbf_s)) < epoch_s:
+            total_s += failed_s + grid.restart_s
+    return total_s
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+def measure_epoch_s(folder: str) -> float:
+    """The median epoch of a log. Raises: UsageError when it has none."""
+    rows = read_rows(Path(folder) / "log.jsonl")[0]
+    times = [row["metrics"]["train_ms"] / 1e3 for row in rows if row["kind"] == "epoch"]
+    if not times:
+        raise UsageError(f"--results-dir: no epoch in the log of {folder}; give --epoch-s")
+    return statistics.median(times)
+
+
+def measure_log(folder: str, n: int = 100) -> tuple[float, float]:
+    """Median seconds to append a log's last row durably, and mean seconds to read it."""
+    line = Path(folder, "log.jsonl").read_text().splitlines()[-1]
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        path, times = Path(scratch, "log.jsonl"), []
+        for _ in range(n):
+            start = time.perf_counter()
+            append_line(path, line)
+            times.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        read_rows(path)
+        return statistics.median(times), (time.perf_counter() - start) / n
+
+
+def measure_store_s(folder: str, model: str, n: int = 5) -> float:
+    """Median seconds to save what a run of the network continues from, by momentum SGD."""
+    from common.checkpoint import save_checkpoint
+    from common.models import build_model
+
+    weights = build_model(model, 10).state_dict()
+    state, times = {"model": weights, "momentum": {k: v.clone() for k, v in weights.items()}}, []
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        for _ in range(n):
+            start = time.perf_counter()
+            save_checkpoint(Path(scratch, "run.pt"), state)
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def fill_in(args: argparse.Namespace) -> Grid:
+    """The grid asked for, each part that was not given measured; says which is which."""
+    folder = args.results_dir
+    measures = {
+        "epoch_s": lambda: measure_epoch_s(folder),
+        "store_s": lambda: measure_store_s(folder, args.model),
+        "append_s": lambda: measure_log(folder)[0],
+        "read_s": lambda: measure_log(folder)[1],
+    }
+    parts = {}
+    for name, measure in measures.items():
+        given = getattr(args, name)
+        parts[name] = measure() if given is None else given
+        print(f"{name} {parts[name]:.6g} ({'measured' if given is None else 'given'})")
+    return Grid(
+        0, 0, epochs=args.epochs, rows=args.rows, sigma=args.sigma, mtbf_s=args.mtbf_s,
+        restart_s=args.restart_s, dispatch_s=args.dispatch_s, sharded=args.sharded, **parts,
+    )  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that people would say it in."""
+    for unit, size in (("years", 31_557_600), ("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Simulate every combination of sizes, and print a table."""
+    from tabulate import tabulate
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    sizes = [10**k for k in range(2, 7)]
+    add("--trajectories", type=int, nargs="+", default=sizes, help="[100 to 1000000]")
+    add("--workers", type=int, nargs="+", default=[1, 10, 100, 1000, 10_000], help="[1 to 10000]")
+    add("--epochs", type=int, default=5, help="of a trajectory [5]")
+    add("--rows", type=int, default=4, help="rows at its end, as in --preset q1a [4]")
+    add("--epoch-s", type=float, help="an epoch [the median of --results-dir]")
+    add("--append-s", type=float, help="to append a row to the log [measured]")
+    add("--read-s", type=float, help="to read a row of it [measured]")
+    add("--store-s", type=float, help="of the file system for a checkpoint [measured]")
+    add("--dispatch-s", type=float, default=0.01, help="of the scheduler, a trajectory [0.01]")
+    add("--sigma", type=float, default=0.2, help="sd of the logarithm of the speed [0.2]")
+    add("--mtbf-s", type=float, default=1e6, help="between a worker's failures [1e6]")
+    add("--restart-s", type=float, default=60.0, help="from a failure to the epoch again [60]")
+    add("--sharded", action="store_true", help="a log for every worker (--shard)")
+    add("--model", default="resnet18", help="whose checkpoint is stored [resnet18]")
+    add("--results-dir", default="reference", help="whose epochs, and where files are [reference]")
+    add("--seed", type=int, default=0, help="of what is drawn [0]")
+    args = parser.parse_args(argv)
+    grid = fill_in(args)
+    lines, found = [], []
+    for n in args.trajectories:
+        for workers in (w for w in args.workers if w <= n):
+            case = replace(grid, trajectories=n, workers=workers)
+            end = simulate(case, args.seed)
+            lines.append([
+                f"{n:,}", f"{workers:,}", duration(end.makespan_s),
+                f"{n / end.makespan_s * 3600:,.0f}", f"{end.efficiency:.0%}",
+                *(f"{share:.0%}" for share in (end.scheduler, end.files, end.log)), end.limit,
+            ])  # fmt: skip
+            found.append(asdict(case) | asdict(end))
+    heads = ["trajectories", "workers", "takes", "an hour", "in epochs", "scheduler", "files",
+             "log", "limit"]  # fmt: skip
+    print(
+        tabulate(
+            lines, heads, tablefmt="pipe", disable_numparse=True, colalign=["right"] * 8 + ["left"]
+        )
+    )
+    print(json.dumps(_without_infinity(found)))
+    return 0
+
+
+def _without_infinity(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in row.items()}
+        for row in found
+    ]
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,261 @@
+"""Several processes train as one does: torch's autograd and the single process are the reference.
+
+Every job is started by torchrun, with gloo, on loopback."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import train
+from common import UsageError
+from common.checkpoint import load_checkpoint
+from common.config import TrainConfig, as_dict
+from common.distributed import World, check_world
+from common.models import MODELS
+from common.results import run_id
+from common.run import Run
+
+ROOT = Path(__file__).parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+TWO = [*TORCHRUN, "--standalone", "--nproc-per-node", "2"]
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+# A network without BatchNorm, and what each test does with it.
+PLAIN = """
+import sys, torch
+from torch import nn
+from common import models, run_script
+models.MODELS["plain"] = lambda classes: nn.Sequential(
+    nn.Conv2d(3, 8, 3, stride=2), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, classes))
+"""
+TRAIN = """
+import common.distributed, train
+common.distributed.join_world = lambda devices: world  # a process joins once
+del sys.argv[1]
+run_script(train.main)
+"""
+GRADIENTS = """
+import os
+from common.config import TrainConfig
+from common.distributed import join_world
+from common.engine import train_epoch
+from common.run import Run
+world = join_world(["cpu"])
+config = TrainConfig("digits", model="plain", image_size=16, device="cpu", amp=False)
+for n in (19, 5, 3, 2, 1):
+    run = Run(config, "data", world)
+    batch = run.order(1)[0].new_tensor(range(n))
+    train_epoch(run.forward, run.optimizer, run.scaler, run.batches, [batch], "fp32", world=world)
+    grads = {name: p.grad for name, p in run.model.named_parameters()}
+    torch.save(grads, os.path.join(sys.argv[1], f"{world.rank}-{n}.pt"))
+"""
+FLAGS = ["--dataset", "digits", "--image-size", "16", "--model", "plain", "--amp", "false"]
+
+
+def job(*command, **kwargs):
+    return subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, env=ENV, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True, **kwargs,
+    )  # fmt: skip
+
+
+def finish(process, status=0):
+    try:
+        out, err = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(process.communicate()) from None
+    assert process.returncode == status, err[-3000:]
+    return out, err
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def children(pid):
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pids):
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_shares_make_up_every_batch_and_none_is_of_one_image_where_batchnorm_would_fail():
+    for n in range(1, 40):
+        batch = torch.arange(n)
+        for size in range(2, 9):
+            parts = [World(rank, size).share([batch]) for rank in range(size)]
+            counted = [part for [part], [scale] in parts if scale]
+            assert torch.cat(counted).tolist() == batch.tolist()
+            assert {scale for _, [scale] in parts} <= {0.0, size / n}
+            assert all(len(part) > 0 for [part], _ in parts)
+            assert len(counted) == 1 or min(map(len, counted)) >= 2
+            synced = [World(rank, size, sync_bn=True).share([batch]) for rank in range(size)]
+            assert torch.cat([part for [part], _ in synced]).tolist() == batch.tolist()
+            assert {scale for _, [scale] in synced} == {size / n}
+
+
+def test_one_process_is_in_no_row_and_several_are_another_run():
+    alone = as_dict(TrainConfig())
+    assert "world_size" not in alone
+    assert "sync_bn" not in alone
+    two = as_dict(TrainConfig(world_size=2))
+    assert two["world_size"] == 2
+    assert run_id("train", two) != run_id("train", alone)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"sync_bn": True}, "--sync-bn: one process has nothing to synchronise"),
+        ({"sync_bn": True, "world_size": 2}, "--sync-bn: torch's SyncBatchNorm needs an acceler"),
+        ({"batch_size": 7, "world_size": 4}, "--batch-size 7: is over all 4 processes.* 8 or more"),
+        ({"compile": True, "world_size": 2}, "--compile: one process only"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_said(fields, said):
+    with pytest.raises(UsageError, match=said):
+        check_world(TrainConfig(device="cpu", **fields))
+    check_world(TrainConfig(device="cpu", batch_size=1, compile=True))
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """The network PLAIN in this process's registry."""
+    monkeypatch.setitem(MODELS, "plain", None)  # which PLAIN fills in
+    exec(PLAIN, {})
+
+
+@pytest.mark.slow
+def test_without_batchnorm_two_processes_end_in_the_weights_of_one(tmp_path, rows, plain):
+    """7 steps an epoch, the last of 3 images, which one process has; shifted, erased views.
+
+    And the gradients of single batches, in both processes, are those of torch's autograd.
+    """
+    flags = [*FLAGS, "--limit", "99", "--epochs", "2", "--lr", "0.05", "--translate", "1"]
+    flags += ["--erase", "0.5", "--label-smoothing", "0.1", "--results-dir"]
+    script = tmp_path / "script.py"
+    script.write_text(PLAIN + GRADIENTS + TRAIN)
+    two = job(*TWO, script, tmp_path, *flags, tmp_path / "two")
+    assert train.main([*flags, str(tmp_path / "one")]) == 0
+    out, _ = finish(two)
+    assert out.count("val acc") == 1
+    check_gradients(tmp_path)
+    [one], [two] = rows("train", "one"), rows("train", "two")
+    assert two["config"] == one["config"] | {"world_size": 2}
+    for key in ("checkpoint", "best_checkpoint"):
+        ours, theirs = (
+            weights_of(tmp_path / "two", two, key),
+            weights_of(tmp_path / "one", one, key),
+        )
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-6)
+    for a, b in zip(rows("epoch", "one"), rows("epoch", "two"), strict=True):
+        for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
+            assert b["metrics"][name] == pytest.approx(a["metrics"][name], rel=1e-5), name
+    ours, theirs = (
+        np.load(tmp_path / folder / row["metrics"]["predictions"])
+        for folder, row in (("two", two), ("one", one))
+    )
+    assert np.array_equal(ours["index"], theirs["index"])
+    assert len(set(ours["index"].tolist())) == 361
+    np.testing.assert_allclose(ours["logits"], theirs["logits"], rtol=2e-3, atol=2e-3)
+    left = [sorted(f.suffix for f in (tmp_path / folder).rglob("*.*")) for folder in ("one", "two")]
+    assert left[0] == left[1]
+
+
+def check_gradients(folder):
+    config = TrainConfig("digits", model="plain", image_size=16, device="cpu", amp=False)
+    run = Run(config, "data")
+    for n in (19, 5, 3, 2, 1):
+        run.model.zero_grad()
+        inputs, labels = run.batches.load(torch.arange(n))
+        cross_entropy(run.model(inputs), labels).backward()
+        for rank in (0, 1):
+            found = torch.load(folder / f"{rank}-{n}.pt")
+            for name, p in run.model.named_parameters():
+                torch.testing.assert_close(found[name], p.grad, rtol=1e-5, atol=1e-7)
+
+
+def weights_of(folder, row, key="checkpoint"):
+    return load_checkpoint(folder / row["metrics"][key])["model"]
+
+
+BATCHNORM = [
+    "--dataset", "digits", "--model", "vgg5", "--image-size", "16", "--opt", "muon", "--batch-size",
+    "32", "--epochs", "6", "--amp", "false", "--threads", "1",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_batchnorm_noise_failures_kills_restarts_and_two_machines(tmp_path, rows):
+    """With BatchNorm, accuracy is that of one process within noise; a loss that is not finite fails
+    its row in all processes, and the grid goes on. Then the same job, a process of it killed twice:
+    torchrun's restart continues it, and ends it when it has none left. Two agents, as on two
+    machines, bring it to the undisturbed job's weights."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    undisturbed = job(
+        *TWO, "train.py", *BATCHNORM, "--lr", "1e30", "0.05", "--results-dir", whole
+    )  # fmt: skip
+    flags = ["train.py", *BATCHNORM, "--lr", "0.05", "--results-dir", killed]
+    assert train.main([*flags[1:-1], str(tmp_path / "one")]) == 0
+    finish(undisturbed, 1)
+    [alone] = rows("train", "one")
+    failed, done = rows("train", "whole")
+    assert (failed["status"], done["status"]) == ("failed", "ok")
+    assert "NonFiniteLoss" in failed["error"]
+    assert done["metrics"]["test_acc"] == pytest.approx(alone["metrics"]["test_acc"], abs=0.04)
+    assert done["metrics"]["test_acc"] > 0.9
+
+    restarted = job(*TWO, "--max-restarts", "1", *flags)
+    log = killed / "log.jsonl"
+    for kill in (1, 2):
+        wait_for(lambda n=kill: log.exists() and log.read_text().count('"epoch",') >= n, restarted)
+        wait_for(lambda: len(children(restarted.pid)) == 2, restarted)
+        workers = children(restarted.pid)
+        os.kill(workers[1], signal.SIGKILL)
+        if kill == 1:
+            wait_for(lambda: not alive(workers), restarted)  # noqa: B023
+    finish(restarted, 1)
+    assert alive(workers) == []
+    assert "ok" not in [row["status"] for row in rows("train", "killed")]
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "test"]
+    agent = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--local-addr", "localhost"]
+    for process in [job(*agent, *meet, *flags) for _ in range(2)]:
+        finish(process)
+    [row] = [row for row in rows("train", "killed") if row["status"] == "ok"]
+    assert row["run_id"] == done["run_id"]
+    assert [r["metrics"]["epoch"] for r in rows("epoch", "killed")] == [1, 2, 3, 4, 5, 6]
+    theirs = weights_of(whole, done)
+    assert all(torch.equal(v, theirs[name]) for name, v in weights_of(killed, row).items())
+
+
+@pytest.mark.slow
+def test_a_job_that_is_told_to_stop_leaves_nothing_running(tmp_path, rows):
+    folder = tmp_path / "results"
+    flags = [*BATCHNORM, "--epochs", "400", "--results-dir", folder]
+    process = job(*TWO, "train.py", *flags)
+    wait_for(lambda: (folder / "log.jsonl").exists() and rows("epoch"), process)
+    workers = children(process.pid)
+    process.terminate()
+    finish(process, 1)
+    assert len(workers) == 2
+    assert alive(workers) == []
+    assert [row["status"] for row in rows("train")] == ["interrupted"]

@@ -1,0 +1,97 @@
+"""The simulation against what can be worked out by hand."""
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import simulate as simulation
+from simulate import Grid, simulate
+
+PLAIN = Grid(trajectories=10, workers=1, epoch_s=7.0, epochs=3)
+
+
+def test_one_worker_takes_the_sum_of_everything():
+    assert simulate(PLAIN).makespan_s == 10 * 3 * 7
+    assert simulate(PLAIN).efficiency == 1
+    grid = replace(PLAIN, dispatch_s=0.5, store_s=2.0, append_s=0.25, rows=4)
+    end = simulate(grid)
+    assert end.makespan_s == 10 * (0.5 + 3 * (7 + 2) + (3 + 4) * 0.25)
+    assert end.scheduler == pytest.approx(10 * 0.5 / end.makespan_s)
+    assert end.files == pytest.approx(10 * 3 * 2 / end.makespan_s)
+    assert end.log == pytest.approx(10 * 7 * 0.25 / end.makespan_s)
+    assert end.efficiency == pytest.approx(210 / end.makespan_s)
+
+
+@pytest.mark.parametrize(("n", "workers"), [(10, 3), (12, 4), (3, 10), (1, 1), (1000, 7)])
+def test_workers_without_noise_work_in_rounds(n, workers):
+    end = simulate(replace(PLAIN, trajectories=n, workers=workers))
+    assert end.makespan_s == math.ceil(n / workers) * 21
+    assert end.efficiency == pytest.approx(n * 21 / (workers * end.makespan_s))
+    assert end.limit == "workers"
+
+
+@pytest.mark.parametrize(
+    ("part", "cost", "times"), [("log", "append_s", 5), ("files", "store_s", 3),
+                                ("scheduler", "dispatch_s", 1)]
+)  # fmt: skip
+def test_with_many_workers_a_part_that_serves_one_at_a_time_is_the_limit(part, cost, times):
+    """Then it is busy from the first request to the last: all that it serves, and a start and an
+    end that the first and the last worker are alone."""
+    grid = replace(PLAIN, trajectories=2000, workers=2000, rows=2, **{cost: 1.0})
+    end = simulate(grid)
+    served_s = 2000 * times * 1.0
+    assert served_s <= end.makespan_s <= served_s + 21
+    assert end.limit == part
+
+
+def test_a_log_for_every_worker_is_no_limit():
+    grid = replace(PLAIN, trajectories=2000, workers=2000, rows=2, append_s=1.0)
+    assert simulate(replace(grid, sharded=True)).makespan_s == 21 + 5
+    reading = replace(PLAIN, read_s=0.5)
+    # Before trajectory k the log has 4 k rows, read three times over.
+    assert simulate(reading).makespan_s == 210 + sum(0.5 * 3 * 4 * k for k in range(10))
+    assert simulate(replace(reading, sharded=True)).makespan_s == 210
+
+
+def test_two_workers_queue_for_the_log_in_order():
+    """Both finish at 7 s; one appends until 8, the other until 9; so again, now a second apart."""
+    grid = replace(PLAIN, trajectories=2, workers=2, append_s=1.0, rows=0)
+    assert simulate(grid).makespan_s == 3 * (7 + 1) + 1
+
+
+def test_failures_cost_what_the_closed_form_says():
+    """An epoch of length d, failing at rate 1/m and then losing r, takes (m + r) (e^(d/m) - 1)."""
+    grid = Grid(20_000, 1, epoch_s=10.0, epochs=1, mtbf_s=8.0, restart_s=3.0)
+    expected = (8 + 3) * (math.exp(10 / 8) - 1)
+    mean = simulate(grid, seed=1).makespan_s / 20_000
+    # The sd of one is about its mean: the tolerance is four standard errors.
+    assert mean == pytest.approx(expected, rel=4 / math.sqrt(20_000))
+    assert simulate(grid, seed=1) == simulate(grid, seed=1)
+    assert simulate(grid, seed=2) != simulate(grid, seed=1)
+
+
+def test_stragglers_change_the_end_and_not_the_mean():
+    grid = Grid(20_000, 1, epoch_s=10.0, epochs=1, sigma=0.5)
+    sd = math.sqrt(math.exp(0.25) - 1)
+    assert simulate(grid).makespan_s == pytest.approx(200_000, rel=4 * sd / math.sqrt(20_000))
+    one_each = simulate(replace(grid, workers=20_000))
+    assert one_each.makespan_s > 10 * math.exp(-0.125 + 0.5 * 3)  # the slowest of so many
+    assert one_each.efficiency < 0.3
+
+
+def test_the_table_says_what_was_given_and_what_was_measured(tmp_path, capsys):
+    log = Path(__file__).parent.parent / "reference" / "log.jsonl"
+    (tmp_path / "log.jsonl").write_bytes(log.read_bytes())
+    flags = ["--trajectories", "100", "--workers", "1", "1000", "10", "--append-s", "0.005"]
+    flags += ["--mtbf-s", "inf", "--sigma", "0", "--results-dir", str(tmp_path)]
+    assert simulation.main([*flags, "--model", "vgg5"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "append_s 0.005 (given)" in said
+    assert any(line.startswith("epoch_s ") and line.endswith("(measured)") for line in said)
+    assert len([line for line in said if line.startswith("|")]) == 2 + 2
+    assert list(tmp_path.iterdir()) == [tmp_path / "log.jsonl"]
