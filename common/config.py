@@ -403,7 +403,7 @@ HW_INFER_PRESETS: dict[str, dict[str, Any]] = {
     "bench": {"batch_size": [16, 64, 256]},
     "demo": {"engine": QUICK_ENGINES, "quick": [True], "accept_noise": [True]},
     "smoke": {
-        "engine": QUICK_ENGINES,
+        "engine": QUICK_ENGINES[:3],
         "batch_size": [16],
         "threads": [1],
         "quick": [True],

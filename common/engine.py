@@ -197,7 +197,7 @@ def build_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
 def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
     inputs: Tensor, labels: Tensor, precision: str, label_smoothing: float = 0.0,
-    lap: Callable[[str], None] = lambda phase: None, scale: float | None = None,
+    scale: float | None = None, lap: Callable[[str], None] = lambda phase: None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One step on the mean loss, or on the summed loss times `scale`; `lap` is called with the name
     of each phase at its end.

@@ -52,7 +52,7 @@ PACKAGES = {
 # nothing else, which moves the logits of these networks by about 1e-5.
 MAX_ABS_LOGIT = 1e-3
 NEAR_TIE = 1e-4  # a class may change only where eager's best two logits are this close
-MAX_ACC_DROP = 0.002  # of bf16 and int8, whose logits do move
+MAX_ACC_DROP = 0.002  # of bf16 and int8, whose logits do move; or one image, where that is more
 CALIBRATION_IMAGES = 1024  # of the validation part
 INPUT = (
     "float32 pixels in [0, 1], shape (batch, {c}, {s}, {s}), resized with bilinear interpolation"
@@ -113,8 +113,9 @@ def measure_parity(
     }
     fault = None
     if precision != "fp32":
-        drop = -parity["acc_delta"]
-        if not (drop <= MAX_ACC_DROP and logits.isfinite().all()):
+        lost = int((right_before & ~right).sum()) - int((right & ~right_before).sum())
+        if lost > max(1, MAX_ACC_DROP * len(labels)) or not logits.isfinite().all():
+            drop = lost / len(labels)
             fault = f"accuracy falls by {drop:.2%} (tolerance {MAX_ACC_DROP:.1%})"
     elif wrong or not distance <= MAX_ABS_LOGIT:  # so that NaN is a fault
         fault = (
@@ -161,9 +162,10 @@ def _write_onnx_int8(network: nn.Module, file: Path, metadata: Draft, images: Im
     plain = file.with_suffix(".fp32.onnx")
     _write_onnx(network, plain, metadata, images)
     quant_pre_process(plain, plain, skip_symbolic_shape=True)
+    last = onnx.load(plain).graph.node[-1].name  # whose outputs would be rounded to 256 logits
     quantize_static(
         plain, file, _Calibration(images), per_channel=True, activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8, nodes_to_exclude=[last],
     )  # fmt: skip
     model = onnx.load(file)
     onnx.helper.set_model_props(model, _as_text(metadata))
@@ -187,16 +189,15 @@ class _Calibration:
 
 
 def _write_aotinductor(network: nn.Module, file: Path, metadata: Draft, images: Images) -> None:
-    batch = torch.export.Dim("batch", min=1, max=4096)
+    # Not with inductor's freezing: in torch 2.14 a package made so answers wrongly, which the gate
+    # found out.
+    shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
     with torch.no_grad():
-        program = torch.export.export(
-            network, (_example(metadata),), dynamic_shapes=({0: batch},)
-        )  # fmt: skip
+        program = torch.export.export(network, (_example(metadata),), dynamic_shapes=shapes)
         torch._inductor.aoti_compile_and_package(
-            program,
-            package_path=str(file),
-            inductor_configs={"freezing": True, "aot_inductor.metadata": _as_text(metadata)},
-        )
+            program, package_path=str(file),
+            inductor_configs={"aot_inductor.metadata": _as_text(metadata)},
+        )  # fmt: skip
 
 
 def _example(metadata: Draft) -> Tensor:

@@ -205,7 +205,8 @@ folder = Path(sys.argv[1])
 argv = ["--dataset", "digits", "--threads", "1", "--results-dir", str(folder / "results")]
 tiny = ["--limit", "48", "--image-size", "28", "--model", "vgg5", "--epochs", "1", "--seed"]
 train.main([*argv, *tiny, "0"])
-before = {f: f.read_bytes() for f in folder.rglob("*.*") if f.is_file() and f.suffix != ".jsonl"}
+grows = (".jsonl", ".json")  # the log, and the plan, which is of the last grid
+before = {f: f.read_bytes() for f in folder.rglob("*.*") if f.is_file() and f.suffix not in grows}
 vectors = [*argv[:2], *argv[4:], "--samples", "48"]
 for work in (lambda: train.main([*argv, *tiny, "1"]), lambda: svm.main(vectors)):
     for free in range(0, 2**22, 2**15):

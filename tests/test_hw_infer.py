@@ -17,8 +17,9 @@ from common.results import Log, run_id
 from common.run import Run
 
 INFER = ["--mode", "infer", "--preset", "smoke", "--data-dir", "data", "--seconds", "0.01"]
+INFER += ["--engine", "eager", "torchscript", "onnxruntime", "onnxruntime-int8"]
 FORMATS = ("torchscript", "onnx", "onnx-int8")
-SMOKE = ["eager", "torchscript", "onnxruntime", "onnxruntime-int8"]
+SMOKE = INFER[-4:]
 
 
 class LocalWorker:
@@ -118,7 +119,7 @@ def test_every_engine_of_the_best_run_is_checked_and_timed(bench, runs, rows, ca
         assert (config["threads"], m["quick"]) == (1, True)
         assert (m["dataset"], m["model"]) == ("digits", "vgg5")
         right = run.test(run.split.test)[1]
-        assert m["test_acc"] == pytest.approx(right, abs=0.002 if "int8" in m["engine"] else 0)
+        assert m["test_acc"] == pytest.approx(right, abs=0.003 if "int8" in m["engine"] else 0)
         assert m["parity"]["images"] == 361
         assert m["flips"] == m["parity"]["flips"] <= (5 if "int8" in m["engine"] else 0)
         assert m["parity"]["mcnemar_p"] > 0.05

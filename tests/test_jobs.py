@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -77,8 +78,12 @@ def descendants(pid):
 
 def workers_of(pid):
     """loky's processes under this one, but for the one that only cleans up after them."""
-    found = [(p, Path(f"/proc/{p}/cmdline").read_text()) for p in descendants(pid)]
-    return [p for p, said in found if "popen_loky" in said]
+    found = []
+    for child in descendants(pid):
+        with suppress(FileNotFoundError):  # it has ended meanwhile
+            if "popen_loky" in Path(f"/proc/{child}/cmdline").read_text():
+                found.append(child)
+    return found
 
 
 def alive(pids):

@@ -19,7 +19,7 @@ STARTED = "2025-01-01T00:00:00+00:00"
 
 
 def grid(**values):
-    base = {name: [value] for name, value in as_dict(TrainConfig(device="cpu")).items()}
+    base = {name: [value] for name, value in vars(TrainConfig(device="cpu")).items()}
     return group_trajectories(expand_grid(TrainConfig, base | values))
 
 
