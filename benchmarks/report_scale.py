@@ -60,7 +60,7 @@ def row_of(kind: str, config: dict[str, Any], metrics: dict[str, Any], **other: 
 
 def study_configs(seeds: int) -> list[TrainConfig]:
     """The grid of question 1(a), on a CPU."""
-    grid = {name: [value] for name, value in as_dict(TrainConfig(device="cpu")).items()}
+    grid = {name: [value] for name, value in vars(TrainConfig(device="cpu")).items()}
     return expand_grid(TrainConfig, grid | TRAIN_PRESETS["q1a"] | {"seed": list(range(seeds))})
 
 
