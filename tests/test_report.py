@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+import runpy
 import shutil
 import statistics
 import subprocess
@@ -567,3 +568,11 @@ def test_the_screen_ends_with_the_report(log, capsys):
     assert lines[-1] == f"report: {log.folder / 'report' / 'report.html'}"
     assert "mnist, resnet18: 99.33 % (99.18 to 99.45) on test" in lines
     assert "not measured: Support vector machines: every configuration (make q1b)" in lines
+
+
+def test_the_synthetic_grid_of_the_benchmark_is_the_studys_with_five_seeds():
+    file = Path(__file__).parent.parent / "benchmarks" / "report_scale.py"
+    scale = runpy.run_path(str(file))
+    configs = scale["study_configs"](5)
+    assert len(configs) == 320
+    assert {config.seed for config in configs} == set(range(5))
