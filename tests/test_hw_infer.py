@@ -241,6 +241,7 @@ def test_a_noisy_clock_is_flagged_then_refused_unless_accepted(bench, runs, rows
     assert quiet["metrics"]["noise"] < config.NOISY < flagged["metrics"]["noise"]
     assert refused["error"].startswith("too noisy: IQR 67%")
     assert refused["metrics"]["latency_ms"] is None
+    assert not {"mfu", "speedup_interval", "energy_per_image_j"} & refused["metrics"].keys()
     assert kept["metrics"]["noise"] == pytest.approx(10 / 15)
 
 
