@@ -5,7 +5,8 @@
 
 For each seed the preset's network is trained from scratch in a fresh process and tested once on the
 14,000 test images of the study's split, which stays the same. Its time is all that happens after
-the images are in memory and before the final evaluation: pixel statistics, building, every step.
+packages are imported and the images are in memory, and before the final evaluation: pixel
+statistics, building, every step.
 The study's recipe is its best configuration of the data set (ResNet-18, five epochs) in the
 notebook loop of benchmarks/notebook.py, projected from blocks of its steps that take turns with the
 seeds. A ratio is the projected time over the median time of the seeds. The last line is JSON.
@@ -29,6 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import scipy.stats  # noqa: E402
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402 - which torch.optim imports at its first optimiser
 from notebook import WARMUP_STEPS, Side  # noqa: E402
 
 from common import run_script  # noqa: E402

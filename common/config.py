@@ -353,8 +353,9 @@ class PredictOptions(Validated):
     json: bool = option(False, "print JSON, with the probability of every class")
 
 
-# A preset's values are lists where the flag takes several. The study's grids are whole; `demo` is
-# the study at reduced scale, `smoke` the embedded digits in seconds.
+# A preset's values are lists where the flag takes several, and lists by data set where each has
+# its own. The study's grids are whole; `demo` is the study at reduced scale, `smoke` the embedded
+# digits in seconds.
 TRAIN_PRESETS: dict[str, dict[str, Any]] = {
     "q1a": {
         "dataset": ["mnist", "fashion"], "model": ["resnet18", "resnet50"],
@@ -369,7 +370,8 @@ TRAIN_PRESETS: dict[str, dict[str, Any]] = {
         "dataset": ["digits"], "opt": ["sgd", "adam"], "epochs": [3, 5], "image_size": [32],
     },
     "record": {
-        "dataset": ["mnist", "fashion"], "model": ["vgg5"], "image_size": [28], "epochs": [3],
+        "dataset": ["mnist", "fashion"], "model": ["vgg5"], "image_size": [28],
+        "epochs": {"mnist": [2], "fashion": [3]}, "translate": {"mnist": [1], "fashion": [0]},
         "batch_size": [512], "opt": ["muon"], "lr": [0.1], "schedule": ["triangular"],
         "weight_decay": [5e-4], "label_smoothing": [0.1], "seed": list(range(10)),
     },
@@ -506,12 +508,31 @@ def parse_command_line(
 
 
 def expand_grid(config_class: type, grid: dict[str, list[Any]]) -> list[Any]:
-    """The Cartesian product of the values, in the order of the fields, each one validated."""
+    """The Cartesian product of the values, in the order of the fields, each one validated.
+
+    Where a preset's values depend on the data set, the product is each data set's own.
+    Raises: UsageError, also for a data set that such a preset has no values for.
+    """
     names = [f.name for f in fields(config_class)]
-    return [
-        config_class(**dict(zip(names, values, strict=True)))
-        for values in itertools.product(*(grid[name] for name in names))
-    ]
+    found = []
+    for dataset in grid.get("dataset", [None]):
+        own = {name: _values_for(dataset, grid[name]) for name in names}
+        if missing := [flag_of(name) for name, values in own.items() if values is None]:
+            raise UsageError(
+                f"--dataset {dataset}: the preset has values for its own data sets alone; "
+                f"give {' and '.join(missing)} too"
+            )
+        if dataset is not None:
+            own["dataset"] = [dataset]
+        found += [
+            config_class(**dict(zip(names, values, strict=True)))
+            for values in itertools.product(*own.values())
+        ]
+    return found
+
+
+def _values_for(dataset: str | None, values: Any) -> list[Any] | None:
+    return values.get(dataset) if isinstance(values, dict) else values
 
 
 def to_flags(settings: Sequence[Any], several: bool) -> list[str]:

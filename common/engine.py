@@ -204,7 +204,8 @@ def train_step(
 
     Shapes: inputs (B, 3, S, S), labels (B,) -> loss (), logits (B, classes).
     """
-    torch.compiler.cudagraph_mark_step_begin()  # what the last step's graph returned is done with
+    if inputs.is_cuda:  # what the last step's graph returned is done with
+        torch.compiler.cudagraph_mark_step_begin()  # on a CPU it would import inductor, for 0.7 s
     with autocast(inputs.device, precision):
         logits = model(inputs)
     logits = logits.float()

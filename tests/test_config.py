@@ -57,6 +57,22 @@ def test_explicit_flag_beats_preset_beats_default():
     assert {c.batch_size for c in configs} == {16}
 
 
+def test_a_presets_values_may_depend_on_the_data_set():
+    configs, _ = parse("--preset", "record", "--seed", "0")
+    assert [(c.dataset, c.epochs, c.translate) for c in configs] == [
+        ("mnist", 2, 1), ("fashion", 3, 0)
+    ]  # fmt: skip
+    explicit, _ = parse("--preset", "record", "--seed", "0", "--epochs", "1", "4")
+    assert [(c.dataset, c.epochs) for c in explicit] == [
+        ("mnist", 1), ("mnist", 4), ("fashion", 1), ("fashion", 4)
+    ]  # fmt: skip
+
+
+def test_a_data_set_that_a_preset_has_no_values_for_is_said():
+    with pytest.raises(UsageError, match=r"--dataset digits: .* give --translate and --epochs too"):
+        parse("--preset", "record", "--dataset", "digits")
+
+
 def test_a_value_given_twice_counts_once_and_a_bare_flag_means_true():
     configs, _ = parse("--epochs", "3", "3", "--pin-memory")
     assert [(c.epochs, c.pin_memory) for c in configs] == [(3, True)]

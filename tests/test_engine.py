@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -26,6 +28,18 @@ def small_net(seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def test_a_step_on_a_cpu_does_not_wait_for_torchs_compiler_to_be_imported():
+    code = (
+        "import sys, torch; from common import engine; net = torch.nn.Linear(3, 2);"
+        "optimizer = engine.build_optimizer(net, 'sgd', 0.1, None);"
+        "scaler = engine.build_scaler(torch.device('cpu'), 'fp32');"
+        "args = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), 'fp32';"
+        "engine.train_step(net, optimizer, scaler, *args);"
+        "sys.exit('torch._inductor.compile_fx' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize("opt", ["sgd", "nesterov", "adam", "adamw"])
