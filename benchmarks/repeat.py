@@ -1,0 +1,101 @@
+"""Whether a measurement of hw_bench.py, made several times, agrees within its own interval.
+
+    python benchmarks/repeat.py --data-dir data --image-size 64 --compile false
+    python benchmarks/repeat.py --times 5 --mode infer --results-dir results --scenario single
+
+All flags but --times are hw_bench.py's, which runs so often, each time from the start. A variant
+agrees if every two of its intervals of the speed-up overlap; each has 95 % of its own run's drift
+in it and nothing of the days between two runs. The last line is JSON. Exit status 1 where a
+variant does not agree, or was refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common import UsageError, run_script  # noqa: E402
+from common.results import describe_machine, git_state, read_rows  # noqa: E402
+
+Interval = tuple[float, float]
+
+
+def measure(flags: list[str], log: Path) -> list[dict[str, Any]]:
+    """Run hw_bench.py once. Returns: the rows that it added to the log."""
+    before = len(read_rows(log)[0])
+    command = [sys.executable, str(ROOT / "hw_bench.py"), *flags, "--force"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise UsageError(f"hw_bench.py ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    return read_rows(log)[0][before:]
+
+
+def label_of(row: dict[str, Any]) -> str:
+    """What a row measured."""
+    m, config = row["metrics"], row["config"]
+    if row["kind"] == "hw_train":
+        return f"{config['dataset']} {config['model']} {config['opt']}, {m['label']}"
+    return f"{m['dataset']} {m['model']}, {m['engine']}, {m['scenario']} {m['batch_size']}"
+
+
+def speedup_of(row: dict[str, Any]) -> tuple[float, Interval] | None:
+    """A row's speed-up and its interval, or None where it was refused."""
+    m = row["metrics"]
+    if row["status"] != "ok":
+        return None
+    if row["kind"] == "hw_train":
+        return m["speedup"]["ratio"], m["speedup"]["interval"]
+    return m["speedup_vs_eager"], m["speedup_interval"]
+
+
+def is_baseline(row: dict[str, Any]) -> bool:
+    """Whether the row is what the others' speed-ups are against."""
+    m = row["metrics"]
+    if row["kind"] == "hw_train":
+        return m["speedup"]["baseline"] == row["run_id"]
+    return m["engine"] == "eager"
+
+
+def agree(intervals: list[Interval]) -> bool:
+    """Whether every two of the intervals overlap."""
+    return all(a[0] <= b[1] and b[0] <= a[1] for a, b in itertools.combinations(intervals, 2))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure so often, and print a line for each variant."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--times", type=int, default=3, help="measurements [3]")
+    parser.add_argument("--results-dir", default="results", help="folder of the log [results]")
+    args, flags = parser.parse_known_args(argv)
+    if args.times < 2:
+        raise UsageError(f"--times: {args.times} measurements cannot be compared; give 2 or more")
+    flags += ["--results-dir", args.results_dir]
+    runs = [measure(flags, Path(args.results_dir, "log.jsonl")) for _ in range(args.times)]
+    found: dict[str, list[tuple[float, Interval] | None]] = {}
+    for row in itertools.chain.from_iterable(runs):
+        if not is_baseline(row):
+            found.setdefault(label_of(row), []).append(speedup_of(row))
+    print(f"{describe_machine()['cpu']}, load {describe_machine()['load_average'][0]:.1f}")
+    failures = 0
+    for label, values in found.items():
+        measured = [value for value in values if value]
+        verdict = "agrees" if agree([interval for _, interval in measured]) else "DIFFERS"
+        if refused := len(values) - len(measured):
+            verdict = f"REFUSED {refused} of {len(values)} times"
+        failures += verdict != "agrees"
+        said = ", ".join(f"{r:.2f} ({low:.2f} to {high:.2f})" for r, (low, high) in measured)
+        print(f"{label}: {said or 'nothing'}: {verdict}")
+    print(json.dumps({"git": git_state(), "env": describe_machine(), "results": found}))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    run_script(main)
