@@ -142,6 +142,8 @@ def _write_torchscript(network: nn.Module, file: Path, metadata: Draft, images: 
 def _write_onnx(network: nn.Module, file: Path, metadata: Draft, images: Images) -> None:
     import onnx
 
+    # Channels last, an average over all positions would become eleven operations.
+    network.to(memory_format=torch.contiguous_format)
     program = torch.onnx.export(
         network, (_example(metadata),), dynamo=True, external_data=False, verbose=False,
         dynamic_shapes=({0: torch.export.Dim("batch")},),
