@@ -104,14 +104,18 @@ def pick_best(train: Iterable[Row]) -> list[Group]:
     groups: dict[tuple[Any, ...], list[Group]] = {}
     for group in by_seed(train):
         if group.mean("val_acc") is not None:
-            split = tuple(str(group.config.get(k)) for k in ("dataset", "split", "split_seed"))
-            groups.setdefault(split, []).append(group)
+            groups.setdefault(division(group.config), []).append(group)
 
     def rank(group: Group) -> tuple[float, float]:
         duration_ms = group.mean("train_ms")
         return -group.mean("val_acc"), math.inf if duration_ms is None else duration_ms
 
     return [min(found, key=rank) for found in groups.values()]
+
+
+def division(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tells one division of the images from another."""
+    return tuple(str(config.get(k)) for k in ("dataset", "split", "split_seed"))
 
 
 def trajectory(best: Row, epochs: Sequence[Row]) -> list[Row]:
@@ -294,6 +298,18 @@ def accuracy_record(group: Group) -> Row:
         "test_acc_low": low,
         "test_acc_high": high,
     }
+
+
+def choice_record(group: Group) -> Row:
+    """A chosen configuration in words and numbers; the cost of a machine is its fit."""
+    row = group.first()
+    svm = row["kind"] == "svm"
+    return accuracy_record(group) | {
+        "name": describe(group.config, [] if svm else ["epochs"]),
+        "run_id": row["run_id"], "cost_ms": group.mean("fit_ms" if svm else "train_ms"),
+        "n_test": number(row, "metrics", "n_test"), "device": get(row, "env", "device"),
+        "protocol": deviations(group.config, SVM_PROTOCOL if svm else TRAIN_PROTOCOL),
+    }  # fmt: skip
 
 
 def join_notes(*notes: str) -> str | None:
