@@ -211,9 +211,10 @@ def order_of(config: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def side_by_side(
     groups: Sequence[Group], published: Sequence[Row], protocol: Row, factors: Sequence[str],
+    command: str,
 ) -> list[Row]:  # fmt: skip
     """A record for each configuration measured, the study's protocol first, and for each published
-    one that was not.
+    one that was not, with the command that measures it.
 
     A published figure enters the record of a run only if that run kept to the study's protocol.
     """
@@ -235,8 +236,13 @@ def side_by_side(
     for row in waiting.values():
         rest = {k: row[k] for k in (*TRAIN_FACTORS, "kernel", "samples") if k in row}
         rest |= _published(row)
-        records.append((2, order_of(row), rest | {"note": "not measured"}))
+        records.append((2, order_of(row), rest | {"note": unmeasured_note(command)}))
     return [record for *_, record in sorted(records, key=lambda item: item[:2])]
+
+
+def unmeasured_note(command: str, reason: str = "no finished run of it in the log") -> str:
+    """Why nothing stands beside a published figure, and what would."""
+    return f"not measured, {reason}: {command} measures it"
 
 
 def _published(row: Row) -> Row:

@@ -19,8 +19,9 @@ from common.measured import (
     load_published,
     order_of,
     plain,
+    unmeasured_note,
 )
-from common.tables import Table, make_table
+from common.tables import COMMANDS, Table, make_table
 
 SAME = {"q1a": ("dataset", "model", "opt"), "q1b": SVM_FACTORS}
 PROTOCOLS = {"q1a": TRAIN_PROTOCOL, "q1b": SVM_PROTOCOL}
@@ -51,7 +52,8 @@ def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
         setting = ", ".join(f"{k} {plain(figure[k])}" for k in names if k in figure)
         record = {
             "dataset": figure["dataset"], "setting": setting,
-            "published_test_acc": figure["test_acc"], "note": "not measured",
+            "published_test_acc": figure["test_acc"],
+            "note": unmeasured_note(COMMANDS[figure["part"]]),
         }  # fmt: skip
         if group := nearest(groups[figure["part"]], figure):
             record |= accuracy_record(group) | difference_record(group, figure)
