@@ -510,6 +510,30 @@ def test_help_needs_no_heavy_import():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(report.__file__).parent)
 
 
+def test_the_readme_s_table_is_printed_and_nothing_written_or_drawn(log):
+    log.train(0.9212, dataset="fashion", opt="adam")
+    flags = ["--results-dir", str(log.folder), "--readme"]
+    code = f"import report, sys; report.main({flags}); assert 'matplotlib' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(report.__file__).parent, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    heads, _, line, *notes = done.stdout.splitlines()
+    cells = dict(zip(*([c.strip() for c in row.split("|")] for row in (heads, line)), strict=True))
+    assert cells["Test acc. %"] == "92.12"
+    assert cells["95 % interval"] == "91.66 to 92.56, Wilson"
+    assert (cells["Published test acc. %"], cells["Difference points"]) == ("91.54", "+0.58")
+    assert cells["Machine"] == r"A_CPU \& more"
+    assert notes[1].startswith("95 %: Wilson")
+    assert [file.name for file in log.folder.iterdir()] == ["log.jsonl"]
+
+
+def test_the_readme_s_table_needs_an_accuracy(log):
+    log.add("train", as_dict(TrainConfig()), {}, status="failed", error="early")
+    with pytest.raises(UsageError, match="--readme: the log holds no accuracy yet"):
+        report.main(["--results-dir", str(log.folder), "--readme"])
+
+
 # --- forms ----------------------------------------------------------------------------------------
 
 
