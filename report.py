@@ -4,11 +4,12 @@ Reads results/log.jsonl, its shards (log.*.jsonl), the predictions that they nam
 images that were mistaken, the data folder; measures and fetches nothing. The same log gives the
 same bytes. Writes report.html, a page to explore in one file; report.md; report.tex and, where a
 TeX is installed, report.pdf; a CSV file for each table; figures as PNG and PDF. A part that the log
-lacks is named, with the command that measures it. With --watch it follows a running grid instead,
-and writes nothing.
+lacks is named, with the command that measures it. With --readme it prints the README's table
+instead, with --watch it follows a running grid, and writes nothing.
 
     python report.py
-    python report.py --results-dir reference --out build/report
+    python report.py --results-dir reference
+    python report.py --results-dir reference --readme
     python report.py --watch
 """
 
@@ -56,6 +57,7 @@ class ReportOptions(Validated):
     )
     data_dir: str = option("data", "folder of the data sets, for the images that were mistaken")
     pdf: bool = option(True, "compile report.pdf, where pdflatex or tectonic is installed")
+    readme: bool = option(False, "print the table of results, as the README shows it")
     watch: bool = option(False, "follow the running train.py: what is finished, time left")
 
 
@@ -302,6 +304,17 @@ def _compile(engine: str, folder: str) -> str | None:
     return None
 
 
+def readme_table(rows: Sequence[Row]) -> str:
+    """The table of results with its notes, in Markdown: the README's, of the committed log."""
+    from common.measured import latest_ok
+    from common.replication import results_table
+
+    table = results_table(latest_ok(rows, "train"), latest_ok(rows, "svm"))
+    if table.missing:
+        raise UsageError("--readme: the log holds no accuracy yet; run make q1a first")
+    return "\n\n".join([markdown_table(table), *map(escape_markdown, table.notes)])
+
+
 def summary(sections: Sequence[Section]) -> list[str]:
     """The lines for the screen: what was found, what is missing, what is wrong."""
     from common.measured import shorten
@@ -333,12 +346,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         from common.watch import watch
 
         return watch(folder)
-    out = Path(options.out) if options.out else folder / "report"
     rows, problems = read_log(folder)
     if not rows:
         why = f"none of its {len(problems)} lines can be read" if problems else "missing or empty"
         log = folder / "log.jsonl"
         raise UsageError(f"--results-dir: {log} is no log to report on: {why}; run make demo first")
+    if options.readme:
+        print(readme_table(rows))
+        return 0
+    out = Path(options.out) if options.out else folder / "report"
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

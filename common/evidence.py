@@ -24,6 +24,7 @@ from common.measured import (
     Row,
     datasets_of,
     deviations,
+    division,
     get,
     latest_ok,
     number,
@@ -77,9 +78,9 @@ class Model:
         return deviations(self.config, PROTOCOLS[self.row["kind"]][0])
 
     @property
-    def images(self) -> tuple[Any, ...]:
+    def images(self) -> tuple[str, ...]:
         """What tells one division of the images from another."""
-        return tuple(self.config.get(k) for k in ("dataset", "split", "split_seed"))
+        return division(self.config)
 
     def without(self, *names: str) -> str:
         """Its settings but for some, as text: what is equal in a matched pair."""

@@ -9,7 +9,7 @@ from common.contrasts import KNOWN, contrast_records, contrast_tables
 from common.evidence import Load, Model, collect
 from common.measured import Row, display, get, latest_ok, number
 from common.noise import ALPHA, noise_tables, tie_records
-from common.replication import published_table
+from common.replication import published_table, results_table
 from common.tables import Column, Table, make_table
 from common.verdicts import Part
 
@@ -29,6 +29,7 @@ def judged_tables(rows: Sequence[Row], load: Load) -> list[Table]:
     results = judge_claims(evidence, rows)
     contrasts, ties = contrast_records(evidence), tie_records(evidence)
     return [
+        results_table(train, svm),
         *findings_tables(results, contrasts, ties),
         *claims_tables(results),
         *contrast_tables(evidence, contrasts),

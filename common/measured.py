@@ -104,14 +104,18 @@ def pick_best(train: Iterable[Row]) -> list[Group]:
     groups: dict[tuple[Any, ...], list[Group]] = {}
     for group in by_seed(train):
         if group.mean("val_acc") is not None:
-            split = tuple(str(group.config.get(k)) for k in ("dataset", "split", "split_seed"))
-            groups.setdefault(split, []).append(group)
+            groups.setdefault(division(group.config), []).append(group)
 
     def rank(group: Group) -> tuple[float, float]:
         duration_ms = group.mean("train_ms")
         return -group.mean("val_acc"), math.inf if duration_ms is None else duration_ms
 
     return [min(found, key=rank) for found in groups.values()]
+
+
+def division(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tells one division of the images from another."""
+    return tuple(str(config.get(k)) for k in ("dataset", "split", "split_seed"))
 
 
 def trajectory(best: Row, epochs: Sequence[Row]) -> list[Row]:
@@ -207,9 +211,10 @@ def order_of(config: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def side_by_side(
     groups: Sequence[Group], published: Sequence[Row], protocol: Row, factors: Sequence[str],
+    command: str,
 ) -> list[Row]:  # fmt: skip
     """A record for each configuration measured, the study's protocol first, and for each published
-    one that was not.
+    one that was not, with the command that measures it.
 
     A published figure enters the record of a run only if that run kept to the study's protocol.
     """
@@ -231,8 +236,13 @@ def side_by_side(
     for row in waiting.values():
         rest = {k: row[k] for k in (*TRAIN_FACTORS, "kernel", "samples") if k in row}
         rest |= _published(row)
-        records.append((2, order_of(row), rest | {"note": "not measured"}))
+        records.append((2, order_of(row), rest | {"note": unmeasured_note(command)}))
     return [record for *_, record in sorted(records, key=lambda item: item[:2])]
+
+
+def unmeasured_note(command: str, reason: str = "no finished run of it in the log") -> str:
+    """Why nothing stands beside a published figure, and what would."""
+    return f"not measured, {reason}: {command} measures it"
 
 
 def _published(row: Row) -> Row:
@@ -294,6 +304,18 @@ def accuracy_record(group: Group) -> Row:
         "test_acc_low": low,
         "test_acc_high": high,
     }
+
+
+def choice_record(group: Group) -> Row:
+    """A chosen configuration in words and numbers; the cost of a machine is its fit."""
+    row = group.first()
+    svm = row["kind"] == "svm"
+    return accuracy_record(group) | {
+        "name": describe(group.config, [] if svm else ["epochs"]),
+        "run_id": row["run_id"], "cost_ms": group.mean("fit_ms" if svm else "train_ms"),
+        "n_test": number(row, "metrics", "n_test"), "device": get(row, "env", "device"),
+        "protocol": deviations(group.config, SVM_PROTOCOL if svm else TRAIN_PROTOCOL),
+    }  # fmt: skip
 
 
 def join_notes(*notes: str) -> str | None:

@@ -18,7 +18,7 @@ from common.evidence import (
     measure_effect,
     pair_seeds,
 )
-from common.measured import Group, Row, accuracy_record, by_seed, number, pick_best
+from common.measured import Group, Row, accuracy_record, by_seed, division, number, pick_best
 from common.stats import binomial_sd, newcombe_interval, t_interval
 from common.tables import Table, make_table
 
@@ -93,9 +93,7 @@ def optimism_table(train: Sequence[Row]) -> Table:
     trained = distinct(train)
     for group in pick_best(trained):
         record = group.config | accuracy_record(group)
-        same = [g for g in by_seed(trained) if all(
-            g.config.get(k) == group.config.get(k) for k in ("dataset", "split", "split_seed")
-        )]  # fmt: skip
+        same = [g for g in by_seed(trained) if division(g.config) == division(group.config)]
         sizes = [number(group.rows[0], "metrics", k) for k in ("n_val", "n_test")]
         if record["test_acc"] is None or not all(sizes):
             continue

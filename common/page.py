@@ -28,11 +28,12 @@ from common.measured import (
     Group,
     Row,
     accuracy_record,
+    choice_record,
     datasets_of,
-    describe,
     describe_all,
     deviations,
     display,
+    division,
     get,
     join_notes,
     latest_ok,
@@ -82,39 +83,21 @@ def build_answers(train: Sequence[Row], svm: Sequence[Row]) -> list[Answer]:
     for group in best:
         kinds: dict[str, list[Row]] = {}
         for row in everything:
-            if _split_of(row) == _split_of(group.rows[0]):
+            if division(row["config"]) == division(group.config):
                 kinds.setdefault(_kind_of(row), []).append(row)
         kinds.pop(_kind_of(group.rows[0]))
-        others = [_choice(g) for rows in kinds.values() for g in pick_best(rows)]
+        others = [choice_record(g) for rows in kinds.values() for g in pick_best(rows)]
         others.sort(key=lambda record: -record["val_acc"])
         dataset = str(group.config.get("dataset"))
         chart = charts.cost_chart(points[dataset]) if dataset in points else None
-        answers.append(Answer(dataset, _choice(group), others, chart))
+        answers.append(Answer(dataset, choice_record(group), others, chart))
     order = datasets_of(everything)
     return sorted(answers, key=lambda answer: order.index(answer.dataset))
-
-
-def _split_of(row: Row) -> tuple[str, ...]:
-    return tuple(str(row["config"].get(k)) for k in ("dataset", "split", "split_seed"))
 
 
 def _kind_of(row: Row) -> str:
     """What an answer compares: a network, or support vector machines of any kernel."""
     return "SVM" if row["kind"] == "svm" else str(row["config"].get("model"))
-
-
-def _choice(group: Group) -> Row:
-    """A chosen configuration in words and numbers."""
-    row = group.first()
-    svm = row["kind"] == "svm"
-    protocol = SVM_PROTOCOL if svm else TRAIN_PROTOCOL
-    cost_ms = group.mean("fit_ms" if svm else "train_ms")
-    return accuracy_record(group) | {
-        "name": describe(group.config, [] if svm else ["epochs"]),
-        "kind": _kind_of(row), "run_id": row["run_id"], "cost_ms": cost_ms,
-        "n_test": number(row, "metrics", "n_test"), "device": get(row, "env", "device"),
-        "protocol": deviations(group.config, protocol),
-    }  # fmt: skip
 
 
 # --- every run ------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from common.measured import (
     busy_note,
     by_seed,
     datasets_of,
+    deviations,
     devices_note,
     display,
     get,
@@ -36,8 +37,10 @@ from common.measured import (
     side_by_side,
     slug,
     trajectory,
+    unmeasured_note,
 )
 from common.results import KINDS, STATUSES
+from common.speed import COMMAND, sides
 
 SECTIONS = (
     ("findings", "Key findings and recommendations", "make demo"),
@@ -159,6 +162,7 @@ COLUMNS = {
         Column("seed", "Seed", "number"),
         Column("val_acc", "Val.\nacc. %", "percent"),
         Column("test_acc", "Test\nacc. %", "percent"),
+        Column("interval", "95 % interval"),
         Column("test_acc_sd", "sd over\nseeds", "percent"),
         Column("test_acc_low", "95 %\nfrom", "percent"),
         Column("test_acc_high", "95 %\nto", "percent"),
@@ -203,6 +207,7 @@ COLUMNS = {
         Column("energy_per_image_j", "Energy\nJ an image", "measure"),
         Column("cold_start_ms", "Cold\nstart ms", "measure"),
         Column("device", "Device"),
+        Column("machine", "Machine", width_mm=30),
         Column("convention", "Convention"),
         Column("macs", "GMACs", "giga"),
         Column("flops", "GFLOPs", "giga"),
@@ -326,7 +331,7 @@ def build_tables(
         q1b_table(done["svm"], published["q1b"]),
         q2_table(done["hw_train"]),
         q2_phases_table(done["hw_train"]),
-        q2_published_table(published["q2"]),
+        q2_published_table(done["hw_train"], published["q2"]),
         flops_table(done["flops"], published["flops"]),
         infer_table(done["hw_infer"]),
         export_table(done["export"]),
@@ -427,7 +432,9 @@ def q1a_tables(train: Sequence[Row], published: Sequence[Row]) -> list[Table]:
     for dataset in datasets_of(train):
         mine = [row for row in train if get(row, "config", "dataset") == dataset]
         figures = [row for row in published if row["dataset"] == dataset]
-        records = side_by_side(by_seed(mine), figures, TRAIN_PROTOCOL, TRAIN_FACTORS)
+        records = side_by_side(
+            by_seed(mine), figures, TRAIN_PROTOCOL, TRAIN_FACTORS, COMMANDS["q1a"]
+        )
         for record in records:
             if group := record.get("group"):
                 shared = dict.fromkeys(get(row, "metrics", "shared_with") for row in group.rows)
@@ -436,7 +443,7 @@ def q1a_tables(train: Sequence[Row], published: Sequence[Row]) -> list[Table]:
                 record["shared_with"] = ", ".join(filter(None, shared)) or None
                 record["precision"] = ", ".join(filter(None, kinds)) or None
                 record["runs"] = ", ".join(row["run_id"] for row in group.rows)
-        waiting = sum(record["note"] == "not measured" for record in records)
+        waiting = sum("group" not in record for record in records)
         tables.append(make_table(
             "q1a", f"q1a_{slug(dataset)}", f"{display(dataset)}: every configuration",
             "model opt lr epochs pin_memory seeds val_acc test_acc test_acc_sd test_acc_low "
@@ -455,12 +462,16 @@ def q1a_tables(train: Sequence[Row], published: Sequence[Row]) -> list[Table]:
 def best_tables(done: Mapping[str, Sequence[Row]], published: Sequence[Row]) -> list[Table]:
     """The chosen configuration of each data set and its epochs."""
     best = pick_best(done["train"])
-    records = side_by_side(best, published, TRAIN_PROTOCOL, ("dataset",))
+    records = side_by_side(best, published, TRAIN_PROTOCOL, ("dataset",), COMMANDS["best"])
+    studied = {row["config"].get("dataset") for row in done["train"]
+               if not deviations(row["config"], TRAIN_PROTOCOL)}  # fmt: skip
     for record in records:
         if group := record.get("group"):
             record |= group.config
             record["train_ms"] = group.mean("train_ms")
             record["run_id"] = group.first()["run_id"]
+        elif record["dataset"] in studied:
+            record["note"] = "another protocol was chosen"
     records.sort(key=lambda record: datasets_of(done["train"]).index(str(record["dataset"])))
     tables = [make_table(
         "best", "best", "Chosen on validation",
@@ -488,7 +499,7 @@ def _epochs_table(row: Row, epochs: Sequence[Row]) -> Table:
 
 def q1b_table(svm: Sequence[Row], published: Sequence[Row]) -> Table:
     """Every support vector machine, measured or published."""
-    records = side_by_side(by_seed(svm), published, SVM_PROTOCOL, SVM_FACTORS)
+    records = side_by_side(by_seed(svm), published, SVM_PROTOCOL, SVM_FACTORS, COMMANDS["q1b"])
     for record in records:
         if not (group := record.get("group")):
             continue
@@ -593,12 +604,23 @@ def interval_of(pair: Any) -> Row:
     return {"speedup_low": low, "speedup_high": high}
 
 
-def q2_published_table(published: Sequence[Row]) -> Table:
-    """The study's own speeds, on its machines."""
+def q2_published_table(rows: Sequence[Row], published: Sequence[Row]) -> Table:
+    """The study's own speeds, on its machines, and whether the same work was timed here."""
+    records = []
+    for figure in published:
+        work = {k: figure[k] for k in ("dataset", "model", "opt", "image_size", "batch_size")}
+        cpu, gpu = sides([row for row in rows if work.items() <= row["config"].items()])
+        if gpu if figure["device"] == "gpu" else cpu:
+            note = "measured: in the tables above"
+        elif figure["device"] == "gpu":
+            note = unmeasured_note(COMMAND, "needs a GPU")
+        else:
+            note = unmeasured_note(COMMANDS["q2"])
+        records.append(figure | {"note": note})
     return make_table(
-        "q2", "q2_published", "Published by the study, on its own machines: not measured here",
-        "dataset model opt image_size batch_size device epochs test_acc train_ms speedup",
-        published,
+        "q2", "q2_published", "Published by the study, on its own machines",
+        "dataset model opt image_size batch_size device epochs test_acc train_ms speedup note",
+        records,
     )  # fmt: skip
 
 
@@ -621,7 +643,7 @@ def flops_table(rows: Sequence[Row], published: Sequence[Row]) -> Table:
         records.append(record)
     for (model, size), macs in waiting.items():
         absent = {"model": model, "image_size": size, "published_macs": macs}
-        records.append(absent | {"note": "not measured"})
+        records.append(absent | {"note": unmeasured_note(COMMANDS["flops"])})
     records.sort(key=lambda record: (str(record["model"]), record["image_size"] or 0))
     return make_table(
         "flops", "flops", "One image forward, and its training step",

@@ -9,7 +9,6 @@ from common.contrasts import contrast_records, contrast_tables, interactions_tab
 from common.evidence import best_on_validation, matched, measure_effect, trained_by
 from common.measured import by_seed, latest_ok
 from common.noise import evidence_tables, noise_tables, optimism_table, seeds_table, tie_records
-from common.replication import published_table
 from common.results import read_rows
 from common.stats import mcnemar, newcombe_interval
 
@@ -275,60 +274,6 @@ def test_no_pairs_no_effect():
     with pytest.raises(ValueError, match="at least one pair"):
         measure_effect([])
     assert matched([], "opt", "sgd", "adam") == []
-
-
-# --- published beside measured --------------------------------------------------------------------
-
-
-def published_of(log, **where):
-    rows = published_table(latest_ok(log.rows, "train"), latest_ok(log.rows, "svm")).records()
-    return only(rows, **where)
-
-
-ADAM = {"dataset": "fashion", "setting": "model resnet18, opt adam, lr 0.001, epochs 5"}
-
-
-def test_a_difference_from_a_published_figure_has_its_interval(log):
-    log.train(wrong_on((0, 1120)), dataset="fashion", opt="adam")
-    record = published_of(log, **ADAM)
-    assert record["difference"] == pytest.approx(0.92 - 0.9154)
-    expected = newcombe_interval((12_880, 14_000), (round(0.9154 * 14_000), 14_000))
-    assert (record["difference_low"], record["difference_high"]) == pytest.approx(expected)
-    assert record["note"] == "within the noise of test images"
-
-
-@pytest.mark.parametrize(
-    ("wrong", "settings", "metrics", "said"),
-    [
-        ((280,), {}, {}, "unexplained; one seed, whose noise is not measured"),
-        ((280, 281, 282), {}, {}, "unexplained"),
-        ((280, 1100), {}, {}, "within the noise of a seed"),
-        ((280,), {}, {"precision": "fp32"}, "trained in fp32, not in mixed precision"),
-        ((280,), {"limit": 9, "image_size": 32}, {}, "reduced protocol: limit 9, image size 32"),
-        ((280,), {"epochs": 2}, {}, "other protocol: epochs 2"),
-    ],
-)
-def test_why_they_differ_is_said_as_far_as_it_is_known(log, wrong, settings, metrics, said):
-    for seed, count in enumerate(wrong):
-        right = wrong_on((0, count))
-        log.train(right, metrics, **{"dataset": "fashion", "opt": "adam", "seed": seed} | settings)
-    note = published_of(log, **ADAM)["note"]
-    assert note == f"apart from the published figure: {said}"
-
-
-def test_of_equally_near_runs_the_one_of_more_seeds_stands_beside_the_figure(log):
-    log.train(wrong_on((0, 280)), dataset="fashion", opt="adam", batch_size=32)
-    for seed in (0, 1):
-        log.train(wrong_on((0, 1400)), dataset="fashion", opt="adam", batch_size=64, seed=seed)
-    record = published_of(log, **ADAM)
-    assert (record["seeds"], record["test_acc"]) == (2, pytest.approx(0.9))
-
-
-def test_a_machine_that_was_stopped_may_differ_for_that(log):
-    log.svm(wrong_on((0, 280)), {"converged": False}, dataset="mnist", kernel="rbf")
-    assert "max_iter stopped" in published_of(log, dataset="mnist", setting="kernel rbf")["note"]
-    poly = published_of(log, dataset="mnist", setting="kernel poly")
-    assert poly["note"] == "not measured"
 
 
 def test_rows_keep_one_copy_of_what_they_repeat(tmp_path, log):

@@ -31,6 +31,7 @@ from common.results import append_line, dumps_strict, read_rows, run_id, save_pr
 MARKUP = r"a_b & 50% #1 <b>x</b> | $y$ ^~ {z} \w `c` *d* --e [f](g) → é"
 CLASSES = ["no_shoe", "a & b", "<b>", "x | y"]
 N_TEST = 14_000
+WAITING = "not measured, no finished run of it in the log: make {} measures it"
 
 
 class LogBuilder:
@@ -259,10 +260,17 @@ def test_a_run_of_another_protocol_has_no_published_figure_beside_it(whole):
     reduced = only(rows, note="reduced protocol: limit 10000, image size 32")
     assert float(reduced["test_acc"]) == 0.9512
     assert reduced["published_test_acc"] == reduced["difference"] == ""
-    best = only(whole.csv("best"), dataset="mnist", note="not measured")
+    best = only(whole.csv("best"), dataset="mnist", note=WAITING.format("q1a"))
     assert (best["test_acc"], best["published_test_acc"]) == ("", "0.9933")
     measured = [row for row in whole.csv("best") if row["dataset"] == "mnist" and row["test_acc"]]
     assert [row["published_test_acc"] for row in measured] == [""]
+
+
+def test_where_another_protocol_was_chosen_the_published_best_does_not_pass_for_unmeasured(log):
+    log.train(0.99, val_acc=0.98, dataset="mnist")
+    log.train(0.98, val_acc=0.99, dataset="mnist", batch_size=256)
+    waiting = {r["dataset"]: r["note"] for r in log.tables()["best"] if not r["test_acc"]}
+    assert waiting == {"mnist": "another protocol was chosen", "fashion": WAITING.format("q1a")}
 
 
 @pytest.mark.parametrize(
@@ -276,7 +284,8 @@ def test_each_part_of_the_protocol_counts(log, other):
     rows = log.tables()["q1a_mnist"]
     (name, value), = other.items()  # fmt: skip
     assert f"protocol: {name.replace('_', ' ')} {str(value).lower()}" in rows[0]["note"]
-    assert [row["note"] for row in rows if row["published_test_acc"]] == ["not measured"] * 10
+    waiting = [row["note"] for row in rows if row["published_test_acc"]]
+    assert waiting == [WAITING.format("q1a")] * 10
 
 
 @pytest.mark.parametrize("same", [{"seed": 3}, {"data_on": "host"}, {"compile": True}], ids=str)
@@ -286,13 +295,30 @@ def test_what_the_study_left_open_does_not(log, same):
     assert row["published_test_acc"] == "0.9933"
 
 
-def test_published_rows_without_a_run_are_listed_as_not_measured(whole):
+def test_published_rows_without_a_run_say_why_and_what_measures_them(whole):
     rows = whole.csv("q1a_fashion")
-    waiting = [row for row in rows if row["note"] == "not measured"]
+    waiting = [row for row in rows if row["note"] == WAITING.format("q1a")]
     assert len(waiting) == 9  # of the study's ten, one was run
     assert all(row["published_test_acc"] and not row["test_acc"] for row in waiting)
-    assert len([row for row in whole.csv("q1b") if row["note"] == "not measured"]) == 2
-    assert only(whole.csv("flops"), model="resnet50")["note"] == "not measured"
+    assert len([row for row in whole.csv("q1b") if row["note"] == WAITING.format("q1b")]) == 2
+    assert only(whole.csv("flops"), model="resnet50")["note"] == WAITING.format("flops")
+    shown = [row for row in whole.csv("published") if not row["test_acc"]]
+    assert {row["note"] for row in shown} == {WAITING.format("q1a"), WAITING.format("q1b")}
+    assert len(shown) == 14 + 2  # ResNet-18 with Adam stands beside every rate and length
+
+
+def test_published_speeds_say_where_the_same_work_was_timed_here_or_what_would_time_it(log):
+    for device, model in (("cpu", "resnet18"), ("cuda", "resnet50"), ("auto", "resnet50")):
+        log.add("hw_train", as_dict(HwTrainConfig(device=device, model=model)), {})
+    log.add("hw_train", as_dict(HwTrainConfig(device="cpu", opt="adam", image_size=64)), {})
+    notes = {(row["model"], row["opt"], row["device"]): row["note"]
+             for row in log.tables()["q2_published"]}  # fmt: skip
+    measured = {key for key, note in notes.items() if note == "measured: in the tables above"}
+    assert measured == {("resnet18", "sgd", "cpu"), ("resnet50", "sgd", "gpu")}
+    assert notes["resnet18", "adam", "cpu"] == WAITING.format("q2")
+    assert notes["resnet18", "adam", "gpu"] == (
+        "not measured, needs a GPU: make q2 ARGS='--device cpu cuda' measures it"
+    )
 
 
 def test_a_shared_trajectory_names_the_run_that_was_trained(whole):
@@ -482,6 +508,30 @@ def test_help_needs_no_heavy_import():
     heavy = "{'torch', 'numpy', 'scipy', 'matplotlib', 'jinja2', 'sklearn'}"
     code = f"import report, sys; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(report.__file__).parent)
+
+
+def test_the_readme_s_table_is_printed_and_nothing_written_or_drawn(log):
+    log.train(0.9212, dataset="fashion", opt="adam")
+    flags = ["--results-dir", str(log.folder), "--readme"]
+    code = f"import report, sys; report.main({flags}); assert 'matplotlib' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(report.__file__).parent, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    heads, _, line, *notes = done.stdout.splitlines()
+    cells = dict(zip(*([c.strip() for c in row.split("|")] for row in (heads, line)), strict=True))
+    assert cells["Test acc. %"] == "92.12"
+    assert cells["95 % interval"] == "91.66 to 92.56, Wilson"
+    assert (cells["Published test acc. %"], cells["Difference points"]) == ("91.54", "+0.58")
+    assert cells["Machine"] == r"A_CPU \& more"
+    assert notes[1].startswith("95 %: Wilson")
+    assert [file.name for file in log.folder.iterdir()] == ["log.jsonl"]
+
+
+def test_the_readme_s_table_needs_an_accuracy(log):
+    log.add("train", as_dict(TrainConfig()), {}, status="failed", error="early")
+    with pytest.raises(UsageError, match="--readme: the log holds no accuracy yet"):
+        report.main(["--results-dir", str(log.folder), "--readme"])
 
 
 # --- forms ----------------------------------------------------------------------------------------
