@@ -244,14 +244,20 @@ class HwInferConfig(Validated):
     threads: int | None = option(None, "CPU threads of every engine (default: all)", minimum=1)
     queries: int = option(100, "timed queries, at least", minimum=10)
     seconds: float = option(10.0, "and so long", above=0)
-    quick: bool = option(False, "a fifth of the queries, a twentieth of the time; the row says so")
+    launches: int = option(
+        3, "fresh processes of every engine, one after the other; intervals are over them",
+        minimum=1,
+    )  # fmt: skip
+    quick: bool = option(
+        False, "a fifth of the queries, a twentieth of the time, one launch; the row says so"
+    )
     accept_noise: bool = option(False, NOISE)
 
-    def effort(self) -> tuple[int, float]:
-        """Queries and seconds of timing, at least."""
+    def effort(self) -> tuple[int, int, float]:
+        """Launches, and the least queries and seconds of timing in each of them."""
         if self.quick:
-            return max(10, self.queries // 5), self.seconds / 20
-        return self.queries, self.seconds
+            return 1, max(10, self.queries // 5), self.seconds / 20
+        return self.launches, -(-self.queries // self.launches), self.seconds / self.launches
 
 
 # --- where and how a script works: never part of a run's identity ---------------------------------

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -40,7 +40,7 @@ from common.timing import (
 )
 
 CPU = torch.device("cpu")
-ROUNDS = 10
+ROUNDS = 10  # of a launch, in which every engine has a turn
 # Idle threads of one engine's pool spin on for a while and slow the next engine down: without a
 # pause before its turn, eager's batch 1 took 7.9 ms after ONNX Runtime's turn instead of 4.5.
 SETTLE_S = 0.1
@@ -197,14 +197,20 @@ class Timings:
         return [value for part in self.rounds_ms for value in part]
 
 
-def open_engines(tasks: Sequence[Task], labels: Tensor) -> dict[str, Side]:
-    """Start every engine and compare its answers to eager's, which must be the first.
+def open_engines(
+    tasks: Sequence[Task], labels: Tensor, before: Mapping[str, Side] | None = None
+) -> dict[str, Side]:
+    """Start every engine and compare its answers to eager's, which must be the first. What failed
+    in the launch `before` stays failed.
 
     Shapes: labels (N,) of the test split.
     """
     sides: dict[str, Side] = {}
     reference = None
     for task in tasks:
+        if before and before[task.engine].error:
+            sides[task.engine] = before[task.engine]
+            continue
         side = sides[task.engine] = Side()
         try:
             side.worker = Worker(task)
@@ -224,16 +230,19 @@ def open_engines(tasks: Sequence[Task], labels: Tensor) -> dict[str, Side]:
 
 
 def time_engines(
-    sides: dict[str, Side], batch_size: int, queries: int, seconds: float
-) -> dict[str, Timings]:
-    """Put the same queries to every engine without an error, in alternating rounds."""
-    timed = {name: Timings() for name, side in sides.items() if not side.error}
+    sides: dict[str, Side], timed: dict[str, Timings], batch_size: int, queries: int, seconds: float
+) -> None:
+    """Put the same queries to every engine without an error, in alternating rounds, and add what
+    they took to `timed`."""
+    for name, side in sides.items():
+        if not side.error:
+            timed.setdefault(name, Timings())
     meter = open_meter(CPU)
     share = math.ceil(queries / ROUNDS)
     for number in range(ROUNDS):
         for name in alternate(list(timed), number):
             found = timed[name]
-            if found.error:
+            if found.error or sides[name].error:
                 continue
             time.sleep(SETTLE_S)
             before = meter() if meter else 0.0
@@ -247,7 +256,6 @@ def time_engines(
             found.rounds_ms.append(part)
             if meter:
                 found.joules = (found.joules or 0.0) + meter() - before
-    return timed
 
 
 def rate(
@@ -270,7 +278,9 @@ def rate(
     eager = timed.get("eager")
     if eager and eager.rounds_ms and not eager.error:
         medians = [[statistics.median(part) for part in t.rounds_ms] for t in (eager, own)]
-        found["speedup_vs_eager"], found["speedup_interval"] = ratio_interval(*medians)
+        found["speedup_vs_eager"], found["speedup_interval"] = ratio_interval(
+            *medians, launches=config.effort()[0]
+        )
     precision = ENGINES[config.engine].precision
     torch.set_num_threads(config.threads)
     peaks = measure_peaks("cpu", precision, config.threads)

@@ -73,20 +73,28 @@ def judge_noise(samples_ms: Sequence[float], accept: bool) -> tuple[float, str |
 
 
 def ratio_interval(
-    baseline_ms: Sequence[float], own_ms: Sequence[float]
+    baseline_ms: Sequence[float], own_ms: Sequence[float], launches: int = 1
 ) -> tuple[float, tuple[float, float] | None]:
     """How many times as fast, from interleaved blocks: one time of each side for every block.
 
-    Returns: the geometric mean of the blocks' ratios and its 95 % bootstrap interval
-    (bias-corrected and accelerated), None for a single block. Blocks are resampled as pairs, so
-    that a drift that both sides met widens nothing; what differs from one process to the next is
-    not in it.
-    Source: Efron, "Better Bootstrap Confidence Intervals", 1987.
+    Returns: the geometric mean of the blocks' ratios and its 95 % interval, None for a single
+    block. Where the blocks come, launch by launch, from so many fresh processes of both sides, it
+    is Student's over the launches, for processes of one program differ by more than their blocks
+    do. For one launch it is the bootstrap's (bias-corrected and accelerated) over the blocks, and
+    what differs from one process to the next is not in it. A block's two times stay a pair, so
+    that a drift that both sides met widens nothing.
+    Source: Kalibera and Jones, "Rigorous Benchmarking in Reasonable Time", 2013; Efron, "Better
+    Bootstrap Confidence Intervals", 1987.
     """
     from scipy.stats import bootstrap
 
+    from common.stats import t_interval
+
     logs = np.log(baseline_ms) - np.log(own_ms)
     ratio = float(np.exp(logs.mean()))
+    if launches > 1:
+        low, high = np.exp(t_interval(logs.reshape(launches, -1).mean(1)))
+        return ratio, (float(low), float(high))
     if len(logs) < 2:
         return ratio, None
     if np.ptp(logs) == 0:

@@ -179,10 +179,49 @@ def test_engines_take_turns_from_alternating_ends_and_a_refused_one_has_none():
     turns = []
     sides = {n: hw_infer.Side(worker=Recorded(n, turns)) for n in "abc"}
     sides["c"].error = "refused"
-    timed = hw_infer.time_engines(sides, 1, 20, 1.0)
+    timed = {}
+    hw_infer.time_engines(sides, timed, 1, 20, 1.0)
     assert "".join(name for name, _ in turns) == "abba" * (hw_infer.ROUNDS // 2)
     assert [first for name, first in turns if name == "a"] == list(range(0, 20, 2))
     assert {name: len(found.latencies_ms) for name, found in timed.items()} == {"a": 20, "b": 20}
+
+
+def test_every_launch_is_answered_by_fresh_engines_and_adds_to_the_timings(
+    bench, runs, rows, monkeypatch
+):
+    opened = []
+
+    def open_engines(tasks, labels, before):
+        sides = original(tasks, labels, before)
+        opened.append({name: side.worker for name, side in sides.items()})
+        return sides
+
+    original = hw_infer.open_engines
+    monkeypatch.setattr(hw_infer, "open_engines", open_engines)
+    flags = ["--engine", "eager", "onnxruntime", "--scenario", "single", "--launches", "2"]
+    flags += ["--threads", "1", "--queries", "40", "--seconds", "0.01", "--accept-noise"]
+    assert bench("--mode", "infer", *flags) == 0
+    first, second = opened
+    assert first.keys() == second.keys() == {"eager", "onnxruntime"}
+    assert not {id(w) for w in first.values()} & {id(w) for w in second.values()}
+    for row in rows("hw_infer"):
+        assert row["config"]["launches"] == 2
+        assert row["metrics"]["latency_ms"]["n"] >= 40
+
+
+def test_an_engine_that_answers_otherwise_in_one_launch_is_not_started_in_the_next(
+    bench, runs, rows, monkeypatch
+):
+    measured = iter([None, "classes differ", None])  # eager and another; then eager alone
+    parity = {"flips": 0}
+    monkeypatch.setattr(hw_infer, "measure_parity", lambda *args: (parity, next(measured)))
+    flags = ["--engine", "eager", "onnxruntime", "--scenario", "single", "--launches", "2"]
+    flags += ["--threads", "1", "--queries", "20", "--seconds", "0.01", "--accept-noise"]
+    assert bench("--mode", "infer", *flags) == 1
+    eager, other = rows("hw_infer")
+    assert (eager["status"], other["status"]) == ("ok", "failed")
+    assert other["error"] == "classes differ"
+    assert other["metrics"]["latency_ms"] is other["metrics"]["speedup_vs_eager"] is None
 
 
 def test_one_engine_of_one_run_may_be_asked_for(bench, runs, rows):
@@ -291,7 +330,8 @@ def test_an_engine_in_a_process_of_its_own_answers_and_is_timed_and_ends(tmp_pat
         assert len({side.worker.process.pid for side in sides.values() if side.worker}) == 2
         assert os.getpid() not in {s.worker.process.pid for s in sides.values() if s.worker}
         os.kill(sides["onnxruntime"].worker.process.pid, signal.SIGKILL)
-        timed = hw_infer.time_engines(sides, 4, 10, 0.01)
+        timed = {}
+        hw_infer.time_engines(sides, timed, 4, 10, 0.01)
     finally:
         hw_infer.close_engines(sides)
     assert len(timed["eager"].latencies_ms) >= 10

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from common import energy, roofline, timing
@@ -62,6 +63,28 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         low, high = ratio_interval(2 * first, second)[1]
         held += low <= 2 <= high
     assert 0.85 <= held / 200 <= 0.99  # ten blocks are few for a bootstrap: 95 % would be right
+
+
+def test_over_launches_the_interval_is_students_of_their_means():
+    baseline = [2.0, 8.0, 3.0, 3.0, 6.0, 6.0]  # two blocks in each of three launches
+    ratio, (low, high) = ratio_interval(baseline, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0], launches=3)
+    means = np.log([4.0, 3.0, 6.0])
+    expected = stats.t.interval(0.95, 2, loc=means.mean(), scale=stats.sem(means))
+    assert ratio == pytest.approx(np.exp(means.mean()))
+    assert (low, high) == pytest.approx(np.exp(expected))
+
+
+def test_what_differs_between_processes_is_in_the_interval_over_launches_and_in_no_other():
+    random = np.random.default_rng(2)
+    held = {1: 0, 3: 0}
+    for _ in range(300):
+        process = np.repeat(np.exp(random.normal(0, 0.05, 3)), 10)
+        own = process * np.exp(random.normal(0, 0.01, 30))
+        for launches in held:
+            low, high = ratio_interval(np.full(30, 2.0), own, launches)[1]
+            held[launches] += low <= 2 <= high
+    assert 0.91 <= held[3] / 300 <= 0.98  # 95 %, and two standard errors of 300
+    assert held[1] / 300 < 0.7
 
 
 def test_laps_add_up_what_comes_again(monkeypatch):
