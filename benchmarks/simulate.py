@@ -140,12 +140,15 @@ def train(epoch_s: float, grid: Grid, random: Random) -> float:
 # --- what is measured -----------------------------------------------------------------------------
 
 
-def measure_epoch_s(folder: str) -> float:
-    """The median epoch of a log. Raises: UsageError when it has none."""
+def measure_epoch_s(folder: str, model: str) -> float:
+    """The median epoch of a network in a log. Raises: UsageError when it has none."""
     rows = read_rows(Path(folder) / "log.jsonl")[0]
-    times = [row["metrics"]["train_ms"] / 1e3 for row in rows if row["kind"] == "epoch"]
+    epochs = [r for r in rows if r["kind"] == "epoch" and r["config"].get("model") == model]
+    times = [row["metrics"]["train_ms"] / 1e3 for row in epochs]
     if not times:
-        raise UsageError(f"--results-dir: no epoch in the log of {folder}; give --epoch-s")
+        raise UsageError(
+            f"--results-dir: no epoch of {model} in the log of {folder}; give --epoch-s"
+        )
     return statistics.median(times)
 
 
@@ -182,7 +185,7 @@ def fill_in(args: argparse.Namespace) -> Grid:
     """The grid asked for, each part that was not given measured; says which is which."""
     folder = args.results_dir
     measures = {
-        "epoch_s": lambda: measure_epoch_s(folder),
+        "epoch_s": lambda: measure_epoch_s(folder, args.model),
         "store_s": lambda: measure_store_s(folder, args.model),
         "append_s": lambda: measure_log(folder)[0],
         "read_s": lambda: measure_log(folder)[1],
@@ -217,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--workers", type=int, nargs="+", default=[1, 10, 100, 1000, 10_000], help="[1 to 10000]")
     add("--epochs", type=int, default=5, help="of a trajectory [5]")
     add("--rows", type=int, default=4, help="rows at its end, as in --preset q1a [4]")
-    add("--epoch-s", type=float, help="an epoch [the median of --results-dir]")
+    add("--epoch-s", type=float, help="an epoch [the median of --model in --results-dir]")
     add("--append-s", type=float, help="to append a row to the log [measured]")
     add("--read-s", type=float, help="to read a row of it [measured]")
     add("--store-s", type=float, help="of the file system for a checkpoint [measured]")
@@ -226,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--mtbf-s", type=float, default=1e6, help="between a worker's failures [1e6]")
     add("--restart-s", type=float, default=60.0, help="from a failure to the epoch again [60]")
     add("--sharded", action="store_true", help="a log for every worker (--shard)")
-    add("--model", default="resnet18", help="whose checkpoint is stored [resnet18]")
+    add("--model", default="resnet18", help="whose epoch and checkpoint it is [resnet18]")
     add("--results-dir", default="reference", help="whose epochs, and where files are [reference]")
     add("--seed", type=int, default=0, help="of what is drawn [0]")
     args = parser.parse_args(argv)

@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import simulate as simulation
 from simulate import Grid, simulate
 
+from common import UsageError
+
 PLAIN = Grid(trajectories=10, workers=1, epoch_s=7.0, epochs=3)
 
 
@@ -95,3 +97,12 @@ def test_the_table_says_what_was_given_and_what_was_measured(tmp_path, capsys):
     assert any(line.startswith("epoch_s ") and line.endswith("(measured)") for line in said)
     assert len([line for line in said if line.startswith("|")]) == 2 + 2
     assert list(tmp_path.iterdir()) == [tmp_path / "log.jsonl"]
+
+
+def test_an_epoch_is_the_networks_own(tmp_path):
+    log = Path(__file__).parent.parent / "reference" / "log.jsonl"
+    (tmp_path / "log.jsonl").write_bytes(log.read_bytes())
+    small, large = (simulation.measure_epoch_s(tmp_path, name) for name in ("vgg5", "resnet18"))
+    assert small < large / 10
+    with pytest.raises(UsageError, match="no epoch of alexnet in the log"):
+        simulation.measure_epoch_s(tmp_path, "alexnet")
