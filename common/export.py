@@ -54,6 +54,7 @@ MAX_ABS_LOGIT = 1e-3
 NEAR_TIE = 1e-4  # a class may change only where eager's best two logits are this close
 MAX_ACC_DROP = 0.002  # of bf16 and int8, whose logits do move; or one image, where that is more
 CALIBRATION_IMAGES = 1024  # of the validation part
+CALIBRATION_BATCH = 16  # images whose least and greatest values are averaged with other batches'
 INPUT = (
     "float32 pixels in [0, 1], shape (batch, {c}, {s}, {s}), resized with bilinear interpolation"
 )
@@ -156,7 +157,8 @@ def _write_onnx(network: nn.Module, file: Path, metadata: Draft, images: Images)
 
 def _write_onnx_int8(network: nn.Module, file: Path, metadata: Draft, images: Images) -> None:
     """Static quantisation: int8 weights with a scale for each output channel, uint8 activations
-    with ranges seen on the images, as QuantizeLinear and DequantizeLinear pairs."""
+    with ranges that are the mean of those of the batches, as QuantizeLinear and DequantizeLinear
+    pairs. The ranges of all images, which a few outliers widen, cost a ResNet-50 0.3 points."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -168,6 +170,7 @@ def _write_onnx_int8(network: nn.Module, file: Path, metadata: Draft, images: Im
     quantize_static(
         plain, file, _Calibration(images), per_channel=True, activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8, nodes_to_exclude=[last],
+        extra_options={"CalibMovingAverage": True},
     )  # fmt: skip
     model = onnx.load(file)
     onnx.helper.set_model_props(model, _as_text(metadata))
@@ -288,7 +291,7 @@ def _export_checkpoint(
     load_pixels = build_pixel_loader(dataset, size)
     return export_model(
         network, format, target, metadata,
-        calibration=map(load_pixels, split.val[:CALIBRATION_IMAGES].split(EVAL_BATCH_SIZE)),
+        calibration=map(load_pixels, split.val[:CALIBRATION_IMAGES].split(CALIBRATION_BATCH)),
         batches=map(load_pixels, test.split(EVAL_BATCH_SIZE)), reference=reference, labels=labels,
     )  # fmt: skip
 
