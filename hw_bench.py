@@ -11,7 +11,7 @@ accelerator the mean of ten, since a look at the clock after each would stall it
 step's time goes (data, copy to the device, forward, backward, optimiser) is measured in steps of
 their own, with a wait after every phase. An epoch is extrapolated from the median step, unless
 --full-epoch trains and tests one. Speed-ups are against the first variant of the first device, with
-a bootstrap interval over the rounds. Where the CPU is the only device, its own variants are
+Student's interval over the rounds. Where the CPU is the only device, its own variants are
 compared: threads, precision, and torch.compile, whose cost is in first_step_ms. The device's peaks,
 of a matrix product and of a copy, are measured; each row says what share of them a step reached.
 Networks are channels_last, but in the notebook loop: torchvision transforms on PIL images, a
@@ -20,9 +20,10 @@ DataLoader without workers, NCHW, loss.item() at every step.
 Method of --mode infer: every engine has a process of its own and the same number of threads. It
 first answers the whole test split, and is timed only if it answers as the eager fp32 network does
 (in bf16 and int8: without losing 0.2 points of accuracy). Queries are different test images, put to
-the engines in such rounds too, after MLPerf: single stream (batch 1, 100 queries and 10 s at least)
-and offline (images/s by batch size); making a query is not timed, nor is loading (cold_start_ms).
-All of it is done in --launches sets of fresh processes; the interval of a speed-up is over them.
+the engines in such rounds too, modelled on MLPerf's single stream (batch 1) and offline (images/s
+by batch size) but much shorter: 100 queries and 10 s at least. Making a query is not timed, nor is
+loading (cold_start_ms, of the first launch). All of it is done in --launches sets of fresh
+processes; the interval of a speed-up is over them.
 
 In both a timing whose IQR is over a tenth of its median is flagged, and over a quarter refused.
 
@@ -32,9 +33,11 @@ Writes to --results-dir: log.jsonl (kind hw_train or hw_infer).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import UsageError, check_name, run_script
@@ -102,7 +105,10 @@ def expand_variants(name: str, grid: dict[str, list[Any]], alone: bool) -> list[
         chosen["compile"] = [False]
     values = itertools.product(*(dict.fromkeys(v) for v in chosen.values()))
     variants = [{"device": name} | dict(zip(chosen, v, strict=True)) for v in values]
-    return [v for v in variants if v["loop"] == "ours" or not v["compile"]]
+    found = [v for v in variants if v["loop"] == "ours" or not v["compile"]]
+    if not found:
+        raise UsageError("--compile true: the notebook loop is never compiled; add --loop ours")
+    return found
 
 
 def expand_groups(grid: dict[str, list[Any]]) -> list[list[HwTrainConfig]]:
@@ -141,7 +147,7 @@ def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
         raise UsageError("--full-epoch: the notebook loop is only sampled; use --loop ours")
     if config.opt not in ("sgd", "adam") and any(c.loop == "notebook" for c in group):
         raise UsageError(f"--opt {config.opt}: the notebook loop has sgd and adam; use --loop ours")
-    check_network(config.model, config.image_size, config.opt)
+    check_network(config.model, config.image_size, config.opt, min(2, config.batch_size))
     if any(c.device == "cpu" and c.precision == "bf16" for c in group):
         name = find_one_pixel_convolution(config.model, config.image_size)
         if name:
@@ -263,8 +269,9 @@ def find_files(grid: dict[str, list[Any]], log: Log) -> list[tuple[dict[str, Any
     files: dict[str, dict[str, str]] = {}
     for row in log.finished("export").values():
         m = row["metrics"]
-        if m["train_run_id"] in trained and locate(log.folder, m["file"]).exists():
-            files.setdefault(m["train_run_id"], {})[m["format"]] = m["file"]
+        run, file = m.get("train_run_id"), m.get("file")
+        if run in trained and file and locate(log.folder, file).exists():
+            files.setdefault(run, {})[m["format"]] = file
     if not files:
         raise UsageError(
             f"no exported networks in {log.path}; make best exports each data set's, and "
@@ -282,9 +289,10 @@ def find_files(grid: dict[str, list[Any]], log: Log) -> list[tuple[dict[str, Any
             )
     runs = []
     for name in wanted:
-        checkpoint = trained[name]["metrics"]["checkpoint"]
-        if not locate(log.folder, checkpoint).exists():
-            raise UsageError(f"{log.folder / checkpoint} is missing: eager inference needs it")
+        checkpoint = trained[name]["metrics"].get("checkpoint")
+        if not checkpoint or not locate(log.folder, checkpoint).exists():
+            what = log.folder / checkpoint if checkpoint else f"the checkpoint of run {name}"
+            raise UsageError(f"{what} is missing: eager inference needs it")
         held = {"checkpoint": checkpoint} | files[name]
         by_engine = {k: held[engine.reads] for k, engine in ENGINES.items() if engine.reads in held}
         runs.append((trained[name], by_engine))
@@ -326,6 +334,7 @@ def expand_queries(
             c,
             threads=c.threads or threads,
             batch_size=1 if c.scenario == "single" else c.batch_size,
+            launches=1 if c.quick else c.launches,
         )
         for c in expand_grid(HwInferConfig, grid | chosen)
     ]
@@ -370,6 +379,7 @@ def measure_run(
                 run, replace(scenario, engine=name), files[name], sides[name], timed[scenario],
                 classes,
             )  # fmt: skip
+            row[1]["sha256"] = file_sha256(log.folder / files[name])
             failures += append_engine(log, *row)
     return failures
 
@@ -388,6 +398,7 @@ def run_row(
     metrics = {
         "dataset": run["config"]["dataset"], "model": run["config"]["model"], "file": file,
         "engine": config.engine, "scenario": config.scenario, "batch_size": config.batch_size,
+        "versions": side.versions,
         "quick": config.quick, "latency_ms": None, "images_per_s": None, "speedup_vs_eager": None,
         "cold_start_ms": side.cold_start_ms, "test_acc": side.test_acc, "parity": side.parity,
         "flips": side.parity and side.parity["flips"],
@@ -424,15 +435,27 @@ def bench_infer(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
     for number, (run, files, configs) in enumerate(plans, 1):
         what = f"{run['config']['dataset']} {run['config']['model']}, run {run['run_id']}"
         print(f"[{number}/{len(plans)}] {what}", flush=True)
-        done = log.finished("hw_infer")
-        if not options.force and all(hw_id(c) in done for c in configs):
-            print("  in the log")
-            continue
         for count in dict.fromkeys(config.threads for config in configs):
             part = [config for config in configs if config.threads == count]
+            if not options.force and all(is_measured(config, files, log) for config in part):
+                print(f"  {count} threads: in the log" if count != threads else "  in the log")
+                continue
             failures += measure_run(run, files, part, log, options.data_dir)
     print_infer_table([config for _, _, configs in plans for config in configs], log)
     return failures
+
+
+def is_measured(config: HwInferConfig, files: dict[str, str], log: Log) -> bool:
+    """Whether the log has the row, of the file as it is now."""
+    row = log.finished("hw_infer").get(hw_id(config))
+    file = log.folder / files[config.engine]
+    return row is not None and row["metrics"].get("sha256") == file_sha256(file)
+
+
+def file_sha256(file: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def print_infer_table(configs: list[HwInferConfig], log: Log) -> None:
@@ -457,7 +480,7 @@ def print_infer_table(configs: list[HwInferConfig], log: Log) -> None:
     print(tabulate(lines, head, disable_numparse=True))
     print(
         "speed-ups are against eager in the same scenario; ? noisy, IQR over 10 % of the median; "
-        "quick: less than MLPerf's queries"
+        "quick: a fifth of the queries, in one launch"
     )
 
 

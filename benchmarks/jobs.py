@@ -64,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--pairs", type=int, default=2, help="blocks of each side [2: A B B A]")
     add("--data-dir", default="data", help="folder of the data sets [data]")
     args = parser.parse_args(argv)
+    if min(args.per_job, args.pairs) < 1:
+        raise UsageError(f"--per-job {args.per_job}, --pairs {args.pairs}: give 1 or more of each")
     cores = cpu_count()
     if cores < 2:
         raise UsageError("one core: there is nothing to compare")

@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from common import run_script  # noqa: E402
+from common import UsageError, run_script  # noqa: E402
 from common.config import (  # noqa: E402
     TRAIN_PRESETS,
     TrainConfig,
@@ -193,6 +193,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--steps", type=int, default=10, help="steps a block [10]")
     add("--data-dir", default="data", help="folder of the data sets [data]")
     args = parser.parse_args(argv)
+    if min(args.blocks, args.steps) < 1:
+        raise UsageError(f"--blocks {args.blocks}, --steps {args.steps}: give 1 or more of each")
     print(f"{describe_machine()['cpu']}, {torch.get_num_threads()} threads, torch "
           f"{torch.__version__}, load {describe_machine()['load_average'][0]:.1f}")  # fmt: skip
     found = [

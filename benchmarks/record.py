@@ -8,8 +8,9 @@ For each seed the preset's network is trained from scratch in a fresh process an
 packages are imported and the images are in memory, and before the final evaluation: pixel
 statistics, building, every step.
 The study's recipe is its best configuration of the data set (ResNet-18, five epochs) in the
-notebook loop of benchmarks/notebook.py, projected from blocks of its steps that take turns with the
-seeds. A ratio is the projected time over the median time of the seeds. The last line is JSON.
+notebook loop of benchmarks/notebook.py, in fp32 and with bf16 autocast, projected from blocks of
+their steps that take turns with the seeds. A ratio is a projected time over the median time of the
+seeds. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import torch  # noqa: E402
 import torch._dynamo  # noqa: E402 - which torch.optim imports at its first optimiser
 from notebook import WARMUP_STEPS, Side  # noqa: E402
 
-from common import run_script  # noqa: E402
+from common import UsageError, run_script  # noqa: E402
 from common.config import TRAIN_PRESETS, TrainConfig, expand_grid  # noqa: E402
 from common.cost import count_costs  # noqa: E402
 from common.data import cached_dataset  # noqa: E402
@@ -85,36 +86,42 @@ def run_apart(config: TrainConfig, data_dir: str) -> tuple[float, float, float, 
 def measure(dataset: str, configs: list[TrainConfig], data_dir: str) -> dict[str, Any]:
     """All seeds on one data set, with the notebook loop in between; print a line, return all."""
     study, published = study_recipes()[dataset]
-    notebook = Side("notebook fp32", study, data_dir)
-    notebook.run(WARMUP_STEPS)
-    step_s, seeds = [], []
+    sides = [Side(f"notebook {precision}", study, data_dir) for precision in ("fp32", "bf16")]
+    for side in sides:
+        side.run(WARMUP_STEPS)
+    step_s: dict[str, list[float]] = {side.name: [] for side in sides}
+    seeds = []
     for config in configs:
-        notebook.run(1)
-        step_s.append(notebook.run(STEPS))
+        for side in sides:
+            side.run(1)
+            step_s[side.name].append(side.run(STEPS))
         seeds.append(run_apart(config, data_dir))
-    notebook.end()
+    for side in sides:
+        side.end()
     config = configs[0]
     n = len(cached_dataset(dataset, data_dir).labels) * 7 // 10
-    study_s = statistics.median(step_s) * math.ceil(n / study.batch_size) * study.epochs
+    steps = math.ceil(n / study.batch_size) * study.epochs
+    study_s = {name: statistics.median(values) * steps for name, values in step_s.items()}
     seconds, _, test, precision = zip(*seeds, strict=True)
     mean, sd = statistics.mean(test), statistics.stdev(test)
     half = scipy.stats.t.ppf(0.975, len(test) - 1) * sd / math.sqrt(len(test))
     shape = (1, 3, config.image_size, config.image_size)
     flops = count_costs(build_model(config.model, 10), shape, "conv_linear").train_step_flops
     total = flops * n * config.epochs
-    ratio = study_s / statistics.median(seconds)
+    ratios = {name: value / statistics.median(seconds) for name, value in study_s.items()}
+    beside = ", ".join(f"{name} {study_s[name]:.0f} s: 1/{ratios[name]:.0f}" for name in ratios)
     print(
         f"{dataset}: test accuracy {mean:.2%}, sd {sd:.2%} over {len(test)} seeds, 95 % interval "
         f"of the mean {mean - half:.2%} to {mean + half:.2%} (published {published:.2%}); "
         f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f}), "
         f"{total / 1e12:.2f} TFLOP in {precision[0]}; the study's recipe "
-        f"({study.model} {study.opt}, {study.epochs} epochs) {study_s:.0f} s: 1/{ratio:.0f}",
+        f"({study.model} {study.opt}, {study.epochs} epochs) in the loop of {beside}",
         flush=True,
     )
     return {
         "dataset": dataset, "test_acc": test, "val_acc": [s[1] for s in seeds],
         "train_s": seconds, "train_flops": total, "notebook_step_s": step_s,
-        "study_s_extrapolated": study_s, "ratio": ratio,
+        "study_s_extrapolated": study_s, "ratio": ratios,
     }  # fmt: skip
 
 
@@ -126,6 +133,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--seeds", type=int, default=None, help="the first so many (two or more) [the preset's]")
     add("--data-dir", default="data", help="folder of the data sets [data]")
     args = parser.parse_args(argv)
+    if args.seeds is not None and args.seeds < 2:
+        raise UsageError(f"--seeds: {args.seeds} leave no standard deviation; give 2 or more")
     print(f"{describe_machine()['cpu']}, {torch.get_num_threads()} threads, torch "
           f"{torch.__version__}, load {describe_machine()['load_average'][0]:.1f}")  # fmt: skip
     grid = {name: [value] for name, value in vars(TrainConfig(device="cpu")).items()}

@@ -47,13 +47,16 @@ def label_of(row: dict[str, Any]) -> str:
 
 
 def speedup_of(row: dict[str, Any]) -> tuple[float, Interval] | None:
-    """A row's speed-up and its interval, or None where it was refused."""
+    """A row's speed-up and its interval, or None where it or what it is compared with was refused,
+    or there is no interval."""
     m = row["metrics"]
     if row["status"] != "ok":
         return None
     if row["kind"] == "hw_train":
-        return m["speedup"]["ratio"], m["speedup"]["interval"]
-    return m["speedup_vs_eager"], m["speedup_interval"]
+        ratio, interval = m["speedup"]["ratio"], m["speedup"]["interval"]
+    else:
+        ratio, interval = m["speedup_vs_eager"], m["speedup_interval"]
+    return (ratio, interval) if ratio and interval else None
 
 
 def is_baseline(row: dict[str, Any]) -> bool:
@@ -83,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     for row in itertools.chain.from_iterable(runs):
         if not is_baseline(row):
             found.setdefault(label_of(row), []).append(speedup_of(row))
+    if not found:
+        raise UsageError("nothing was compared; ask for a second variant, or for eager too")
     print(f"{describe_machine()['cpu']}, load {describe_machine()['load_average'][0]:.1f}")
     failures = 0
     for label, values in found.items():

@@ -23,7 +23,7 @@ def open_meter(device: torch.device) -> Meter | None:
     Source: Linux Documentation/power/powercap; NVML, nvmlDeviceGetTotalEnergyConsumption.
     """
     if device.type == "cuda":
-        return _open_nvml(device.index or 0)
+        return _open_nvml(device)
     return _open_rapl(RAPL) if device.type == "cpu" else None
 
 
@@ -32,7 +32,12 @@ def _open_rapl(root: Path) -> Meter | None:
     counters = [_Counter(package) for package in packages]
     if not counters or any(counter.read() is None for counter in counters):
         return None
-    return lambda: sum(counter.read() for counter in counters) / 1e6
+
+    def read() -> float | None:
+        used = [counter.read() for counter in counters]
+        return None if None in used else sum(used) / 1e6
+
+    return read
 
 
 class _Counter:
@@ -55,13 +60,14 @@ class _Counter:
         return self.used
 
 
-def _open_nvml(index: int) -> Meter | None:
+def _open_nvml(device: torch.device) -> Meter | None:
     if importlib.util.find_spec("pynvml") is None:
         return None
     import pynvml
 
     with suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
+        index = torch.cuda._get_nvml_device_index(device)  # NVML counts cards that are hidden too
         read = functools.partial(
             pynvml.nvmlDeviceGetTotalEnergyConsumption, pynvml.nvmlDeviceGetHandleByIndex(index)
         )

@@ -30,6 +30,8 @@ MUON_MOMENTUM = 0.75  # by validation of --preset record on FashionMNIST
 WARMUP = 0.2  # share of a triangular schedule before its peak
 EVAL_BATCH_SIZE = 256
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h's
+# fp32 means fp32: cuDNN's convolutions would round to TF32, as matrix products by default do not.
+torch.backends.cudnn.allow_tf32 = False
 CHECK_EVERY = 100  # steps between looks at the losses; each look waits for the device
 
 

@@ -23,6 +23,8 @@ from common.deploy import load_deployable
 # On Python 3.14 torch no longer vouches for TorchScript; there the gate decides as anywhere else.
 TORCHSCRIPT_WARNING = r"`torch\.jit\.\w+` is (deprecated|not supported in Python 3\.14\+)"
 
+COMPILED_SIZES = 64  # batch sizes that torch.compile is measured in, at most
+
 Run = Callable[[Tensor], Tensor]
 
 
@@ -41,6 +43,11 @@ def _load_eager_bf16(file: Path, threads: int) -> Run:
 
 
 def _load_compiled(file: Path, threads: int) -> Run:
+    # A graph for every batch size, which beyond a limit torch would quietly run eagerly.
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = COMPILED_SIZES
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     network = torch.compile(load_deployable(file)[0], dynamic=False, options={"freezing": True})
     return torch.no_grad()(lambda pixels: network(pixels))
 

@@ -115,7 +115,9 @@ def measure_parity(
     fault = None
     if precision != "fp32":
         lost = int((right_before & ~right).sum()) - int((right & ~right_before).sum())
-        if lost > max(1, MAX_ACC_DROP * len(labels)) or not logits.isfinite().all():
+        if not logits.isfinite().all():
+            fault = "logits are not finite"
+        elif lost > max(1, MAX_ACC_DROP * len(labels)):
             drop = lost / len(labels)
             fault = f"accuracy falls by {drop:.2%} (tolerance {MAX_ACC_DROP:.1%})"
     elif wrong or not distance <= MAX_ABS_LOGIT:  # so that NaN is a fault
@@ -201,7 +203,10 @@ def _write_aotinductor(network: nn.Module, file: Path, metadata: Draft, images: 
         program = torch.export.export(network, (_example(metadata),), dynamic_shapes=shapes)
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(file),
-            inductor_configs={"aot_inductor.metadata": _as_text(metadata)},
+            inductor_configs={
+                "aot_inductor.metadata": _as_text(metadata),
+                "cpp.dynamic_threads": True,  # else the count of threads here would be in it
+            },
         )  # fmt: skip
 
 
@@ -326,6 +331,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     log = Log(options.results_dir)
     rows = [find_run(name, log) for name in options.runs]
+    for format in options.format:
+        check_format(format)
     failures = 0
     for row in rows:
         for format in options.format:

@@ -70,21 +70,26 @@ class Server:
     """
 
     def __init__(self, task: Task) -> None:
-        dataset = cached_dataset(task.dataset, task.data_dir)
+        dataset = cached_dataset(task.dataset, task.data_dir, task.image_size)
         self.test = split_dataset(dataset, task.split, task.split_seed).test
         self.load_pixels = build_pixel_loader(dataset, task.image_size)
-        for package in ENGINES[task.engine].packages:
-            importlib.import_module(package)
+        self.precision = ENGINES[task.engine].precision
+        packages = ENGINES[task.engine].packages or ("torch",)
+        self.versions = {p: importlib.import_module(p).__version__ for p in packages}
         first = self.load_pixels(self.test[:1])
         start_ms = now_ms(CPU)
         self.engine = load_engine(task.engine, task.file, task.threads)
         self.engine(first)
         self.cold_start_ms = now_ms(CPU) - start_ms
 
-    def answer(self) -> tuple[float, Any]:
-        """Its cold start, and its logits of the test split. Shapes: (N, classes)."""
-        logits = predict(self.engine, map(self.load_pixels, self.test.split(EVAL_BATCH_SIZE)))
-        return self.cold_start_ms, logits.numpy()
+    def answer(self) -> tuple[float, dict[str, str], Any]:
+        """Its cold start, its packages' versions, and its logits of the test split.
+
+        Shapes: logits (N, classes).
+        """
+        batches = map(self.load_pixels, self.test.split(EVAL_BATCH_SIZE))
+        self.answers = predict(self.engine, batches)
+        return self.cold_start_ms, self.versions, self.answers.numpy()
 
     def time(
         self, batch_size: int, first: int, queries: int, seconds: float
@@ -93,22 +98,30 @@ class Server:
         and they took so long; making a query is not timed.
 
         Returns: milliseconds of each; the process's peak memory in bytes.
+        Raises: RuntimeError where a query of this size is answered otherwise than the test split
+        was: engines compile or choose kernels by the size of a batch.
         """
         reset_peak_memory(CPU)
         latencies_ms: list[float] = []
         total_ms = 0.0
-        self.engine(self.load_pixels(self._images(first - 1, batch_size)))  # wakes its threads
+        rows, pixels = self._query(first - 1, batch_size)
+        expected = self.answers[rows]
+        answers = self.engine(pixels)  # which also wakes its threads
+        fault = measure_parity(answers, expected, expected.argmax(1), self.precision)[1]
+        if fault:
+            raise RuntimeError(f"in batches of {batch_size} it answers otherwise: {fault}")
         while len(latencies_ms) < queries or total_ms < 1e3 * seconds:
-            pixels = self.load_pixels(self._images(first + len(latencies_ms), batch_size))
+            _, pixels = self._query(first + len(latencies_ms), batch_size)
             start_ms = now_ms(CPU)
             self.engine(pixels)
             latencies_ms.append(now_ms(CPU) - start_ms)
             total_ms += latencies_ms[-1]
         return latencies_ms, peak_memory_bytes(CPU)
 
-    def _images(self, query: int, batch_size: int) -> Tensor:
-        start = query * batch_size % len(self.test)
-        return self.test.repeat(1 + batch_size // len(self.test)).roll(-start)[:batch_size]
+    def _query(self, number: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Which of the test images a query has, and their pixels."""
+        rows = torch.arange(number * batch_size, (number + 1) * batch_size) % len(self.test)
+        return rows, self.load_pixels(self.test[rows])
 
 
 def serve(pipe: Connection, task: Task) -> None:
@@ -177,6 +190,7 @@ class Side:
 
     worker: Worker | None = None
     cold_start_ms: float | None = None
+    versions: dict[str, str] | None = None
     test_acc: float | None = None
     parity: dict[str, Any] | None = None
     error: str | None = None
@@ -201,7 +215,8 @@ def open_engines(
     tasks: Sequence[Task], labels: Tensor, before: Mapping[str, Side] | None = None
 ) -> dict[str, Side]:
     """Start every engine and compare its answers to eager's, which must be the first. What failed
-    in the launch `before` stays failed.
+    in the launch `before` stays failed, and the cold start is the first launch's: for later ones
+    the file, and what compiling it left on the disk, are warm.
 
     Shapes: labels (N,) of the test split.
     """
@@ -214,7 +229,9 @@ def open_engines(
         side = sides[task.engine] = Side()
         try:
             side.worker = Worker(task)
-            side.cold_start_ms, answers = side.worker.call("answer")
+            side.cold_start_ms, side.versions, answers = side.worker.call("answer")
+            if before:
+                side.cold_start_ms = before[task.engine].cold_start_ms
         except RuntimeError as error:
             side.error = str(error)
             continue
@@ -245,7 +262,7 @@ def time_engines(
             if found.error or sides[name].error:
                 continue
             time.sleep(SETTLE_S)
-            before = meter() if meter else 0.0
+            before = meter() if meter else None
             try:
                 part, found.peak_bytes = sides[name].worker.call(
                     "time", batch_size, sum(map(len, found.rounds_ms)), share, seconds / ROUNDS
@@ -254,8 +271,9 @@ def time_engines(
                 found.error = str(error)
                 continue
             found.rounds_ms.append(part)
-            if meter:
-                found.joules = (found.joules or 0.0) + meter() - before
+            after = meter() if meter else None
+            if None not in (before, after):
+                found.joules = (found.joules or 0.0) + after - before
 
 
 def rate(
@@ -269,10 +287,11 @@ def rate(
     latencies_ms = own.latencies_ms
     noise, refused = judge_noise(latencies_ms, config.accept_noise)
     images = config.batch_size * len(latencies_ms)
+    metered = images + config.batch_size * len(own.rounds_ms)  # with the query before each turn
     found = {
         "latency_ms": percentiles_ms(latencies_ms), "noise": noise,
         "images_per_s": images / sum(latencies_ms) * 1e3, "peak_memory_bytes": own.peak_bytes,
-        "energy_per_image_j": own.joules / images if own.joules else None,
+        "energy_per_image_j": own.joules / metered if own.joules else None,
         "speedup_vs_eager": None, "speedup_interval": None, "mfu": None,
     }  # fmt: skip
     eager = timed.get("eager")

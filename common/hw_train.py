@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from common.roofline import bound_ms, measure_peaks
 from common.timing import (
     Laps,
     alternate,
+    held_bytes,
     judge_noise,
     now_ms,
     peak_memory_bytes,
@@ -57,11 +59,12 @@ class Side:
 
     def __init__(
         self, config: HwTrainConfig, dataset: Dataset, split: Split,
-        statistics: tuple[Tensor, Tensor], batches: Batches, threads: int,
+        statistics: tuple[Tensor, Tensor], batches: Batches, threads: int, alone: bool,
     ) -> None:  # fmt: skip
         self.config, self.dataset, self.split, self.batches = config, dataset, split, batches
         self.statistics = statistics
         self.threads = config.threads or threads
+        self.alone = alone
         self.pending = endless_batches(split.train, config, batches.home)
         self.first_step_ms: float | None = None
         self.samples_ms: list[float] = []
@@ -117,6 +120,7 @@ class Side:
 
     def warm_up(self) -> None:
         """The untimed steps, the first of which is timed apart: it may compile."""
+        before = held_bytes(self.batches.device)
         self.build()
         start_ms = now_ms(self.batches.device)
         self.step()
@@ -128,6 +132,7 @@ class Side:
                 laps = Laps(self.batches.device)
                 self.step(laps)
                 self.phases_ms.append(laps.ms)
+        self.own_bytes = held_bytes(self.batches.device) - before
 
     def sample(self) -> None:
         """The next timed samples."""
@@ -139,6 +144,8 @@ class Side:
             steps = ACCELERATOR_STEPS
             self.step()
         reset_peak_memory(device)
+        others = held_bytes(device) - self.own_bytes  # of the variants that wait for their turn
+        now_ms(device)  # so that the meter starts with nothing queued
         meter = open_meter(device)
         visit = []
         for _ in range(min(VISIT_SAMPLES, self.config.steps - len(self.samples_ms))):
@@ -146,10 +153,12 @@ class Side:
             for _ in range(steps):
                 loss = self.step()
             visit.append((now_ms(device) - start_ms) / steps)
-        if meter:
-            self.joules = (self.joules or 0.0) + meter()
+        if meter and (used := meter()) is not None:
+            self.joules = (self.joules or 0.0) + used
             self.steps_metered += steps * len(visit)
-        self.peak_bytes = max(self.peak_bytes or 0, peak_memory_bytes(device) or 0) or None
+        # A CPU's is the whole process's, in which freed memory of other variants stays.
+        if (device.type != "cpu" or self.alone) and (peak := peak_memory_bytes(device)):
+            self.peak_bytes = max(self.peak_bytes or 0, peak - others)
         self.samples_ms += visit
         self.visits_ms.append(sum(visit) / len(visit))
         if not loss.isfinite():
@@ -160,14 +169,28 @@ class Side:
         self.build()
         train, test = self.split.train, self.split.test
         order = train[epoch_order(len(train), self.config.seed, 1)].to(self.batches.home)
+        order = split_batches(order, self.config.batch_size)
+        if self.config.compile:
+            self.compile_for(order)
         trained = train_epoch(
-            self.forward, self.optimizer, self.scaler, self.batches,
-            split_batches(order, self.config.batch_size), self.config.precision,
+            self.forward, self.optimizer, self.scaler, self.batches, order, self.config.precision,
             label=self.config.describe(),
         )  # fmt: skip
         self.epoch_ms = trained.train_ms
         logits = evaluate(self.model, self.batches, test)
         self.test_acc = score(logits, self.dataset.labels[test])[1]
+
+    def compile_for(self, order: Sequence[Tensor]) -> None:
+        """Compile for both sizes of batches that an epoch has, and leave the network untrained."""
+        config, untrained = self.config, copy.deepcopy(self.model.state_dict())
+        for index in (order[0], order[-1]):
+            inputs, labels = self.batches.load(index)
+            train_step(
+                self.forward, self.optimizer, self.scaler, inputs, labels, config.precision
+            )  # fmt: skip
+        self.model.load_state_dict(untrained)
+        self.optimizer = build_optimizer(self.model, config.opt, config.lr, None)
+        self.scaler = build_scaler(self.batches.device, config.precision)
 
     def metrics(self) -> dict[str, Any]:
         """What was measured, but for the comparison."""
@@ -257,7 +280,10 @@ def measure_group(
         for name in dict.fromkeys(variant.device for variant in group)
     }  # fmt: skip
     sides = [
-        Side(variant, dataset, split, statistics, batches[variant.device], threads)
+        Side(
+            variant, dataset, split, statistics, batches[variant.device], threads,
+            alone=len(group) == 1,
+        )
         for variant in group
     ]  # fmt: skip
     for side in sides:

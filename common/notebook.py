@@ -39,14 +39,16 @@ def notebook_loader(
     config: TrainConfig | HwTrainConfig, dataset: Dataset, index: Tensor,
     statistics: tuple[Tensor, Tensor],
 ) -> DataLoader:  # fmt: skip
-    """The study's preprocessing as torchvision's tutorials write it, on the images of `index`."""
+    """The study's preprocessing as torchvision's tutorials write it, on the images of `index`, in
+    full batches, for a step's images are counted."""
     mean, std = (s.expand(3).tolist() for s in statistics)
     grey = [transforms.Grayscale(3)] if dataset.images.shape[1] == 1 else []
     prepare = transforms.Compose([
         transforms.Resize((config.image_size, config.image_size)), *grey,
         transforms.ToTensor(), transforms.Normalize(mean, std),
     ])  # fmt: skip
-    return DataLoader(PilImages(dataset, index, prepare), config.batch_size, shuffle=True)
+    images = PilImages(dataset, index, prepare)
+    return DataLoader(images, config.batch_size, shuffle=True, drop_last=True)
 
 
 def notebook_steps(

@@ -172,7 +172,7 @@ def check_config(config: TrainConfig, data_dir: str) -> str:
     precision = engine.resolve_precision(config.amp, config.amp_dtype, device)
     dataset = cached_dataset(config.dataset, data_dir, config.image_size)
     split_dataset(dataset, config.split, config.split_seed)
-    check_network(config.model, config.image_size, config.opt)
+    check_network(config.model, config.image_size, config.opt, min(2, config.batch_size))
     if device.type == "cpu" and precision == "bf16":
         name = find_one_pixel_convolution(config.model, config.image_size)
         if name:
@@ -186,15 +186,16 @@ def check_config(config: TrainConfig, data_dir: str) -> str:
 
 
 @cache
-def check_network(model: str, image_size: int, opt: str) -> None:
-    """Raises: UsageError when the network cannot be trained so on images of that size."""
+def check_network(model: str, image_size: int, opt: str, images: int = 2) -> None:
+    """Raises: UsageError when the network cannot be trained so on batches of so many images of that
+    size: BatchNorm needs two values of a channel."""
     try:
         network = build_on_meta(model, 10, image_size).train()
-        network(torch.empty(2, 3, image_size, image_size, device="meta"))
+        network(torch.empty(images, 3, image_size, image_size, device="meta"))
     except Exception as error:  # each network fails in its own way
         raise UsageError(
-            f"--model {model} cannot train at --image-size {image_size}: "
-            f"{first_line(error)}; try another size (most take 64 and 224)"
+            f"--model {model} cannot train at --image-size {image_size} on {images} images: "
+            f"{first_line(error)}; try another size (most take 64 and 224) or larger batches"
         ) from None
     if opt == "muon" and sum(p.ndim == 4 for p in network.parameters()) < 2:
         raise UsageError(

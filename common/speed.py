@@ -24,13 +24,16 @@ def find(rows: Iterable[Row], where: Row) -> list[Row]:
 
 
 def representative(rows: Sequence[Row]) -> Row | None:
-    """Of a device's variants the plain one: our loop, not compiled, most threads, 16 bits."""
+    """Of a device's variants the plain one: our loop, not compiled, most threads, 16 bits, and no
+    noise that had to be accepted."""
 
-    def rank(row: Row) -> tuple[bool, bool, float, bool, str]:
+    def rank(row: Row) -> tuple[bool, bool, float, bool, bool, float, str]:
         config = row["config"]
         return (
             config.get("loop", "ours") != "ours", bool(config.get("compile")),
-            -(number(config, "threads") or 0), config.get("precision") == "fp32", row["run_id"],
+            -(number(config, "threads") or 0), config.get("precision") == "fp32",
+            bool(config.get("accept_noise")), number(row, "metrics", "noise") or 0.0,
+            row["run_id"],
         )  # fmt: skip
 
     return min(rows, key=rank, default=None)
@@ -50,6 +53,11 @@ def step_of(row: Row) -> tuple[float, float, int] | None:
     return values[0], values[1], int(values[2])
 
 
+def machine_of(row: Row) -> tuple[object, ...]:
+    """What two rows must share for their times to be compared."""
+    return tuple(get(row, "env", key) for key in ("cpu", "cpu_count", "torch"))
+
+
 def logged_interval(row: Row) -> Interval | None:
     """The interval of a row's speed-up, where it was measured with one."""
     low, high = (number(row, "metrics", "speedup", k) for k in ("low", "high"))
@@ -63,12 +71,13 @@ def logged_interval(row: Row) -> Interval | None:
 
 def time_ratio(slow: Row, fast: Row) -> tuple[float, Interval] | None:
     """How many times as long one row's steps take as another's, with its interval: as logged where
-    the second was measured against the first, else from both rows' steps."""
+    the second was measured against the first, else from both rows' steps. None where the rows are
+    of two machines, or of two versions of torch."""
     ratio, interval = number(fast, "metrics", "speedup", "ratio"), logged_interval(fast)
     if ratio and interval and get(fast, "metrics", "speedup", "baseline") == slow["run_id"]:
         return ratio, interval
     steps = step_of(slow), step_of(fast)
-    if None in steps:
+    if None in steps or machine_of(slow) != machine_of(fast):
         return None
     return steps[0][0] / steps[1][0], median_ratio_interval(*steps)
 

@@ -560,7 +560,7 @@ def q2_table(rows: Sequence[Row]) -> Table:
         "note", records,
         "An extrapolated epoch follows from a sample of steps: no whole epoch was run, and so "
         "there is no accuracy. Speed-up: geometric mean over interleaved blocks of steps, with its "
-        "bootstrap interval. MFU: share of the device's own peak, a matrix product in the same "
+        "Student's interval. MFU: share of the device's own peak, a matrix product in the same "
         "precision, measured beside it. Roofline: share of what that peak and the bandwidth of a "
         "copy allow, layer by layer.", devices_note(rows), missing=not rows,
     )  # fmt: skip
@@ -687,13 +687,13 @@ def infer_table(rows: Sequence[Row]) -> Table:
         "Flips: test images whose predicted class differs from that of the eager network in fp32; "
         "p: McNemar's exact test of the two accuracies. MFU: of a matrix product in the engine's "
         "precision on as many threads. Speed-up: of the median latency, geometric mean over "
-        "interleaved rounds, with its bootstrap interval.",
+        "interleaved rounds, with Student's interval over launches.",
         devices_note(rows), missing=not rows,
     )  # fmt: skip
 
 
 def _quick_note(row: Row) -> str:
-    return "quick: fewer queries than MLPerf asks for" if get(row, "metrics", "quick") else ""
+    return "quick: a fifth of the queries, one launch" if get(row, "metrics", "quick") else ""
 
 
 def export_table(rows: Sequence[Row]) -> Table:

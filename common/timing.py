@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,8 +12,6 @@ import numpy as np
 import torch
 
 from common.config import REFUSED
-
-RESAMPLES = 9999
 
 
 def synchronize(device: torch.device) -> None:
@@ -78,33 +75,23 @@ def ratio_interval(
     """How many times as fast, from interleaved blocks: one time of each side for every block.
 
     Returns: the geometric mean of the blocks' ratios and its 95 % interval, None for a single
-    block. Where the blocks come, launch by launch, from so many fresh processes of both sides, it
-    is Student's over the launches, for processes of one program differ by more than their blocks
-    do. For one launch it is the bootstrap's (bias-corrected and accelerated) over the blocks, and
-    what differs from one process to the next is not in it. A block's two times stay a pair, so
-    that a drift that both sides met widens nothing.
-    Source: Kalibera and Jones, "Rigorous Benchmarking in Reasonable Time", 2013; Efron, "Better
-    Bootstrap Confidence Intervals", 1987.
+    block: Student's over the logarithms. Where the blocks come, launch by launch, from so many
+    fresh processes of both sides, it is over the launches' means, for processes of one program
+    differ by more than their blocks do; for one launch it is over the blocks, and what differs
+    from one process to the next is not in it. A block's two times stay a pair, so that a drift
+    that both sides met widens nothing. A bootstrap of so few blocks would hold the truth in 51 to
+    89 % of cases (two to ten blocks, simulated).
+    Source: Kalibera and Jones, "Rigorous Benchmarking in Reasonable Time", 2013.
     """
-    from scipy.stats import bootstrap
-
     from common.stats import t_interval
 
     logs = np.log(baseline_ms) - np.log(own_ms)
     ratio = float(np.exp(logs.mean()))
     if launches > 1:
-        low, high = np.exp(t_interval(logs.reshape(launches, -1).mean(1)))
-        return ratio, (float(low), float(high))
+        logs = logs.reshape(launches, -1).mean(1)
     if len(logs) < 2:
         return ratio, None
-    if np.ptp(logs) == 0:
-        return ratio, (ratio, ratio)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # two blocks: all resamples alike
-        found = bootstrap((logs,), np.mean, n_resamples=RESAMPLES, rng=np.random.default_rng(0))
-    low, high = np.exp(found.confidence_interval)
-    if not np.isfinite([low, high]).all():
-        low, high = np.exp([logs.min(), logs.max()])
+    low, high = np.exp(t_interval(logs))
     return ratio, (float(low), float(high))
 
 
@@ -120,6 +107,11 @@ def reset_peak_memory(device: torch.device) -> None:
         return
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+
+
+def held_bytes(device: torch.device) -> int:
+    """What an accelerator's tensors hold now; of a CPU nobody counts it, 0."""
+    return 0 if device.type == "cpu" else torch.accelerator.memory_allocated(device)
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:

@@ -111,6 +111,26 @@ def test_the_verdict_is_the_truth(scenario, number):
     assert result.verdict == VERDICTS[scenario][number], result.parts
 
 
+def test_devices_that_were_compared_in_one_part_only_leave_their_claim_open():
+    log = Invented()
+    for device, ms in (("cpu", 1000.0), ("cuda", 40.0)):
+        log.speed(ms, ms * 0.001, n=30, model="resnet18", opt="sgd", device=device, test_acc=0.85)
+    claim = judge_claims(log.evidence(), log.rows)[8]
+    assert [part.verdict for part in claim.parts].count("supported") == 1
+    assert len(claim.parts) == 4
+    assert claim.verdict == "undecided"
+
+
+@pytest.mark.parametrize(("cpu", "verdict"), [("one machine", "supported"), ("other", "undecided")])
+def test_times_of_two_machines_are_not_compared(cpu, verdict):
+    log = Invented()
+    for opt, ms, machine in (("sgd", 1000.0, "one machine"), ("adam", 1040.0, cpu)):
+        log.speed(ms, 0.1, n=30, model="resnet18", opt=opt, device="cpu")
+        log.rows[-1]["env"] = log.rows[-1]["env"] | {"cpu": machine}
+    part = judge_claims(log.evidence(), log.rows)[9].parts[0]
+    assert (part.subject, part.verdict) == ("ResNet-18 on a CPU", verdict)
+
+
 def test_on_an_empty_log_nothing_is_said_but_how_to_measure():
     results = judge_claims(Evidence((), (), {}), [])
     assert {result.verdict for result in results} == {"undecided"}

@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -135,14 +137,45 @@ def test_every_engine_of_the_best_run_is_checked_and_timed(bench, runs, rows, ca
     assert "onnxruntime" in capsys.readouterr().out
     bench(*INFER)
     assert len(rows("hw_infer")) == 8
+    assert {row["config"]["launches"] for row in found} == {1}  # quick
+    versions = {row["metrics"]["engine"]: row["metrics"]["versions"] for row in found}
+    assert versions["eager"] == {"torch": torch.__version__}
+    assert versions["onnxruntime"] == {"onnxruntime": onnxruntime.__version__}
+
+
+def test_a_file_that_was_made_again_is_measured_again(bench, runs, rows, tmp_path):
+    flags = [*INFER[:2], *INFER[6:8], "--threads", "1", "--queries", "10", "--accept-noise"]
+    flags += ["--engine", "onnxruntime", "--scenario", "single", "--launches", "1"]
+    for made_again in (False, False, True):
+        if made_again:
+            file = tmp_path / "results" / exported_file(rows, runs[1], "onnx")
+            model = onnx.load(file)
+            model.doc_string = "made again"
+            onnx.save(model, file)
+        assert bench(*flags) == 0
+    first, second = rows("hw_infer")
+    assert first["run_id"] == second["run_id"]
+    assert first["metrics"]["sha256"] != second["metrics"]["sha256"]
+
+
+def test_only_the_count_of_threads_that_is_missing_is_measured(bench, runs, rows):
+    flags = [*INFER[:2], *INFER[6:8], "--queries", "10", "--accept-noise", "--launches", "1"]
+    flags += ["--engine", "onnxruntime", "--scenario", "single"]
+    assert bench(*flags, "--threads", "1") == 0
+    assert bench(*flags, "--threads", "1", "2") == 0
+    assert [row["config"]["threads"] for row in rows("hw_infer")] == [1, 2]
 
 
 def server_of(threads=1):
     server = hw_infer.Server.__new__(hw_infer.Server)
     server.test = torch.arange(100, 110)
     server.seen = []
-    server.load_pixels = lambda index: tuple(index.tolist())
-    server.engine = server.seen.append
+    server.precision = "fp32"
+    server.answers = torch.eye(10)
+    server.load_pixels = lambda index: index
+    server.engine = lambda index: (
+        server.seen.append(tuple(index.tolist())) or torch.eye(10)[index - 100]
+    )
     return server
 
 
@@ -157,6 +190,35 @@ def test_queries_are_put_in_turn_to_images_that_differ(batch_size):
     server.time(batch_size, 6, 1, 0)
     assert server.seen[-1][0] == 100 + 6 * batch_size % 10  # it goes on where it was
     assert peak > 10e6
+
+
+@pytest.mark.parametrize(("precision", "tolerated"), [("fp32", 1e-4), ("int8", 0.1)])
+def test_a_batch_size_that_is_answered_otherwise_than_the_test_split_is_not_timed(
+    precision, tolerated
+):
+    """Engines compile, or choose kernels, by the size of a batch."""
+    server = server_of()
+    server.precision, right = precision, server.engine
+    server.engine = lambda index: right(index) + tolerated * torch.eye(10)[0]
+    assert len(server.time(4, 0, 3, 0)[0]) == 3
+    server.engine = lambda index: right(index) if len(index) == 1 else right(index).roll(1, 1)
+    assert len(server.time(1, 0, 3, 0)[0]) == 3
+    with pytest.raises(RuntimeError, match="in batches of 4 it answers otherwise"):
+        server.time(4, 0, 3, 0)
+
+
+def test_torch_compile_is_never_quietly_eager(tmp_path):
+    """One graph for each size of a batch, and an error where torch would give up."""
+    run = Run(TrainConfig(dataset="digits", model="vgg5", image_size=16, device="cpu"), "data")
+    save_checkpoint(tmp_path / "run.pt", run.weights())
+    engine = ENGINES["compile"].load(tmp_path / "run.pt", 1)
+    torch._dynamo.reset()
+    limit = torch._dynamo.config.recompile_limit
+    assert limit > 16
+    assert torch._dynamo.config.fail_on_recompile_limit_hit
+    engine(torch.zeros(1, 1, 16, 16))
+    with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(Exception, match="limit"):
+        engine(torch.zeros(2, 1, 16, 16))
 
 
 def test_a_turn_lasts_until_there_were_enough_queries_and_seconds(monkeypatch):
@@ -214,7 +276,11 @@ def test_an_engine_that_answers_otherwise_in_one_launch_is_not_started_in_the_ne
 ):
     measured = iter([None, "classes differ", None])  # eager and another; then eager alone
     parity = {"flips": 0}
-    monkeypatch.setattr(hw_infer, "measure_parity", lambda *args: (parity, next(measured)))
+
+    def measure_parity(logits, *args):
+        return parity, next(measured) if len(logits) == 361 else None  # else: of a single query
+
+    monkeypatch.setattr(hw_infer, "measure_parity", measure_parity)
     flags = ["--engine", "eager", "onnxruntime", "--scenario", "single", "--launches", "2"]
     flags += ["--threads", "1", "--queries", "20", "--seconds", "0.01", "--accept-noise"]
     assert bench("--mode", "infer", *flags) == 1
