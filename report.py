@@ -350,7 +350,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not rows:
         why = f"none of its {len(problems)} lines can be read" if problems else "missing or empty"
         log = folder / "log.jsonl"
-        raise UsageError(f"--results-dir: {log} is no log to report on: {why}; run make demo first")
+        raise UsageError(
+            f"--results-dir: {log} is no log to report on: {why}; make demo writes results/demo, "
+            "make smoke results/smoke, train.py results"
+        )
     if options.readme:
         print(readme_table(rows))
         return 0

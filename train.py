@@ -37,7 +37,7 @@ from common.config import (
     pin_memory_effect,
     plainest_twin,
 )
-from common.jobs import Job, count_workers, print_commands, share_out
+from common.jobs import Job, count_workers, in_worker, print_commands, share_out
 from common.results import Log, run_id, save_predictions, write_atomically
 
 if TYPE_CHECKING:
@@ -459,8 +459,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.dry_run:
         return 0
     started = time.monotonic()
-    if todo:
-        write_plan(log.folder, todo)
+    if todo and not (in_worker() or options.shard):  # else it is a part of what another plans
+        write_plan(log.folder, todo, workers)
     for config in set(configs) - set(rest):  # killed between its row and this
         (log.folder / state_file_of(config)).unlink(missing_ok=True)
     for config, row in twins:

@@ -96,7 +96,9 @@ class DataConfig(Validated):
 class TrainConfig(DataConfig):
     """One training run; the defaults are the study's protocol."""
 
-    limit: int | None = option(None, "training images used, for quick looks", minimum=1)
+    limit: int | None = option(
+        None, "training images used, for quick looks (default: all)", minimum=1
+    )
     image_size: int = option(64, "side in pixels that images are resized to", minimum=1)
     model: str = option("resnet18", NETWORK, choices=MODELS, check=check_model)
     weights: str | None = option(None, "state_dict file to start from, instead of from scratch")
@@ -110,7 +112,10 @@ class TrainConfig(DataConfig):
         choices=("constant", "triangular"),
     )  # fmt: skip
     weight_decay: float | None = option(
-        None, "weight decay (default: the optimiser's own)", minimum=0
+        None,
+        "weight decay (default: the optimiser's own); nesterov spares biases and BatchNorm, muon "
+        "all but the first convolution and the last layer",
+        minimum=0,
     )
     label_smoothing: float = option(
         0.0, "share of the target spread over all classes", minimum=0, maximum=1
@@ -120,8 +125,8 @@ class TrainConfig(DataConfig):
     )
     flip: bool = option(
         False,
-        "training images are mirrored every other epoch, where classes outlive it: clothes, and "
-        "your own images",
+        "training images are mirrored left to right in every other epoch: clothes, and your own "
+        "images; of digits and letters it does nothing",
     )
     erase: float = option(
         0.0, "probability that a training image loses a rectangle of up to a third of it",
@@ -131,7 +136,7 @@ class TrainConfig(DataConfig):
     batch_size: int = option(16, "images a step, of all processes together", minimum=1)
     amp: bool = option(True, "automatic mixed precision, where the device has a fast 16-bit type")
     amp_dtype: str = option(
-        "auto", "16-bit type; fp16 needs CUDA", choices=("auto", "bf16", "fp16")
+        "auto", "16-bit type; fp16 needs an accelerator", choices=("auto", "bf16", "fp16")
     )
     channels_last: bool = option(True, "NHWC memory layout")
     compile: bool = option(False, "torch.compile the network")
@@ -198,11 +203,17 @@ class HwTrainConfig(DataConfig):
     batch_size: int = option(16, "images a step", minimum=1)
     image_size: int = option(224, "side in pixels that images are resized to", minimum=1)
     device: str = option("auto", "devices to compare", choices=DEVICES)
-    threads: int | None = option(None, "CPU threads (default: 1 and all, on a CPU)", minimum=1)
-    precision: str | None = option(
-        None, "default: fp32 and bf16, where it is fast", choices=("fp32", "bf16", "fp16")
+    threads: int | None = option(
+        None, "CPU threads (default: all; 1 and all where only a CPU is measured)", minimum=1
     )
-    compile: bool | None = option(None, "torch.compile (default: false and true, on a CPU)")
+    precision: str | None = option(
+        None,
+        "default: the fast 16-bit type; fp32 too where only a CPU is measured",
+        choices=("fp32", "bf16", "fp16"),
+    )
+    compile: bool | None = option(
+        None, "torch.compile (default: false; both where only a CPU is measured)"
+    )
     loop: str = option(
         "ours", "training loop; notebook: the one of tutorials, in fp32 too by default",
         choices=LOOPS,
@@ -243,7 +254,7 @@ class HwInferConfig(Validated):
     batch_size: int = option(64, "images a query of the offline scenario", minimum=1)
     threads: int | None = option(None, "CPU threads of every engine (default: all)", minimum=1)
     queries: int = option(100, "timed queries, at least", minimum=10)
-    seconds: float = option(10.0, "and so long", above=0)
+    seconds: float = option(10.0, "timed seconds, at least", above=0)
     launches: int = option(
         3, "fresh processes of every engine, one after the other; intervals are over them",
         minimum=1,
@@ -312,7 +323,9 @@ class TrainOptions(GridOptions):
     dry_run: bool = option(False, "print the plan and stop")
     resume: bool = option(True, "continue interrupted runs from their last epoch")
     best: bool = option(
-        False, "of the grid's finished configurations only each data set's, of highest val_acc"
+        False,
+        "train nothing: of the grid's finished configurations take each data set's, of highest "
+        "val_acc, for --export",
     )
     export: tuple[str, ...] = option(
         (), "export the trained network", choices=EXPORT_FORMATS, many=True
@@ -460,7 +473,7 @@ def _add_flags(parser: argparse.ArgumentParser, cls: type, several: bool) -> Non
         many = several or f.metadata.get("many", False)
         if f.default not in (None, (), ""):
             default = str(f.default).lower() if isinstance(f.default, bool) else f.default
-            text += f" [{default}]"
+            text += f" [{' '.join(default) if isinstance(default, tuple) else default}]"
         kind = next(t for t in (bool, int, float, str) if _mentions(hints[f.name], t))
         extra: dict[str, Any] = {"type": kind, "metavar": f.name.upper()}
         if kind is bool and not many:
@@ -500,7 +513,7 @@ def parse_command_line(
     presets = presets or {}
     if presets:
         text = f"several flags at once ({', '.join(presets)})"
-        text += f" [{default_preset}]" if default_preset else ""
+        text += f", which replace the defaults below [{default_preset}]" if default_preset else ""
         parser.add_argument("--preset", default=default_preset, help=text)
     _add_flags(parser, config_class, several=True)
     _add_flags(parser, options_class, several=False)

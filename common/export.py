@@ -290,7 +290,7 @@ def _export_checkpoint(
         "model": config["model"], "image_size": size, "channels": channels,
         "resized_as": "uint8" if is_own(config["dataset"]) else "float32",
         "mean": list(content["mean"]), "std": list(content["std"]),
-        "test_acc": score(reference, labels)[1], "train_run_id": row["run_id"],
+        "fp32_test_acc": score(reference, labels)[1], "train_run_id": row["run_id"],
         "git_commit": git_state()["commit"],
     }  # fmt: skip
     load_pixels = build_pixel_loader(dataset, size)

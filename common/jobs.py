@@ -57,7 +57,7 @@ class Job:
 
 def count_workers(options: GridOptions, device: str = "cpu") -> int:
     """How many pieces of work are under way at once; auto is one an accelerator, or one a core:
-    on a CPU that beats fewer with more threads (benchmarks/jobs.py)."""
+    on a CPU that beats fewer with more threads in steps alone (benchmarks/RECORDS.md)."""
     if options.jobs != "auto":
         return int(options.jobs)
     if device != "cpu":
@@ -182,6 +182,14 @@ def _defaults(options: GridOptions, names: Sequence[str]) -> dict[str, Any]:
 # --- in a worker ----------------------------------------------------------------------------------
 
 
+_working = False
+
+
+def in_worker() -> bool:
+    """Whether this process is doing a piece of another one's grid."""
+    return _working
+
+
 def run_command(
     number: int, script: str, flags: list[str], device: str, parent: int | None
 ) -> tuple[int, str | None]:
@@ -193,6 +201,8 @@ def run_command(
 
         torch.accelerator.set_device_index(_claim_slot() % torch.accelerator.device_count())
     said = io.StringIO()
+    global _working
+    _working = True
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
             importlib.import_module(script).main(flags)
@@ -201,6 +211,7 @@ def run_command(
     except Exception as error:
         return number, first_line(error)
     finally:
+        _working = False
         sys.stderr.write(said.getvalue())  # whole, and no progress bars in between
     return number, None
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import NOISY
+from common.data import may_mirror
 from common.stats import newcombe_interval, prediction_interval, wilson_interval
 
 Row = dict[str, Any]
@@ -159,6 +160,8 @@ def load_published() -> list[Row]:
 def deviations(config: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     """How a run differs from the study's protocol; empty where it does not."""
     other = {k: config.get(k) for k, value in protocol.items() if config.get(k, value) != value}
+    if not may_mirror(str(config.get("dataset"))):
+        other.pop("flip", None)  # which does nothing there
     if not other:
         return ""
     smaller = {k for k in ("image_size", "samples") if isinstance(other.get(k), int)}

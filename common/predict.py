@@ -4,9 +4,9 @@
     python -m common.predict results/exports/1a2b3c4d5e6f.onnx photos/*.jpg --json
 
 The file itself says what it was trained on: classes, image side, channels and how images are
-resized, which is done here as it was for training. It needs numpy, Pillow and onnxruntime, and no
-torch. Nothing is inverted: a network trained on MNIST, white strokes on black, reads a photograph
-of ink on paper only after you have inverted it.
+resized, which is done here as it was for training. It needs numpy, Pillow, onnxruntime and
+tabulate, and no torch. Nothing is inverted: a network trained on MNIST, white strokes on black,
+reads a photograph of ink on paper only after you have inverted it.
 
 Exit status: 0 all classified; 1 some files were no images, the others are classified; 2 the model
 cannot be used.

@@ -27,21 +27,21 @@ Row = dict[str, Any]
 FREE = {"dataset", "seed", "split_seed", "lr", "epochs", "pin_memory", "schedule", "weights"}
 
 
-def write_plan(folder: Path, trajectories: Sequence[Trajectory]) -> None:
-    """Say what is about to be trained."""
+def write_plan(folder: Path, trajectories: Sequence[Trajectory], workers: int) -> None:
+    """Say what is about to be trained, and how many at once."""
     configs = [[as_dict(config) for config in t.configs] for t in trajectories]
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    text = json.dumps({"started": started, "trajectories": configs})
+    text = json.dumps({"started": started, "workers": workers, "trajectories": configs})
     write_atomically(folder / "plan.json", text.encode())
 
 
-def read_plan(folder: Path) -> tuple[str, list[Trajectory]]:
-    """When the grid was started, and what it trains. Raises: UsageError."""
+def read_plan(folder: Path) -> tuple[str, list[Trajectory], int]:
+    """When the grid was started, what it trains, and how many at once. Raises: UsageError."""
     path = folder / "plan.json"
     try:
         plan = json.loads(path.read_bytes())
         found = [Trajectory(tuple(TrainConfig(**c) for c in t)) for t in plan["trajectories"]]
-        return str(plan["started"]), found
+        return str(plan["started"]), found, int(plan["workers"])
     except FileNotFoundError:
         raise UsageError(f"--watch: {path} is missing: no train.py has been started here") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -76,7 +76,9 @@ def speed_key(config: Row) -> str:
     return json.dumps({k: v for k, v in config.items() if k not in FREE}, sort_keys=True)
 
 
-def progress(started: str, trajectories: Sequence[Trajectory], rows: Iterable[Row]) -> str:
+def progress(
+    started: str, trajectories: Sequence[Trajectory], workers: int, rows: Iterable[Row]
+) -> str:
     """One line: what is finished, what runs, how long the rest may take; ends in "done" at last."""
     status: dict[str, str] = {}
     epochs: dict[str, int] = {}
@@ -100,14 +102,17 @@ def progress(started: str, trajectories: Sequence[Trajectory], rows: Iterable[Ro
     waiting = [t for t in trajectories if any(name_of(c) not in ended for c in t.configs)]
     if not waiting:
         return f"{said}; done"
-    running = waiting[0].trained  # one is trained after the other
-    said += f"; {running.describe()}: {epochs.get(name_of(running), 0)} of {running.epochs} epochs"
-    return f"{said}; {time_left(waiting, epochs, times_ms)}; last row {last[11:19]} UTC"
+    for running in (t.trained for t in waiting[:workers]):  # they are begun in this order
+        done = epochs.get(name_of(running), 0)
+        said += f"; {running.describe()}: {done} of {running.epochs} epochs"
+    left = time_left(waiting, epochs, times_ms, workers)
+    return f"{said}; {left}; last row {last[11:19]} UTC"
 
 
 def time_left(
-    waiting: Sequence[Trajectory], epochs: dict[str, int], times_ms: dict[str, list[float]]
-) -> str:
+    waiting: Sequence[Trajectory], epochs: dict[str, int], times_ms: dict[str, list[float]],
+    workers: int,
+) -> str:  # fmt: skip
     """How long the training steps that are left take, as far as their like has been timed."""
     left_ms, unknown = 0.0, 0
     for t in waiting:
@@ -119,7 +124,7 @@ def time_left(
             unknown += 1
     if unknown == len(waiting):
         return "time left unknown until an epoch is timed"
-    minutes = left_ms / 6e4
+    minutes = left_ms / 6e4 / min(workers, len(waiting))
     said = f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
     return f"about {said} left" + (f" and {unknown} trainings not timed yet" if unknown else "")
 
@@ -130,10 +135,10 @@ def watch(folder: Path) -> int:
     rows: list[Row] = []
     place, shown = 0, ""
     while True:
-        started, trajectories = read_plan(folder)
+        plan = read_plan(folder)
         found, place = read_on(folder / "log.jsonl", place)
         rows += (row for row in found if row["kind"] in ("epoch", "train"))
-        said = progress(started, trajectories, rows)
+        said = progress(*plan, rows)
         if said != shown:
             print(f"\r\x1b[K{said}" if terminal else said, end="" if terminal else "\n", flush=True)
         shown = said

@@ -139,7 +139,7 @@ def test_the_row_names_one_whole_file_with_its_metadata(format, log, weights):
     assert (found["mean"], found["std"]) == ([0.3], [0.4])
     assert (found["image_size"], found["channels"]) == (16, 1)
     assert found["train_run_id"] == train_row["run_id"]
-    assert found["test_acc"] > 0.5
+    assert found["fp32_test_acc"] > 0.5
     assert "[0, 1]" in found["input"]
     assert "git_commit" in found
 

@@ -26,6 +26,7 @@ from common.config import (
     parse_command_line,
     to_flags,
 )
+from common.watch import read_plan
 
 ROOT = Path(__file__).parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -178,6 +179,8 @@ def test_two_workers_one_of_them_killed_leave_the_log_of_one(tmp_path, rows):
     ]
     assert failed[0] == failed[1] != set()
     assert {row["env"]["threads"] for row in rows("train", "two")} == {SHARE}
+    _, planned, workers = read_plan(tmp_path / "two")  # the grid's, not that of a part of it
+    assert (planned, workers) == (read_plan(tmp_path / "one")[1], 2)
 
 
 DEADLY = """
@@ -294,6 +297,7 @@ def test_a_dask_cluster_of_two_workers_one_of_them_killed(tmp_path, rows):
         for process in (*workers, scheduler):
             process.terminate()
             process.communicate()
+    assert read_plan(tmp_path / "two")[1:] == (read_plan(tmp_path / "one")[1], 2)
     assert outcomes(rows, ("train", "two"), ("epoch", "two")) == outcomes(
         rows, ("train", "one"), ("epoch", "one")
     )
@@ -319,6 +323,7 @@ def test_commands_with_a_shard_each_are_one_grid_to_the_report(tmp_path, rows, c
     flags = [*TINY, "--epochs", "1", "--threads", "1", "--results-dir", str(tmp_path / "results")]
     for shard, opt in enumerate(["sgd", "adam"]):
         assert train.main([*flags, "--opt", opt, "--shard", str(shard)]) == 0
+    assert not (tmp_path / "results" / "plan.json").exists()  # none of them is the grid
     capsys.readouterr()
     assert train.main([*flags, "--opt", "sgd", "adam", "--list-commands"]) == 0
     assert capsys.readouterr().out == ""

@@ -90,7 +90,7 @@ def test_files_are_predicted_as_training_tested_them(trained, kind, capsys):
                      for a, y in zip(answers, dataset.labels[test], strict=True)])  # fmt: skip
     assert right == pytest.approx(row["metrics"]["test_acc"], abs=1e-9)
     assert facts["classes"] == list(dataset.classes)
-    assert json.loads(facts["test_acc"]) == pytest.approx(row["metrics"]["test_acc"])
+    assert json.loads(facts["fp32_test_acc"]) == pytest.approx(row["metrics"]["test_acc"])
 
 
 @pytest.mark.parametrize("side", [5, 8, 20])

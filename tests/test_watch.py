@@ -33,18 +33,28 @@ def row(kind, config, at="2025-01-01T00:05:00+00:00", status="ok", **metrics):
 def test_progress_counts_configurations_epochs_and_time():
     plan = grid(opt=["sgd", "adam"], epochs=[3, 5])
     first, second = plan
-    assert watch.progress(STARTED, plan, []).startswith(
+    assert watch.progress(STARTED, plan, 1, []).startswith(
         "0 of 4 configurations finished; mnist resnet18 sgd 0.001: 0 of 5 epochs; time left unknown"
     )
     rows = [row("epoch", first.trained, epoch=e, train_ms=60_000) for e in (1, 2, 3)]
     rows.append(row("train", first.configs[0]))
-    said = watch.progress(STARTED, plan, rows)
+    said = watch.progress(STARTED, plan, 1, rows)
     assert said.startswith("1 of 4 configurations finished; mnist resnet18 sgd 0.001: 3 of 5")
     # Two epochs of a minute; adam's have not been timed.
     assert "about 2.0 min left and 1 trainings not timed yet; last row 00:05:00 UTC" in said
     rows.append(row("train", first.trained))
     rows += [row("train", c, status="failed") for c in second.configs]
-    assert watch.progress(STARTED, plan, rows) == "2 of 4 configurations finished, 2 failed; done"
+    assert (
+        watch.progress(STARTED, plan, 1, rows) == "2 of 4 configurations finished, 2 failed; done"
+    )
+
+
+def test_what_is_trained_side_by_side_is_said_and_shares_the_time():
+    plan = grid(opt=["sgd", "adam", "adamw"])
+    rows = [row("epoch", t.trained, epoch=1, train_ms=60_000) for t in plan[:2]]
+    rows += [row("epoch", plan[2].trained, "2024-12-31T23:00:00+00:00", epoch=1, train_ms=60_000)]
+    said = watch.progress(STARTED, plan, 2, rows)
+    assert "sgd 0.001: 1 of 5 epochs; mnist resnet18 adam 0.001: 1 of 5 epochs; about 6.5" in said
 
 
 def test_rows_from_before_the_start_are_timings_and_nothing_else():
@@ -52,7 +62,7 @@ def test_rows_from_before_the_start_are_timings_and_nothing_else():
     before = "2024-12-31T23:00:00+00:00"
     rows = [row("epoch", plan[0].trained, before, epoch=5, train_ms=30_000),
             row("train", plan[0].trained, before, status="failed")]  # fmt: skip
-    said = watch.progress(STARTED, plan, rows)
+    said = watch.progress(STARTED, plan, 1, rows)
     assert said.startswith("0 of 1 configurations finished; ")
     assert "0 of 5 epochs; about 2.5 min left" in said
 
@@ -90,8 +100,8 @@ def start(folder):
 
 def test_ctrl_c_ends_it_and_a_pipe_gets_a_line_for_each_change(tmp_path):
     plan = grid()
-    watch.write_plan(tmp_path, plan)
-    assert watch.read_plan(tmp_path)[1] == plan
+    watch.write_plan(tmp_path, plan, 2)
+    assert watch.read_plan(tmp_path)[1:] == (plan, 2)
     process = start(tmp_path)
     first = process.stdout.readline()
     assert first.startswith("0 of 1 configurations finished")
@@ -108,7 +118,7 @@ def test_ctrl_c_ends_it_and_a_pipe_gets_a_line_for_each_change(tmp_path):
 
 def test_it_ends_when_the_grid_does(tmp_path):
     plan = grid()
-    watch.write_plan(tmp_path, plan)
+    watch.write_plan(tmp_path, plan, 2)
     later = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() + 60))
     append_line(tmp_path / "log.jsonl", json.dumps(row("train", plan[0].trained, later)))
     process = start(tmp_path)
