@@ -6,9 +6,9 @@
 A worker asks the scheduler for a trajectory, reads the log for what is done, and trains; after each
 epoch it stores a checkpoint and appends to the log. Scheduler, file system and log serve one worker
 at a time, in the order in which they are asked. A trajectory's speed is drawn once (lognormal, mean
-1); a worker fails at random (exponential) and begins its epoch again after a restart. Of what is not
-given the epoch is the median of the rows of --results-dir, and appending, reading and storing are
-measured there, here and now; the rest has the defaults that --help names.
+1); a worker fails at random (exponential) and begins its epoch again after a restart. Of what is
+not given the epoch is the median of the rows of --results-dir, and appending, reading and storing
+are measured there, here and now; the rest has the defaults that --help names.
 Every line of the table is simulated. The last line of the output is JSON.
 """
 
