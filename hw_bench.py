@@ -342,8 +342,8 @@ def expand_queries(
 
 
 def measure_run(
-    run: dict[str, Any], files: dict[str, str], configs: list[HwInferConfig], log: Log,
-    data_dir: str,
+    run: dict[str, Any], files: dict[str, str], hashes: dict[str, str],
+    configs: list[HwInferConfig], log: Log, data_dir: str,
 ) -> int:  # fmt: skip
     """Check and time the engines of one run with one number of threads. Returns: failures."""
     from common.data import cached_dataset, split_dataset
@@ -377,9 +377,8 @@ def measure_run(
         for name in names:
             row = run_row(
                 run, replace(scenario, engine=name), files[name], sides[name], timed[scenario],
-                classes,
+                classes, hashes[files[name]],
             )  # fmt: skip
-            row[1]["sha256"] = file_sha256(log.folder / files[name])
             failures += append_engine(log, *row)
     return failures
 
@@ -391,12 +390,14 @@ def run_row(
     side: EngineSide,
     timed: dict[str, Timings],
     classes: int,
+    sha256: str,
 ) -> tuple[HwInferConfig, dict[str, Any], str | None]:
     """The row of one engine in one scenario: its configuration, metrics and error."""
     from common.hw_infer import rate
 
     metrics = {
         "dataset": run["config"]["dataset"], "model": run["config"]["model"], "file": file,
+        "sha256": sha256,
         "engine": config.engine, "scenario": config.scenario, "batch_size": config.batch_size,
         "versions": side.versions,
         "quick": config.quick, "latency_ms": None, "images_per_s": None, "speedup_vs_eager": None,
@@ -435,21 +436,19 @@ def bench_infer(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
     for number, (run, files, configs) in enumerate(plans, 1):
         what = f"{run['config']['dataset']} {run['config']['model']}, run {run['run_id']}"
         print(f"[{number}/{len(plans)}] {what}", flush=True)
+        hashes = {file: file_sha256(log.folder / file) for file in set(files.values())}
+        done = {  # of the files as they are now
+            name for name, row in log.finished("hw_infer").items()
+            if row["metrics"].get("sha256") == hashes.get(row["metrics"].get("file"), "")
+        }  # fmt: skip
         for count in dict.fromkeys(config.threads for config in configs):
             part = [config for config in configs if config.threads == count]
-            if not options.force and all(is_measured(config, files, log) for config in part):
-                print(f"  {count} threads: in the log" if count != threads else "  in the log")
+            if not options.force and all(hw_id(config) in done for config in part):
+                print(f"  in the log, of {count} threads")
                 continue
-            failures += measure_run(run, files, part, log, options.data_dir)
+            failures += measure_run(run, files, hashes, part, log, options.data_dir)
     print_infer_table([config for _, _, configs in plans for config in configs], log)
     return failures
-
-
-def is_measured(config: HwInferConfig, files: dict[str, str], log: Log) -> bool:
-    """Whether the log has the row, of the file as it is now."""
-    row = log.finished("hw_infer").get(hw_id(config))
-    file = log.folder / files[config.engine]
-    return row is not None and row["metrics"].get("sha256") == file_sha256(file)
 
 
 def file_sha256(file: Path) -> str:

@@ -197,7 +197,7 @@ def device_parts(evidence: Evidence, rows: Sequence[Row]) -> list[Part]:
         )
         basis = "cuda minus cpu, all else equal"
         trainings.append(accuracy_part(dataset, rule, pairs, None, basis, "make q1a"))
-    # Either answers the claim, if it is whole; of neither a part that lacks is left out.
+    # Of what was begun no part that was not measured is left out: it keeps the claim open.
     sides = [side for side in (epochs, trainings) if any(p.effect is not None for p in side)]
     return [part for side in sides for part in side] or epochs
 
