@@ -13,9 +13,9 @@ their own, with a wait after every phase. An epoch is extrapolated from the medi
 --full-epoch trains and tests one. Speed-ups are against the first variant of the first device, with
 Student's interval over the rounds. Where the CPU is the only device, its own variants are
 compared: threads, precision, and torch.compile, whose cost is in first_step_ms. The device's peaks,
-of a matrix product and of a copy, are measured; each row says what share of them a step reached.
-Networks are channels_last, but in the notebook loop: torchvision transforms on PIL images, a
-DataLoader without workers, NCHW, loss.item() at every step.
+of a matrix product or a convolution, and of a copy, are measured; each row says what share of them
+a step reached. Networks are channels_last, but in the notebook loop: torchvision transforms on PIL
+images, a DataLoader without workers, NCHW, loss.item() at every step.
 
 Method of --mode infer: every engine has a process of its own and the same number of threads. It
 first answers the whole test split, and is timed only if it answers as the eager fp32 network does

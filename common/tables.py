@@ -560,9 +560,10 @@ def q2_table(rows: Sequence[Row]) -> Table:
         "note", records,
         "An extrapolated epoch follows from a sample of steps: no whole epoch was run, and so "
         "there is no accuracy. Speed-up: geometric mean over interleaved blocks of steps, with its "
-        "Student's interval. MFU: share of the device's own peak, a matrix product in the same "
-        "precision, measured beside it. Roofline: share of what that peak and the bandwidth of a "
-        "copy allow, layer by layer.", devices_note(rows), missing=not rows,
+        "Student's interval. MFU: share of the device's own peak, the faster of a matrix "
+        "product and a convolution in the same precision, measured beside it. Roofline: share of "
+        "what that peak and the bandwidth of a copy allow, layer by layer.",
+        devices_note(rows), missing=not rows,
     )  # fmt: skip
 
 
@@ -685,9 +686,10 @@ def infer_table(rows: Sequence[Row]) -> Table:
         "images_per_s mfu test_acc acc_delta mcnemar_p flips speedup speedup_low speedup_high "
         "baseline cold_start_ms train_run_id note", records,
         "Flips: test images whose predicted class differs from that of the eager network in fp32; "
-        "p: McNemar's exact test of the two accuracies. MFU: of a matrix product in the engine's "
-        "precision on as many threads. Speed-up: of the median latency, geometric mean over "
-        "interleaved rounds, with Student's interval over launches.",
+        "p: McNemar's exact test of the two accuracies. MFU: share of the "
+        "machine's own peak, the faster of a matrix product and a convolution in the engine's "
+        "precision (int8: a product) on as many threads. Speed-up: of the median latency, "
+        "geometric mean over interleaved rounds, with Student's interval over launches.",
         devices_note(rows), missing=not rows,
     )  # fmt: skip
 

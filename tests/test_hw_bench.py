@@ -38,6 +38,7 @@ def tiny_network(classes):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(roofline, "MATRIX_SIDE", {"cpu": 64})
+    monkeypatch.setattr(roofline, "CONVOLUTION", (1, 4, 4))
     monkeypatch.setattr(roofline, "COPY_BYTES", 2**16)
     monkeypatch.setattr(timing, "REFUSED", float("inf"))  # other work on this machine is no fault
     before = torch.get_num_threads()

@@ -49,6 +49,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(hw_infer, "SETTLE_S", 0)
     monkeypatch.setattr(hw_infer, "Worker", LocalWorker)
     monkeypatch.setattr(roofline, "MATRIX_SIDE", {"cpu": 64})
+    monkeypatch.setattr(roofline, "CONVOLUTION", (1, 4, 4))
     monkeypatch.setattr(roofline, "COPY_BYTES", 2**16)
     before = torch.get_num_threads()
     yield

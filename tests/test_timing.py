@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from common import energy, roofline, timing
 from common.cost import count_costs
@@ -155,6 +156,7 @@ def test_peaks_are_of_work_that_was_done(precision, monkeypatch):
     """Half the time for the same work is twice the peak."""
     monkeypatch.setattr(roofline, "MATRIX_SIDE", {"cpu": 64})
     monkeypatch.setattr(roofline, "COPY_BYTES", 2**16)
+    monkeypatch.setattr(roofline, "CONVOLUTION", (1, 4, 4))
     tick = 1.0
 
     def clock(device):
@@ -168,6 +170,31 @@ def test_peaks_are_of_work_that_was_done(precision, monkeypatch):
     measure_peaks.cache_clear()
     assert peaks.flops_per_s == pytest.approx(2 * 64**3 / 1e-3)
     assert peaks.bytes_per_s == pytest.approx(2 * 2**16 / 1e-3)
+
+
+def test_a_peak_is_that_of_the_fastest_work(monkeypatch):
+    seconds = iter([4.0, 2.0, 1.0])
+    works = [(10, lambda: None), (20, lambda: None)]
+    monkeypatch.setattr(roofline, "COPY_BYTES", 2**16)
+    monkeypatch.setattr(roofline, "dense_works", lambda *args: works)
+    monkeypatch.setattr(roofline, "_fastest_s", lambda device, work: next(seconds))
+    measure_peaks.cache_clear()
+    peaks = measure_peaks("cpu", "fp32", 1)
+    measure_peaks.cache_clear()
+    assert peaks == Peaks(flops_per_s=10.0, bytes_per_s=2 * 2**16 / 1.0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_the_work_behind_a_peak_is_done_and_counted(precision):
+    works = roofline.dense_works(64, roofline.DTYPES[precision], CPU)
+    flops, product = works[0]
+    assert flops == 2 * 64**3
+    assert bool((product() == 64).all())
+    if precision != "int8":
+        with FlopCounterMode(display=False) as counter:
+            convolved = works[1][1]()
+        assert works[1][0] == counter.get_total_flops()
+        assert bool((convolved == 9 * 256).all())
 
 
 # --- energy ---------------------------------------------------------------------------------------

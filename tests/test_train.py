@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import train
-from common import UsageError
+from common import UsageError, engine
 from common.checkpoint import load_checkpoint
 from common.run import Run
 
@@ -118,12 +118,28 @@ def test_rows_of_another_version_stop_nothing(tiny, rows, tmp_path):
     assert rows("train")[-1]["metrics"]["shared_with"] == row["run_id"]
 
 
-def test_a_configuration_whose_steps_fail_costs_no_other_its_training(tiny, rows, capsys):
-    """BatchNorm cannot train on one image whose last feature map is one pixel."""
-    assert train.main([*tiny, "--batch-size", "1", "16", "--epochs", "1"]) == 1
+def test_batches_that_batchnorm_cannot_take_are_refused_before_any_training(tiny, rows):
+    """At 32 px ResNet-18's last feature map is one pixel: a batch of one has no variance."""
+    with pytest.raises(UsageError, match="cannot train at --image-size 32 on 1 images"):
+        train.main([*tiny, "--batch-size", "16", "1", "--epochs", "1"])
+    assert rows("train") == []
+
+
+def test_a_configuration_whose_steps_fail_costs_no_other_its_training(
+    tiny, rows, capsys, monkeypatch
+):
+    train_epoch = engine.train_epoch
+
+    def fail(forward, optimizer, scaler, batches, order, *args, **kwargs):
+        if len(order[0]) == 8:
+            raise RuntimeError("out of memory")
+        return train_epoch(forward, optimizer, scaler, batches, order, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "train_epoch", fail)
+    assert train.main([*tiny, "--batch-size", "8", "16", "--epochs", "1"]) == 1
     assert "unknown, for some steps fail" in capsys.readouterr().out
     assert [row["status"] for row in rows("train")] == ["failed", "ok"]
-    assert "more than 1 value per channel" in rows("train")[0]["error"]
+    assert "out of memory" in rows("train")[0]["error"]
 
 
 def test_an_interrupted_run_leaves_a_row_that_is_not_finished_work(tiny, rows, monkeypatch):
