@@ -9,13 +9,14 @@ of every variant, after a warm-up, in rounds that run first forwards, then backw
 variants, so that a machine's drift meets all of them. On a CPU a sample is one step; on an
 accelerator the mean of ten, since a look at the clock after each would stall its queue. Where a
 step's time goes (data, copy to the device, forward, backward, optimiser) is measured in steps of
-their own, with a wait after every phase. An epoch is extrapolated from the median step, unless
---full-epoch trains and tests one. Speed-ups are against the first variant of the first device, with
-Student's interval over the rounds. Where the CPU is the only device, its own variants are
-compared: threads, precision, and torch.compile, whose cost is in first_step_ms. The device's peaks,
-of a matrix product or a convolution, and of a copy, are measured; each row says what share of them
-a step reached. Networks are channels_last, but in the notebook loop: torchvision transforms on PIL
-images, a DataLoader without workers, NCHW, loss.item() at every step.
+their own, one a round, with a wait after every phase. An epoch is extrapolated from the median
+step, unless --full-epoch trains and tests one. Speed-ups are against the first variant of the first
+device, with Student's interval over the rounds. Where the CPU is the only device, its own variants
+are compared: threads, precision, and torch.compile, whose cost without kernels kept from earlier is
+in first_step_ms. The device's peaks, of a matrix product or a convolution, and of a copy, are
+measured; each row says what share of them a step reached. Networks are channels_last, but in the
+notebook loop: torchvision transforms on PIL images, a DataLoader without workers, NCHW, loss.item()
+at every step.
 
 Method of --mode infer: every engine has a process of its own and the same number of threads. It
 first answers the whole test split, and is timed only if it answers as the eager fp32 network does

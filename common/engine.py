@@ -127,6 +127,16 @@ def prepare_forward(model: nn.Module, compile: bool, channels_last: bool = True)
     return model
 
 
+def without_kept_kernels(compiled: bool) -> AbstractContextManager[Any]:
+    """Inside, torch.compile finds none of the kernels that it keeps on the disk and in memory: what
+    it takes is the price of a first time. Nothing where nothing is compiled."""
+    if not compiled:
+        return nullcontext()
+    from torch._inductor.utils import fresh_cache  # torch has no public way to do it in a process
+
+    return fresh_cache()
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep the memory that a step frees for the next one, instead of giving it back.
 

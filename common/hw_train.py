@@ -24,6 +24,7 @@ from common.engine import (
     score,
     train_epoch,
     train_step,
+    without_kept_kernels,
 )
 from common.models import build_model
 from common.notebook import notebook_steps
@@ -42,7 +43,6 @@ from common.timing import (
 
 VISIT_SAMPLES = 2  # timed samples of a variant before it is the next one's turn
 ACCELERATOR_STEPS = 10  # steps in a sample
-PHASE_STEPS = 3  # steps whose phases are timed, apart from the others
 PHASES = ("data", "copy", "forward", "backward", "optimizer")
 
 
@@ -122,20 +122,16 @@ class Side:
         """The untimed steps, the first of which is timed apart: it may compile."""
         before = held_bytes(self.batches.device)
         self.build()
-        start_ms = now_ms(self.batches.device)
-        self.step()
-        self.first_step_ms = now_ms(self.batches.device) - start_ms
+        with without_kept_kernels(self.config.compile):
+            start_ms = now_ms(self.batches.device)
+            self.step()
+            self.first_step_ms = now_ms(self.batches.device) - start_ms
         for _ in range(self.config.warmup - 1):
             self.step()
-        if self.config.loop == "ours":
-            for _ in range(PHASE_STEPS):
-                laps = Laps(self.batches.device)
-                self.step(laps)
-                self.phases_ms.append(laps.ms)
         self.own_bytes = held_bytes(self.batches.device) - before
 
     def sample(self) -> None:
-        """The next timed samples."""
+        """The next timed samples, and a step more whose phases are timed."""
         device = self.batches.device
         steps = 1
         if device.type != "cpu":
@@ -161,6 +157,10 @@ class Side:
             self.peak_bytes = max(self.peak_bytes or 0, peak - others)
         self.samples_ms += visit
         self.visits_ms.append(sum(visit) / len(visit))
+        if self.config.loop == "ours":
+            laps = Laps(device)
+            self.step(laps)
+            self.phases_ms.append(laps.ms)
         if not loss.isfinite():
             raise ArithmeticError(f"loss {loss.item()} after {len(self.samples_ms)} samples")
 

@@ -1,6 +1,7 @@
 """hw_bench.py: which variants are compared, how, and what a row holds."""
 
 import itertools
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -331,6 +332,28 @@ def test_compiling_for_both_sizes_of_batches_trains_nothing():
     for name, value in side.model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert not side.optimizer.state
+
+
+def test_the_price_of_compiling_is_that_of_a_first_time(monkeypatch, tmp_path):
+    kept = tmp_path / "kept"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(kept))
+    config = HwTrainConfig(dataset="digits", model="vgg5", image_size=16, device="cpu", steps=2,
+                           precision="fp32", compile=True, warmup=2)  # fmt: skip
+    dataset, split = hw_bench.load_images(config, "data")
+    run = Run(TrainConfig(dataset="digits", model="vgg5", image_size=16, device="cpu"), "data")
+    side = hw_train.Side(config, dataset, split, run.statistics, run.batches, 1, alone=True)
+    seen = []
+
+    def compile_nothing(model, compile):  # compiling takes a minute
+        folder = "TORCHINDUCTOR_CACHE_DIR"
+        model.register_forward_pre_hook(lambda *args: seen.append(Path(os.environ[folder])))
+        return model
+
+    monkeypatch.setattr(hw_train, "prepare_forward", compile_nothing)
+    side.warm_up()
+    first, later = seen
+    assert later == kept != first
+    assert not first.exists()  # any more
 
 
 class FailsInBf16(nn.Sequential):

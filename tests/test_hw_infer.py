@@ -369,6 +369,21 @@ def test_what_is_not_exported_is_named(bench, runs, rows, tmp_path, capsys):
         bench(*INFER)
 
 
+@pytest.mark.parametrize("engine", ["compile", "eager"])
+def test_torch_compile_starts_cold_without_kernels_of_an_earlier_start(
+    engine, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    seen = []
+    monkeypatch.setattr(
+        hw_infer, "load_engine",
+        lambda *args: lambda pixels: seen.append(os.environ["TORCHINDUCTOR_CACHE_DIR"]),
+    )  # fmt: skip
+    hw_infer.Server(hw_infer.Task(engine, tmp_path, 1, "digits", "study", 0, 16, "data"))
+    assert (seen == [str(tmp_path)]) == (engine == "eager")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
+
+
 def test_an_absent_package_is_named_with_its_command(bench, runs, monkeypatch):
     monkeypatch.setattr("common.engines.importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="openvino needs openvino: pip install openvino"):
