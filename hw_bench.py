@@ -5,18 +5,18 @@
     python hw_bench.py --mode infer
 
 Method of --mode train: whole steps (gather and resize fresh images, forward, backward, optimiser)
-of every variant, after a warm-up, in rounds that run first forwards, then backwards through the
-variants, so that a machine's drift meets all of them. On a CPU a sample is one step; on an
-accelerator the mean of ten, since a look at the clock after each would stall its queue. Where a
-step's time goes (data, copy to the device, forward, backward, optimiser) is measured in steps of
-their own, one a round, with a wait after every phase. An epoch is extrapolated from the median
-step, unless --full-epoch trains and tests one. Speed-ups are against the first variant of the first
-device, with Student's interval over the rounds. Where the CPU is the only device, its own variants
-are compared: threads, precision, and torch.compile, whose cost without kernels kept from earlier is
-in first_step_ms. The device's peaks, of a matrix product or a convolution, and of a copy, are
-measured; each row says what share of them a step reached. Networks are channels_last, but in the
-notebook loop: torchvision transforms on PIL images, a DataLoader without workers, NCHW, loss.item()
-at every step.
+of every variant and optimiser of a network, after a warm-up, in rounds that run first forwards,
+then backwards through them, so that a machine's drift meets all of them. On a CPU a sample is one
+step; on an accelerator the mean of ten, since a look at the clock after each would stall its queue.
+Where a step's time goes (data, copy to the device, forward, backward, optimiser) is measured in
+steps of their own, one a round, with a wait after every phase. An epoch is extrapolated from the
+median step, unless --full-epoch trains and tests one. Speed-ups are against the optimiser's first
+variant on the first device, with Student's interval over the rounds. Where the CPU is the only
+device, its own variants are compared: threads, precision, and torch.compile, whose cost without
+kernels kept from earlier is in first_step_ms. The device's peaks, of a matrix product or a
+convolution, and of a copy, are measured; each row says what share of them a step reached. Networks
+are channels_last, but in the notebook loop: torchvision transforms on PIL images, a DataLoader
+without workers, NCHW, loss.item() at every step.
 
 Method of --mode infer: every engine has a process of its own and the same number of threads. It
 first answers the whole test split, and is timed only if it answers as the eager fp32 network does
@@ -40,6 +40,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from common import UsageError, check_name, run_script
 from common.config import (
@@ -113,7 +114,8 @@ def expand_variants(name: str, grid: dict[str, list[Any]], alone: bool) -> list[
 
 
 def expand_groups(grid: dict[str, list[Any]]) -> list[list[HwTrainConfig]]:
-    """What is to be measured: a group for each network and optimiser, of variants to compare."""
+    """What is to be measured: a group for each network, of variants to compare, first all of one
+    optimiser."""
     from common.data import pin_dataset
     from common.engine import resolve_device
 
@@ -122,8 +124,12 @@ def expand_groups(grid: dict[str, list[Any]]) -> list[list[HwTrainConfig]]:
     variants = [
         variant for name in devices for variant in expand_variants(name, grid, devices == ["cpu"])
     ]
-    shared = grid | {key: [None] for key in variants[0]}
-    return [[replace(base, **v) for v in variants] for base in expand_grid(HwTrainConfig, shared)]
+    opts = list(dict.fromkeys(grid["opt"]))
+    shared = grid | {key: [None] for key in variants[0]} | {"opt": opts[:1]}
+    return [
+        [replace(base, opt=opt, **variant) for opt in opts for variant in variants]
+        for base in expand_grid(HwTrainConfig, shared)
+    ]
 
 
 def load_images(config: HwTrainConfig, data_dir: str) -> tuple[Dataset, Split]:
@@ -146,9 +152,10 @@ def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
         )
     if config.full_epoch and any(c.loop == "notebook" for c in group):
         raise UsageError("--full-epoch: the notebook loop is only sampled; use --loop ours")
-    if config.opt not in ("sgd", "adam") and any(c.loop == "notebook" for c in group):
-        raise UsageError(f"--opt {config.opt}: the notebook loop has sgd and adam; use --loop ours")
-    check_network(config.model, config.image_size, config.opt, min(2, config.batch_size))
+    for opt in dict.fromkeys(c.opt for c in group):
+        if opt not in ("sgd", "adam") and any(c.loop == "notebook" for c in group):
+            raise UsageError(f"--opt {opt}: the notebook loop has sgd and adam; use --loop ours")
+        check_network(config.model, config.image_size, opt, min(2, config.batch_size))
     if any(c.device == "cpu" and c.precision == "bf16" for c in group):
         name = find_one_pixel_convolution(config.model, config.image_size)
         if name:
@@ -163,15 +170,19 @@ def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
 
 
 def append_group(sides: list[Side], log: Log) -> int:
-    """Write a row for each variant, with its speed-up against the first. Returns: failures."""
+    """Write a row for each variant, with its speed-up against the first of its optimiser, and the
+    times of its rounds, by which other rows of the group are compared. Returns: failures."""
     import torch
 
     from common.hw_train import compare
 
-    first = sides[0]
+    firsts = {side.config.opt: side for side in reversed(sides)}
     measured = [{} if side.error else side.metrics() for side in sides]
+    group = uuid4().hex
     for side, found in zip(sides, measured, strict=True):
-        metrics = {} if side.error else found  # a refused speed is none
+        first = firsts[side.config.opt]
+        rounds = {"rounds": {"group": group, "step_ms": side.visits_ms}}
+        metrics = {} if side.error else found | rounds  # a refused speed is none
         label = side.config.describe()
         baseline = {"baseline": hw_id(first.config), "baseline_label": first.config.describe()}
         metrics |= {"label": label, "speedup": compare(side, first) | baseline}
@@ -180,7 +191,7 @@ def append_group(sides: list[Side], log: Log) -> int:
             "hw_train", as_dict(side.config), metrics, error=side.error,
             status="failed" if side.error else "ok", device=side.config.device,
         )  # fmt: skip
-        print(f"  {label}: {side.error or 'measured'}", flush=True)
+        print(f"  {side.config.opt}, {label}: {side.error or 'measured'}", flush=True)
     return sum(side.error is not None for side in sides)
 
 
@@ -203,7 +214,7 @@ def bench_train(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
     failures = 0
     for number, group in enumerate(groups, 1):
         config = group[0]
-        print(f"[{number}/{len(groups)}] {config.dataset} {config.model} {config.opt}", flush=True)
+        print(f"[{number}/{len(groups)}] {config.dataset} {config.model}", flush=True)
         done = log.finished("hw_train")
         if not options.force and all(hw_id(c) in done for c in group):
             print("  in the log")
@@ -243,7 +254,7 @@ def print_train_table(configs: list[HwTrainConfig], log: Log) -> None:
             "of peak, roofline", "test acc"]  # fmt: skip
     print(tabulate(lines, head, disable_numparse=True))
     print(
-        "~ extrapolated from the median step; speed-ups are against a group's first variant; "
+        "~ extrapolated from the median step; speed-ups are against an optimiser's first variant; "
         "? noisy, IQR over 10 % of the median"
     )
 

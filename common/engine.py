@@ -121,7 +121,9 @@ def prepare_forward(model: nn.Module, compile: bool, channels_last: bool = True)
     small batch's kernels take longer to launch than to run."""
     if compile:
         on_cuda = next(model.parameters()).is_cuda
-        return torch.compile(model, mode="reduce-overhead" if on_cuda else None)
+        mode = "reduce-overhead" if on_cuda else None
+        # Otherwise a network would be given the code of another one that was compiled before it.
+        return torch.compile(model, mode=mode, isolate_recompiles=True)
     if channels_last:
         use_matmul(model)
     return model

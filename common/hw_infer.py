@@ -29,13 +29,13 @@ from common.engines import ENGINES, load_engine
 from common.export import build_pixel_loader, measure_parity, predict
 from common.models import build_model
 from common.roofline import measure_peaks
+from common.stats import ratio_interval
 from common.timing import (
     alternate,
     judge_noise,
     now_ms,
     peak_memory_bytes,
     percentiles_ms,
-    ratio_interval,
     reset_peak_memory,
 )
 

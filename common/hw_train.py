@@ -29,6 +29,7 @@ from common.engine import (
 from common.models import build_model
 from common.notebook import notebook_steps
 from common.roofline import bound_ms, measure_peaks
+from common.stats import ratio_interval
 from common.timing import (
     Laps,
     alternate,
@@ -36,7 +37,6 @@ from common.timing import (
     judge_noise,
     now_ms,
     peak_memory_bytes,
-    ratio_interval,
     reset_peak_memory,
     summarize_ms,
 )

@@ -68,13 +68,17 @@ class Invented:
             metrics = {"epoch": number, "val_acc": val_acc, "train_acc": train_acc}
             self.add("epoch", config, metrics, name=name)
 
-    def speed(self, median_ms, iqr_ms=None, n=30, test_acc=None, speedup=None, **settings):
-        """A row of hw_bench.py, of the study's second question."""
+    def speed(
+        self, median_ms, iqr_ms=None, n=30, test_acc=None, speedup=None, group=None, **settings
+    ):
+        """A row of hw_bench.py, of the study's second question. group: of rows that took turns."""
         base = {"batch_size": 16, "image_size": 224, "precision": "bf16", "compile": False}
+        iqr_ms = median_ms * 0.001 if iqr_ms is None else iqr_ms
+        noise = np.random.default_rng(len(self.rows)).normal(0, iqr_ms / 1.349, n)
         metrics = {
             "label": settings["device"], "test_acc": test_acc, "speedup": speedup,
-            "step_ms": {"median": median_ms, "n": n,
-                        "iqr": median_ms * 0.001 if iqr_ms is None else iqr_ms},
+            "step_ms": {"median": median_ms, "n": n, "iqr": iqr_ms},
+            "rounds": {"group": group, "step_ms": (median_ms + noise).tolist()},
         }  # fmt: skip
         return self.add("hw_train", as_dict(HwTrainConfig(**base | settings)), metrics)
 

@@ -30,6 +30,24 @@ def small_net(seed=0):
         return nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
+def test_a_compiled_network_is_not_given_the_code_of_another(monkeypatch):
+    """Or else the second of two variants would be compiled for nothing, and its price be none."""
+    compiled = []
+
+    def compile_to_nothing(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    inductor = torch.compile
+    monkeypatch.setattr(
+        torch, "compile",
+        lambda model, mode, **settings: inductor(model, backend=compile_to_nothing, **settings),
+    )  # fmt: skip
+    for seed in (0, 1):
+        engine.prepare_forward(small_net(seed), compile=True)(torch.zeros(2, 3, 8, 8))
+    assert len(compiled) == 2
+
+
 def test_a_step_on_a_cpu_does_not_wait_for_torchs_compiler_to_be_imported():
     code = (
         "import sys, torch; from common import engine; net = torch.nn.Linear(3, 2);"

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -72,7 +73,7 @@ def test_with_nothing_but_a_device_it_is_the_studys_question(monkeypatch, tmp_pa
     groups = hw_bench.expand_groups(seen[0])
     settings = {(g[0].dataset, g[0].image_size, g[0].batch_size, g[0].lr) for g in groups}
     assert settings == {("fashion", 224, 16, 1e-3)}
-    networks = {(g[0].model, g[0].opt) for g in groups}
+    networks = {(c.model, c.opt) for group in groups for c in group}
     assert networks == {(m, o) for m in ("resnet18", "resnet50") for o in ("sgd", "adam")}
 
 
@@ -104,10 +105,9 @@ def test_flags_choose_among_the_variants(four_cores):
     [group] = expand("--device", "cpu", "--threads", "2", "--compile", "false")
     assert labels(group) == ["cpu, 2 threads, fp32, eager", "cpu, 2 threads, bf16, eager"]
     groups = expand("--device", "cpu", "--model", "resnet18", "resnet50", "--opt", "sgd", "adam")
-    assert [(g[0].model, g[0].opt, len(g)) for g in groups] == [
-        ("resnet18", "sgd", 8), ("resnet18", "adam", 8), ("resnet50", "sgd", 8),
-        ("resnet50", "adam", 8),
-    ]  # fmt: skip
+    assert [[(c.model, c.opt) for c in group] for group in groups] == [
+        [(model, "sgd")] * 8 + [(model, "adam")] * 8 for model in ("resnet18", "resnet50")
+    ]
 
 
 def test_a_cpu_beside_an_accelerator_is_one_variant(four_cores, monkeypatch):
@@ -228,6 +228,25 @@ def test_a_row_holds_what_was_timed(bench, rows):
         assert m["roofline"]["fraction"] == pytest.approx(bound_s / seconds)
     assert first["metrics"]["speedup"]["ratio"] == 1
     assert second["metrics"]["label"] == "cpu, 1 thread, bf16, eager"
+
+
+def test_optimisers_take_turns_and_each_is_compared_with_its_own_first_variant(bench, rows):
+    assert bench(*EAGER, "--opt", "sgd", "adam", "--precision", "fp32", "bf16", "--steps", "6") == 0
+    found = rows("hw_train")
+    sgd, _, adam, _ = found
+    assert [row["config"]["opt"] for row in found] == ["sgd", "sgd", "adam", "adam"]
+    baselines = [row["metrics"]["speedup"]["baseline"] for row in found]
+    assert baselines == [sgd["run_id"]] * 2 + [adam["run_id"]] * 2
+    rounds = [row["metrics"]["rounds"] for row in found]
+    assert len({r["group"] for r in rounds}) == 1
+    assert [len(r["step_ms"]) for r in rounds] == [3] * 4  # of two steps each
+    for row in found:
+        ratio, times = row["metrics"]["speedup"]["ratio"], row["metrics"]["rounds"]["step_ms"]
+        own_first = sgd if row["config"]["opt"] == "sgd" else adam
+        logs = np.log(own_first["metrics"]["rounds"]["step_ms"]) - np.log(times)
+        assert ratio == pytest.approx(np.exp(logs.mean()))
+    assert bench(*EAGER, "--opt", "sgd", "--precision", "fp32", "--force") == 0
+    assert rows("hw_train")[-1]["metrics"]["rounds"]["group"] != rounds[0]["group"]
 
 
 def test_the_notebook_loop_is_a_variant_like_the_others(bench, rows):

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from common import energy, roofline, timing
 from common.cost import count_costs
 from common.roofline import Peaks, bound_ms, measure_peaks
-from common.timing import Laps, judge_noise, percentiles_ms, ratio_interval, summarize_ms
+from common.stats import ratio_interval
+from common.timing import Laps, judge_noise, percentiles_ms, summarize_ms
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
