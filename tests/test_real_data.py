@@ -11,6 +11,7 @@ import svm
 import train
 from common import UsageError, data
 from common.data import DATASETS, load_dataset, measure_pixels, split_dataset
+from common.predict import load_model
 
 DATA = Path(__file__).parent.parent / "data"
 FOLDERS = {"mnist": "MNIST", "fashion": "FashionMNIST"}
@@ -56,6 +57,19 @@ def test_svm_is_scikit_learns_prediction_for_prediction(name, tmp_path, rows):
     direct.fit(pixels[chosen], dataset.labels[chosen])
     saved = np.load(tmp_path / "results" / row["metrics"]["predictions"])
     assert np.array_equal(saved["pred"], direct.predict(pixels[split.test]))
+
+
+def test_the_committed_network_answers_as_it_did(name):
+    """What a newcomer classifies with: other processors may tip an image whose logits are level."""
+    reference = Path(__file__).parent.parent / "reference"
+    file = reference / "models" / f"{name}.onnx"
+    run, facts = load_model(file)
+    dataset = load_dataset(name, DATA)
+    assert facts["classes"] == list(dataset.classes)
+    pixels = dataset.images[split_dataset(dataset, "study", 0).test].numpy() / np.float32(255)
+    answers = [run(image.reshape(1, 28, 28)).argmax() for image in pixels]
+    with np.load(reference / "predictions" / f"{facts['train_run_id']}.npz") as saved:
+        assert (np.array(answers) != saved["pred"]).sum() <= 2
 
 
 def test_a_short_training_learns(name, tmp_path, rows):

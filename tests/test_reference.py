@@ -1,5 +1,6 @@
 """The committed results: rows that are what they say, and a README and report made of them."""
 
+import hashlib
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import report
+from common.predict import load_model
 from common.results import read_log, run_id
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +54,19 @@ def test_the_readme_shows_a_figure_of_the_report_that_is_small():
     [figure] = re.findall(r"!\[.*?\]\((reference/.*?\.png)\)", README, re.S)
     assert (ROOT / figure).parent == REFERENCE / "report" / "figures"
     assert (ROOT / figure).stat().st_size < 150_000
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion"])
+def test_the_committed_networks_are_files_of_the_rows_that_they_name(name, rows):
+    file = REFERENCE / "models" / f"{name}.onnx"
+    sums = [line.split() for line in (file.parent / "SHA256SUMS").read_text().splitlines()]
+    assert [hashlib.sha256(file.read_bytes()).hexdigest(), file.name] in sums
+    assert file.stat().st_size < 5e6
+    facts = load_model(file)[1]
+    trained = {row["run_id"]: row for row in rows if row["kind"] == "train"}
+    row = trained[facts["train_run_id"]]
+    assert row["config"]["dataset"] == facts["dataset"] == name
+    assert row["metrics"]["test_acc"] == float(facts["fp32_test_acc"])
 
 
 @pytest.mark.slow
