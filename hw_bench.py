@@ -114,8 +114,8 @@ def expand_variants(name: str, grid: dict[str, list[Any]], alone: bool) -> list[
 
 
 def expand_groups(grid: dict[str, list[Any]]) -> list[list[HwTrainConfig]]:
-    """What is to be measured: a group for each network, of variants to compare, first all of one
-    optimiser."""
+    """What is to be measured: a group for each network, of variants to compare, in which each
+    variant's optimisers follow one another."""
     from common.data import pin_dataset
     from common.engine import resolve_device
 
@@ -127,7 +127,7 @@ def expand_groups(grid: dict[str, list[Any]]) -> list[list[HwTrainConfig]]:
     opts = list(dict.fromkeys(grid["opt"]))
     shared = grid | {key: [None] for key in variants[0]} | {"opt": opts[:1]}
     return [
-        [replace(base, opt=opt, **variant) for opt in opts for variant in variants]
+        [replace(base, opt=opt, **variant) for variant in variants for opt in opts]
         for base in expand_grid(HwTrainConfig, shared)
     ]
 
@@ -171,16 +171,19 @@ def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
 
 def append_group(sides: list[Side], log: Log) -> int:
     """Write a row for each variant, with its speed-up against the first of its optimiser, and the
-    times of its rounds, by which other rows of the group are compared. Returns: failures."""
+    times of its rounds, by which other rows of the group are compared; first train its whole epoch,
+    where that is asked for. Returns: failures."""
     import torch
 
     from common.hw_train import compare
 
     firsts = {side.config.opt: side for side in reversed(sides)}
-    measured = [{} if side.error else side.metrics() for side in sides]
     group = uuid4().hex
-    for side, found in zip(sides, measured, strict=True):
+    for side in sides:
+        if side.config.full_epoch:
+            side.attempt(side.train_whole_epoch)
         first = firsts[side.config.opt]
+        found = {} if side.error else side.metrics()
         rounds = {"rounds": {"group": group, "step_ms": side.visits_ms}}
         metrics = {} if side.error else found | rounds  # a refused speed is none
         label = side.config.describe()
@@ -201,6 +204,7 @@ def bench_train(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
 
     from common.engine import keep_freed_memory
     from common.hw_train import measure_group
+    from common.speed import rounds_of
 
     keep_freed_memory()
     threads = torch.get_num_threads()
@@ -208,6 +212,7 @@ def bench_train(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
     compiled = any(config.compile for group in groups for config in group)
     if compiled:  # beyond its limit of recompilations torch would quietly run eagerly
         torch._dynamo.config.fail_on_recompile_limit_hit = True
+        torch.compile(torch.neg)(torch.zeros(1))  # so that no variant pays the compiler's start
     for group in groups:
         check_group(group, options.data_dir)
     warn_if_busy()
@@ -216,9 +221,12 @@ def bench_train(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
         config = group[0]
         print(f"[{number}/{len(groups)}] {config.dataset} {config.model}", flush=True)
         done = log.finished("hw_train")
-        if not options.force and all(hw_id(c) in done for c in group):
-            print("  in the log")
-            continue
+        names = [hw_id(c) for c in group]
+        if not options.force and all(name in done for name in names):
+            if len(group) == 1 or rounds_of(*(done[name] for name in names)):
+                print("  in the log")
+                continue
+            print("  in the log, but not measured in the same rounds")
         sides = measure_group(group, *load_images(config, options.data_dir), threads)
         failures += append_group(sides, log)
         if compiled:

@@ -290,6 +290,8 @@ def train_all(trajectories: list[Trajectory], log: Log, options: TrainOptions, w
     Returns: the number of trajectories that failed.
     Raises: SystemExit for what the other processes of a training may not have met.
     """
+    import torch
+
     from common.engine import NonFiniteLoss
 
     failures = 0
@@ -311,6 +313,8 @@ def train_all(trajectories: list[Trajectory], log: Log, options: TrainOptions, w
                 sys.exit(1)
             failures += 1
             log_failure(trajectory, error, log)
+        if trajectory.trained.compile:
+            torch.compiler.reset()  # what is compiled is kept alive, and counts towards a limit
     return failures
 
 

@@ -122,8 +122,8 @@ def prepare_forward(model: nn.Module, compile: bool, channels_last: bool = True)
     if compile:
         on_cuda = next(model.parameters()).is_cuda
         mode = "reduce-overhead" if on_cuda else None
-        # Otherwise a network would be given the code of another one that was compiled before it.
-        return torch.compile(model, mode=mode, isolate_recompiles=True)
+        # Code of its own for every network and size of batch, whatever was compiled before it.
+        return torch.compile(model, mode=mode, dynamic=False, isolate_recompiles=True)
     if channels_last:
         use_matmul(model)
     return model

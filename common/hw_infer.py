@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class Task:
     split_seed: int
     image_size: int
     data_dir: str
+    cold: bool = True  # torch.compile finds nothing that it kept from earlier
 
 
 class Server:
@@ -77,7 +78,7 @@ class Server:
         packages = ENGINES[task.engine].packages or ("torch",)
         self.versions = {p: importlib.import_module(p).__version__ for p in packages}
         first = self.load_pixels(self.test[:1])
-        with without_kept_kernels(task.engine == "compile"):
+        with without_kept_kernels(task.cold and task.engine == "compile"):
             start_ms = now_ms(CPU)
             self.engine = load_engine(task.engine, task.file, task.threads)
             self.engine(first)
@@ -217,7 +218,7 @@ def open_engines(
 ) -> dict[str, Side]:
     """Start every engine and compare its answers to eager's, which must be the first. What failed
     in the launch `before` stays failed, and the cold start is the first launch's: for later ones
-    the file, and what compiling it left on the disk, are warm.
+    the file, and what compiling it leaves on the disk, may be warm.
 
     Shapes: labels (N,) of the test split.
     """
@@ -229,7 +230,7 @@ def open_engines(
             continue
         side = sides[task.engine] = Side()
         try:
-            side.worker = Worker(task)
+            side.worker = Worker(replace(task, cold=not before))
             side.cold_start_ms, side.versions, answers = side.worker.call("answer")
             if before:
                 side.cold_start_ms = before[task.engine].cold_start_ms
@@ -294,9 +295,11 @@ def rate(
         "images_per_s": images / sum(latencies_ms) * 1e3, "peak_memory_bytes": own.peak_bytes,
         "energy_per_image_j": own.joules / metered if own.joules else None,
         "speedup_vs_eager": None, "speedup_interval": None, "mfu": None,
+        "peak_flops_per_s": None,
     }  # fmt: skip
     eager = timed.get("eager")
-    if eager and eager.rounds_ms and not eager.error:
+    known = eager and eager.rounds_ms and not eager.error
+    if known and not judge_noise(eager.latencies_ms, config.accept_noise)[1]:
         medians = [[statistics.median(part) for part in t.rounds_ms] for t in (eager, own)]
         found["speedup_vs_eager"], found["speedup_interval"] = ratio_interval(
             *medians, launches=config.effort()[0]
@@ -308,6 +311,7 @@ def rate(
     model = build_model(trained["model"], classes, image_size=side)
     with suppress(ValueError):  # matrices multiplied outside of layers: no count by layer
         costs = count_costs(model, (1, 3, side, side), "conv_linear")
+        found["peak_flops_per_s"] = peaks.flops_per_s
         found["mfu"] = costs.flops * found["images_per_s"] / peaks.flops_per_s
     return found, refused
 

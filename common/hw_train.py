@@ -291,7 +291,4 @@ def measure_group(
     for number in range(math.ceil(config.steps / VISIT_SAMPLES)):
         for side in alternate(sides, number):
             side.attempt(side.sample)
-    if config.full_epoch:
-        for side in sides:
-            side.attempt(side.train_whole_epoch)
     return sides

@@ -164,12 +164,18 @@ def optimiser_time_parts(rows: Sequence[Row], published: Sequence[Row]) -> list[
         for device, side in zip(("cpu", "gpu"), measured, strict=True):
             subject = f"{NAMES[model]} on a {device.upper()}"
             ratio = times[device][0] / times[device][1]
-            sgd = representative([row for row in side if row["config"].get("opt") == "sgd"])
-            adam = _same_but(side, sgd, "opt", "adam") if sgd else None
+            turns = {
+                row["run_id"]: adam
+                for row in find(side, {"opt": "sgd"})
+                if (adam := _same_but(side, row, "opt", "adam")) and rounds_of(row, adam)
+            }
+            sgd = representative([row for row in side if row["run_id"] in turns])
             part = None
-            if adam and rounds_of(adam, sgd):
+            if sgd:
+                adam = turns[sgd["run_id"]]
                 part = ratio_part(subject, between(*OPTIMISER_COST), adam, sgd, ratio)
-            parts.append(part or unmeasured(subject, ratio, "times", COMMAND))
+            command = "make q2" if device == "cpu" else COMMAND
+            parts.append(part or unmeasured(subject, ratio, "times", command))
     return parts
 
 

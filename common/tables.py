@@ -589,7 +589,8 @@ def q2_phases_table(rows: Sequence[Row]) -> Table:
         "dataset model opt image_size batch_size label data_ms copy_ms forward_ms backward_ms "
         "optimizer_ms first_step_ms compile_ms peak_memory_bytes energy_per_image_j", records,
         "Phases are medians of steps of their own, in which the device is waited for after each. "
-        "A CPU's peak memory is the whole process's. Energy is empty where no counter can be read.",
+        "A CPU's peak memory is the whole process's, where it measured one variant alone. Energy "
+        "is empty where no counter can be read.",
         missing=not rows,
     )  # fmt: skip
 
@@ -668,7 +669,10 @@ def infer_table(rows: Sequence[Row]) -> Table:
             "acc_delta": number(row, "metrics", "parity", "acc_delta"),
             "mcnemar_p": number(row, "metrics", "parity", "mcnemar_p"),
             "cold_start_ms": number(row, "metrics", "cold_start_ms"),
-            "mfu": number(row, "metrics", "mfu"),
+            # Rows that do not name their peak were put beside a matrix product's alone.
+            "mfu": number(row, "metrics", "mfu")
+            if get(row, "metrics", "peak_flops_per_s")
+            else None,
             "speedup": number(row, "metrics", "speedup_vs_eager"),
             **interval_of(get(row, "metrics", "speedup_interval")),
             "baseline": "eager" if number(row, "metrics", "speedup_vs_eager") else None,

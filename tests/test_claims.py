@@ -205,6 +205,12 @@ def test_the_cost_of_adam_is_that_of_rounds_which_both_met():
     half = stats.t.ppf(0.975, 3) * logs.std(ddof=1) / 2
     assert part.effect == pytest.approx(np.exp(logs.mean()))
     assert part.interval == pytest.approx(np.exp([logs.mean() - half, logs.mean() + half]))
+    plain = log.rows[0] | {"run_id": "a whole epoch", "config": log.rows[0]["config"] |
+                           {"full_epoch": True}}  # fmt: skip
+    log.rows.append(plain | {"metrics": plain["metrics"] | {"noise": 0.0}})
+    log.rows[0]["metrics"]["noise"] = log.rows[1]["metrics"]["noise"] = 0.05
+    assert parts_of(log, 10)["ResNet-18 on a CPU"] == part  # the one without a partner is no rival
+    log.rows.pop()
     unlike = ({"group": "another"}, {"step_ms": times[1:]}, {"step_ms": [0, *times[1:]]},
               {"step_ms": None}, {"group": None})  # fmt: skip
     for change in unlike:

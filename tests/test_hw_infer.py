@@ -14,7 +14,9 @@ import hw_bench
 from common import UsageError, config, export, first_line, hw_infer, roofline
 from common.checkpoint import save_checkpoint
 from common.config import ENGINE_NAMES, TrainConfig, as_dict
+from common.cost import count_costs
 from common.engines import ENGINES
+from common.models import build_model
 from common.results import Log, run_id
 from common.run import Run
 
@@ -51,6 +53,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(roofline, "MATRIX_SIDE", {"cpu": 64})
     monkeypatch.setattr(roofline, "CONVOLUTION", (1, 4, 4))
     monkeypatch.setattr(roofline, "COPY_BYTES", 2**16)
+    monkeypatch.setattr(roofline, "SECONDS", 0)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -157,6 +160,26 @@ def test_a_file_that_was_made_again_is_measured_again(bench, runs, rows, tmp_pat
     first, second = rows("hw_infer")
     assert first["run_id"] == second["run_id"]
     assert first["metrics"]["sha256"] != second["metrics"]["sha256"]
+
+
+@pytest.mark.parametrize(("accepted", "known"), [(False, False), (True, True)])
+def test_a_speed_up_over_an_eager_that_is_refused_is_none(accepted, known):
+    settings = config.HwInferConfig(
+        train_run_id="run", engine="onnxruntime", scenario="single", batch_size=1, threads=1,
+        accept_noise=accepted, launches=3,
+    )  # fmt: skip
+    timed = {
+        "eager": hw_infer.Timings([[1.0, 5.0, 9.0]] * 3),
+        "onnxruntime": hw_infer.Timings([[1.0, 1.0, 1.0], [1.0, 1.01, 1.02], [1.0, 1.0, 1.01]]),
+    }
+    trained = {"model": "vgg5", "image_size": 28}
+    found, refused = hw_infer.rate(trained, settings, timed, 10)
+    assert refused is None
+    assert (found["speedup_vs_eager"] is not None) == known
+    assert found["mfu"] == pytest.approx(
+        count_costs(build_model("vgg5", 10), (1, 3, 28, 28), "conv_linear").flops
+        * found["images_per_s"] / found["peak_flops_per_s"]
+    )  # fmt: skip
 
 
 def test_only_the_count_of_threads_that_is_missing_is_measured(bench, runs, rows):

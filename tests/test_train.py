@@ -142,6 +142,16 @@ def test_a_configuration_whose_steps_fail_costs_no_other_its_training(
     assert "out of memory" in rows("train")[0]["error"]
 
 
+def test_what_a_run_compiled_is_let_go_after_it(tiny, rows, monkeypatch):
+    """It keeps networks alive, and counts towards a limit of all compiled code."""
+    resets = []
+    monkeypatch.setattr(engine, "compile_obstacle", lambda: None)
+    monkeypatch.setattr(torch, "compile", lambda model, **settings: model)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(len(rows("train"))))
+    train.main([*tiny, "--epochs", "1", "--compile", "true", "--seed", "0", "1"])
+    assert resets == [1, 2]
+
+
 def test_an_interrupted_run_leaves_a_row_that_is_not_finished_work(tiny, rows, monkeypatch):
     def interrupt(run):
         raise KeyboardInterrupt
