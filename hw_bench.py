@@ -199,12 +199,15 @@ def append_group(sides: list[Side], log: Log) -> int:
 
 
 def bench_train(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int:
-    """Measure every group that the log lacks a row of; print a table. Returns: failures."""
+    """Measure every group that the log lacks a row of, or has of different rounds; print a table.
+
+    Returns: failures.
+    """
     import torch
 
     from common.engine import keep_freed_memory
     from common.hw_train import measure_group
-    from common.speed import rounds_of
+    from common.measured import get
 
     keep_freed_memory()
     threads = torch.get_num_threads()
@@ -212,18 +215,20 @@ def bench_train(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
     compiled = any(config.compile for group in groups for config in group)
     if compiled:  # beyond its limit of recompilations torch would quietly run eagerly
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        torch.compile(torch.neg)(torch.zeros(1))  # so that no variant pays the compiler's start
     for group in groups:
         check_group(group, options.data_dir)
     warn_if_busy()
+    if compiled:  # so that no variant pays the compiler's start
+        torch.compile(torch.nn.ReLU())(torch.zeros(1))
     failures = 0
     for number, group in enumerate(groups, 1):
         config = group[0]
         print(f"[{number}/{len(groups)}] {config.dataset} {config.model}", flush=True)
         done = log.finished("hw_train")
-        names = [hw_id(c) for c in group]
-        if not options.force and all(name in done for name in names):
-            if len(group) == 1 or rounds_of(*(done[name] for name in names)):
+        rows = [done.get(hw_id(c)) for c in group]
+        if not options.force and all(rows):
+            rounds = {get(row, "metrics", "rounds", "group") for row in rows}
+            if len(rows) == 1 or len(rounds - {None}) == len(rounds) == 1:
                 print("  in the log")
                 continue
             print("  in the log, but not measured in the same rounds")

@@ -392,9 +392,11 @@ def test_what_is_not_exported_is_named(bench, runs, rows, tmp_path, capsys):
         bench(*INFER)
 
 
-@pytest.mark.parametrize("engine", ["compile", "eager"])
+@pytest.mark.parametrize(
+    ("engine", "cold"), [("compile", True), ("compile", False), ("eager", True)]
+)
 def test_torch_compile_starts_cold_without_kernels_of_an_earlier_start(
-    engine, monkeypatch, tmp_path
+    engine, cold, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     seen = []
@@ -402,8 +404,8 @@ def test_torch_compile_starts_cold_without_kernels_of_an_earlier_start(
         hw_infer, "load_engine",
         lambda *args: lambda pixels: seen.append(os.environ["TORCHINDUCTOR_CACHE_DIR"]),
     )  # fmt: skip
-    hw_infer.Server(hw_infer.Task(engine, tmp_path, 1, "digits", "study", 0, 16, "data"))
-    assert (seen == [str(tmp_path)]) == (engine == "eager")
+    hw_infer.Server(hw_infer.Task(engine, tmp_path, 1, "digits", "study", 0, 16, "data", cold))
+    assert (seen == [str(tmp_path)]) == (engine == "eager" or not cold)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
 
 
