@@ -136,8 +136,8 @@ def find_state(trajectory: Trajectory, log: Log, options: TrainOptions) -> dict[
     """What an interrupted training of the trajectory left to continue from."""
     from common.checkpoint import load_checkpoint
 
-    file = log.folder / state_file_of(trajectory.trained)
-    if options.resume and not options.force and file.exists():
+    file, best = (log.folder / name for name in state_files_of(trajectory.trained))
+    if options.resume and file.exists() and best.exists():
         state = load_checkpoint(file)
         if len(state["history"]) <= trajectory.milestones[0]:
             return state
@@ -151,7 +151,7 @@ def train_trajectory(trajectory: Trajectory, log: Log, options: TrainOptions, wo
 
     run = Run(trajectory.trained, options.data_dir, world)
     name = train_id(run.config)
-    state_file = log.folder / state_file_of(run.config)
+    state_file, best_file = (log.folder / file for file in state_files_of(run.config))
     if state := world.from_first(find_state(trajectory, log, options)):
         run.restore(state)
     logged = {r["metrics"]["epoch"] for r in log.read("epoch") if r["run_id"] == name}
@@ -165,14 +165,14 @@ def train_trajectory(trajectory: Trajectory, log: Log, options: TrainOptions, wo
             break
         metrics = run.train_one_epoch()
         if best_epoch(run.history) is metrics:
-            save_checkpoint(log.folder / checkpoint_file(run.config, best=True), run.weights())
+            save_checkpoint(best_file, run.weights())
         save_checkpoint(state_file, run.state())
         log.append("epoch", as_dict(run.config), metrics, name=name, device=run.config.device)
         if writer:
             write_scalars(writer, metrics)
     if writer:
         writer.close()
-    state_file.unlink(missing_ok=True)
+    remove_state(run.config, log)
 
 
 def check_tensorboard() -> None:
@@ -231,9 +231,17 @@ def checkpoint_file(config: TrainConfig, best: bool = False) -> str:
     return f"checkpoints/{train_id(config)}{'.best' if best else ''}.pt"
 
 
-def state_file_of(config: TrainConfig) -> str:
-    """Where an unfinished run is kept, relative to the results folder."""
-    return f"checkpoints/{train_id(config)}.state.pt"
+def state_files_of(config: TrainConfig) -> tuple[str, str]:
+    """Where an unfinished run is kept, relative to the results folder: its state, and its weights
+    of highest validation accuracy."""
+    start = f"checkpoints/{train_id(config)}.state"
+    return f"{start}.pt", f"{start}.best.pt"
+
+
+def remove_state(config: TrainConfig, log: Log) -> None:
+    """Let the configuration's next training begin afresh."""
+    for file in state_files_of(config):
+        (log.folder / file).unlink(missing_ok=True)
 
 
 def finish_milestone(run: Run, trajectory: Trajectory, log: Log) -> None:
@@ -258,9 +266,8 @@ def finish_milestone(run: Run, trajectory: Trajectory, log: Log) -> None:
         classes=run.dataset.classes,
     )  # fmt: skip
     save_checkpoint(log.folder / files["checkpoint"], run.weights())
-    if due[0] != run.config:
-        best = (log.folder / checkpoint_file(run.config, best=True)).read_bytes()
-        write_atomically(log.folder / files["best_checkpoint"], best)
+    best = (log.folder / state_files_of(run.config)[1]).read_bytes()
+    write_atomically(log.folder / files["best_checkpoint"], best)
     measured = {"test_acc": test_acc, "test_loss": test_loss, "eval_ms": eval_ms}
     for config in due:
         shared_with = None if config == run.config else train_id(run.config)
@@ -302,20 +309,24 @@ def train_all(trajectories: list[Trajectory], log: Log, options: TrainOptions, w
         except UsageError:
             raise
         except KeyboardInterrupt:
-            log.append("train", as_dict(trajectory.trained), {}, status="interrupted")
+            log_interruption(trajectory.trained, log)
             raise
         except Exception as error:
             if world.size > 1 and not isinstance(error, NonFiniteLoss):
                 what = first_line(error)
                 print(f"  ended: {what}", flush=True)
-                log.append("train", as_dict(trajectory.trained), {}, status="interrupted",
-                           error=what)  # fmt: skip
+                log_interruption(trajectory.trained, log, what)
                 sys.exit(1)
             failures += 1
             log_failure(trajectory, error, log)
         if trajectory.trained.compile:
             torch.compiler.reset()  # what is compiled is kept alive, and counts towards a limit
     return failures
+
+
+def log_interruption(config: TrainConfig, log: Log, why: str | None = None) -> None:
+    """Write a row that says that the configuration's training has not ended."""
+    log.append("train", as_dict(config), {}, status="interrupted", error=why, device=config.device)
 
 
 def log_failure(trajectory: Trajectory, error: Exception, log: Log) -> None:
@@ -332,7 +343,8 @@ def log_failure(trajectory: Trajectory, error: Exception, log: Log) -> None:
     finished = log.finished("train")
     for config in trajectory.configs:
         if train_id(config) not in finished:
-            log.append("train", as_dict(config), metrics, status="failed", error=what)
+            log.append("train", as_dict(config), metrics, status="failed", error=what,
+                       device=config.device)  # fmt: skip
 
 
 def export_all(configs: list[TrainConfig], log: Log, options: TrainOptions) -> int:
@@ -448,12 +460,13 @@ def main(argv: list[str] | None = None) -> int:
         check_tensorboard()
     log = Log(options.results_dir, options.shard)
     configs = choose_configs(grid, options.best, log)
+    force = options.force and not options.best  # what --best finds is exported again, not trained
     if options.list_commands:
-        todo = group_trajectories(configs if options.force else find_twins(configs, log)[1])
+        todo = group_trajectories(configs if force else find_twins(configs, log)[1])
         print_commands("train", jobs_of(todo), options)
         return 0
     check_all(configs, options.data_dir)
-    twins, rest = ([], configs) if options.force else find_twins(configs, log)
+    twins, rest = ([], configs) if force else find_twins(configs, log)
     todo = group_trajectories(rest)
     if len(configs) > 1 or options.dry_run:
         # Of several processes no step is timed; and one trajectory is begun sooner than timed.
@@ -465,8 +478,9 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     if todo and not (in_worker() or options.shard):  # else it is a part of what another plans
         write_plan(log.folder, todo, workers)
-    for config in set(configs) - set(rest):  # killed between its row and this
-        (log.folder / state_file_of(config)).unlink(missing_ok=True)
+    afresh = set(configs) if force and not in_worker() else set()
+    for config in set(configs) - set(rest) | afresh:  # finished: killed between its row and this
+        remove_state(config, log)
     for config, row in twins:
         shared_with = row["metrics"]["shared_with"] or row["run_id"]
         append_train(log, config, row["metrics"], shared_with, measured_by=row)

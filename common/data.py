@@ -470,7 +470,7 @@ def split_dataset(dataset: Dataset, split: str, seed: int, limit: int | None = N
     training to validate on where no such part was.
 
     `limit` keeps the first so many training images; validation and test stay whole.
-    Raises: UsageError for `official` where no test part was published.
+    Raises: UsageError for `official` where no test part was published, and for an empty part.
     """
     import numpy as np
     import torch
@@ -491,6 +491,11 @@ def split_dataset(dataset: Dataset, split: str, seed: int, limit: int | None = N
     else:
         order = torch.from_numpy(random.permutation(n))
         train, val, test = order.split([n * 7 // 10, n // 10, n - n * 7 // 10 - n // 10])
+    if not (len(train) and len(val) and len(test)):
+        raise UsageError(
+            f"--split {split}: of {n} images {len(train)} would train, {len(val)} validate and "
+            f"{len(test)} test; each part needs one"
+        )
     return Split(train[:limit], val, test)
 
 
@@ -546,7 +551,10 @@ def explain_images(
         f"{classes[0][1]} is right for {facts['majority_acc']:.1%} of the test images",
     ]
     if dataset.published_test is not None and division == "study":
-        lines.append("  its own division is not used, all its parts are pooled: --split official")
+        lines.append(
+            "  warning: its own division is not used, images of its test part will be trained on; "
+            "--split official uses it"
+        )
     for part, found in (("training", counts), ("test", test_counts)):
         if lacking := [c for c, n in zip(dataset.classes, found, strict=True) if n == 0]:
             lines.append(f"  warning: no {part} image of {', '.join(lacking)}")
@@ -566,9 +574,10 @@ def print_once(texts: Iterable[tuple[str, ...]]) -> None:
 
 
 def measure_pixels(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each channel, pixels scaled to [0, 1].
+    """Mean and standard deviation of each channel, pixels scaled to [0, 1], from counts of the 256
+    values. The deviation of a channel that never varies is 1, so that scaling makes zeros of it.
 
-    Shapes: images (N, C, H, W) uint8 -> (C,), (C,) float32. Exact: from counts of the 256 values.
+    Shapes: images (N, C, H, W) uint8 -> (C,), (C,) float32.
     """
     import torch
 
@@ -578,7 +587,8 @@ def measure_pixels(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
         mean = (share * values).sum()
         means.append(mean)
-        stds.append((share * (values - mean) ** 2).sum().sqrt())
+        varies = share.count_nonzero() > 1
+        stds.append((share * (values - mean) ** 2).sum().sqrt() if varies else mean.new_ones(()))
     return torch.stack(means).float(), torch.stack(stds).float()
 
 

@@ -284,7 +284,7 @@ def train_epoch(
     _check_finite(losses)
     sizes = torch.tensor([len(index) for index in order], dtype=torch.float64)
     total = int(sizes.sum())
-    mean_loss = (losses.double().cpu() @ sizes).item() / total
+    mean_loss = (losses.cpu().double() @ sizes).item() / total
     return EpochResult(mean_loss, world.sum(correct).item() / total, train_ms)
 
 

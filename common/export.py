@@ -33,7 +33,7 @@ from common.engines import (
     load_engine,
     torchscript_warnings_off,
 )
-from common.results import Log, git_state, locate, write_atomically
+from common.results import Log, git_state, locate, log_files, write_atomically
 from common.stats import mcnemar
 
 SUFFIXES = {
@@ -325,7 +325,7 @@ def find_run(name: str, log: Log) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Export finished runs again, each from its checkpoint."""
     _, options = parse_command_line(argv, __doc__, NoGrid, ExportOptions)
-    if not (Path(options.results_dir) / "log.jsonl").is_file():
+    if not any(file.is_file() for file in log_files(Path(options.results_dir))):
         raise UsageError(
             f"--results-dir: {options.results_dir} has no log.jsonl; train.py writes it"
         )

@@ -76,17 +76,19 @@ def print_commands(script: str, jobs: Sequence[Job], options: GridOptions) -> No
 
 
 class _Work:
-    """Pieces of work, and what the log says of them since this began."""
+    """Pieces of work, and what the log says of them: rows written since this began and, where work
+    is not to be done again, whatever is finished, for another process may have done it."""
 
-    def __init__(self, kind: str, jobs: Sequence[Job], log: Log) -> None:
-        self.kind, self.jobs, self.log = kind, jobs, log
+    def __init__(self, kind: str, jobs: Sequence[Job], log: Log, force: bool) -> None:
+        self.kind, self.jobs, self.log, self.force = kind, jobs, log, force
         self.ids = [{run_id(kind, as_dict(config)) for config in job.configs} for job in jobs]
         self.seen = len(log.read(kind))
         self.tries = [0] * len(jobs)
 
     def ended(self) -> dict[str, dict[str, Any]]:
         rows = self.log.read(self.kind)[self.seen :]
-        return {row["run_id"]: row for row in rows if row["status"] != "interrupted"}
+        ended = {row["run_id"]: row for row in rows if row["status"] != "interrupted"}
+        return ended if self.force else ended | self.log.finished(self.kind)
 
     def left(self, numbers: Sequence[int]) -> list[int]:
         ended = self.ended().keys()
@@ -94,10 +96,12 @@ class _Work:
 
     def write_off(self, number: int, why: str) -> None:
         ended = self.ended()
-        for config in self.jobs[number].configs:
-            settings = as_dict(config)
+        job = self.jobs[number]
+        for settings in map(as_dict, job.configs):
             if run_id(self.kind, settings) not in ended:
-                self.log.append(self.kind, settings, {}, status="failed", error=why)
+                self.log.append(
+                    self.kind, settings, {}, status="failed", error=why, device=job.device
+                )
 
 
 def share_out(
@@ -110,7 +114,7 @@ def share_out(
     takes nothing else with it.
     Returns: how many pieces of work have failed.
     """
-    work = _Work(kind, jobs, log)
+    work = _Work(kind, jobs, log, options.force)
     with _open_backend(options, workers):
         while left := work.left(range(len(jobs))):
             alone = [n for n in left if work.tries[n] == TRIES - 1][:1]
@@ -149,7 +153,10 @@ def _give_out(
         raise
     except KeyboardInterrupt:
         for number in work.left(begun):
-            work.log.append(work.kind, as_dict(work.jobs[number].main), {}, status="interrupted")
+            job = work.jobs[number]
+            work.log.append(
+                work.kind, as_dict(job.main), {}, status="interrupted", device=job.device
+            )
         raise
     except Exception as error:
         if not begun:
@@ -271,7 +278,9 @@ def _open_backend(options: GridOptions, workers: int) -> Iterator[None]:
             raise UsageError(
                 f"--backend {options.backend}: {error}; {install[options.backend]}"
             ) from None
-        except (OSError, TimeoutError) as error:
+        except UsageError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: an address without a port
             raise UsageError(
                 f"--cluster {options.cluster}: no {options.backend} worker answers within "
                 f"{WAIT_S} s ({first_line(error)})"

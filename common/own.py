@@ -20,13 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import UsageError
+from common import UsageError, first_line
 from common.results import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
 
 PARTS = ("train", "val", "test")
+# What folders of these parts are called, in any case.
+SPELLINGS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 PIN = re.compile(r"@([0-9a-f]{12})$")
 LEAST_IMAGES = 10  # of which 70/10/20 leaves one to validate on
 
@@ -64,7 +66,11 @@ def find_images(kind: str, path: str) -> Source:
         path.encode()
     except UnicodeEncodeError:
         raise UsageError(f"--dataset {kind}:{path}: the path is no UTF-8; rename it") from None
-    source = {"folder": _find_folder, "npz": _find_npz}[kind](Path(path).expanduser())
+    try:
+        place = Path(path).expanduser()
+    except RuntimeError as error:  # ~ of nobody
+        raise UsageError(f"--dataset {kind}:{path}: {first_line(error)}") from None
+    source = {"folder": _find_folder, "npz": _find_npz}[kind](place)
     if len(source.classes) < 2:
         raise UsageError(
             f"{kind}:{path}: only one class, {source.classes[0]}: nothing to tell apart"
@@ -149,17 +155,20 @@ def _find_classes(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
     """The folders that hold class folders, one or one a part, and the names of all classes."""
     names = _folders_in(folder)
     parts = [folder]
-    if {"train", "test"} <= set(names) <= set(PARTS):
-        parts = [folder / name for name in PARTS]
+    part_of = {name: SPELLINGS.get(name.lower(), name.lower()) for name in names}
+    found = set(part_of.values())
+    if names and found <= set(PARTS):
+        if len(found) < len(names) or not {"train", "test"} <= found:
+            raise UsageError(
+                f"folder:{folder}: it has {' and '.join(names)}; a division needs train/ and "
+                "test/, with val/ or without, each once"
+            )
+        place = {part: name for name, part in part_of.items()}
+        parts = [folder / place.get(part, part) for part in PARTS]
         names = sorted({name for part in parts if part.is_dir() for name in _folders_in(part)})
-        untrained = set(names) - set(_folders_in(folder / "train"))
+        untrained = set(names) - set(_folders_in(parts[0]))
         if untrained:
-            raise UsageError(f"folder:{folder}: train/ has no class {min(untrained)}")
-    elif names and set(names) <= set(PARTS):
-        raise UsageError(
-            f"folder:{folder}: it has {' and '.join(names)}; a division needs train/ and test/, "
-            "with val/ or without"
-        )
+            raise UsageError(f"folder:{folder}: {parts[0].name}/ has no class {min(untrained)}")
     if not names:
         raise UsageError(f"folder:{folder}: no folders in it; it needs one for each class")
     for name in names:
@@ -182,10 +191,13 @@ def _iter_files(folder: Path, above: Sequence[tuple[int, int]]) -> Iterator[Path
     here = (folder.stat().st_dev, folder.stat().st_ino)
     if here in above:
         raise UsageError(f"{folder} is a link to a folder that it is in; remove it")
-    for entry in list(os.scandir(folder)):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
+    try:
+        with os.scandir(folder) as found:
+            entries = [(e, e.is_dir()) for e in found if not e.name.startswith(".")]
+    except OSError as error:  # not readable, or a link to itself
+        raise UsageError(f"{error.filename}: {error.strerror}; mend or remove it") from None
+    for entry, is_folder in entries:
+        if is_folder:
             yield from _iter_files(Path(entry.path), (*above, here))
         else:
             yield Path(entry.path)

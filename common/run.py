@@ -129,8 +129,13 @@ class Run:
         """What a resumed run continues from, bit for bit."""
         return self.weights() | {
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "history": self.history, "rng": torch.get_rng_state(), "arithmetic": arithmetic(),
+            "history": self.history, "rng": torch.get_rng_state(),
+            "device_rng": self._device_generator().get_rng_state(), "arithmetic": arithmetic(),
         }  # fmt: skip
+
+    def _device_generator(self) -> Any:
+        """The module with the generator that the device draws from, such as torch.cuda."""
+        return torch if self.device.type == "cpu" else torch.get_device_module(self.device)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the run that `state` was taken from."""
@@ -144,11 +149,14 @@ class Run:
                 "the same to rounding, not to the bit"
             )
         torch.set_rng_state(state["rng"])
+        self._device_generator().set_rng_state(state["device_rng"])
 
 
 def arithmetic() -> str:
-    """What the order of additions depends on: results are bit-identical where this is the same."""
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    """What the order of additions depends on, on a CPU: results are bit-identical where this is
+    the same and the kind of CPU is."""
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {instructions}"
 
 
 def new_model(config: TrainConfig, dataset: Dataset) -> nn.Module:
@@ -170,6 +178,9 @@ def check_config(config: TrainConfig, data_dir: str) -> str:
     check_world(config)
     device = torch.device(config.device)
     precision = engine.resolve_precision(config.amp, config.amp_dtype, device)
+    obstacle = engine.compile_obstacle() if config.compile and device.type == "cpu" else None
+    if obstacle:
+        raise UsageError(f"--compile true: {obstacle}")
     dataset = cached_dataset(config.dataset, data_dir, config.image_size)
     split_dataset(dataset, config.split, config.split_seed)
     check_network(config.model, config.image_size, config.opt, min(2, config.batch_size))
@@ -200,6 +211,11 @@ def check_network(model: str, image_size: int, opt: str, images: int = 2) -> Non
     if opt == "muon" and sum(p.ndim == 4 for p in network.parameters()) < 2:
         raise UsageError(
             f"--opt muon: {model} has no convolutions after its first, which it is for; use adamw"
+        )
+    if opt == "muon" and not any("Norm" in type(layer).__name__ for layer in network.modules()):
+        raise UsageError(
+            f"--opt muon: {model} normalises no layer's outputs, and muon sets the scale of "
+            "weights; use adamw"
         )
 
 

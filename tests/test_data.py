@@ -304,6 +304,17 @@ def test_limit_takes_training_images_only():
     assert few.test.tolist() == whole.test.tolist()
 
 
+def test_a_channel_that_never_varies_becomes_zeros():
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    images[:, 2] = 7
+    dataset = Dataset("two colours", images, torch.zeros(4, dtype=torch.int64), ("a",), None)
+    mean, std = measure_pixels(images)
+    assert std[2] == 1
+    inputs, _ = Batches(dataset, (mean, std), 8, torch.device("cpu")).load(torch.arange(4))
+    assert inputs.isfinite().all()
+    assert torch.allclose(inputs[:, 2], torch.zeros(()), atol=1e-6)
+
+
 def test_pixel_statistics_are_numpys():
     images = torch.randint(0, 256, (50, 3, 9, 9), dtype=torch.uint8)
     mean, std = measure_pixels(images)

@@ -17,15 +17,18 @@ import pytest
 import report
 import svm
 import train
-from common import UsageError
+from common import UsageError, jobs
 from common.config import (
     SvmConfig,
     TrainConfig,
     TrainOptions,
+    as_dict,
     expand_grid,
     parse_command_line,
     to_flags,
 )
+from common.jobs import Job
+from common.results import Log
 from common.watch import read_plan
 
 ROOT = Path(__file__).parent.parent
@@ -195,6 +198,20 @@ def train_one_epoch(run):
 Run.train_one_epoch = train_one_epoch
 main = train.main
 """
+
+
+def test_what_another_process_finished_meanwhile_is_done(tmp_path, rows):
+    """Between the plan and the work the other one's row came: a worker then has nothing to do."""
+    log = Log(tmp_path / "results")
+    config = TrainConfig("digits")
+    work = jobs._Work("train", [Job((config,), config, "one")], log, force=False)
+    log.append("train", as_dict(config), {})
+    assert work.left([0]) == []
+    late = jobs._Work("train", [Job((config,), config, "one")], log, force=False)
+    assert late.left([0]) == []
+    late.write_off(0, "never tried")
+    assert [row["status"] for row in rows("train")] == ["ok"]
+    assert jobs._Work("train", late.jobs, log, force=True).left([0]) == [0]
 
 
 @pytest.mark.slow

@@ -164,6 +164,10 @@ def test_links_are_followed_and_a_circle_of_them_refused(tmp_path, photos):
         (lambda root: (root / "class 1").rename(root / "a\nb"), r"would not print"),
         (lambda root: [(root / f"class {i}").rename(root / n)
                        for i, n in enumerate(("train", "val"))], "needs train/ and test/"),
+        (lambda root: [(root / n).mkdir() for n in ("train", "Training", "test")]
+                      and [(root / f"class {i}").rename(root / "test" / str(i)) for i in (0, 1)],
+         "each once"),
+        (lambda root: (root / "class 1" / "loop").symlink_to("loop"), "symbolic links"),
     ],
 )  # fmt: skip
 def test_what_is_no_set_of_classes_is_refused(photos, spoil, said):
@@ -178,8 +182,14 @@ def test_a_name_without_its_path_is_bad_usage(name):
         TrainConfig(dataset=name)
 
 
-def test_a_division_into_folders_is_the_official_split(tmp_path, photos):
-    for part, start, n in (("train", 0, 9), ("val", 20, 3), ("test", 30, 4)):
+def test_a_home_that_nobody_has_is_bad_usage():
+    with pytest.raises(UsageError, match="home directory"):
+        own.find_images("folder", "~nobody-of-that-name/photos")
+
+
+@pytest.mark.parametrize("spelt", [("train", "val", "test"), ("Training", "valid", "TEST")])
+def test_a_division_into_folders_is_the_official_split(tmp_path, photos, spelt):
+    for part, start, n in zip(spelt, (0, 20, 30), (9, 3, 4), strict=True):
         photos(n, folder=f"photos/{part}", start=start)
     root = tmp_path / "photos"
     dataset = load_dataset(f"folder:{root}", tmp_path / "data", 8)
@@ -193,9 +203,17 @@ def test_a_division_into_folders_is_the_official_split(tmp_path, photos):
     assert split.train.tolist() != sorted(split.train.tolist())  # --limit takes of every class
     lines = explain_images(pin_dataset(f"folder:{root}"), tmp_path / "data", 8, "study", 0)
     assert any("--split official" in line for line in lines)
-    save(root / "test" / "class 9" / "9.png", DIGITS[9])
+    save(root / spelt[2] / "class 9" / "9.png", DIGITS[9])
     own.find_images.cache_clear()
-    assert "train/ has no class class 9" in refused(root)
+    assert f"{spelt[0]}/ has no class class 9" in refused(root)
+
+
+def test_an_official_split_without_an_image_to_validate_on_is_refused(tmp_path, photos):
+    photos(4, folder="photos/train")
+    photos(3, folder="photos/test", start=20)
+    flags = ["--dataset", f"folder:{tmp_path / 'photos'}", "--split", "official"]
+    with pytest.raises(UsageError, match="8 would train, 0 validate and 6 test; each part"):
+        train.main([*flags, "--results-dir", str(tmp_path / "r"), "--data-dir", str(tmp_path)])
 
 
 def test_imbalance_lacking_classes_and_leaks_are_said(tmp_path, photos):

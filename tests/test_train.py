@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 import train
 from common import UsageError, engine
 from common.checkpoint import load_checkpoint
+from common.config import TrainConfig
 from common.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -88,6 +90,26 @@ def test_finished_work_is_skipped_unless_forced(tiny, rows):
     assert outcome(rows("train")[1]) == outcome(before[0])
 
 
+def test_an_interrupted_force_leaves_what_was_finished_as_it_was(tiny, rows, tmp_path, monkeypatch):
+    """The old row still names the files: they must be those that it measured."""
+
+    def interrupt(run, trajectory, log):
+        if len(run.history) == 1:
+            raise KeyboardInterrupt
+
+    train.main([*tiny, "--epochs", "2"])
+    folder = tmp_path / "results" / "checkpoints"
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert len(before) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "finish_milestone", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train.main([*tiny, "--epochs", "2", "--force"])
+    assert rows("train")[-1]["status"] == "interrupted"
+    train.main([*tiny, "--epochs", "2"])
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
 def test_a_twin_in_the_log_is_not_trained_again(tiny, rows):
     train.main([*tiny, "--epochs", "1"])
     train.main([*tiny, "--epochs", "1", "--pin-memory"])
@@ -150,6 +172,37 @@ def test_what_a_run_compiled_is_let_go_after_it(tiny, rows, monkeypatch):
     monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(len(rows("train"))))
     train.main([*tiny, "--epochs", "1", "--compile", "true", "--seed", "0", "1"])
     assert resets == [1, 2]
+
+
+def test_compiling_without_a_compiler_is_refused_before_any_training(tiny, rows, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    with pytest.raises(UsageError, match=r"--compile true: .* needs a C\+\+ compiler"):
+        train.main([*tiny, "--epochs", "1", "--compile", "true"])
+    assert not rows("train")
+
+
+@pytest.mark.parametrize("model", ["alexnet", "squeezenet1_0"])
+def test_muon_is_refused_where_the_scale_of_weights_matters(tiny, model):
+    flags = ["--model", model, "--image-size", "64", "--opt", "muon", "--dry-run"]
+    with pytest.raises(UsageError, match=f"--opt muon: {model} normalises no layer"):
+        train.main([*tiny, *flags])
+
+
+def test_a_resumed_run_draws_on_from_the_devices_generator(monkeypatch):
+    """As torch.cuda's: dropout there draws from a generator of its own."""
+    state = {"drawn": 0}
+    cuda = SimpleNamespace(
+        get_rng_state=lambda: state["drawn"], set_rng_state=lambda n: state.update(drawn=n)
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: cuda)
+    config = TrainConfig("digits", model="vgg5", image_size=16, limit=16, device="cpu")
+    run = Run(config, "")
+    run.device = torch.device("cuda")
+    state["drawn"] = 5
+    saved = run.state()
+    state["drawn"] = 0
+    run.restore(saved)
+    assert state["drawn"] == 5
 
 
 def test_an_interrupted_run_leaves_a_row_that_is_not_finished_work(tiny, rows, monkeypatch):
@@ -320,6 +373,7 @@ def test_best_takes_the_configuration_of_highest_validation_accuracy(tiny, rows,
     said = capsys.readouterr().out
     assert best["run_id"] in said
     assert len([line for line in said.splitlines() if "digits resnet18" in line]) == 1
+    assert train.main([*tiny, *grid, "--best", "--force"]) == 0  # forces exports alone
     assert len(rows("train")) == 2
 
 
