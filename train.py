@@ -216,6 +216,7 @@ def follow(trajectories: list[Trajectory], options: TrainOptions, world: World) 
             while True:
                 if len(run.history) in trajectory.milestones:
                     run.test(run.split.test)
+                    run.test(run.seen())
                 if len(run.history) >= run.config.epochs:
                     break
                 run.train_one_epoch()
@@ -255,6 +256,7 @@ def finish_milestone(run: Run, trajectory: Trajectory, log: Log) -> None:
     start_ms = now_ms(run.device)
     test_loss, test_acc, logits = run.test(run.split.test)
     eval_ms = now_ms(run.device) - start_ms
+    train_loss, train_acc, _ = run.test(run.seen())
     files = {
         "predictions": f"predictions/{train_id(due[0])}.npz",
         "checkpoint": checkpoint_file(due[0]),
@@ -268,7 +270,10 @@ def finish_milestone(run: Run, trajectory: Trajectory, log: Log) -> None:
     save_checkpoint(log.folder / files["checkpoint"], run.weights())
     best = (log.folder / state_files_of(run.config)[1]).read_bytes()
     write_atomically(log.folder / files["best_checkpoint"], best)
-    measured = {"test_acc": test_acc, "test_loss": test_loss, "eval_ms": eval_ms}
+    measured = {
+        "test_acc": test_acc, "test_loss": test_loss, "eval_ms": eval_ms,
+        "train_acc": train_acc, "train_loss": train_loss,
+    }  # fmt: skip
     for config in due:
         shared_with = None if config == run.config else train_id(run.config)
         append_train(log, config, summarize(run) | measured | files, shared_with)

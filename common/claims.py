@@ -34,6 +34,7 @@ from common.tables import Column, Table, make_table
 from common.verdicts import BEATS, Part, Rule, at_least, between, decide, unmeasured
 
 PUBLISHED = load_published()
+ONE_SEED = "one seed: the interval holds the noise of test images only"
 NO_WORSE_BY, SAME_GAP, SAME_DEVICE = 0.002, 0.005, 0.03
 
 
@@ -105,7 +106,8 @@ def accuracy_part(
         basis=f"{basis}; pairs: {effect.pairs}, seeds: {effect.seeds}, "
         f"trainings: {effect.trajectories}",
         note=join_notes(
-            "" if effect.seed else "one seed: the interval holds the noise of test images only",
+            "" if effect.seeds > 1 else ONE_SEED if effect.seed is None else
+            "one side has one seed, whose noise is not in the interval",
             *(pair[0].protocol for pair in pairs),
         ),
     )  # fmt: skip
@@ -115,15 +117,18 @@ def factor_part(
     evidence: Evidence, dataset: str, factor: str, rule: Rule, swap: bool = False,
     published: float | None = None,
 ) -> Part:  # fmt: skip
-    """The verdict of a predeclared contrast, the other way round where `swap`."""
+    """The verdict of a predeclared contrast, the other way round where `swap`; `published` where
+    the study's figures make no matched pairs."""
     (contrast,) = (c for c in CONTRASTS if c.factor == factor)
     pairs = contrast_pairs(evidence, dataset, contrast)
     levels = (contrast.first, contrast.second)
     if swap:
         pairs, levels = [(b, a) for a, b in pairs], levels[::-1]
+    basis = f"{levels[0]} minus {levels[1]}, all else equal"
     if published is None:
         published = published_effect(dataset, factor, *levels)
-    basis = f"{levels[0]} minus {levels[1]}, all else equal"
+    else:
+        basis += " (published: the best of each, of other length)"
     return accuracy_part(dataset, rule, pairs, published, basis, contrast.command)
 
 

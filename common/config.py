@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
@@ -554,6 +555,24 @@ def expand_grid(config_class: type, grid: dict[str, list[Any]]) -> list[Any]:
             for values in itertools.product(*own.values())
         ]
     return found
+
+
+def preset_of(config: Mapping[str, Any]) -> str | None:
+    """The preset of train.py that a row's configuration is one of, whatever its seed and device."""
+    apart = ("seed", "device")
+    for name, known in _preset_configs().items():
+        if any(all(k in apart or config.get(k, v) == v for k, v in one.items()) for one in known):
+            return name
+    return None
+
+
+@functools.cache
+def _preset_configs() -> dict[str, list[dict[str, Any]]]:
+    default = {f.name: [f.default] for f in fields(TrainConfig)}
+    return {
+        name: [as_dict(config) for config in expand_grid(TrainConfig, default | preset)]
+        for name, preset in TRAIN_PRESETS.items()
+    }
 
 
 def _values_for(dataset: str | None, values: Any) -> list[Any] | None:

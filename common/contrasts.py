@@ -107,9 +107,11 @@ EFFECT_NOTE = (
 )
 
 
-def contrast_tables(evidence: Evidence, records: Sequence[Row]) -> list[Table]:
-    """The tables of the contrasts, from what contrast_records found."""
-    return [contrasts_table(records), interactions_table(evidence), pairs_table(evidence)]
+def contrast_tables(
+    evidence: Evidence, records: Sequence[Row], interactions: Sequence[Row]
+) -> list[Table]:
+    """The tables of the contrasts, from what contrast_records and interaction_records found."""
+    return [contrasts_table(records), interactions_table(interactions), pairs_table(evidence)]
 
 
 def of_dataset(evidence: Evidence, dataset: str, kind: str) -> list[Model]:
@@ -194,7 +196,7 @@ def contrasts_table(records: Sequence[Row]) -> Table:
     )  # fmt: skip
 
 
-def interactions_table(evidence: Evidence) -> Table:
+def interaction_records(evidence: Evidence) -> list[Row]:
     """How the effect of one factor changes with another, by matched fours."""
     records = []
     factors = [contrast for contrast in CONTRASTS if contrast.kind == "train"]
@@ -206,7 +208,13 @@ def interactions_table(evidence: Evidence) -> Table:
                 record = effect_record(measure_interaction(first, second))
                 levels = f"at {other.factor} {plain(other.first)} - at {plain(other.second)}"
                 name = f"({one.name}) {levels}"
-                records.append(record | {"dataset": dataset, "contrast": name})
+                names = {"dataset": dataset, "contrast": name, "between": (one, other)}
+                records.append(record | names)
+    return records
+
+
+def interactions_table(records: Sequence[Row]) -> Table:
+    """The interactions that could be measured."""
     return make_table(
         "statistics", "interactions", "Two-way interactions by matched fours",
         "dataset contrast pairs seeds trajectories difference low high seed_low seed_high",

@@ -39,13 +39,11 @@ def curve_parts(rows: Sequence[Row]) -> list[Part]:
         group = chosen_run(train, dataset)
         runs = [(row, trajectory(row, epochs)) for row in group.rows] if group else []
         runs = [(row, curve) for row, curve in runs if is_whole(row, curve)]
-        questions: list[tuple[str, Rule, Callable[[Row, Curve], Change]]] = [
-            (f"{name}: largest fall", FALL, largest_fall),
-            (f"{name}: overfitting", OVERFIT, overfitting),
-        ]
         if dataset == "mnist":
-            questions.insert(0, (f"{name}: left after epoch 2", LEFT, left_after_two))
-        parts += [curve_part(subject, rule, change, runs) for subject, rule, change in questions]
+            parts.append(curve_part(f"{name}: left after epoch 2", LEFT, left_after_two, runs))
+        parts.append(curve_part(f"{name}: largest fall", FALL, largest_fall, runs))
+        seen = [run for run in runs if number(run[0], "metrics", "train_acc") is not None]
+        parts.append(curve_part(f"{name}: overfitting", OVERFIT, overfitting, seen))
     return parts
 
 
@@ -63,9 +61,8 @@ def chosen_run(train: Sequence[Row], dataset: str) -> Group | None:
 
 def is_whole(row: Row, curve: Curve) -> bool:
     """Whether every epoch is there, with what the questions need."""
-    names = ("val_acc", "train_acc")
     return [number(e, "metrics", "epoch") for e in curve] == list(range(1, LENGTH + 1)) and all(
-        [number(e, "metrics", k) is not None for e in curve for k in names]
+        [number(e, "metrics", "val_acc") is not None for e in curve]
         + [bool(number(row, "metrics", k)) for k in ("n_val", "n_train")]
     )
 
@@ -95,9 +92,10 @@ def curve_part(
     )  # fmt: skip
 
 
-def _count(row: Row, epoch: Row, part: str) -> tuple[int, int]:
-    images = int(number(row, "metrics", f"n_{part}"))
-    return round(get(epoch, "metrics", f"{part}_acc") * images), images
+def _validated(row: Row, epoch: Row) -> tuple[int, int]:
+    """How many validation images an epoch's weights got right, and of how many."""
+    images = int(number(row, "metrics", "n_val"))
+    return round(get(epoch, "metrics", "val_acc") * images), images
 
 
 def _difference(first: tuple[int, int], second: tuple[int, int], confidence: float) -> Change:
@@ -108,18 +106,21 @@ def _difference(first: tuple[int, int], second: tuple[int, int], confidence: flo
 
 def left_after_two(row: Row, curve: Curve) -> Change:
     """Validation accuracy after the last epoch minus after the second."""
-    return _difference(_count(row, curve[-1], "val"), _count(row, curve[1], "val"), 0.95)
+    return _difference(_validated(row, curve[-1]), _validated(row, curve[1]), 0.95)
 
 
 def largest_fall(row: Row, curve: Curve) -> Change:
     """The largest loss of validation accuracy from an epoch to the next, of four: each interval has
     a quarter of the error."""
-    counts = [_count(row, epoch, "val") for epoch in curve]
+    counts = [_validated(row, epoch) for epoch in curve]
     confidence = 1 - 0.05 / (LENGTH - 1)
     steps = itertools.pairwise(counts)
     return max(_difference(before, after, confidence) for before, after in steps)
 
 
 def overfitting(row: Row, curve: Curve) -> Change:
-    """Training minus validation accuracy of the last epoch, the former as it was while training."""
-    return _difference(_count(row, curve[-1], "train"), _count(row, curve[-1], "val"), 0.95)
+    """Training minus validation accuracy of the final weights, the former on as many images as the
+    latter. An epoch's own training accuracy is no measure: its weights were still to be learned."""
+    images = int(min(number(row, "metrics", f"n_{part}") for part in ("train", "val")))
+    seen = round(row["metrics"]["train_acc"] * images), images
+    return _difference(seen, _validated(row, curve[-1]), 0.95)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from common import UsageError, find_name
+from common.evidence import distinct
 from common.measured import Group, Row, display, pick_best, slug
 from common.stats import wilson_interval
 from common.tables import Table, make_table
@@ -77,11 +78,8 @@ def _errors_of(
     run, dataset = group.first()["run_id"], str(group.config.get("dataset"))
     held = predictions[run]
     confidence = confidences(held)
-    peers = [
-        predictions[row["run_id"]]
-        for row in rows
-        if row["config"].get("dataset") == dataset and row["run_id"] in predictions
-    ]
+    mine = [row for row in rows if row["config"].get("dataset") == dataset]
+    peers = [predictions[row["run_id"]] for row in distinct(mine) if row["run_id"] in predictions]
     peers = [peer for peer in peers if same_images(peer, held)]
     nobody = wrong_everywhere(held, peers)
     worst = [] if confidence is None else confident_mistakes(held, confidence)

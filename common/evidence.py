@@ -10,18 +10,20 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from common.config import SvmConfig, TrainConfig
 from common.measured import (
     SVM_FACTORS,
     SVM_PROTOCOL,
     TRAIN_FACTORS,
     TRAIN_PROTOCOL,
     Row,
+    cost_of,
     datasets_of,
     deviations,
     division,
@@ -35,6 +37,11 @@ from common.stats import paired_interval, sign_flip_test, t_interval
 # one training done twice.
 TRANSPORT = ("pin_memory", "data_on")
 PROTOCOLS = {"train": (TRAIN_PROTOCOL, TRAIN_FACTORS), "svm": (SVM_PROTOCOL, SVM_FACTORS)}
+# What a row meant that is older than a setting.
+DEFAULTS = {
+    kind: {f.name: f.default for f in fields(config)}
+    for kind, config in (("train", TrainConfig), ("svm", SvmConfig))
+}
 
 Load = Callable[[Row], tuple[Mapping[str, Any] | None, str | None]]
 
@@ -84,7 +91,8 @@ class Model:
 
     def without(self, *names: str) -> str:
         """Its settings but for some, as text: what is equal in a matched pair."""
-        rest = {k: v for k, v in self.config.items() if k not in names and k not in TRANSPORT}
+        settings = DEFAULTS[self.row["kind"]] | self.config
+        rest = {k: v for k, v in settings.items() if k not in names and k not in TRANSPORT}
         return json.dumps(rest, sort_keys=True)
 
 
@@ -126,16 +134,22 @@ def collect(rows: Sequence[Row], load: Load) -> Evidence:
 
 
 def distinct(rows: Sequence[Row]) -> list[Row]:
-    """One row for each model, the one without pinned memory first."""
-    found: dict[tuple[Any, ...], Row] = {}
+    """One row for each model, those without pinned memory first; of the same training done twice
+    the later, whose code was that of the rest."""
+
+    def pinned(row: Row) -> bool:
+        return bool(row["config"].get("pin_memory"))
+
+    latest_first = list(reversed(rows))
+    kept: set[str] = set()
     seen: set[tuple[Any, ...]] = set()
-    for row in sorted(rows, key=lambda row: bool(row["config"].get("pin_memory"))):
+    for row in sorted(latest_first, key=pinned):
         model = Model(row, np.empty(0))
         names = {(trained_by(row), row["config"].get("epochs")), (model.without(),)}
         if not names & seen:
-            found[(row["run_id"],)] = row
+            kept.add(row["run_id"])
         seen |= names
-    return list(found.values())
+    return [row for row in sorted(rows, key=pinned) if row["run_id"] in kept]
 
 
 def _read(row: Row, load: Load, reasons: Counter[str]) -> Model | None:
@@ -228,7 +242,7 @@ def best_on_validation(models: Iterable[Model]) -> list[Model]:
             groups.setdefault(model.without("seed"), []).append(model)
 
     def rank(group: list[Model]) -> tuple[float, float, str]:
-        times = [number(m.row, "metrics", "train_ms") for m in group]
+        times = [number(m.row, "metrics", cost_of(m.row)) for m in group]
         cost = np.inf if None in times else float(np.mean(times))
         accuracy = np.mean([number(m.row, "metrics", "val_acc") for m in group])
         return -float(accuracy), cost, group[0].without("seed")
@@ -237,11 +251,14 @@ def best_on_validation(models: Iterable[Model]) -> list[Model]:
 
 
 def pair_seeds(first: Sequence[Model], second: Sequence[Model]) -> list[Pair]:
-    """Two configurations' models by seed. One that has a single seed meets all of the other's."""
+    """Two configurations' models by seed. One that has a single seed meets all of the other's; with
+    no seed in common they meet in the order of their seeds, as independent runs may."""
     if len(first) == 1 or len(second) == 1:
         return [(a, b) for a in first for b in second]
     by_seed = {model.seed: model for model in second}
-    return [(model, by_seed[model.seed]) for model in first if model.seed in by_seed]
+    pairs = [(model, by_seed[model.seed]) for model in first if model.seed in by_seed]
+    sides = (sorted(side, key=lambda model: model.seed) for side in (first, second))
+    return pairs or list(zip(*sides, strict=False))
 
 
 # --- effects --------------------------------------------------------------------------------------
@@ -252,7 +269,8 @@ class Effect:
     """A difference of test accuracies, first minus second, averaged over matched pairs.
 
     `image` is the interval over test images, for these models as they were trained; `seed` that
-    over seeds, where there are several. Units: fractions.
+    over seeds, where there are several; `seeds` is how many the side of fewer has.
+    Units: fractions.
     """
 
     difference: float
@@ -277,32 +295,36 @@ def measure_effect(pairs: Sequence[Pair]) -> Effect:
     """The effect that matched pairs show. Raises: ValueError where there are none."""
     if not pairs:
         raise ValueError("an effect needs at least one pair")
-    differences = [(a.seed, a.right.astype(np.int32) - b.right) for a, b in pairs]
+    differences = [((a.seed, b.seed), a.right.astype(np.int32) - b.right) for a, b in pairs]
     return _effect(differences, {model.trajectory for pair in pairs for model in pair})
 
 
 def measure_interaction(first: Sequence[Pair], second: Sequence[Pair]) -> Effect:
     """How much larger the effect of some pairs is than that of others, matched one by one."""
     differences = [
-        (a.seed, a.right.astype(np.int32) - b.right - c.right + d.right)
+        ((a.seed, b.seed), a.right.astype(np.int32) - b.right - c.right + d.right)
         for (a, b), (c, d) in zip(first, second, strict=True)
     ]
     return _effect(differences, {m.trajectory for pair in (*first, *second) for m in pair})
 
 
-def _effect(differences: Sequence[tuple[int, np.ndarray]], trajectories: set[str]) -> Effect:
-    """Shapes: differences (N,) of each pair, with its seed."""
+def _effect(
+    differences: Sequence[tuple[tuple[int, int], np.ndarray]], trajectories: set[str]
+) -> Effect:
+    """Shapes: differences (N,) of each pair, with its sides' seeds."""
     sums = np.sum([difference for _, difference in differences], axis=0)
-    by_seed: dict[int, list[float]] = {}
-    for seed, difference in differences:
-        by_seed.setdefault(seed, []).append(float(difference.mean()))
+    by_seed: dict[tuple[int, int], list[float]] = {}
+    for seeds, difference in differences:
+        by_seed.setdefault(seeds, []).append(float(difference.mean()))
+    seeds = min(len(set(side)) for side in zip(*by_seed, strict=True))
+    means = [float(np.mean(found)) for found in by_seed.values()]
     return Effect(
         difference=float(sums.mean() / len(differences)),
         image=paired_interval(sums, len(differences)),
-        seed=t_interval([float(np.mean(means)) for means in by_seed.values()]),
+        seed=t_interval(means),
         p=sign_flip_test(sums),
         pairs=len(differences),
-        seeds=len(by_seed),
+        seeds=seeds,
         trajectories=len(trajectories),
         images=len(sums),
         first_only=sum(int(np.maximum(d, 0).sum()) for _, d in differences),

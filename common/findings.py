@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from common.claims import Result, claims_tables, judge_claims
-from common.contrasts import KNOWN, contrast_records, contrast_tables
+from common.contrasts import KNOWN, contrast_records, contrast_tables, interaction_records
 from common.evidence import Load, Model, collect
 from common.measured import Row, display, get, latest_ok, number
 from common.noise import ALPHA, noise_tables, tie_records
@@ -28,21 +28,25 @@ def judged_tables(rows: Sequence[Row], load: Load) -> list[Table]:
     train, svm = latest_ok(rows, "train"), latest_ok(rows, "svm")
     results = judge_claims(evidence, rows)
     contrasts, ties = contrast_records(evidence), tie_records(evidence)
+    interactions = interaction_records(evidence)
     return [
         results_table(train, svm),
-        *findings_tables(results, contrasts, ties),
+        *findings_tables(results, contrasts, interactions, ties),
         *claims_tables(results),
-        *contrast_tables(evidence, contrasts),
+        *contrast_tables(evidence, contrasts, interactions),
         *noise_tables(evidence, train, ties),
         published_table(train, svm),
     ]
 
 
 def findings_tables(
-    results: Sequence[Result], contrasts: Sequence[Row], tied: Sequence[Row]
-) -> list[Table]:
-    """Both tables, from the claims, and the records of the tables of contrasts and of ties."""
-    recommended = [*map(recommend_configuration, divisions(tied)), *preferences(contrasts)]
+    results: Sequence[Result], contrasts: Sequence[Row], interactions: Sequence[Row],
+    tied: Sequence[Row],
+) -> list[Table]:  # fmt: skip
+    """Both tables, from the claims, and the records of the tables of contrasts, of interactions and
+    of ties."""
+    recommended = [*map(recommend_configuration, divisions(tied))]
+    recommended += preferences(contrasts, interactions)
     recommended += [line for result in results if (line := recommend_device(result))]
     recommended = [line for line in recommended if line]
     return [
@@ -88,7 +92,8 @@ def claim_findings(results: Sequence[Result]) -> list[str]:
 
 def part_text(part: Part) -> str:
     """A measured part with its number."""
-    return f"{part.subject}: {interval_text(part.effect, *part.interval, part.unit)}"
+    said = f"{part.subject}: {interval_text(part.effect, *part.interval, part.unit)}"
+    return f"{said}, {part.note}" if part.note else said
 
 
 def divisions(tied: Sequence[Row]) -> list[list[Row]]:
@@ -105,11 +110,12 @@ def chosen_findings(tied: Sequence[Row]) -> list[str]:
     for chosen, *rivals in divisions(tied):
         equal = sum(record["tied"] is True for record in rivals)
         tested = sum(record["tied"] is not None for record in rivals)
+        ends = (chosen["test_acc_low"], chosen["test_acc_high"])
+        known = "" if None in ends else f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f} on "
         lines.append(
             f"{display(str(chosen['dataset']))}: chosen on validation, {chosen['setting']}, "
-            f"{100 * chosen['test_acc']:.2f} % on test ({100 * chosen['test_acc_low']:.2f} to "
-            f"{100 * chosen['test_acc_high']:.2f} on {len(chosen['model'].right):,} images, seeds: "
-            f"{chosen['seeds']}). "
+            f"{100 * chosen['test_acc']:.2f} % on test ({known}{len(chosen['model'].right):,} "
+            f"images, seeds: {chosen['seeds']}). "
             + (f"Of {tested} rivals {equal} are statistically tied with it." if tested
                else "Nothing else was measured on these images.")
         )  # fmt: skip
@@ -144,24 +150,45 @@ def recommend_configuration(records: Sequence[Row]) -> str | None:
     )
 
 
-def preferences(contrasts: Sequence[Row]) -> list[str]:
-    """The levels that a contrast tells apart, after Holm and over the seeds that there are."""
+def preferences(contrasts: Sequence[Row], interactions: Sequence[Row]) -> list[str]:
+    """The levels that a contrast tells apart, after Holm and over the seeds that there are, and
+    what their lead depends on."""
     lines = []
     for record in contrasts:
-        if (record.get("p_holm") or 1) > ALPHA:
+        p = record.get("p_holm")
+        if p is None or p > ALPHA:
             continue
-        low = min(v for v in (record["low"], record["seed_low"]) if v is not None)
-        high = max(v for v in (record["high"], record["seed_high"]) if v is not None)
+        low, high = ends_of(record)
         if low <= 0 <= high:
             continue
-        caution = "" if record["seeds"] > 1 else ", one seed: the noise of training is not in it"
-        better, worse = record["sides"] if low > 0 else record["sides"][::-1]
-        effect = interval_text(record["difference"], low, high)
+        caution = "" if record["seeds"] > 1 else ", one seed: its noise is not in the interval"
+        (better, worse), effect = record["sides"], (record["difference"], low, high)
+        if low < 0:
+            better, worse, effect = worse, better, (-record["difference"], -high, -low)
         lines.append(
             f"{display(str(record['dataset']))}: {better} rather than {worse} "
-            f"({record['contrast']}: {effect}, pairs: {record['pairs']}{caution})."
+            f"({interval_text(*effect)}, pairs: {record['pairs']}{caution})"
+            f"{dependence(record, interactions)}."
         )
     return lines
+
+
+def ends_of(record: Row) -> tuple[float, float]:
+    """The interval of an effect over test images, widened to hold that over seeds."""
+    low = min(v for v in (record["low"], record["seed_low"]) if v is not None)
+    return low, max(v for v in (record["high"], record["seed_high"]) if v is not None)
+
+
+def dependence(record: Row, interactions: Sequence[Row]) -> str:
+    """The interactions that tell that an effect is not the same everywhere."""
+    said = []
+    for found in interactions:
+        mine = [c.factor for c in found["between"] if c.name != record["contrast"]]
+        low, high = ends_of(found)
+        if found["dataset"] == record["dataset"] and len(mine) == 1 and not low <= 0 <= high:
+            effect = interval_text(found["difference"], low, high)
+            said.append(f"{mine[0]}: {found['contrast']}, {effect}")
+    return f"; it depends on {' and on '.join(said)}" if said else ""
 
 
 def recommend_device(result: Result) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from common.config import NOISY
 from common.data import may_mirror
-from common.stats import newcombe_interval, prediction_interval, wilson_interval
+from common.stats import newcombe_interval, prediction_interval, t_interval, wilson_interval
 
 Row = dict[str, Any]
 
@@ -90,17 +90,25 @@ def by_seed(rows: Iterable[Row]) -> list[Group]:
 
 
 def accuracy_interval(group: Group) -> tuple[float, float] | None:
-    """95 % Wilson interval of the mean test accuracy on the number of test images."""
+    """95 % interval of the mean test accuracy: Wilson's on the number of test images, widened to
+    hold Student's over seeds where there are several, for neither holds the other's noise."""
     accuracy, total = group.mean("test_acc"), number(group.rows[0], "metrics", "n_test")
     if accuracy is None or not total:
         return None
-    return wilson_interval(round(accuracy * total), int(total))
+    image = wilson_interval(round(accuracy * total), int(total))
+    seed = t_interval(group.values("test_acc")) or image
+    return min(image[0], max(seed[0], 0.0)), max(image[1], min(seed[1], 1.0))
+
+
+def cost_of(row: Row) -> str:
+    """The metric that tells what a run cost: of a machine its fit."""
+    return "fit_ms" if row["kind"] == "svm" else "train_ms"
 
 
 def pick_best(train: Iterable[Row]) -> list[Group]:
     """The configuration of highest validation accuracy of each data set and split.
 
-    Ties go to the shorter training; test accuracy has no part in it.
+    Ties go to the shorter training or fit; test accuracy has no part in it.
     """
     groups: dict[tuple[Any, ...], list[Group]] = {}
     for group in by_seed(train):
@@ -108,7 +116,7 @@ def pick_best(train: Iterable[Row]) -> list[Group]:
             groups.setdefault(division(group.config), []).append(group)
 
     def rank(group: Group) -> tuple[float, float]:
-        duration_ms = group.mean("train_ms")
+        duration_ms = group.mean(cost_of(group.rows[0]))
         return -group.mean("val_acc"), math.inf if duration_ms is None else duration_ms
 
     return [min(found, key=rank) for found in groups.values()]
@@ -282,7 +290,7 @@ def explain_difference(group: Group, figure: Row) -> str:
     factors = {k: figure[k] for k in names}
     known = [deviations(group.config, {**protocol, **factors})]
     if any(get(row, "metrics", "converged") is False for row in group.rows):
-        known.append("max_iter stopped the solver, whose path then matters")
+        known.append("max_iter stopped the solver, whose path may be another")
     if any(get(row, "metrics", "precision") == "fp32" for row in group.rows):
         known.append("trained in fp32, not in mixed precision")
     values = group.values("test_acc")
@@ -315,7 +323,7 @@ def choice_record(group: Group) -> Row:
     svm = row["kind"] == "svm"
     return accuracy_record(group) | {
         "name": describe(group.config, [] if svm else ["epochs"]),
-        "run_id": row["run_id"], "cost_ms": group.mean("fit_ms" if svm else "train_ms"),
+        "run_id": row["run_id"], "cost_ms": group.mean(cost_of(row)),
         "n_test": number(row, "metrics", "n_test"), "device": get(row, "env", "device"),
         "protocol": deviations(group.config, SVM_PROTOCOL if svm else TRAIN_PROTOCOL),
     }  # fmt: skip
@@ -328,10 +336,17 @@ def join_notes(*notes: str) -> str | None:
 
 def busy_note(row: Row) -> str:
     """Says so where the machine had more to do than this run when it was timed."""
-    load, cpus = get(row, "env", "load_average"), number(row, "env", "cpu_count")
-    if not cpus or not isinstance(load, list) or not load or load[0] <= 1.5 * cpus:
+    load, cpus = load_of(row), number(row, "env", "cpu_count")
+    if not cpus or load <= 1.5 * cpus:
         return ""
-    return f"busy machine: load {load[0]:.1f} on {cpus} CPUs"
+    return f"busy machine: load {load:.1f} on {cpus:g} CPUs"
+
+
+def load_of(row: Row) -> float:
+    """The load average of the minute before a row was written; 0 where it is not known."""
+    load = get(row, "env", "load_average")
+    known = isinstance(load, list) and load and isinstance(load[0], int | float)
+    return float(load[0]) if known else 0.0
 
 
 def noise_note(row: Row) -> str:

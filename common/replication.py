@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from common.config import preset_of
 from common.contrasts import KNOWN
 from common.evidence import distinct
 from common.measured import (
@@ -13,17 +14,18 @@ from common.measured import (
     TRAIN_PROTOCOL,
     Group,
     Row,
-    accuracy_interval,
     accuracy_record,
     busy_note,
     by_seed,
     choice_record,
     datasets_of,
     deviations,
+    devices_note,
     difference_record,
     division,
     get,
     join_notes,
+    load_of,
     load_published,
     number,
     order_of,
@@ -31,8 +33,7 @@ from common.measured import (
     plain,
     unmeasured_note,
 )
-from common.stats import t_interval
-from common.tables import COMMANDS, Table, make_table
+from common.tables import COMMANDS, FORMS, Table, make_table
 
 SAME = {"q1a": ("dataset", "model", "opt"), "q1b": SVM_FACTORS}
 PROTOCOLS = {"q1a": TRAIN_PROTOCOL, "q1b": SVM_PROTOCOL}
@@ -47,16 +48,18 @@ def results_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     records = []
     for groups in contests(train, svm):
         for best in pick_best(row for group in groups for row in group.rows):
-            records.append(result_record(best, len(groups)))
+            engines = [{k: v for k, v in g.config.items() if k != "engine"} for g in groups]
+            records.append(result_record(best, len({str(sorted(c.items())) for c in engines})))
     order = datasets_of([*train, *svm])
     records.sort(key=lambda record: order.index(record["dataset"]))
     return make_table(
         "findings", "results", "Results: what was chosen on validation, beside the study's best",
-        "dataset config seeds test_acc interval test_acc_sd published_test_acc difference train_ms "
-        "machine note", records,
-        "95 %: Wilson's interval on the test images for one seed, Student's over seeds for "
-        "several, whose accuracy and time are means. Published: the study's best network, or "
-        "support vector machine (SVM), of any settings. Time of an SVM: its fit.",
+        "dataset config seeds test_acc interval published_test_acc training", records,
+        "95 %: Wilson's interval on the test images, widened to hold Student's over seeds where "
+        "there are several, whose accuracy and time are means; of a single seed it holds no noise "
+        "of training. Published: the study's best network, or support vector machine (SVM), where "
+        "the test images are the same. Training of an SVM: its fit.",
+        devices_note(row for groups in contests(train, svm) for g in groups for row in g.rows),
         missing=not records,
     )  # fmt: skip
 
@@ -84,36 +87,43 @@ def by_recipe(networks: Sequence[Group]) -> list[list[Group]]:
 
 def result_record(group: Group, tried: int) -> Row:
     """A configuration that was chosen of so many, beside the study's best of its kind."""
-    record, values = choice_record(group), group.values("test_acc")
-    kind, bounds = "Wilson", accuracy_interval(group)
-    if len(values) > 1:
-        kind, bounds = "Student", t_interval(values)
-    if bounds:
-        record["interval"] = f"{100 * bounds[0]:.2f} to {100 * bounds[1]:.2f}, {kind}"
-    record["dataset"] = str(group.config.get("dataset"))
-    part = "q1b" if group.first()["kind"] == "svm" else "best"
+    record, row = choice_record(group), group.first()
+    config = row["config"]
+    record["dataset"] = str(config.get("dataset"))
+    if record["test_acc_low"] is not None:
+        ends = record["test_acc_low"], record["test_acc_high"]
+        record["interval"] = " to ".join(f"{100 * end:.2f}" for end in ends)
+    part = "q1b" if row["kind"] == "svm" else "best"
     figures = [f for f in load_published() if f["part"] == part]
-    figures = [f for f in figures if f["dataset"] == record["dataset"]]
-    if figure := max(figures, key=lambda f: f["test_acc"], default=None):
-        record["published_test_acc"] = figure["test_acc"]
-        record |= difference_record(group, figure)
-    chosen = f"best of {tried} on validation" if tried > 1 else ""
-    busy = [row for row in group.rows if busy_note(row)]
-    busiest = max(busy, key=lambda row: row["env"]["load_average"][0], default=None)
+    figures = [f["test_acc"] for f in figures if f["dataset"] == record["dataset"]]
+    if config.get("split", "study") == "study":
+        record["published_test_acc"] = max(figures, default=None)
+    preset = preset_of(config) if row["kind"] == "train" else None
+    recipe = f"--preset {preset}" if preset and record["protocol"] else record["protocol"]
+    unconverged = any(get(r, "metrics", "converged") is False for r in group.rows)
+    cost_ms = record["cost_ms"]
     return record | {
-        "config": join_notes(record["name"], record["protocol"] or "the study's protocol", chosen),
-        "train_ms": record["cost_ms"],
-        "machine": join_notes(*map(machine_of, group.rows)),
-        "note": busy_note(busiest) if busiest else None,
-    }
+        "config": join_notes(
+            record["name"], recipe or "the study's protocol",
+            "official split" if preset and config.get("split") == "official" else "",
+            f"best of {tried} on validation" if tried > 1 else "",
+            "stopped by max_iter" if unconverged else "",
+        ),
+        "training": join_notes(
+            "" if cost_ms is None else f"{FORMS['seconds'](cost_ms)} s",
+            *map(threads_of, group.rows), busy_note(max(group.rows, key=load_of)),
+        ),
+    }  # fmt: skip
 
 
-def machine_of(row: Row) -> str | None:
-    """The device that a run was timed on; of a network's CPU its threads, too."""
+def threads_of(row: Row) -> str:
+    """How much of its CPU a network was trained with; of another device its name."""
     device, threads = get(row, "env", "device"), number(row, "env", "threads")
-    if not threads or row["kind"] == "svm" or device != get(row, "env", "cpu"):
+    if row["kind"] == "svm" or not device:
+        return ""
+    if device != get(row, "env", "cpu") or not threads:
         return device
-    return f"{device}, {threads:g} of {number(row, 'env', 'cpu_count') or threads:g} threads"
+    return f"{threads:g} thread{'s' if threads > 1 else ''}"
 
 
 # --- each published accuracy ----------------------------------------------------------------------

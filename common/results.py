@@ -294,6 +294,9 @@ def check_row(row: Any) -> None:
         raise ValueError("git, config, env and metrics must be objects")
     if not all(isinstance(row[key], str) for key in ("run_id", "time_utc")):
         raise ValueError("run_id and time_utc must be strings")
+    for name, value in row["config"].items():
+        if not isinstance(value, str | int | float | None):
+            raise ValueError(f"{name} {value!r} is no setting")
     metrics = row["metrics"]
     if not isinstance(metrics.get("epoch", 0), int):
         raise ValueError(f"epoch {metrics['epoch']!r} is no integer")

@@ -116,6 +116,11 @@ class Run:
         )  # fmt: skip
         return *engine.score(logits, self.dataset.labels[index]), logits
 
+    def seen(self) -> Tensor:
+        """Training images to test on, as many as there are to validate on: how well the network
+        knows what it was shown. Shapes: (N,)."""
+        return self.split.train[: len(self.split.val)]
+
     def weights(self) -> dict[str, Any]:
         """A checkpoint's content: the weights, and what is needed to use them."""
         mean, std = self.statistics

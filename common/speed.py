@@ -149,7 +149,7 @@ def depth_part(opt: str, deep: Part, shallow: Part) -> Part:
         f"ResNet-50 over ResNet-18 with {opt}", at_least(1.0), ratio,
         (ratio * math.exp(-half), ratio * math.exp(half)), unit="times",
         published=deep.published / shallow.published, basis="ratio of the speed-ups above",
-        runs=(*deep.runs, *shallow.runs), note=deep.note,
+        runs=(*deep.runs, *shallow.runs),
     )  # fmt: skip
 
 

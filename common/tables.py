@@ -207,7 +207,7 @@ COLUMNS = {
         Column("energy_per_image_j", "Energy\nJ an image", "measure"),
         Column("cold_start_ms", "Cold\nstart ms", "measure"),
         Column("device", "Device"),
-        Column("machine", "Machine", width_mm=30),
+        Column("training", "Training", width_mm=40),
         Column("convention", "Convention"),
         Column("macs", "GMACs", "giga"),
         Column("flops", "GFLOPs", "giga"),
@@ -613,7 +613,7 @@ def q2_published_table(rows: Sequence[Row], published: Sequence[Row]) -> Table:
         work = {k: figure[k] for k in ("dataset", "model", "opt", "image_size", "batch_size")}
         cpu, gpu = sides([row for row in rows if work.items() <= row["config"].items()])
         if gpu if figure["device"] == "gpu" else cpu:
-            note = "measured: in the tables above"
+            note = "steps measured in the tables above; epoch and accuracy where they say so"
         elif figure["device"] == "gpu":
             note = unmeasured_note(COMMAND, "needs a GPU")
         else:

@@ -10,9 +10,9 @@ from invented import IMAGES, Invented, wrong_on
 from scipy import stats
 
 from common.claims import CLAIMS, claims_tables, judge_claims
-from common.contrasts import contrast_records
+from common.contrasts import contrast_records, interaction_records
 from common.evidence import Evidence
-from common.findings import findings_tables
+from common.findings import claim_findings, findings_tables, preferences
 from common.noise import tie_records
 from common.verdicts import BEATS, between, judge
 
@@ -64,8 +64,9 @@ def invent_trainings(log, truth, seeds=(0,)):
             right = wrong_on((0, round(error / 100 * truth.images)), images=truth.images)
             right[rng.integers(0, truth.images, truth.images // 2000)] ^= True
             name = log.train(
-                right, {"n_val": truth.n_val, "val_acc": 1 - error / 100}, dataset=dataset,
-                model=model, opt=opt, lr=lr, epochs=epochs, seed=seed,
+                right, {"n_val": truth.n_val, "val_acc": 1 - error / 100,
+                        "train_acc": RISING[dataset][-1] + 0.005},
+                dataset=dataset, model=model, opt=opt, lr=lr, epochs=epochs, seed=seed,
             )  # fmt: skip
             if epochs == 5:
                 invent_epochs(log, name, RISING[dataset], truth)
@@ -222,13 +223,23 @@ def test_the_cost_of_adam_is_that_of_rounds_which_both_met():
 @pytest.mark.parametrize(("gap", "verdict"), [(0.005, "supported"), (0.04, "contradicted"),
                                               (0.02, "undecided")])  # fmt: skip
 def test_overfitting_is_training_minus_validation_accuracy(gap, verdict):
+    """Of the final weights: an epoch's running figure is lower, and says nothing here."""
     log = Invented()
-    name = log.train(wrong_on((0, 1000)), dataset="fashion")
     val = RISING["fashion"]
-    log.epochs(name, val, [*val[:-1], val[-1] + gap])
+    name = log.train(wrong_on((0, 1000)), {"train_acc": val[-1] + gap}, dataset="fashion")
+    log.epochs(name, val, [acc - 0.5 for acc in val])
     part = parts_of(log, 11)["FashionMNIST: overfitting"]
     assert part.effect == pytest.approx(gap, abs=1e-4)
     assert part.verdict == verdict
+
+
+def test_overfitting_stays_open_where_training_images_were_not_tested():
+    log = Invented()
+    name = log.train(wrong_on((0, 1000)), dataset="fashion")
+    log.epochs(name, RISING["fashion"], RISING["fashion"])
+    parts = parts_of(log, 11)
+    assert parts["FashionMNIST: overfitting"].effect is None
+    assert parts["FashionMNIST: largest fall"].effect is not None
 
 
 def test_other_work_than_the_study_s_says_nothing_of_its_speed():
@@ -276,7 +287,9 @@ def test_an_interval_decides_only_on_one_side(rule, interval, verdict):
 
 def findings_of(scenario):
     results, evidence = results_of(scenario)
-    tables = findings_tables(results, contrast_records(evidence), tie_records(evidence))
+    tables = findings_tables(
+        results, contrast_records(evidence), interaction_records(evidence), tie_records(evidence)
+    )
     return [[row[0] for row in table.rows] for table in tables]
 
 
@@ -296,13 +309,38 @@ def test_findings_say_what_was_decided_and_nothing_else():
     assert not any("rather than" in line and "best SVM" not in line for line in recommendations)
 
 
+def test_an_effect_beyond_any_doubt_is_recommended_and_what_it_depends_on_said():
+    """Its p is 0 in floating point."""
+    log = Invented()
+    for (opt, lr), wrong in {("sgd", 1e-3): 100, ("adam", 1e-3): 130, ("sgd", 1e-4): 100,
+                             ("adam", 1e-4): 4000}.items():  # fmt: skip
+        log.train(wrong_on((0, wrong)), dataset="mnist", opt=opt, lr=lr)
+    evidence = log.evidence()
+    contrasts = contrast_records(evidence)
+    assert contrasts[1]["p_holm"] == 0
+    lines = preferences(contrasts, interaction_records(evidence))
+    assert lines[0].startswith("MNIST: opt sgd rather than opt adam (+14.04 points (")
+    assert "it depends on lr: (opt sgd - adam) at lr 0.001 - at 0.0001, -27.64 points (" in lines[0]
+    assert lines[1].startswith("MNIST: lr 0.001 rather than lr 0.0001 (+13.82 points (")
+
+
+def test_findings_keep_the_notes_of_what_they_rest_on():
+    log = Invented()
+    for opt, wrong in (("sgd", 100), ("adam", 300)):
+        log.train(wrong_on((0, wrong)), dataset="mnist", opt=opt, limit=100, epochs=2)
+    results = judge_claims(log.evidence(), log.rows)
+    (line,) = (found for found in claim_findings(results) if "(claim 2)" in found)
+    assert "one seed: the interval holds the noise of test images only" in line
+    assert "reduced protocol: limit 100" in line
+
+
 def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
     log = Invented()
     log.train(wrong_on((0, 100)), {"train_ms": 9000.0, "val_acc": 0.99}, dataset="mnist")
     log.train(wrong_on((1, 100)), {"train_ms": 5000.0, "val_acc": 0.98}, dataset="mnist", lr=0.01)
     log.train(wrong_on((0, 900)), {"train_ms": 1000.0, "val_acc": 0.90}, dataset="mnist", lr=0.1)
     evidence = log.evidence()
-    tables = findings_tables([], contrast_records(evidence), tie_records(evidence))
+    tables = findings_tables([], contrast_records(evidence), [], tie_records(evidence))
     (line,) = (row[0] for row in tables[1].rows)
     assert line.startswith("MNIST: model resnet18, opt sgd, lr 0.001, epochs 5, chosen on validat")
     assert "Cheapest of the 1 tied with it: model resnet18, opt sgd, lr 0.01, epochs 5" in line

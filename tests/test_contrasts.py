@@ -4,13 +4,20 @@ import numpy as np
 import pytest
 from invented import IMAGES, Invented, wrong_on
 
+from common.claims import machine_parts
 from common.config import TrainConfig, as_dict
-from common.contrasts import contrast_records, contrast_tables, interactions_table, pairs_table
+from common.contrasts import (
+    contrast_records,
+    contrast_tables,
+    interaction_records,
+    interactions_table,
+    pairs_table,
+)
 from common.evidence import best_on_validation, matched, measure_effect, trained_by
 from common.measured import by_seed, latest_ok
 from common.noise import evidence_tables, noise_tables, optimism_table, seeds_table, tie_records
 from common.results import read_rows
-from common.stats import mcnemar, newcombe_interval
+from common.stats import mcnemar, newcombe_interval, t_interval
 
 
 @pytest.fixture
@@ -125,7 +132,7 @@ def test_an_interaction_is_the_difference_of_two_effects(log):
     wrong = {("sgd", 1e-3): 100, ("adam", 1e-3): 150, ("sgd", 1e-4): 100, ("adam", 1e-4): 300}
     for (opt, lr), count in wrong.items():
         log.train(wrong_on((0, count)), dataset="mnist", opt=opt, lr=lr)
-    (record,) = interactions_table(log.evidence()).records()
+    (record,) = interactions_table(interaction_records(log.evidence())).records()
     assert record["contrast"] == "(opt sgd - adam) at lr 0.001 - at 0.0001"
     assert record["difference"] == pytest.approx((50 - 200) / IMAGES)
     assert record["high"] < 0
@@ -153,12 +160,43 @@ def test_the_best_network_meets_the_best_machine_chosen_on_validation(log):
     assert record["difference"] == pytest.approx(300 / IMAGES)
 
 
-def test_one_machine_meets_every_seed_of_the_network(log):
+def test_one_machine_meets_every_seed_of_the_network_and_is_still_one(log):
     for seed in range(3):
         log.train(wrong_on((0, 100 + seed)), {"val_acc": 0.9}, dataset="mnist", seed=seed)
     log.svm(wrong_on((0, 400)), dataset="mnist")
     records = contrast_records(log.evidence())
-    assert only(records, dataset="mnist", contrast="best ResNet - best SVM")["seeds"] == 3
+    record = only(records, dataset="mnist", contrast="best ResNet - best SVM")
+    assert (record["pairs"], record["seeds"]) == (3, 1)
+    expected = t_interval([(400 - 100 - seed) / IMAGES for seed in range(3)])
+    assert (record["seed_low"], record["seed_high"]) == pytest.approx(expected)
+    (part, _) = machine_parts(log.evidence(), log.rows)
+    assert "one side has one seed" in part.note
+
+
+def test_sides_without_a_common_seed_meet_in_order(log):
+    for kind, seeds in ((log.train, (0, 1)), (log.svm, (2, 3))):
+        for seed in seeds:
+            kind(wrong_on((0, 100 * (seed + 1))), {"val_acc": 0.9}, dataset="mnist", seed=seed)
+    records = contrast_records(log.evidence())
+    record = only(records, dataset="mnist", contrast="best ResNet - best SVM")
+    assert (record["pairs"], record["seeds"]) == (2, 2)
+    assert record["difference"] == pytest.approx(200 / IMAGES)
+
+
+def test_a_row_older_than_a_setting_is_of_its_default(log):
+    """A grid is compared with it, and its own row of that configuration takes its place."""
+    log.train(wrong_on((0, 100)), dataset="mnist", opt="adam")
+    old = log.rows[-1]
+    old["config"] = {k: v for k, v in old["config"].items() if k not in ("erase", "flip")}
+    for lr, wrong in ((1e-3, 300), (1e-4, 400)):
+        log.train(wrong_on((0, wrong)), dataset="mnist", opt="sgd", lr=lr)
+    record = only(contrast_records(log.evidence()), dataset="mnist", contrast="opt sgd - adam")
+    assert record["difference"] == pytest.approx(-200 / IMAGES)
+    log.train(wrong_on((0, 150)), dataset="mnist", opt="adam", data_on="host")
+    evidence = log.evidence()
+    assert len(evidence.models) == 3
+    record = only(contrast_records(evidence), dataset="mnist", contrast="opt sgd - adam")
+    assert record["difference"] == pytest.approx(-150 / IMAGES)
 
 
 # --- ties, optimism, seeds ------------------------------------------------------------------------
@@ -263,7 +301,9 @@ def test_the_last_of_repeated_runs_counts(log):
 
 def test_of_an_empty_log_every_table_says_what_it_lacks():
     evidence = Invented().evidence()
-    contrasts, *rest = contrast_tables(evidence, contrast_records(evidence))
+    contrasts, *rest = contrast_tables(
+        evidence, contrast_records(evidence), interaction_records(evidence)
+    )
     assert contrasts.missing == "make q1a q1b"
     for table in (*rest, *noise_tables(evidence, [], [])):
         assert not table.rows

@@ -143,6 +143,15 @@ def test_only_runs_tested_on_the_same_images_vote():
     assert tables["calibration"].records()[0]["nobody"] == 1
 
 
+def test_a_run_votes_once_however_many_rows_share_it():
+    alone, twin = row_of("a"), row_of("b")
+    twin["config"] = twin["config"] | {"pin_memory": True}
+    twin["metrics"] = twin["metrics"] | {"shared_with": "a"}
+    held = held_of([0, 0], [1, 1])
+    (e,) = errors.build_errors([alone, twin], {"a": held, "b": held}, "nowhere")
+    assert (e.run_id, len(e.nobody)) == ("a", 0)  # of one model nothing is "by all"
+
+
 def test_images_come_from_the_data_set():
     data = load_dataset("digits")
     label = data.labels[:50].numpy()

@@ -87,6 +87,7 @@ def test_a_line_cut_off_is_reported_by_number_and_costs_nothing_else(tmp_path):
         ({"status": "fine"}, "unknown status 'fine'"),
         ({"metrics": 3}, "must be objects"),
         ({"run_id": ["a"]}, "must be strings"),
+        ({"config": {"lr": [0.1]}}, "lr [0.1] is no setting"),
         ({"metrics": {"epoch": [1]}}, "no integer"),
         ({"metrics": {"shared_with": ["a"]}}, "no run_id"),
         ({"metrics": {"test_acc": 1.5}}, "1.5 is no fraction"),
