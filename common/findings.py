@@ -16,6 +16,7 @@ from common.verdicts import Part
 COLUMNS = KNOWN | {
     key: Column(key, key.capitalize(), width_mm=250) for key in ("finding", "recommendation")
 }
+NEAR = 0.005  # of validation accuracy: what a user may give for a cheaper training
 VERDICTS = ("supported", "contradicted", "undecided")
 
 
@@ -31,7 +32,7 @@ def judged_tables(rows: Sequence[Row], load: Load) -> list[Table]:
     interactions = interaction_records(evidence)
     return [
         results_table(train, svm),
-        *findings_tables(results, contrasts, interactions, ties),
+        *findings_tables(results, contrasts, interactions, ties, rows),
         *claims_tables(results),
         *contrast_tables(evidence, contrasts, interactions),
         *noise_tables(evidence, train, ties),
@@ -41,13 +42,16 @@ def judged_tables(rows: Sequence[Row], load: Load) -> list[Table]:
 
 def findings_tables(
     results: Sequence[Result], contrasts: Sequence[Row], interactions: Sequence[Row],
-    tied: Sequence[Row],
+    tied: Sequence[Row], rows: Sequence[Row],
 ) -> list[Table]:  # fmt: skip
-    """Both tables, from the claims, and the records of the tables of contrasts, of interactions and
-    of ties."""
-    recommended = [*map(recommend_configuration, divisions(tied))]
+    """Both tables, from the claims, the records of the tables of contrasts, of interactions and of
+    ties, and the log's rows of speeds."""
+    choose = (recommend_configuration, recommend_cheapest)
+    recommended = [tell(records) for records in divisions(tied) for tell in choose]
     recommended += preferences(contrasts, interactions)
     recommended += [line for result in results if (line := recommend_device(result))]
+    recommended += [*recommend_variants(latest_ok(rows, "hw_train")),
+                    *recommend_engines(latest_ok(rows, "hw_infer"))]  # fmt: skip
     recommended = [line for line in recommended if line]
     return [
         sentences(
@@ -150,6 +154,25 @@ def recommend_configuration(records: Sequence[Row]) -> str | None:
     )
 
 
+def recommend_cheapest(records: Sequence[Row]) -> str | None:
+    """Of those whose validation accuracy is near the chosen one's the cheapest, if it costs at most
+    half as much."""
+    chosen, *rivals = records
+    device = get(chosen["model"].row, "env", "device")
+    own_ms, least = duration_ms(chosen, device), chosen["val_acc"] - NEAR
+    near = [r for r in rivals if r["val_acc"] is not None and r["val_acc"] >= least]
+    timed = [(ms, i) for i, record in enumerate(near) if (ms := duration_ms(record, device))]
+    best_ms, i = min(timed, default=(None, 0))
+    if not (own_ms and best_ms and best_ms <= own_ms / 2):
+        return None
+    gap = interval_text(near[i]["difference"], near[i]["low"], near[i]["high"])
+    return (
+        f"{display(str(chosen['dataset']))}, where {100 * NEAR:g} points of validation accuracy "
+        f"may be lost: {near[i]['setting']}, {own_ms / best_ms:,.0f} times cheaper "
+        f"({best_ms / 1e3:,.1f} s of training); on test the chosen one leads it by {gap}."
+    )
+
+
 def preferences(contrasts: Sequence[Row], interactions: Sequence[Row]) -> list[str]:
     """The levels that a contrast tells apart, after Holm and over the seeds that there are, and
     what their lead depends on."""
@@ -198,3 +221,59 @@ def recommend_device(result: Result) -> str | None:
     if result.claim.number != 8 or not faster:
         return None
     return f"Train on the accelerator: {'; '.join(map(part_text, faster))} as fast as the CPU."
+
+
+def recommend_variants(rows: Sequence[Row]) -> list[str]:
+    """The fastest way to train each network, where its lead over the first one is beyond noise."""
+    best: dict[tuple[object, ...], Row] = {}
+    for row in rows:
+        names = ("model", "opt", "image_size", "batch_size")
+        key = (get(row, "env", "device"), *(get(row, "config", name) for name in names))
+        if (surely_faster(row, "speedup", "interval") and number(row, "metrics", "images_per_s")
+                and ratio_of(row) > ratio_of(best.get(key))):  # fmt: skip
+            best[key] = row
+    return [
+        f"Train {model} with {opt} at {size}x{size}, batches of {batch}, on {device}: "
+        f"{row['metrics']['label']}, {row['metrics']['images_per_s']:,.0f} images/s, "
+        f"{interval_text(ratio_of(row), *row['metrics']['speedup']['interval'], 'times')} as fast "
+        f"as {row['metrics']['speedup'].get('baseline_label')}."
+        for (device, model, opt, size, batch), row in best.items()
+    ]
+
+
+def recommend_engines(rows: Sequence[Row]) -> list[str]:
+    """The fastest engine for single images and for batches of each exported network, where its lead
+    over eager is beyond noise; each lost no more accuracy than its gate allows."""
+    best: dict[tuple[object, ...], Row] = {}
+    for row in rows:
+        names = ("dataset", "model", "scenario")
+        key = (get(row, "config", "train_run_id"), *(get(row, "metrics", name) for name in names))
+        rate = number(row, "metrics", "images_per_s") or 0.0
+        if (surely_faster(row, "speedup_interval") and not get(row, "metrics", "quick")
+                and rate > (number(best.get(key), "metrics", "images_per_s") or 0.0)):  # fmt: skip
+            best[key] = row
+    lines = []
+    for (run, dataset, model, scenario), row in best.items():
+        found = row["metrics"]
+        work = "one image" if scenario == "single" else f"batches of {found['batch_size']}"
+        said = f"{number(found, 'latency_ms', 'p50'):.2f} ms" if scenario == "single" else (
+            f"{found['images_per_s']:,.0f} images/s"
+        )  # fmt: skip
+        lead = interval_text(found["speedup_vs_eager"], *found["speedup_interval"], "times")
+        lines.append(
+            f"Answer {work} by {model} ({display(str(dataset))}, run {run}) with "
+            f"{found['engine']}: {said}, {lead} as fast as eager, at "
+            f"{100 * found['test_acc']:.2f} % on test."
+        )
+    return lines
+
+
+def surely_faster(row: Row, *path: str) -> bool:
+    """Whether the interval of a row's speed-up is above 1."""
+    interval = get(row, "metrics", *path)
+    return isinstance(interval, list) and len(interval) == 2 and interval[0] > 1
+
+
+def ratio_of(row: Row | None) -> float:
+    """A row's speed-up over the first variant."""
+    return number(row, "metrics", "speedup", "ratio") or 0.0

@@ -22,6 +22,7 @@ from common.measured import (
     deviations,
     devices_note,
     difference_record,
+    display,
     division,
     get,
     join_notes,
@@ -52,6 +53,7 @@ def results_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
             records.append(result_record(best, len({str(sorted(c.items())) for c in engines})))
     order = datasets_of([*train, *svm])
     records.sort(key=lambda record: order.index(record["dataset"]))
+    records = [record | {"dataset": display(record["dataset"])} for record in records]
     return make_table(
         "findings", "results", "Results: what was chosen on validation, beside the study's best",
         "dataset config seeds test_acc interval published_test_acc training", records,

@@ -12,7 +12,15 @@ from scipy import stats
 from common.claims import CLAIMS, claims_tables, judge_claims
 from common.contrasts import contrast_records, interaction_records
 from common.evidence import Evidence
-from common.findings import claim_findings, findings_tables, preferences
+from common.findings import (
+    claim_findings,
+    divisions,
+    findings_tables,
+    preferences,
+    recommend_cheapest,
+    recommend_engines,
+    recommend_variants,
+)
 from common.noise import tie_records
 from common.verdicts import BEATS, between, judge
 
@@ -288,8 +296,9 @@ def test_an_interval_decides_only_on_one_side(rule, interval, verdict):
 def findings_of(scenario):
     results, evidence = results_of(scenario)
     tables = findings_tables(
-        results, contrast_records(evidence), interaction_records(evidence), tie_records(evidence)
-    )
+        results, contrast_records(evidence), interaction_records(evidence),
+        tie_records(evidence), [],
+    )  # fmt: skip
     return [[row[0] for row in table.rows] for table in tables]
 
 
@@ -340,11 +349,59 @@ def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
     log.train(wrong_on((1, 100)), {"train_ms": 5000.0, "val_acc": 0.98}, dataset="mnist", lr=0.01)
     log.train(wrong_on((0, 900)), {"train_ms": 1000.0, "val_acc": 0.90}, dataset="mnist", lr=0.1)
     evidence = log.evidence()
-    tables = findings_tables([], contrast_records(evidence), [], tie_records(evidence))
+    tables = findings_tables([], contrast_records(evidence), [], tie_records(evidence), [])
     (line,) = (row[0] for row in tables[1].rows)
     assert line.startswith("MNIST: model resnet18, opt sgd, lr 0.001, epochs 5, chosen on validat")
     assert "Cheapest of the 1 tied with it: model resnet18, opt sgd, lr 0.01, epochs 5" in line
     assert "5 s of training in place of 9 s" in line
+
+
+def test_what_is_nearly_as_accurate_at_half_the_cost_is_named():
+    log = Invented()
+    log.train(wrong_on((0, 100)), {"train_ms": 9000.0, "val_acc": 0.99}, dataset="mnist")
+    for model, val_acc, train_ms in (("vgg5", 0.986, 40.0), ("resnet34", 0.984, 20.0),
+                                     ("resnet50", 0.989, 4600.0)):  # fmt: skip
+        metrics = {"train_ms": train_ms, "val_acc": val_acc}
+        log.train(wrong_on((0, 400)), metrics, dataset="mnist", model=model)
+    (records,) = divisions(tie_records(log.evidence()))
+    line = recommend_cheapest(records)
+    assert line.startswith("MNIST, where 0.5 points of validation accuracy may be lost: model vgg5")
+    assert "225 times cheaper (0.0 s" in line
+    assert "leads it by +2.14 points" in line
+    assert recommend_cheapest([r for r in records if r["model"].config["model"] != "vgg5"]) is None
+
+
+def test_the_fastest_variant_and_engine_are_named_where_they_surely_lead():
+    log = Invented()
+    for threads, ratio, interval in (
+        (1, 1.0, [1.0, 1.0]),
+        (2, 1.9, [1.8, 2.0]),
+        (4, 2.1, [0.9, 4]),
+    ):
+        speedup = {"ratio": ratio, "interval": interval, "baseline_label": "1 thread"}
+        log.speed(100.0, device="cpu", model="resnet18", threads=threads, speedup=speedup)
+        log.rows[-1]["metrics"] |= {"images_per_s": 160.0 * ratio, "label": f"{threads} threads"}
+    assert recommend_variants(log.rows) == [
+        "Train resnet18 with sgd at 224x224, batches of 16, on a CPU: 2 threads, 304 images/s, "
+        "1.90 times (1.80 to 2.00) as fast as 1 thread."
+    ]
+    engines = (
+        ("eager", 1.0, [1.0, 1.0], False),
+        ("onnxruntime", 4.0, [3.0, 5.0], False),
+        ("openvino", 5.0, [0.8, 9.0], False),
+        ("openvino-int8", 9.0, [8.0, 10.0], True),
+    )
+    for engine, ratio, interval, quick in engines:
+        config = {"train_run_id": "abc", "engine": engine}
+        metrics = {"engine": engine, "scenario": "single", "batch_size": 1, "dataset": "mnist",
+                   "model": "vgg5", "images_per_s": 100 * ratio, "speedup_vs_eager": ratio,
+                   "speedup_interval": interval, "latency_ms": {"p50": 10 / ratio},
+                   "test_acc": 0.99, "quick": quick}  # fmt: skip
+        log.add("hw_infer", config, metrics)
+    assert recommend_engines(log.rows[3:]) == [
+        "Answer one image by vgg5 (MNIST, run abc) with onnxruntime: 2.50 ms, 4.00 times (3.00 to "
+        "5.00) as fast as eager, at 99.00 % on test."
+    ]
 
 
 def test_every_claim_and_every_part_has_its_row():

@@ -40,7 +40,7 @@ def test_the_best_of_the_grid_is_chosen_on_validation_and_each_training_counts_o
     assert record["config"] == (
         "resnet18, sgd, rate 0.001, epochs 5; the study's protocol; best of 2 on validation"
     )
-    assert (record["dataset"], record["seeds"], record["test_acc"]) == ("mnist", 1, 0.9)
+    assert (record["dataset"], record["seeds"], record["test_acc"]) == ("MNIST", 1, 0.9)
     low, high = wilson_interval(12_600, 14_000)
     assert record["interval"] == f"{100 * low:.2f} to {100 * high:.2f}"
     assert record["published_test_acc"] == 0.9933
@@ -79,7 +79,7 @@ def test_a_recipe_of_one_seed_has_a_row_where_there_is_nothing_else(log):
     log.train(wrong_on(), dataset="fashion")
     log.train(wrong_on(), dataset="fashion", limit=100)
     assert [(r["dataset"], "limit 100" in r["config"]) for r in results_of(log)] == [
-        ("mnist", True), ("fashion", False),
+        ("MNIST", True), ("FashionMNIST", False),
     ]  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def test_data_sets_and_divisions_do_not_compete(log):
     ):
         log.train(wrong_on((0, 14)), **settings)
     records = results_of(log)
-    assert [r["dataset"] for r in records] == ["mnist", "mnist", "digits"]
+    assert [r["dataset"] for r in records] == ["MNIST", "MNIST", "digits"]
     assert not any("best of" in r["config"] for r in records)
     assert [r["published_test_acc"] for r in records] == [0.9933, 0.9933, None]
 
