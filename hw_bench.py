@@ -298,8 +298,10 @@ def find_files(grid: dict[str, list[Any]], log: Log) -> list[tuple[dict[str, Any
         if run in trained and file and locate(log.folder, file).exists():
             files.setdefault(run, {})[m["format"]] = file
     if not files:
+        gone = len(log.finished("export"))
+        what = f"the files of its {gone} exports are not there" if gone else "no exported networks"
         raise UsageError(
-            f"no exported networks in {log.path}; make best exports each data set's, and "
+            f"{log.path}: {what}; make best exports each data set's, and "
             "python train.py ... --export torchscript onnx a run of your own"
         )
     wanted = grid["train_run_id"]

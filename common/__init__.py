@@ -44,7 +44,7 @@ def check_name(what: str, value: str, known: Sequence[str]) -> None:
     """Raises: UsageError, with the nearest known name, when value is not among the known."""
     if find_name(value, known):
         return
-    near = difflib.get_close_matches(value, list(known), n=1)
+    near = difflib.get_close_matches(value, list(known), n=1, cutoff=0.75)  # not xpu for gpu
     hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
     raise UsageError(f"{what}: unknown value {value!r}; {hint}")
 

@@ -24,6 +24,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises: UsageError when it is missing, damaged, or more than data.
     """
+    if not Path(path).exists():
+        raise UsageError(f"cannot load {path}: it is not there; train.py writes checkpoints")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler meets damage with whatever it stumbles over

@@ -30,6 +30,7 @@ PARTS = ("train", "val", "test")
 # What folders of these parts are called, in any case.
 SPELLINGS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 PIN = re.compile(r"@([0-9a-f]{12})$")
+SHOWN_FILES = 20  # of those that cannot be used
 LEAST_IMAGES = 10  # of which 70/10/20 leaves one to validate on
 
 
@@ -244,7 +245,9 @@ def _read_files(
     with decoding(), ThreadPoolExecutor(os.cpu_count()) as pool:
         images = list(pool.map(read, files, digests))
     if bad := [(f, why) for f, why in zip(files, images, strict=True) if isinstance(why, str)]:
-        listed = "; ".join(f"{file.relative_to(folder)}: {why}" for file, why in bad)
+        listed = "; ".join(f"{file.relative_to(folder)}: {why}" for file, why in bad[:SHOWN_FILES])
+        if len(bad) > SHOWN_FILES:
+            listed += f"; and {len(bad) - SHOWN_FILES} more"
         raise UsageError(
             f"folder:{folder}: {len(bad)} of {len(files)} files cannot be used; repair or remove "
             f"them: {listed}"
@@ -270,10 +273,14 @@ def _find_npz(file: Path) -> Source:
 
     try:
         content = file.read_bytes()
+        if not zipfile.is_zipfile(io.BytesIO(content)):
+            raise UsageError(f"npz:{file}: no .npz file; numpy.savez writes one")
         with np.load(io.BytesIO(content), allow_pickle=False) as held:
             arrays = dict(held)
     except OSError as error:
         raise UsageError(f"npz:{file}: {error.strerror or error}; is the path right?") from None
+    except UsageError:
+        raise
     except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"npz:{file}: no .npz file of plain arrays: {why}") from None

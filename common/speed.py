@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from common.measured import STUDY_TEST_IMAGES, Row, busy_note, get, join_notes, latest_ok, number
 from common.stats import Interval, median_ratio_interval, newcombe_interval, ratio_interval
@@ -175,7 +176,12 @@ def optimiser_time_parts(rows: Sequence[Row], published: Sequence[Row]) -> list[
                 adam = turns[sgd["run_id"]]
                 part = ratio_part(subject, between(*OPTIMISER_COST), adam, sgd, ratio)
             command = "make q2" if device == "cpu" else COMMAND
-            parts.append(part or unmeasured(subject, ratio, "times", command))
+            part = part or unmeasured(subject, ratio, "times", command)
+            there = {row["config"].get("opt") for row in side}
+            if part.effect is None and there >= {"adam", "sgd"}:
+                why = f"steps of both did not take turns: {command} measures it"
+                part = replace(part, note=why)
+            parts.append(part)
     return parts
 
 

@@ -111,6 +111,8 @@ def more_data(rule: Rule, effect: float, interval: Interval, amount: tuple[int, 
         return "too little data" if amount is None else "too near the criterion's edge to decide"
     have, what = amount
     wanted = max(have + 1, math.ceil(have * factor))
+    size = 10 ** max(0, len(str(wanted)) - 2)  # two digits are as many as are meant
+    wanted = -(-wanted // size) * size
     return f"too little data: about {wanted:,} {what} would decide, in place of {have:,}"
 
 

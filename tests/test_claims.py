@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from common.findings import (
     recommend_variants,
 )
 from common.noise import tie_records
-from common.verdicts import BEATS, between, judge
+from common.verdicts import BEATS, between, judge, more_data
 
 RISING = {"mnist": [0.97, 0.985, 0.988, 0.989, 0.990], "fashion": [0.85, 0.88, 0.90, 0.91, 0.915]}
 
@@ -159,6 +160,12 @@ def test_one_seed_and_too_little_data_are_said():
     assert "test images would decide, in place of 150" in part.note
 
 
+def test_how_much_data_would_decide_is_said_in_two_digits():
+    note = more_data(BEATS, 0.0001, (-0.01, 0.0102), (14_000, "test images"))
+    (number,) = re.findall(r"about ([\d,]+) test images would decide, in place of 14,000", note)
+    assert len(number.replace(",", "").rstrip("0")) <= 2
+
+
 def test_seeds_that_disagree_leave_open_what_test_images_would_decide():
     log = Invented()
     for seed, worse in enumerate((20, 400, 60)):
@@ -225,7 +232,9 @@ def test_the_cost_of_adam_is_that_of_rounds_which_both_met():
     for change in unlike:
         rounds = {"group": "one", "step_ms": times} | change
         log.rows[-1]["metrics"]["rounds"] = rounds
-        assert parts_of(log, 10)["ResNet-18 on a CPU"].effect is None
+        open_part = parts_of(log, 10)["ResNet-18 on a CPU"]
+        assert open_part.effect is None
+        assert open_part.note == "steps of both did not take turns: make q2 measures it"
 
 
 @pytest.mark.parametrize(("gap", "verdict"), [(0.005, "supported"), (0.04, "contradicted"),

@@ -351,6 +351,7 @@ def test_a_clock_set_back_between_and_ahead_of_everything_changes_no_result(tmp_
         (["--seed", str(2**32)], "must be at most"),
         (["--image-size", "large"], "invalid int value: 'large'"),
         (["--opt", "adm"], "did you mean 'adam'?"),
+        (["--device", "gpu"], "choose from auto, cpu, cuda, mps, xpu"),
         (["--model", "resnet19"], "did you mean 'resnet18'?"),
         (["--dataset", "fasion"], "did you mean 'fashion'?"),
         (["--optt", "adam"], "unrecognized arguments: --optt"),
