@@ -133,6 +133,12 @@ class TrainConfig(DataConfig):
         0.0, "probability that a training image loses a rectangle of up to a third of it",
         minimum=0, maximum=1,
     )  # fmt: skip
+    tta: bool = option(
+        False,
+        "test-time augmentation: answer with the mean logits of an image and its mirror image, at "
+        "twice the cost; of digits and letters it does nothing",
+        silent=True,
+    )
     epochs: int = option(5, "passes over the training split", minimum=1)
     batch_size: int = option(16, "images a step, of all processes together", minimum=1)
     amp: bool = option(True, "automatic mixed precision, where the device has a fast 16-bit type")
@@ -625,8 +631,8 @@ def plainest_twin(config: TrainConfig) -> TrainConfig:
     """The same training, with every setting that changes nothing in it at its default."""
     if pin_memory_effect(config):
         config = dataclasses.replace(config, pin_memory=False, data_on="device")
-    if config.flip and not config.mirrored:
-        config = dataclasses.replace(config, flip=False)
+    if not may_mirror(config.dataset):
+        config = dataclasses.replace(config, flip=False, tta=False)
     return config
 
 

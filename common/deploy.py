@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from common import UsageError
 from common.checkpoint import load_checkpoint, load_weights
+from common.data import may_mirror
 from common.models import build_model
 
 
@@ -31,6 +32,22 @@ class Deployable(nn.Module):
         return self.model(((pixels - self.mean) / self.std).expand(-1, 3, -1, -1))
 
 
+class MirrorMean(nn.Module):
+    """A trained network that answers with the mean logits of an image and its mirror image.
+
+    Shapes: as the network's.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        # In one pass: each layer is met once, as folding wants it.
+        logits = self.model(torch.cat([images, images.flip(-1)]))
+        return logits.unflatten(0, (2, -1)).mean(0)
+
+
 class Folded(nn.Module):
     """A network whose first convolution takes centred pixels. Shapes: as Deployable."""
 
@@ -42,6 +59,12 @@ class Folded(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         # Not folded: a bias could not stand in for it where the convolution pads with zeros.
         return self.model(pixels - self.mean)
+
+
+def as_tested(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+    """The network as its configuration has it answer."""
+    averaged = config.get("tta") and may_mirror(config["dataset"])
+    return MirrorMean(model) if averaged else model
 
 
 def load_deployable(checkpoint: Path) -> tuple[Deployable, dict[str, Any]]:
@@ -56,7 +79,8 @@ def load_deployable(checkpoint: Path) -> tuple[Deployable, dict[str, Any]]:
     size = config["image_size"]
     model = build_model(config["model"], len(content["classes"]), image_size=size)
     load_weights(model, checkpoint)
-    deployable = Deployable(model, content["mean"], content["std"]).eval()
+    tested = as_tested(model, config)
+    deployable = Deployable(tested, content["mean"], content["std"]).eval()
     return deployable.to(memory_format=torch.channels_last), content
 
 
@@ -69,6 +93,10 @@ def fold(network: Deployable) -> nn.Module:
     """
     from torch.fx.experimental.optimization import fuse
 
+    if isinstance(network.model, MirrorMean):
+        inner = Deployable(network.model.model, [0.0], [1.0])
+        inner.mean, inner.std = network.mean, network.std
+        return MirrorMean(fold(inner.eval())).eval()
     try:
         model = fuse(copy.deepcopy(network.model).eval())
     except Exception:  # a forward pass that depends on values: torch.fx raises what it likes

@@ -23,6 +23,7 @@ from common import first_line
 from common.config import HwInferConfig
 from common.cost import count_costs
 from common.data import cached_dataset, split_dataset
+from common.deploy import as_tested
 from common.energy import open_meter
 from common.engine import EVAL_BATCH_SIZE, score, without_kept_kernels
 from common.engines import ENGINES, load_engine
@@ -308,7 +309,7 @@ def rate(
     torch.set_num_threads(config.threads)
     peaks = measure_peaks("cpu", precision, config.threads)
     side = trained["image_size"]
-    model = build_model(trained["model"], classes, image_size=side)
+    model = as_tested(build_model(trained["model"], classes, image_size=side), trained)
     with suppress(ValueError):  # matrices multiplied outside of layers: no count by layer
         costs = count_costs(model, (1, 3, side, side), "conv_linear")
         found["peak_flops_per_s"] = peaks.flops_per_s

@@ -26,7 +26,7 @@ STUDY_TEST_IMAGES = 14_000
 TRAIN_PROTOCOL = {
     "split": "study", "limit": None, "image_size": 64, "batch_size": 16, "amp": True,
     "weights": None, "weight_decay": None, "schedule": "constant", "label_smoothing": 0.0,
-    "translate": 0, "flip": False, "erase": 0.0, "world_size": 1,
+    "translate": 0, "flip": False, "erase": 0.0, "tta": False, "world_size": 1,
 }  # fmt: skip
 SVM_PROTOCOL = {
     "split": "study", "samples": 10_000, "features": "raw", "C": 1.0, "gamma": "scale",
@@ -169,7 +169,7 @@ def deviations(config: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     """How a run differs from the study's protocol; empty where it does not."""
     other = {k: config.get(k) for k, value in protocol.items() if config.get(k, value) != value}
     if not may_mirror(str(config.get("dataset"))):
-        other.pop("flip", None)  # which does nothing there
+        other = {k: v for k, v in other.items() if k not in ("flip", "tta")}  # they do nothing
     if not other:
         return ""
     smaller = {k for k in ("image_size", "samples") if isinstance(other.get(k), int)}

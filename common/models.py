@@ -58,12 +58,28 @@ def _vgg5(classes: int) -> nn.Module:
     )  # fmt: skip
 
 
+def _resnet14(classes: int) -> nn.Module:
+    """A ResNet for images of about 28 pixels, four times as wide as its authors': three stages of
+    two blocks, of 64, 128 and 256 channels, the first at the images' own resolution; 2.8 million
+    weights. Source: He et al. 2015, arXiv 1512.03385, section 4.2, n = 2."""
+    from torch import nn
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    model = ResNet(BasicBlock, [2, 2, 2, 1], num_classes=classes)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = model.layer4 = nn.Identity()
+    model.fc = nn.Linear(256, classes)
+    return model
+
+
 # Networks of our own, and the study's, by the number of classes; timm's by name and image side too.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": lambda classes: _torchvision("resnet18", classes, 0),
     "resnet34": lambda classes: _torchvision("resnet34", classes, 0),
     "resnet50": lambda classes: _torchvision("resnet50", classes, 0),
     "vgg5": _vgg5,
+    "resnet14": _resnet14,
     "timm:NAME": _timm,
 }
 

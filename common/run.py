@@ -23,6 +23,7 @@ from common.data import (
     split_batches,
     split_dataset,
 )
+from common.deploy import as_tested
 from common.distributed import ALONE, World, check_world
 from common.models import build_model, build_on_meta
 
@@ -50,6 +51,7 @@ class Run:
         self.model.to(self.device, memory_format=self.batches.memory_format)
         forward = engine.prepare_forward(self.model, config.compile, config.channels_last)
         self.forward = world.wrap(forward)
+        self.tested = as_tested(self.model, as_dict(config))
         self.optimizer = engine.build_optimizer(
             self.model, config.opt, config.lr, config.weight_decay
         )
@@ -111,7 +113,7 @@ class Run:
     def test(self, index: Tensor) -> tuple[float, float, Tensor]:
         """Loss, accuracy and logits on the images of `index`. Shapes: (N,) -> (N, classes)."""
         logits = self.world.evaluate(
-            lambda part: engine.evaluate(self.model, self.batches, part), index,
+            lambda part: engine.evaluate(self.tested, self.batches, part), index,
             engine.EVAL_BATCH_SIZE,
         )  # fmt: skip
         return *engine.score(logits, self.dataset.labels[index]), logits

@@ -11,13 +11,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import interpolate
 
+import train
 from common import UsageError, deploy, engine, engines, export
-from common.checkpoint import save_checkpoint
+from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import TrainConfig, as_dict
-from common.data import cached_dataset
+from common.data import cached_dataset, load_dataset
+from common.measured import TRAIN_PROTOCOL, deviations
 from common.models import MODELS, build_model
 from common.results import Log
 from common.run import Run
@@ -267,6 +270,54 @@ def test_folding_changes_nothing_but_the_number_of_operations(name, statistics):
     assert convolutions[0].in_channels == channels
     norms = sum(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     assert norms == (2 if name == "vgg5" else 0)  # a maximum lies between them and theirs
+
+
+def test_the_mean_of_an_image_and_its_mirror_image_is_exported_folded_too():
+    model = build_model("resnet14", 10).eval()
+    pixels = torch.rand(3, 1, 28, 28)
+    network = deploy.Deployable(deploy.MirrorMean(model), [0.3], [0.4]).eval()
+    plain = deploy.Deployable(model, [0.3], [0.4]).eval()
+    folded = deploy.fold(network)
+    with torch.no_grad():
+        expected = (plain(pixels) + plain(pixels.flip(-1))) / 2
+        for answer in (network(pixels), folded(pixels)):
+            torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+
+
+@pytest.mark.slow
+def test_a_run_with_test_time_augmentation_is_tested_and_exported_with_it(tmp_path):
+    """Its checkpoint is the plain network's."""
+    pixels, labels = load_digits(n_class=2, return_X_y=True)
+    pixels = (pixels * 15).astype(np.uint8).reshape(-1, 8, 8)
+    np.savez(tmp_path / "two.npz", X=pixels, y=labels)
+    flags = [
+        "--dataset",
+        f"npz:{tmp_path / 'two.npz'}",
+        "--image-size",
+        "16",
+        "--model",
+        "resnet14",
+    ]
+    flags += ["--epochs", "2", "--tta", "--export", "onnx", "onnx-int8", "torchscript"]
+    assert train.main([*flags, "--results-dir", str(tmp_path), "--data-dir", str(tmp_path)]) == 0
+    log = Log(tmp_path)
+    (row,) = log.read("train")
+    assert row["config"]["tta"] is True
+    assert "tta true" in deviations(row["config"], TRAIN_PROTOCOL)
+    content = load_checkpoint(tmp_path / row["metrics"]["checkpoint"])
+    model = build_model("resnet14", 2).eval()
+    model.load_state_dict(content["model"])
+    with np.load(tmp_path / row["metrics"]["predictions"]) as held:
+        logits, index = torch.from_numpy(held["logits"].astype("float32")), held["index"]
+    images = load_dataset(row["config"]["dataset"], tmp_path, 16).images[index]
+    x = (images / 255 - content["mean"][0]) / content["std"][0]
+    with torch.no_grad():
+        x = x.expand(-1, 3, -1, -1)
+        expected = (model(x) + model(x.flip(-1))) / 2
+    torch.testing.assert_close(logits, expected, rtol=2e-3, atol=2e-3)
+    assert [r["status"] for r in log.read("export")] == ["ok"] * 3
+    assert log.read("export")[0]["metrics"]["parity"]["flips"] == 0
 
 
 def test_what_cannot_be_traced_or_begins_otherwise_stays_right():

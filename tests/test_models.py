@@ -51,6 +51,20 @@ def test_a_step_trains_every_weight(name, precision):
     assert sum(moved) > 0.9 * len(moved)
 
 
+def test_resnet14_is_the_resnet_of_small_images_four_times_as_wide():
+    """Weights and MACs by hand: He et al.'s n = 2 has stages of 16, 32 and 64 channels."""
+    model = build_model("resnet14", 10)
+    convs = 3 * 64 * 9 + 4 * 64 * 64 * 9
+    macs = (3 * 64 + 4 * 64 * 64) * 9 * 28 * 28
+    for inputs, outputs, side in ((64, 128, 14), (128, 256, 7)):
+        stage = inputs * outputs * 9 + 3 * outputs * outputs * 9 + inputs * outputs
+        convs, macs = convs + stage, macs + stage * side * side
+    vectors = 2 * (5 * 64 + 5 * 128 + 5 * 256)  # BatchNorm's; the shortcuts have one too
+    assert sum(p.numel() for p in model.parameters()) == convs + vectors + 257 * 10
+    costs = count_costs(model, (1, 3, 28, 28), "conv_linear")
+    assert costs.macs == macs + 256 * 10
+
+
 def test_every_network_of_torchvision_has_a_name_here():
     for name in torchvision.models.list_models(module=torchvision.models):
         assert TrainConfig(model=name).model == name
