@@ -284,16 +284,16 @@ def claims_tables(results: Sequence[Result]) -> list[Table]:
         make_table(
             "claims", "claims", "Verdicts", "claim text verdict criterion reason", verdicts,
             "Supported: the interval of every part lies where the criterion says. Contradicted: "
-            "that of at least one part lies outside. Undecided: anything else. Each part has an "
-            "error of 5 % of its own.",
+            "that of at least one part lies outside. Undecided: anything else. Each part is "
+            "tested at 5 %, unadjusted.",
             known=CLAIM_COLUMNS,
         ),
         make_table(
             "claims", "claim_parts", "The rows behind each verdict",
             "claim subject unit published effect low high verdict basis runs note", parts,
             "95 %: the paired bootstrap over test images, widened to hold Student's interval over "
-            "seeds where there are several. How much more data is for a power of 80 %, were the "
-            "effect exactly as measured.", known=CLAIM_COLUMNS,
+            "seeds where there are several. Data needed: for 80 % power, were the effect exactly "
+            "as measured.", known=CLAIM_COLUMNS,
         ),
     ]  # fmt: skip
 

@@ -122,12 +122,12 @@ class TrainConfig(DataConfig):
         0.0, "share of the target spread over all classes", minimum=0, maximum=1
     )
     translate: int = option(
-        0, "training images are shifted by up to so many of their pixels", minimum=0
+        0, "training images are shifted by up to this many of their pixels", minimum=0
     )
     flip: bool = option(
         False,
         "training images are mirrored left to right in every other epoch: clothes, and your own "
-        "images; of digits and letters it does nothing",
+        "images; no effect on digits and letters",
     )
     erase: float = option(
         0.0, "probability that a training image loses a rectangle of up to a third of it",
@@ -136,7 +136,7 @@ class TrainConfig(DataConfig):
     tta: bool = option(
         False,
         "test-time augmentation: answer with the mean logits of an image and its mirror image, at "
-        "twice the cost; of digits and letters it does nothing",
+        "twice the cost; no effect on digits and letters",
         silent=True,
     )
     epochs: int = option(5, "passes over the training split", minimum=1)
@@ -294,7 +294,7 @@ class Options(Validated):
 class GridOptions(Options):
     """Flags of a script that does the work of a grid."""
 
-    jobs: str = option("1", "how many at once, or auto: one a core, or one an accelerator")
+    jobs: str = option("1", "how many at once, or auto: one per core or accelerator")
     backend: str = option(
         "loky", "what runs several at once: processes here, or a cluster's workers",
         choices=("loky", "dask", "ray"),
@@ -325,14 +325,13 @@ class GridOptions(Options):
 
 @dataclass(frozen=True)
 class TrainOptions(GridOptions):
-    """Flags of train.py beside the configuration."""
+    """Other flags of train.py."""
 
     dry_run: bool = option(False, "print the plan and stop")
     resume: bool = option(True, "continue interrupted runs from their last epoch")
     best: bool = option(
         False,
-        "train nothing: of the grid's finished configurations take each data set's, of highest "
-        "val_acc, for --export",
+        "train nothing: export each data set's finished configuration of highest val_acc",
     )
     export: tuple[str, ...] = option(
         (), "export the trained network", choices=EXPORT_FORMATS, many=True
@@ -345,7 +344,7 @@ class TrainOptions(GridOptions):
 
 @dataclass(frozen=True)
 class HwOptions(Options):
-    """Flags of hw_bench.py beside the configuration."""
+    """Other flags of hw_bench.py."""
 
     mode: str = option(
         "train", "what is timed; each mode has flags of its own", choices=("train", "infer")
@@ -519,7 +518,7 @@ def parse_command_line(
     )  # fmt: skip
     presets = presets or {}
     if presets:
-        text = f"several flags at once ({', '.join(presets)})"
+        text = f"a named set of flag values ({', '.join(presets)})"
         text += f", which replace the defaults below [{default_preset}]" if default_preset else ""
         parser.add_argument("--preset", default=default_preset, help=text)
     _add_flags(parser, config_class, several=True)

@@ -279,7 +279,7 @@ def difference_record(group: Group, figure: Row) -> Row:
     record |= {"difference_low": low, "difference_high": high}
     if not low <= 0 <= high:
         reason = explain_difference(group, figure)
-        record["disagreement"] = f"apart from the published figure: {reason}"
+        record["disagreement"] = f"differs from the published figure: {reason}"
     return record
 
 

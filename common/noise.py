@@ -108,8 +108,8 @@ def optimism_table(train: Sequence[Row]) -> Table:
     return make_table(
         "statistics", "optimism", "Optimism: validation minus test accuracy of the chosen",
         "dataset model opt lr epochs seeds tried val_acc test_acc optimism low high", records,
-        "The more configurations the highest validation accuracy is chosen from, the more of it is "
-        "luck. 95 %: Newcombe's interval of two samples of images." if records else
+        "The more configurations the highest validation accuracy is chosen from, the luckier "
+        "the winner. 95 %: Newcombe's interval of two samples of images." if records else
         "No run with both accuracies and the number of its images in the log.", known=KNOWN,
     )  # fmt: skip
 
@@ -130,8 +130,8 @@ def seeds_table(train: Sequence[Row]) -> Table:
         "statistics", "seeds", "Noise of the seed beside noise of the test images",
         "dataset model opt lr epochs seeds test_acc test_acc_sd mean_low mean_high "
         "image_sd", records,
-        "Mean: Student's interval over seeds, for these test images. sd of test images: what the "
-        "drawing of that many images alone gives an accuracy." if records else "",
+        "Mean: Student's interval over seeds, for these test images. sd of test images: the "
+        "sampling error of that many images." if records else "",
         f"Configurations with a single seed, whose noise of training is not measured: {single}."
         if single else "", known=KNOWN,
     )  # fmt: skip
@@ -149,7 +149,7 @@ def evidence_tables(evidence: Evidence) -> list[Table]:
             )],
             "Rows: the last that is ok of each configuration. Same training: they share the "
             "trajectory of another row, and are no further evidence. Failed, interrupted: runs "
-            "that never ended well.", known=KNOWN,
+            "that did not finish.", known=KNOWN,
         ),
         make_table(
             "statistics", "unusable", "Predictions that could not be compared", "reason rows",

@@ -420,7 +420,7 @@ def datasets_table(rows: Sequence[Row], predictions: Mapping[str, Mapping[str, A
     return make_table(
         "log", "datasets", "Data sets",
         "dataset split n_train n_val n_test classes largest smallest majority_acc test_duplicates",
-        records.values(), "Always the largest: test accuracy of answering nothing but the largest "
+        records.values(), "Always the largest: test accuracy of always answering the largest "
         "class. Seen before: test images that are, pixel for pixel, among those trained or "
         "validated on." if records else "No row tells.",
     )  # fmt: skip

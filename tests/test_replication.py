@@ -177,7 +177,7 @@ def test_why_they_differ_is_said_as_far_as_it_is_known(log, wrong, settings, met
         right = wrong_on((0, count))
         log.train(right, metrics, **{"dataset": "fashion", "opt": "adam", "seed": seed} | settings)
     note = published_of(log, **ADAM)["note"]
-    assert note == f"apart from the published figure: {said}"
+    assert note == f"differs from the published figure: {said}"
 
 
 def test_of_equally_near_runs_the_one_of_more_seeds_stands_beside_the_figure(log):
