@@ -84,9 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     for pair in range(args.pairs):
         for side in sides[:: -1 if pair % 2 else 1]:
             found[side].append(run_block(flags, *side))
-    print(
-        "| jobs x threads | measured, trajectories an hour (range) | simulated | measured / simulated |"
-    )
+    print("| jobs x threads | trajectories an hour (range) | simulated | measured / simulated |")
     print("|---|---|---|---|")
     results: list[dict[str, Any]] = []
     for (jobs, threads), blocks in found.items():
