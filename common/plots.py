@@ -218,9 +218,7 @@ def _error_figures(errors: Sequence[Errors]) -> Iterable[ReportFigure]:
             partial(confusion, confusion_matrix(e.held), e.held["classes"]),
         )  # fmt: skip
         if e.bins:
-            caption = (
-                f"{e.name}: accuracy by confidence, 95 % intervals; on the diagonal they agree."
-            )
+            caption = f"{e.name}: accuracy by confidence (95 %); on the diagonal they agree."
             yield ReportFigure(
                 "errors", f"reliability_{e.key}", caption, partial(reliability_curve, e.bins)
             )
