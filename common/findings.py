@@ -247,13 +247,14 @@ def recommend_engines(rows: Sequence[Row]) -> list[str]:
     best: dict[tuple[object, ...], Row] = {}
     for row in rows:
         names = ("dataset", "model", "scenario")
-        key = (get(row, "config", "train_run_id"), *(get(row, "metrics", name) for name in names))
+        key = (get(row, "config", "train_run_id"), *(get(row, "metrics", name) for name in names),
+               get(row, "env", "device"))  # fmt: skip
         rate = number(row, "metrics", "images_per_s") or 0.0
         if (surely_faster(row, "speedup_interval") and not get(row, "metrics", "quick")
                 and rate > (number(best.get(key), "metrics", "images_per_s") or 0.0)):  # fmt: skip
             best[key] = row
     lines = []
-    for (run, dataset, model, scenario), row in best.items():
+    for (run, dataset, model, scenario, device), row in best.items():
         found = row["metrics"]
         work = "one image" if scenario == "single" else f"batches of {found['batch_size']}"
         said = f"{number(found, 'latency_ms', 'p50'):.2f} ms" if scenario == "single" else (
@@ -261,7 +262,7 @@ def recommend_engines(rows: Sequence[Row]) -> list[str]:
         )  # fmt: skip
         lead = interval_text(found["speedup_vs_eager"], *found["speedup_interval"], "times")
         lines.append(
-            f"Answer {work} by {model} ({display(str(dataset))}, run {run}) with "
+            f"Answer {work} by {model} ({display(str(dataset))}, run {run}) on {device} with "
             f"{found['engine']}: {said}, {lead} as fast as eager, at "
             f"{100 * found['test_acc']:.2f} % on test."
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 from common.config import NOISY
 from common.data import may_mirror
+from common.results import TIMINGS
 from common.stats import newcombe_interval, prediction_interval, t_interval, wilson_interval
 
 Row = dict[str, Any]
@@ -50,12 +51,25 @@ def number(row: Any, *path: str) -> float | None:
 
 
 def latest_ok(rows: Iterable[Row], kind: str) -> list[Row]:
-    """The successful rows of a kind; of those that name the same work, the last one."""
+    """The successful rows of a kind; of those that name the same work, the last one. The same work
+    timed on two machines is not the same."""
     last = {}
     for row in rows:
         if row["kind"] == kind and row["status"] == "ok":
-            last[row["run_id"], get(row, "metrics", "epoch") if kind == "epoch" else None] = row
+            machine = timed_on(row) if kind in TIMINGS else None
+            last[row["run_id"], get(row, "metrics", "epoch") if kind == "epoch" else machine] = row
     return list(last.values())
+
+
+def timed_on(row: Row) -> tuple[Any, ...]:
+    """What tells the machine and the device of a row from others."""
+    return tuple(str(get(row, "env", key)) for key in ("cpu", "cpu_count", "device"))
+
+
+def machine_notes(rows: Sequence[Row]) -> list[str]:
+    """The device of each row, where they are of several machines; else nothing."""
+    several = len({timed_on(row) for row in rows}) > 1
+    return [str(get(row, "env", "device")) if several else "" for row in rows]
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from common import UsageError
 
 SCHEMA = 1
 KINDS = ("epoch", "train", "svm", "flops", "hw_train", "export", "hw_infer")
+TIMINGS = ("hw_train", "hw_infer")  # of a machine: on another one they are other work
 LEFTOVER_S = 60  # a file's writer writes without such a pause
 STATUSES = ("ok", "failed", "interrupted")
 ROW_KEYS = {
@@ -65,8 +66,12 @@ class Log:
         return [row for row in rows if row["kind"] == kind]
 
     def finished(self, kind: str) -> dict[str, dict[str, Any]]:
-        """The last successful row of each run_id."""
-        return {row["run_id"]: row for row in self.read(kind) if row["status"] == "ok"}
+        """The last successful row of each run_id; of timings, of those made on this machine."""
+        rows = [row for row in self.read(kind) if row["status"] == "ok"]
+        if kind in TIMINGS:
+            here = {"cpu": _cpu_name(), "cpu_count": os.cpu_count()}
+            rows = [row for row in rows if here.items() <= row["env"].items()]
+        return {row["run_id"]: row for row in rows}
 
     def append(
         self, kind: str, config: dict[str, Any], metrics: dict[str, Any], *,

@@ -29,6 +29,7 @@ from common.measured import (
     join_notes,
     latest_ok,
     load_published,
+    machine_notes,
     noise_note,
     number,
     pick_best,
@@ -548,9 +549,9 @@ def q2_table(rows: Sequence[Row]) -> Table:
             "baseline": get(row, "metrics", "speedup", "baseline_label"),
             "mfu": number(row, "metrics", "mfu"),
             "roofline": number(row, "metrics", "roofline", "fraction"),
-            "note": join_notes(busy_note(row), noise_note(row)),
+            "note": join_notes(machine, busy_note(row), noise_note(row)),
         }
-        for row in rows
+        for row, machine in zip(rows, machine_notes(rows), strict=True)
     ]
     records.sort(key=_by_group)
     return make_table(
@@ -678,9 +679,9 @@ def infer_table(rows: Sequence[Row]) -> Table:
             "baseline": "eager" if number(row, "metrics", "speedup_vs_eager") else None,
             "train_run_id": get(row, "config", "train_run_id"),
             "threads": number(row, "config", "threads"),
-            "note": join_notes(busy_note(row), noise_note(row), _quick_note(row)),
+            "note": join_notes(machine, busy_note(row), noise_note(row), _quick_note(row)),
         }
-        for row in rows
+        for row, machine in zip(rows, machine_notes(rows), strict=True)
     ]
     names = ("dataset", "model", "scenario")
     records.sort(key=lambda record: (*(str(record[k]) for k in names), record["batch_size"] or 0))

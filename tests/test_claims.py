@@ -408,8 +408,8 @@ def test_the_fastest_variant_and_engine_are_named_where_they_surely_lead():
                    "test_acc": 0.99, "quick": quick}  # fmt: skip
         log.add("hw_infer", config, metrics)
     assert recommend_engines(log.rows[3:]) == [
-        "Answer one image by vgg5 (MNIST, run abc) with onnxruntime: 2.50 ms, 4.00 times (3.00 to "
-        "5.00) as fast as eager, at 99.00 % on test."
+        "Answer one image by vgg5 (MNIST, run abc) on a CPU with onnxruntime: 2.50 ms, "
+        "4.00 times (3.00 to 5.00) as fast as eager, at 99.00 % on test."
     ]
 
 

@@ -307,6 +307,19 @@ def test_published_rows_without_a_run_say_why_and_what_measures_them(whole):
     assert len(shown) == 14 + 2  # ResNet-18 with Adam stands beside every rate and length
 
 
+def test_the_same_work_timed_on_two_machines_stands_twice_with_their_names(log):
+    config = as_dict(HwTrainConfig(device="cpu", model="resnet18"))
+    for images_per_s in (10.0, 20.0):
+        log.add("hw_train", config, {"images_per_s": images_per_s})
+    file = log.folder / "log.jsonl"
+    elsewhere = [line.replace("A_CPU & more", "another") for line in file.read_text().splitlines()]
+    file.write_text(file.read_text() + "".join(f"{line}\n" for line in elsewhere))
+    records = log.tables()["q2"]
+    assert [(r["images_per_s"], r["note"]) for r in records] == [
+        ("20", "A_CPU & more"), ("20", "another"),
+    ]  # fmt: skip
+
+
 def test_published_speeds_say_where_the_same_work_was_timed_here_or_what_would_time_it(log):
     for device, model in (("cpu", "resnet18"), ("cuda", "resnet50"), ("auto", "resnet50")):
         log.add("hw_train", as_dict(HwTrainConfig(device=device, model=model)), {})

@@ -79,6 +79,16 @@ def test_a_line_cut_off_is_reported_by_number_and_costs_nothing_else(tmp_path):
     assert "log.jsonl:2: skipped" in problems[0]
 
 
+def test_a_timing_of_another_machine_is_no_finished_work_here(tmp_path):
+    log = Log(tmp_path)
+    for kind in ("hw_train", "hw_infer", "train"):
+        row = log.append(kind, {"seed": 1}, {})
+        assert log.finished(kind).keys() == {row["run_id"]}
+        elsewhere = row | {"config": {"seed": 2}, "run_id": "b", "env": row["env"] | {"cpu": "?"}}
+        append_line(log.path, json.dumps(elsewhere))
+        assert (log.finished(kind).keys() == {row["run_id"]}) == (kind != "train")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
