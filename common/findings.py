@@ -126,11 +126,23 @@ def chosen_findings(tied: Sequence[Row]) -> list[str]:
     return lines
 
 
-def duration_ms(record: Row, device: object) -> float | None:
-    """The training time of a configuration, if it was timed on this device."""
-    model: Model = record["model"]
-    same = get(model.row, "env", "device") == device
-    return number(model.row, "metrics", "train_ms") if same else None
+def cheapest(chosen: Row, rivals: Sequence[Row]) -> tuple[float, float, Row] | None:
+    """The chosen one's training time, the shortest of rivals that were timed on the same device,
+    and whose it is; None where there is no time to compare."""
+
+    def duration_ms(record: Row) -> float | None:
+        model: Model = record["model"]
+        same = get(model.row, "env", "device") == get(chosen["model"].row, "env", "device")
+        return number(model.row, "metrics", "train_ms") if same else None
+
+    timed = [(ms, i) for i, record in enumerate(rivals) if (ms := duration_ms(record))]
+    own_ms, (best_ms, i) = duration_ms(chosen), min(timed, default=(None, 0))
+    return (own_ms, best_ms, rivals[i]) if own_ms and best_ms else None
+
+
+def lead_text(record: Row) -> str:
+    """By how much the chosen one leads another on the test images."""
+    return interval_text(record["difference"], record["low"], record["high"])
 
 
 def recommend_configuration(records: Sequence[Row]) -> str | None:
@@ -139,18 +151,15 @@ def recommend_configuration(records: Sequence[Row]) -> str | None:
     chosen, *rivals = records
     if not rivals:
         return None
-    device = get(chosen["model"].row, "env", "device")
     tied = [record for record in rivals if record["tied"] is True]
-    timed = [(ms, i) for i, record in enumerate(tied) if (ms := duration_ms(record, device))]
     line = f"{display(str(chosen['dataset']))}: {chosen['setting']}, chosen on validation."
-    own_ms, (best_ms, i) = duration_ms(chosen, device), min(timed, default=(None, 0))
-    if not (own_ms and best_ms and best_ms < own_ms):
+    own_ms, best_ms, best = cheapest(chosen, tied) or (0.0, 0.0, {})
+    if best_ms >= own_ms:
         return line
-    gap = interval_text(tied[i]["difference"], tied[i]["low"], tied[i]["high"])
     return (
-        f"{line} Cheapest of the {len(tied)} tied with it: {tied[i]['setting']}, "
+        f"{line} Cheapest of the {len(tied)} tied with it: {best['setting']}, "
         f"{best_ms / 1e3:,.0f} s of training in place of {own_ms / 1e3:,.0f} s; the chosen one "
-        f"minus it: {gap}."
+        f"minus it: {lead_text(best)}."
     )
 
 
@@ -158,18 +167,16 @@ def recommend_cheapest(records: Sequence[Row]) -> str | None:
     """Of those whose validation accuracy is near the chosen one's the cheapest, if it costs at most
     half as much."""
     chosen, *rivals = records
-    device = get(chosen["model"].row, "env", "device")
-    own_ms, least = duration_ms(chosen, device), chosen["val_acc"] - NEAR
+    least = chosen["val_acc"] - NEAR
     near = [r for r in rivals if r["val_acc"] is not None and r["val_acc"] >= least]
-    timed = [(ms, i) for i, record in enumerate(near) if (ms := duration_ms(record, device))]
-    best_ms, i = min(timed, default=(None, 0))
-    if not (own_ms and best_ms and best_ms <= own_ms / 2):
+    own_ms, best_ms, best = cheapest(chosen, near) or (0.0, 0.0, {})
+    if best_ms >= own_ms / 2:
         return None
-    gap = interval_text(near[i]["difference"], near[i]["low"], near[i]["high"])
     return (
         f"{display(str(chosen['dataset']))}, where {100 * NEAR:g} points of validation accuracy "
-        f"may be lost: {near[i]['setting']}, {own_ms / best_ms:,.0f} times cheaper "
-        f"({best_ms / 1e3:,.1f} s of training); on test the chosen one leads it by {gap}."
+        f"may be lost: {best['setting']}, {own_ms / best_ms:,.0f} times cheaper "
+        f"({best_ms / 1e3:,.1f} s of training); on test the chosen one leads it by "
+        f"{lead_text(best)}."
     )
 
 
