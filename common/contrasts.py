@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from common.config import preset_of
 from common.evidence import (
     PROTOCOLS,
     Effect,
@@ -238,10 +239,13 @@ def matched_fours(
 
 
 def setting_of(model: Model, *left_out: str) -> str:
-    """A configuration in the study's factors, and how it differs from the study's protocol."""
+    """A configuration in the study's factors, and how it differs from the study's protocol: the
+    preset that it is of, or its settings."""
     names = [k for k in PROTOCOLS[model.row["kind"]][1] if k not in ("dataset", *left_out)]
     known = [f"{k} {plain(model.config.get(k))}" for k in names if k != "pin_memory"]
-    return ", ".join(known) + (f" ({model.protocol})" if model.protocol else "")
+    preset = preset_of(model.config) if model.protocol and model.row["kind"] == "train" else None
+    other = f"--preset {preset}" if preset else model.protocol
+    return ", ".join(known) + (f" ({other})" if other else "")
 
 
 def pairs_table(evidence: Evidence) -> Table:
