@@ -135,6 +135,9 @@ OWN = ("folder:PATH", "npz:FILE")
 MIRRORABLE = ("fashion", *OWN)
 
 
+FEW_IMAGES = 400  # fewer know an accuracy of 50 % no better than to 5 points
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Images and labels in published order.
@@ -555,6 +558,12 @@ def explain_images(
             "  warning: its own division is not used, images of its test part will be trained on; "
             "--split official uses it"
         )
+    for part, n in (("validation", n_val), ("test", n_test)):
+        if n < FEW_IMAGES:
+            lines.append(
+                f"  warning: {n} {part} images know an accuracy to within {98 / math.sqrt(n):.0f} "
+                "points at worst (95 %): what is closer is luck"
+            )
     for part, found in (("training", counts), ("test", test_counts)):
         if lacking := [c for c, n in zip(dataset.classes, found, strict=True) if n == 0]:
             lines.append(f"  warning: no {part} image of {', '.join(lacking)}")

@@ -63,13 +63,18 @@ def latest_ok(rows: Iterable[Row], kind: str) -> list[Row]:
 
 def timed_on(row: Row) -> tuple[Any, ...]:
     """What tells the machine and the device of a row from others."""
-    return tuple(str(get(row, "env", key)) for key in ("cpu", "cpu_count", "device"))
+    return tuple(str(get(row, "env", key)) for key in ("cpu", "cpu_model", "cpu_count", "device"))
 
 
 def machine_notes(rows: Sequence[Row]) -> list[str]:
     """The device of each row, where they are of several machines; else nothing."""
     several = len({timed_on(row) for row in rows}) > 1
-    return [str(get(row, "env", "device")) if several else "" for row in rows]
+    if not several:
+        return [""] * len(rows)
+    return [
+        ", ".join(filter(None, (get(row, "env", "device"), get(row, "env", "cpu_model"))))
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True)

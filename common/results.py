@@ -18,7 +18,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,8 +69,9 @@ class Log:
         """The last successful row of each run_id; of timings, of those made on this machine."""
         rows = [row for row in self.read(kind) if row["status"] == "ok"]
         if kind in TIMINGS:
-            here = {"cpu": _cpu_name(), "cpu_count": os.cpu_count()}
-            rows = [row for row in rows if here.items() <= row["env"].items()]
+            here = describe_machine()
+            same = ("cpu", "cpu_model", "cpu_count")
+            rows = [row for row in rows if all(row["env"].get(k) == here[k] for k in same)]
         return {row["run_id"]: row for row in rows}
 
     def append(
@@ -336,7 +337,9 @@ def describe_machine(device: str | None = None) -> dict[str, Any]:
     env: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": _cpu_facts()[0],
+        "cpu_model": _cpu_facts()[1],
+        "memory_bytes": _memory_bytes(),
         "cpu_count": os.cpu_count(),
         "cpu_affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "cpu_quota": _first_line(Path("/sys/fs/cgroup/cpu.max")),
@@ -370,10 +373,21 @@ def _first_line(file: Path) -> str | None:
 
 
 @functools.cache
-def _cpu_name() -> str:
+def _cpu_facts() -> tuple[str, str | None]:
+    """The CPU's name, and what tells it from others of that name, as far as Linux says."""
     try:
-        lines: Iterable[str] = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
-        lines = ()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+        lines = []
+    facts = {key.strip(): value.strip() for key, _, value in (ln.partition(":") for ln in lines)}
+    known = [
+        f"{k.split()[-1]} {facts[k]}" for k in ("cpu family", "model", "stepping") if k in facts
+    ]
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return name, ", ".join(known) or None
+
+
+def _memory_bytes() -> int | None:
+    with suppress(ValueError, OSError, AttributeError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
