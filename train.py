@@ -38,7 +38,7 @@ from common.config import (
     plainest_twin,
 )
 from common.jobs import Job, count_workers, in_worker, print_commands, share_out
-from common.results import Log, run_id, save_predictions, write_atomically
+from common.results import Log, run_id, save_predictions
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -136,10 +136,10 @@ def find_state(trajectory: Trajectory, log: Log, options: TrainOptions) -> dict[
     """What an interrupted training of the trajectory left to continue from."""
     from common.checkpoint import load_checkpoint
 
-    file, best = (log.folder / name for name in state_files_of(trajectory.trained))
-    if options.resume and file.exists() and best.exists():
+    file = log.folder / state_file_of(trajectory.trained)
+    if options.resume and file.exists():
         state = load_checkpoint(file)
-        if len(state["history"]) <= trajectory.milestones[0]:
+        if "best" in state and len(state["history"]) <= trajectory.milestones[0]:
             return state
     return None
 
@@ -151,7 +151,7 @@ def train_trajectory(trajectory: Trajectory, log: Log, options: TrainOptions, wo
 
     run = Run(trajectory.trained, options.data_dir, world)
     name = train_id(run.config)
-    state_file, best_file = (log.folder / file for file in state_files_of(run.config))
+    state_file = log.folder / state_file_of(run.config)
     if state := world.from_first(find_state(trajectory, log, options)):
         run.restore(state)
     logged = {r["metrics"]["epoch"] for r in log.read("epoch") if r["run_id"] == name}
@@ -164,15 +164,13 @@ def train_trajectory(trajectory: Trajectory, log: Log, options: TrainOptions, wo
         if len(run.history) >= run.config.epochs:
             break
         metrics = run.train_one_epoch()
-        if best_epoch(run.history) is metrics:
-            save_checkpoint(best_file, run.weights())
         save_checkpoint(state_file, run.state())
         log.append("epoch", as_dict(run.config), metrics, name=name, device=run.config.device)
         if writer:
             write_scalars(writer, metrics)
     if writer:
         writer.close()
-    remove_state(run.config, log)
+    state_file.unlink(missing_ok=True)
 
 
 def check_tensorboard() -> None:
@@ -222,27 +220,14 @@ def follow(trajectories: list[Trajectory], options: TrainOptions, world: World) 
                 run.train_one_epoch()
 
 
-def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """The epoch of highest validation accuracy, the first of equals."""
-    return max(history, key=lambda metrics: metrics["val_acc"])
-
-
 def checkpoint_file(config: TrainConfig, best: bool = False) -> str:
     """Where weights are kept, relative to the results folder: the last epoch's, or the best's."""
     return f"checkpoints/{train_id(config)}{'.best' if best else ''}.pt"
 
 
-def state_files_of(config: TrainConfig) -> tuple[str, str]:
-    """Where an unfinished run is kept, relative to the results folder: its state, and its weights
-    of highest validation accuracy."""
-    start = f"checkpoints/{train_id(config)}.state"
-    return f"{start}.pt", f"{start}.best.pt"
-
-
-def remove_state(config: TrainConfig, log: Log) -> None:
-    """Let the configuration's next training begin afresh."""
-    for file in state_files_of(config):
-        (log.folder / file).unlink(missing_ok=True)
+def state_file_of(config: TrainConfig) -> str:
+    """Where an unfinished run is kept, relative to the results folder."""
+    return f"checkpoints/{train_id(config)}.state.pt"
 
 
 def finish_milestone(run: Run, trajectory: Trajectory, log: Log) -> None:
@@ -268,8 +253,7 @@ def finish_milestone(run: Run, trajectory: Trajectory, log: Log) -> None:
         classes=run.dataset.classes,
     )  # fmt: skip
     save_checkpoint(log.folder / files["checkpoint"], run.weights())
-    best = (log.folder / state_files_of(run.config)[1]).read_bytes()
-    write_atomically(log.folder / files["best_checkpoint"], best)
+    save_checkpoint(log.folder / files["best_checkpoint"], run.best)
     measured = {
         "test_acc": test_acc, "test_loss": test_loss, "eval_ms": eval_ms,
         "train_acc": train_acc, "train_loss": train_loss,
@@ -282,6 +266,7 @@ def finish_milestone(run: Run, trajectory: Trajectory, log: Log) -> None:
 def summarize(run: Run) -> dict[str, Any]:
     """A row's metrics that follow from the epochs so far."""
     from common.data import describe_split
+    from common.run import best_epoch
 
     last, best = run.history[-1], best_epoch(run.history)
     train_ms = sum(metrics["train_ms"] for metrics in run.history)
@@ -485,7 +470,7 @@ def main(argv: list[str] | None = None) -> int:
         write_plan(log.folder, todo, workers)
     afresh = set(configs) if force and not in_worker() else set()
     for config in set(configs) - set(rest) | afresh:  # finished: killed between its row and this
-        remove_state(config, log)
+        (log.folder / state_file_of(config)).unlink(missing_ok=True)
     for config, row in twins:
         shared_with = row["metrics"]["shared_with"] or row["run_id"]
         append_train(log, config, row["metrics"], shared_with, measured_by=row)

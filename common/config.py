@@ -564,18 +564,21 @@ def expand_grid(config_class: type, grid: dict[str, list[Any]]) -> list[Any]:
 
 def preset_of(config: Mapping[str, Any]) -> str | None:
     """The preset of train.py that a row's configuration is one of, whatever its seed and device."""
-    apart = ("seed", "device")
-    for name, known in _preset_configs().items():
-        if any(all(k in apart or config.get(k, v) == v for k, v in one.items()) for one in known):
-            return name
-    return None
+    whole = defaults_of(TrainConfig) | config
+    apart = {"seed": 0, "device": "auto"}
+    return next((n for n, known in _preset_configs().items() if whole | apart in known), None)
+
+
+def defaults_of(config_class: type) -> dict[str, Any]:
+    """The defaults of all settings: what a row meant that is older than one."""
+    return {f.name: f.default for f in fields(config_class)}
 
 
 @functools.cache
 def _preset_configs() -> dict[str, list[dict[str, Any]]]:
-    default = {f.name: [f.default] for f in fields(TrainConfig)}
+    grid = {name: [value] for name, value in defaults_of(TrainConfig).items()}
     return {
-        name: [as_dict(config) for config in expand_grid(TrainConfig, default | preset)]
+        name: [dataclasses.asdict(config) for config in expand_grid(TrainConfig, grid | preset)]
         for name, preset in TRAIN_PRESETS.items()
     }
 

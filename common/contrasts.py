@@ -211,6 +211,7 @@ def interaction_records(evidence: Evidence) -> list[Row]:
                 name = f"({one.name}) {levels}"
                 names = {"dataset": dataset, "contrast": name, "between": (one, other)}
                 records.append(record | names)
+    add_holm(records)
     return records
 
 
@@ -218,9 +219,10 @@ def interactions_table(records: Sequence[Row]) -> Table:
     """The interactions that could be measured."""
     return make_table(
         "statistics", "interactions", "Two-way interactions by matched fours",
-        "dataset contrast pairs seeds trajectories difference low high seed_low seed_high",
+        "dataset contrast pairs seeds trajectories difference low high seed_low seed_high p p_holm",
         records, "By how much the first effect is larger at one level of the other factor than at "
-        "the other level; intervals as above." if records else "No matched four in the log.",
+        "the other level; intervals as above, Holm's adjustment over this table." if records else
+        "No matched four in the log.",
         known=KNOWN,
     )  # fmt: skip
 

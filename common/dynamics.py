@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from common.evidence import distinct
 from common.measured import (
@@ -43,7 +44,11 @@ def curve_parts(rows: Sequence[Row]) -> list[Part]:
             parts.append(curve_part(f"{name}: left after epoch 2", LEFT, left_after_two, runs))
         parts.append(curve_part(f"{name}: largest fall", FALL, largest_fall, runs))
         seen = [run for run in runs if number(run[0], "metrics", "train_acc") is not None]
-        parts.append(curve_part(f"{name}: overfitting", OVERFIT, overfitting, seen))
+        part = curve_part(f"{name}: overfitting", OVERFIT, overfitting, seen)
+        if runs and not seen:
+            again = "these runs were not tested on training images: --force trains them again"
+            part = replace(part, note=again)
+        parts.append(part)
     return parts
 
 

@@ -10,13 +10,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from common.config import SvmConfig, TrainConfig
+from common.config import SvmConfig, TrainConfig, defaults_of
 from common.measured import (
     SVM_FACTORS,
     SVM_PROTOCOL,
@@ -37,11 +37,7 @@ from common.stats import paired_interval, sign_flip_test, t_interval
 # one training done twice.
 TRANSPORT = ("pin_memory", "data_on")
 PROTOCOLS = {"train": (TRAIN_PROTOCOL, TRAIN_FACTORS), "svm": (SVM_PROTOCOL, SVM_FACTORS)}
-# What a row meant that is older than a setting.
-DEFAULTS = {
-    kind: {f.name: f.default for f in fields(config)}
-    for kind, config in (("train", TrainConfig), ("svm", SvmConfig))
-}
+DEFAULTS = {"train": defaults_of(TrainConfig), "svm": defaults_of(SvmConfig)}
 
 Load = Callable[[Row], tuple[Mapping[str, Any] | None, str | None]]
 

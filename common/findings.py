@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from common.claims import Result, claims_tables, judge_claims
 from common.contrasts import KNOWN, contrast_records, contrast_tables, interaction_records
-from common.evidence import Load, Model, collect
-from common.measured import Row, display, get, latest_ok, number
+from common.evidence import Load, collect
+from common.measured import Row, busy_note, display, get, join_notes, latest_ok, number
 from common.noise import ALPHA, noise_tables, tie_records
 from common.replication import published_table, results_table
+from common.results import machine_of
 from common.tables import Column, Table, make_table
 from common.verdicts import Part
 
@@ -126,18 +127,32 @@ def chosen_findings(tied: Sequence[Row]) -> list[str]:
     return lines
 
 
-def cheapest(chosen: Row, rivals: Sequence[Row]) -> tuple[float, float, Row] | None:
-    """The chosen one's training time, the shortest of rivals that were timed on the same device,
-    and whose it is; None where there is no time to compare."""
+def cost_of(record: Row) -> tuple[float, str] | None:
+    """What a configuration's training took and in words: on a CPU seconds of its cores, so that
+    runs of unlike threads can be compared."""
+    row = record["model"].row
+    ms, threads = number(row, "metrics", "train_ms"), number(row, "env", "threads")
+    if not ms:
+        return None
+    if not threads or get(row, "env", "device") != get(row, "env", "cpu"):
+        return ms / 1e3, join_notes(f"{ms / 1e3:,.1f} s", busy_note(row))
+    cost = ms / 1e3 * threads
+    said = f"{cost:,.1f} core-seconds ({threads:g} thread{'s' if threads > 1 else ''})"
+    return cost, join_notes(said, busy_note(row))
 
-    def duration_ms(record: Row) -> float | None:
-        model: Model = record["model"]
-        same = get(model.row, "env", "device") == get(chosen["model"].row, "env", "device")
-        return number(model.row, "metrics", "train_ms") if same else None
 
-    timed = [(ms, i) for i, record in enumerate(rivals) if (ms := duration_ms(record))]
-    own_ms, (best_ms, i) = duration_ms(chosen), min(timed, default=(None, 0))
-    return (own_ms, best_ms, rivals[i]) if own_ms and best_ms else None
+def cheapest(
+    chosen: Row, rivals: Sequence[Row]
+) -> tuple[tuple[float, str], tuple[float, str], Row] | None:
+    """The chosen one's cost, the least of rivals on the same machine, and whose it is; None where
+    there is none to compare."""
+    own, here = cost_of(chosen), machine_of(chosen["model"].row["env"])
+    mine = [rival for rival in rivals if machine_of(rival["model"].row["env"]) == here]
+    costs = [(cost, i) for i, rival in enumerate(mine) if (cost := cost_of(rival))]
+    if own is None or not costs:
+        return None
+    cost, i = min(costs)
+    return own, cost, mine[i]
 
 
 def lead_text(record: Row) -> str:
@@ -153,13 +168,13 @@ def recommend_configuration(records: Sequence[Row]) -> str | None:
         return None
     tied = [record for record in rivals if record["tied"] is True]
     line = f"{display(str(chosen['dataset']))}: {chosen['setting']}, chosen on validation."
-    own_ms, best_ms, best = cheapest(chosen, tied) or (0.0, 0.0, {})
-    if best_ms >= own_ms:
+    found = cheapest(chosen, tied)
+    if not found or found[1][0] >= found[0][0]:
         return line
+    (_, own), (_, less), best = found
     return (
-        f"{line} Cheapest of the {len(tied)} tied with it: {best['setting']}, "
-        f"{best_ms / 1e3:,.0f} s of training in place of {own_ms / 1e3:,.0f} s; the chosen one "
-        f"minus it: {lead_text(best)}."
+        f"{line} Cheapest of the {len(tied)} tied with it: {best['setting']}, {less} of training "
+        f"in place of {own}; the chosen one minus it: {lead_text(best)}."
     )
 
 
@@ -169,14 +184,14 @@ def recommend_cheapest(records: Sequence[Row]) -> str | None:
     chosen, *rivals = records
     least = chosen["val_acc"] - NEAR
     near = [r for r in rivals if r["val_acc"] is not None and r["val_acc"] >= least]
-    own_ms, best_ms, best = cheapest(chosen, near) or (0.0, 0.0, {})
-    if best_ms >= own_ms / 2:
+    found = cheapest(chosen, near)
+    if not found or found[1][0] > found[0][0] / 2:
         return None
+    (much, own), (little, less), best = found
     return (
         f"{display(str(chosen['dataset']))}, where {100 * NEAR:g} points of validation accuracy "
-        f"may be lost: {best['setting']}, {own_ms / best_ms:,.0f} times cheaper "
-        f"({best_ms / 1e3:,.1f} s of training); on test the chosen one leads it by "
-        f"{lead_text(best)}."
+        f"may be lost: {best['setting']}, {much / little:,.0f} times cheaper: {less} of training "
+        f"in place of {own}; on test the chosen one leads it by {lead_text(best)}."
     )
 
 
@@ -215,7 +230,8 @@ def dependence(record: Row, interactions: Sequence[Row]) -> str:
     for found in interactions:
         mine = [c.factor for c in found["between"] if c.name != record["contrast"]]
         low, high = ends_of(found)
-        if found["dataset"] == record["dataset"] and len(mine) == 1 and not low <= 0 <= high:
+        sure = found["p_holm"] <= ALPHA and not low <= 0 <= high
+        if found["dataset"] == record["dataset"] and len(mine) == 1 and sure:
             effect = interval_text(found["difference"], low, high)
             said.append(f"{mine[0]}: {found['contrast']}, {effect}")
     return f"; it depends on {' and on '.join(said)}" if said else ""
@@ -235,17 +251,19 @@ def recommend_variants(rows: Sequence[Row]) -> list[str]:
     best: dict[tuple[object, ...], Row] = {}
     for row in rows:
         names = ("model", "opt", "image_size", "batch_size")
-        key = (get(row, "env", "device"), *(get(row, "config", name) for name in names))
-        if (surely_faster(row, "speedup", "interval") and number(row, "metrics", "images_per_s")
-                and ratio_of(row) > ratio_of(best.get(key))):  # fmt: skip
+        key = (machine_of(row["env"])[:-1], *(get(row, "config", name) for name in names))
+        if surely_faster(row, "speedup", "interval") and rate_of(row) > rate_of(best.get(key)):
             best[key] = row
-    return [
-        f"Train {model} with {opt} at {size}x{size}, batches of {batch}, on {device}: "
-        f"{row['metrics']['label']}, {row['metrics']['images_per_s']:,.0f} images/s, "
-        f"{interval_text(ratio_of(row), *row['metrics']['speedup']['interval'], 'times')} as fast "
-        f"as {row['metrics']['speedup'].get('baseline_label')}."
-        for (device, model, opt, size, batch), row in best.items()
-    ]
+    lines = []
+    for (_, model, opt, size, batch), row in best.items():
+        found = row["metrics"]
+        lead = interval_text(found["speedup"]["ratio"], *found["speedup"]["interval"], "times")
+        lines.append(
+            f"Train {model} with {opt} at {size}x{size}, batches of {batch}, on "
+            f"{get(row, 'env', 'device')}: {found['label']}, {rate_of(row):,.0f} images/s, {lead} "
+            f"as fast as {found['speedup'].get('baseline_label')}."
+        )
+    return lines
 
 
 def recommend_engines(rows: Sequence[Row]) -> list[str]:
@@ -254,15 +272,14 @@ def recommend_engines(rows: Sequence[Row]) -> list[str]:
     best: dict[tuple[object, ...], Row] = {}
     for row in rows:
         names = ("dataset", "model", "scenario")
-        key = (get(row, "config", "train_run_id"), *(get(row, "metrics", name) for name in names),
-               get(row, "env", "device"))  # fmt: skip
-        rate = number(row, "metrics", "images_per_s") or 0.0
-        if (surely_faster(row, "speedup_interval") and not get(row, "metrics", "quick")
-                and rate > (number(best.get(key), "metrics", "images_per_s") or 0.0)):  # fmt: skip
+        key = (machine_of(row["env"]), get(row, "config", "train_run_id"),
+               *(get(row, "metrics", name) for name in names))  # fmt: skip
+        sure = surely_faster(row, "speedup_interval") and not get(row, "metrics", "quick")
+        if sure and rate_of(row) > rate_of(best.get(key)):
             best[key] = row
     lines = []
-    for (run, dataset, model, scenario, device), row in best.items():
-        found = row["metrics"]
+    for (_, run, dataset, model, scenario), row in best.items():
+        found, device = row["metrics"], get(row, "env", "device")
         work = "one image" if scenario == "single" else f"batches of {found['batch_size']}"
         said = f"{number(found, 'latency_ms', 'p50'):.2f} ms" if scenario == "single" else (
             f"{found['images_per_s']:,.0f} images/s"
@@ -282,6 +299,6 @@ def surely_faster(row: Row, *path: str) -> bool:
     return isinstance(interval, list) and len(interval) == 2 and interval[0] > 1
 
 
-def ratio_of(row: Row | None) -> float:
-    """A row's speed-up over the first variant."""
-    return number(row, "metrics", "speedup", "ratio") or 0.0
+def rate_of(row: Row | None) -> float:
+    """A row's images a second."""
+    return number(row, "metrics", "images_per_s") or 0.0

@@ -14,7 +14,7 @@ from typing import Any
 
 from common.config import NOISY
 from common.data import may_mirror
-from common.results import TIMINGS
+from common.results import TIMINGS, machine_of
 from common.stats import newcombe_interval, prediction_interval, t_interval, wilson_interval
 
 Row = dict[str, Any]
@@ -56,19 +56,16 @@ def latest_ok(rows: Iterable[Row], kind: str) -> list[Row]:
     last = {}
     for row in rows:
         if row["kind"] == kind and row["status"] == "ok":
-            machine = timed_on(row) if kind in TIMINGS else None
-            last[row["run_id"], get(row, "metrics", "epoch") if kind == "epoch" else machine] = row
+            machine = machine_of(row["env"]) if kind in TIMINGS else None
+            key = row["run_id"], get(row, "metrics", "epoch") if kind == "epoch" else machine
+            last.pop(key, None)  # so that the order is that of the rows that count
+            last[key] = row
     return list(last.values())
-
-
-def timed_on(row: Row) -> tuple[Any, ...]:
-    """What tells the machine and the device of a row from others."""
-    return tuple(str(get(row, "env", key)) for key in ("cpu", "cpu_model", "cpu_count", "device"))
 
 
 def machine_notes(rows: Sequence[Row]) -> list[str]:
     """The device of each row, where they are of several machines; else nothing."""
-    several = len({timed_on(row) for row in rows}) > 1
+    several = len({machine_of(row["env"])[:-1] for row in rows}) > 1  # whatever their devices
     if not several:
         return [""] * len(rows)
     return [
@@ -106,6 +103,12 @@ def by_seed(rows: Iterable[Row]) -> list[Group]:
         rest = {name: value for name, value in row["config"].items() if name != "seed"}
         groups.setdefault(json.dumps(rest, sort_keys=True), []).append(row)
     return [Group(json.loads(key), tuple(group)) for key, group in groups.items()]
+
+
+ACCURACY_INTERVAL = (
+    "95 %: Wilson's interval on the test images, widened to hold Student's over seeds where there "
+    "are several"
+)
 
 
 def accuracy_interval(group: Group) -> tuple[float, float] | None:

@@ -9,6 +9,7 @@ from common.config import preset_of
 from common.contrasts import KNOWN
 from common.evidence import distinct
 from common.measured import (
+    ACCURACY_INTERVAL,
     SVM_FACTORS,
     SVM_PROTOCOL,
     TRAIN_PROTOCOL,
@@ -57,10 +58,9 @@ def results_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     return make_table(
         "findings", "results", "Results: what was chosen on validation, beside the study's best",
         "dataset config seeds test_acc interval published_test_acc training", records,
-        "95 %: Wilson's interval on the test images, widened to hold Student's over seeds where "
-        "there are several, whose accuracy and time are means; of a single seed it holds no noise "
-        "of training. Published: the study's best network, or support vector machine (SVM), where "
-        "the test images are the same. Training of an SVM: its fit.",
+        f"{ACCURACY_INTERVAL}, whose accuracy and time are means; of a single seed it holds no "
+        "noise of training. Published: the study's best network, or support vector machine (SVM), "
+        "where the test images are the same. Training of an SVM: its fit.",
         devices_note(row for groups in contests(train, svm) for g in groups for row in g.rows),
         missing=not records,
     )  # fmt: skip

@@ -66,12 +66,13 @@ class Log:
         return [row for row in rows if row["kind"] == kind]
 
     def finished(self, kind: str) -> dict[str, dict[str, Any]]:
-        """The last successful row of each run_id; of timings, of those made on this machine."""
+        """The last successful row of each run_id; of timings, of those made on this machine and
+        device."""
         rows = [row for row in self.read(kind) if row["status"] == "ok"]
         if kind in TIMINGS:
-            here = describe_machine()
-            same = ("cpu", "cpu_model", "cpu_count")
-            rows = [row for row in rows if all(row["env"].get(k) == here[k] for k in same)]
+            names = {row["config"].get("device") for row in rows}
+            here = {name: _machine_here(name) for name in names}
+            rows = [r for r in rows if machine_of(r["env"]) == here[r["config"].get("device")]]
         return {row["run_id"]: row for row in rows}
 
     def append(
@@ -363,6 +364,18 @@ def describe_machine(device: str | None = None) -> dict[str, Any]:
             env["device"] = name_of()
     env.setdefault("device", env["cpu"])
     return env
+
+
+def machine_of(env: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells the machine and the device of a timing from others."""
+    return tuple(env.get(name) for name in ("cpu", "cpu_model", "cpu_count", "device"))
+
+
+def _machine_here(device: str | None) -> tuple[Any, ...] | None:
+    try:
+        return machine_of(describe_machine(device))
+    except (AssertionError, AttributeError, RuntimeError):  # torch lacks it, or it is not there
+        return None
 
 
 def _first_line(file: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
@@ -57,6 +58,7 @@ class Run:
         )
         self.scaler = engine.build_scaler(self.device, self.precision)
         self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {}  # the weights of highest validation accuracy so far
 
     def order(self, epoch: int) -> list[Tensor]:
         """The batches of one epoch, as indices into the data set, or as views where they move."""
@@ -108,6 +110,8 @@ class Run:
             "train_ms": trained.train_ms,
         }  # fmt: skip
         self.history.append(metrics)
+        if best_epoch(self.history) is metrics:
+            self.best = copy.deepcopy(self.weights())
         return metrics
 
     def test(self, index: Tensor) -> tuple[float, float, Tensor]:
@@ -136,7 +140,7 @@ class Run:
         """What a resumed run continues from, bit for bit."""
         return self.weights() | {
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "history": self.history, "rng": torch.get_rng_state(),
+            "history": self.history, "best": self.best, "rng": torch.get_rng_state(),
             "device_rng": self._device_generator().get_rng_state(), "arithmetic": arithmetic(),
         }  # fmt: skip
 
@@ -149,7 +153,7 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.history = state["history"]
+        self.history, self.best = state["history"], state["best"]
         if state["arithmetic"] != arithmetic():
             print(
                 f"  continues in {arithmetic()} a run begun in {state['arithmetic']}: "
@@ -157,6 +161,11 @@ class Run:
             )
         torch.set_rng_state(state["rng"])
         self._device_generator().set_rng_state(state["device_rng"])
+
+
+def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The epoch of highest validation accuracy, the first of equals."""
+    return max(history, key=lambda metrics: metrics["val_acc"])
 
 
 def arithmetic() -> str:

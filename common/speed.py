@@ -56,7 +56,7 @@ def step_of(row: Row) -> tuple[float, float, int] | None:
 
 def machine_of(row: Row) -> tuple[object, ...]:
     """What two rows must share for their times to be compared."""
-    return tuple(get(row, "env", key) for key in ("cpu", "cpu_count", "torch"))
+    return tuple(get(row, "env", key) for key in ("cpu", "cpu_model", "cpu_count", "torch"))
 
 
 def logged_interval(row: Row) -> Interval | None:
@@ -85,13 +85,15 @@ def time_ratio(slow: Row, fast: Row) -> tuple[float, Interval] | None:
     """How many times as long one row's steps take as another's, with its interval: as logged where
     the second was measured against the first, by rounds where both were in the same, else from
     both rows' steps. None where the rows are of two machines, or of two versions of torch."""
+    if machine_of(slow) != machine_of(fast):
+        return None
     ratio, interval = number(fast, "metrics", "speedup", "ratio"), logged_interval(fast)
     if ratio and interval and get(fast, "metrics", "speedup", "baseline") == slow["run_id"]:
         return ratio, interval
     if rounds := rounds_of(slow, fast):
         return ratio_interval(*rounds)
     steps = step_of(slow), step_of(fast)
-    if None in steps or machine_of(slow) != machine_of(fast):
+    if None in steps:
         return None
     return steps[0][0] / steps[1][0], median_ratio_interval(*steps)
 
@@ -165,15 +167,15 @@ def optimiser_time_parts(rows: Sequence[Row], published: Sequence[Row]) -> list[
         for device, side in zip(("cpu", "gpu"), measured, strict=True):
             subject = f"{NAMES[model]} on a {device.upper()}"
             ratio = times[device][0] / times[device][1]
-            turns = {
-                row["run_id"]: adam
+            turns = [
+                (row, adam)
                 for row in find(side, {"opt": "sgd"})
                 if (adam := _same_but(side, row, "opt", "adam")) and rounds_of(row, adam)
-            }
-            sgd = representative([row for row in side if row["run_id"] in turns])
+            ]
+            sgd = representative([row for row, _ in turns])
             part = None
             if sgd:
-                adam = turns[sgd["run_id"]]
+                adam = next(adam for row, adam in turns if row is sgd)
                 part = ratio_part(subject, between(*OPTIMISER_COST), adam, sgd, ratio)
             command = "make q2" if device == "cpu" else COMMAND
             part = part or unmeasured(subject, ratio, "times", command)
@@ -186,8 +188,10 @@ def optimiser_time_parts(rows: Sequence[Row], published: Sequence[Row]) -> list[
 
 
 def _same_but(rows: Iterable[Row], like: Row, name: str, value: object) -> Row | None:
+    """The row of the same machine that differs in one setting alone."""
     wanted = json.dumps(like["config"] | {name: value}, sort_keys=True)
-    return next((r for r in rows if json.dumps(r["config"], sort_keys=True) == wanted), None)
+    mine = (row for row in rows if machine_of(row) == machine_of(like))
+    return next((r for r in mine if json.dumps(r["config"], sort_keys=True) == wanted), None)
 
 
 def device_accuracy_parts(rows: Sequence[Row], rule: Rule, published: Sequence[Row]) -> list[Part]:

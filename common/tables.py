@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common.measured import (
+    ACCURACY_INTERVAL,
     SVM_FACTORS,
     SVM_PROTOCOL,
     TRAIN_FACTORS,
@@ -308,8 +309,7 @@ def make_table(
 # --- the tables -----------------------------------------------------------------------------------
 
 INTERVAL_NOTE = (
-    "95 %: Wilson interval on the test images. Several seeds are shown as their mean, with the "
-    "standard deviation over seeds. "
+    f"{ACCURACY_INTERVAL}. Several seeds are shown as their mean, with the standard deviation. "
     "A difference from a published figure has Newcombe's interval, as of two samples of images."
 )
 SHOWN_PROBLEMS = 200

@@ -227,6 +227,9 @@ def test_the_cost_of_adam_is_that_of_rounds_which_both_met():
     log.rows[0]["metrics"]["noise"] = log.rows[1]["metrics"]["noise"] = 0.05
     assert parts_of(log, 10)["ResNet-18 on a CPU"] == part  # the one without a partner is no rival
     log.rows.pop()
+    log.rows[1]["env"] = log.rows[0]["env"] | {"cpu_model": "another"}
+    assert parts_of(log, 10)["ResNet-18 on a CPU"].effect is None  # one group, by chance
+    log.rows[1]["env"] = log.rows[0]["env"]
     unlike = ({"group": "another"}, {"step_ms": times[1:]}, {"step_ms": [0, *times[1:]]},
               {"step_ms": None}, {"group": None})  # fmt: skip
     for change in unlike:
@@ -256,6 +259,7 @@ def test_overfitting_stays_open_where_training_images_were_not_tested():
     log.epochs(name, RISING["fashion"], RISING["fashion"])
     parts = parts_of(log, 11)
     assert parts["FashionMNIST: overfitting"].effect is None
+    assert "--force trains them again" in parts["FashionMNIST: overfitting"].note
     assert parts["FashionMNIST: largest fall"].effect is not None
 
 
@@ -362,7 +366,7 @@ def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
     (line,) = (row[0] for row in tables[1].rows)
     assert line.startswith("MNIST: model resnet18, opt sgd, lr 0.001, epochs 5, chosen on validat")
     assert "Cheapest of the 1 tied with it: model resnet18, opt sgd, lr 0.01, epochs 5" in line
-    assert "5 s of training in place of 9 s" in line
+    assert "5.0 s of training in place of 9.0 s" in line
 
 
 def test_what_is_nearly_as_accurate_at_half_the_cost_is_named():
@@ -375,24 +379,40 @@ def test_what_is_nearly_as_accurate_at_half_the_cost_is_named():
     (records,) = divisions(tie_records(log.evidence()))
     line = recommend_cheapest(records)
     assert line.startswith("MNIST, where 0.5 points of validation accuracy may be lost: model vgg5")
-    assert "225 times cheaper (0.0 s" in line
+    assert "225 times cheaper: 0.0 s of training in place of 9.0 s" in line
     assert "leads it by +2.14 points" in line
     assert recommend_cheapest([r for r in records if r["model"].config["model"] != "vgg5"]) is None
 
 
-def test_the_fastest_variant_and_engine_are_named_where_they_surely_lead():
+def test_the_cost_of_unlike_threads_is_that_of_their_cores_and_a_busy_machine_is_named():
     log = Invented()
-    for threads, ratio, interval in (
-        (1, 1.0, [1.0, 1.0]),
-        (2, 1.9, [1.8, 2.0]),
-        (4, 2.1, [0.9, 4]),
-    ):
-        speedup = {"ratio": ratio, "interval": interval, "baseline_label": "1 thread"}
+    env = {"cpu": "a CPU", "device": "a CPU", "cpu_count": 2}
+    for model, threads, load in (("resnet18", 1, 3.5), ("vgg5", 2, 0.1)):
+        metrics = {"train_ms": 9000.0 if threads == 1 else 45.0, "val_acc": 0.99 - threads / 1000}
+        log.train(wrong_on((0, 100 * threads)), metrics, dataset="mnist", model=model)
+        log.rows[-1]["env"] = env | {"threads": threads, "load_average": [load, 0, 0]}
+    (records,) = divisions(tie_records(log.evidence()))
+    assert (
+        "100 times cheaper: 0.1 core-seconds (2 threads) of training in place of 9.0 core-seconds "
+        "(1 thread); busy machine: load 3.5 on 2 CPUs;"
+    ) in recommend_cheapest(records)
+    log.rows[-1]["env"]["cpu_model"] = "another"
+    (records,) = divisions(tie_records(log.evidence()))
+    assert recommend_cheapest(records) is None
+
+
+def test_the_fastest_variant_and_engine_are_named_where_they_surely_lead():
+    """The last variant was measured in another run, whose first one was faster."""
+    log = Invented()
+    measured = ((1, 160, 1.0, [1.0, 1.0]), (2, 300, 1.9, [1.8, 2.0]), (4, 340, 2.1, [0.9, 4.0]),
+                (8, 310, 1.5, [1.4, 1.6]))  # fmt: skip
+    for threads, rate, ratio, interval in measured:
+        speedup = {"ratio": ratio, "interval": interval, "baseline_label": "the first"}
         log.speed(100.0, device="cpu", model="resnet18", threads=threads, speedup=speedup)
-        log.rows[-1]["metrics"] |= {"images_per_s": 160.0 * ratio, "label": f"{threads} threads"}
+        log.rows[-1]["metrics"] |= {"images_per_s": rate, "label": f"{threads} threads"}
     assert recommend_variants(log.rows) == [
-        "Train resnet18 with sgd at 224x224, batches of 16, on a CPU: 2 threads, 304 images/s, "
-        "1.90 times (1.80 to 2.00) as fast as 1 thread."
+        "Train resnet18 with sgd at 224x224, batches of 16, on a CPU: 8 threads, 310 images/s, "
+        "1.50 times (1.40 to 1.60) as fast as the first."
     ]
     engines = (
         ("eager", 1.0, [1.0, 1.0], False),
@@ -407,7 +427,7 @@ def test_the_fastest_variant_and_engine_are_named_where_they_surely_lead():
                    "speedup_interval": interval, "latency_ms": {"p50": 10 / ratio},
                    "test_acc": 0.99, "quick": quick}  # fmt: skip
         log.add("hw_infer", config, metrics)
-    assert recommend_engines(log.rows[3:]) == [
+    assert recommend_engines(log.rows[4:]) == [
         "Answer one image by vgg5 (MNIST, run abc) on a CPU with onnxruntime: 2.50 ms, "
         "4.00 times (3.00 to 5.00) as fast as eager, at 99.00 % on test."
     ]

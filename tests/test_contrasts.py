@@ -195,6 +195,9 @@ def test_a_row_older_than_a_setting_is_of_its_default(log):
     log.train(wrong_on((0, 150)), dataset="mnist", opt="adam", data_on="host")
     evidence = log.evidence()
     assert len(evidence.models) == 3
+    log.rows.append(old | {"time_utc": "later"})  # trained once more
+    assert sum(m.row is log.rows[-1] for m in log.evidence().models) == 1
+    log.rows.pop()
     record = only(contrast_records(evidence), dataset="mnist", contrast="opt sgd - adam")
     assert record["difference"] == pytest.approx(-150 / IMAGES)
 

@@ -5,7 +5,14 @@ import statistics
 import pytest
 from invented import Invented, wrong_on
 
-from common.config import TRAIN_PRESETS, TrainConfig, as_dict, expand_grid, parse_command_line
+from common.config import (
+    TRAIN_PRESETS,
+    TrainConfig,
+    as_dict,
+    expand_grid,
+    parse_command_line,
+    preset_of,
+)
 from common.measured import latest_ok
 from common.replication import published_table, results_table
 from common.stats import newcombe_interval, t_interval, wilson_interval
@@ -106,6 +113,11 @@ def test_a_recipe_of_a_preset_has_its_name_and_other_test_images_no_published_fi
             f"resnet18, muon, rate 0.03, epochs {epochs}; --preset best; official split"
         )
         assert record["published_test_acc"] is None
+    row = log.rows[-1]["config"]
+    assert preset_of(row) == "best"
+    assert preset_of({k: v for k, v in row.items() if k != "weights"}) == "best"  # an older row
+    assert preset_of({k: v for k, v in row.items() if k != "erase"}) is None  # of its default, 0
+    assert preset_of(row | {"tta": True}) is preset_of(row | {"world_size": 2}) is None
 
 
 def test_data_sets_and_divisions_do_not_compete(log):

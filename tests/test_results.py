@@ -84,7 +84,7 @@ def test_a_timing_of_another_machine_is_no_finished_work_here(tmp_path):
     for kind in ("hw_train", "hw_infer", "train"):
         row = log.append(kind, {"seed": 1}, {})
         assert log.finished(kind).keys() == {row["run_id"]}
-        for key in ("cpu", "cpu_model"):  # servers of two generations may have one name
+        for key in ("cpu", "cpu_model", "device"):  # servers of two generations may have one name
             elsewhere = row | {"run_id": "b", "env": row["env"] | {key: "another"}}
             append_line(log.path, json.dumps(elsewhere))
         assert (log.finished(kind).keys() == {row["run_id"]}) == (kind != "train")
