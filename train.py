@@ -407,6 +407,15 @@ def set_up(grid: dict[str, list[Any]], options: TrainOptions) -> tuple[World, in
     return world, workers
 
 
+def check_amp(grid: dict[str, list[Any]]) -> None:
+    """Raises: UsageError for a 16-bit type that nothing would be computed in."""
+    if grid["amp"] == [False] and grid["amp_dtype"] != ["auto"]:
+        raise UsageError(
+            f"--amp-dtype {grid['amp_dtype'][0]}: --amp is false, so that nothing would be "
+            "computed in it; leave one of the two out"
+        )
+
+
 def check_all(configs: list[TrainConfig], data_dir: str) -> None:
     """Say what is wrong with any configuration, or to be known of its images, before training.
 
@@ -431,11 +440,7 @@ def main(argv: list[str] | None = None) -> int:
     """Plan, train, export, and print what was found."""
     grid, options = parse_command_line(argv, __doc__, TrainConfig, TrainOptions, TRAIN_PRESETS)
     expand_grid(TrainConfig, grid)  # a bad value is said before torch is even imported
-    if grid["amp"] == [False] and grid["amp_dtype"] != ["auto"]:
-        raise UsageError(
-            f"--amp-dtype {grid['amp_dtype'][0]}: --amp is false, so that nothing would be "
-            "computed in it; leave one of the two out"
-        )
+    check_amp(grid)
     from common.export import check_format
     from common.watch import write_plan
 

@@ -10,7 +10,7 @@ from common.evidence import Load, collect
 from common.measured import Row, busy_note, display, get, join_notes, latest_ok, number
 from common.noise import ALPHA, noise_tables, tie_records
 from common.replication import published_table, results_table
-from common.results import machine_of
+from common.results import machine_of, timed_on
 from common.tables import Column, Table, make_table
 from common.verdicts import Part
 
@@ -127,7 +127,7 @@ def chosen_findings(tied: Sequence[Row]) -> list[str]:
     return lines
 
 
-def cost_of(record: Row) -> tuple[float, str] | None:
+def training_cost(record: Row) -> tuple[float, str] | None:
     """What a configuration's training took and in words: on a CPU seconds of its cores, so that
     runs of unlike threads can be compared."""
     row = record["model"].row
@@ -146,9 +146,9 @@ def cheapest(
 ) -> tuple[tuple[float, str], tuple[float, str], Row] | None:
     """The chosen one's cost, the least of rivals on the same machine, and whose it is; None where
     there is none to compare."""
-    own, here = cost_of(chosen), machine_of(chosen["model"].row["env"])
-    mine = [rival for rival in rivals if machine_of(rival["model"].row["env"]) == here]
-    costs = [(cost, i) for i, rival in enumerate(mine) if (cost := cost_of(rival))]
+    own, here = training_cost(chosen), timed_on(chosen["model"].row["env"])
+    mine = [rival for rival in rivals if timed_on(rival["model"].row["env"]) == here]
+    costs = [(cost, i) for i, rival in enumerate(mine) if (cost := training_cost(rival))]
     if own is None or not costs:
         return None
     cost, i = min(costs)
@@ -251,7 +251,7 @@ def recommend_variants(rows: Sequence[Row]) -> list[str]:
     best: dict[tuple[object, ...], Row] = {}
     for row in rows:
         names = ("model", "opt", "image_size", "batch_size")
-        key = (machine_of(row["env"])[:-1], *(get(row, "config", name) for name in names))
+        key = (machine_of(row["env"]), *(get(row, "config", name) for name in names))
         if surely_faster(row, "speedup", "interval") and rate_of(row) > rate_of(best.get(key)):
             best[key] = row
     lines = []
@@ -272,7 +272,7 @@ def recommend_engines(rows: Sequence[Row]) -> list[str]:
     best: dict[tuple[object, ...], Row] = {}
     for row in rows:
         names = ("dataset", "model", "scenario")
-        key = (machine_of(row["env"]), get(row, "config", "train_run_id"),
+        key = (timed_on(row["env"]), get(row, "config", "train_run_id"),
                *(get(row, "metrics", name) for name in names))  # fmt: skip
         sure = surely_faster(row, "speedup_interval") and not get(row, "metrics", "quick")
         if sure and rate_of(row) > rate_of(best.get(key)):

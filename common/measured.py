@@ -14,7 +14,7 @@ from typing import Any
 
 from common.config import NOISY
 from common.data import may_mirror
-from common.results import TIMINGS, machine_of
+from common.results import TIMINGS, machine_of, timed_on
 from common.stats import newcombe_interval, prediction_interval, t_interval, wilson_interval
 
 Row = dict[str, Any]
@@ -56,7 +56,7 @@ def latest_ok(rows: Iterable[Row], kind: str) -> list[Row]:
     last = {}
     for row in rows:
         if row["kind"] == kind and row["status"] == "ok":
-            machine = machine_of(row["env"]) if kind in TIMINGS else None
+            machine = timed_on(row["env"]) if kind in TIMINGS else None
             key = row["run_id"], get(row, "metrics", "epoch") if kind == "epoch" else machine
             last.pop(key, None)  # so that the order is that of the rows that count
             last[key] = row
@@ -65,7 +65,7 @@ def latest_ok(rows: Iterable[Row], kind: str) -> list[Row]:
 
 def machine_notes(rows: Sequence[Row]) -> list[str]:
     """The device of each row, where they are of several machines; else nothing."""
-    several = len({machine_of(row["env"])[:-1] for row in rows}) > 1  # whatever their devices
+    several = len({machine_of(row["env"]) for row in rows}) > 1  # whatever their devices
     if not several:
         return [""] * len(rows)
     return [

@@ -72,7 +72,7 @@ class Log:
         if kind in TIMINGS:
             names = {row["config"].get("device") for row in rows}
             here = {name: _machine_here(name) for name in names}
-            rows = [r for r in rows if machine_of(r["env"]) == here[r["config"].get("device")]]
+            rows = [r for r in rows if timed_on(r["env"]) == here[r["config"].get("device")]]
         return {row["run_id"]: row for row in rows}
 
     def append(
@@ -367,13 +367,18 @@ def describe_machine(device: str | None = None) -> dict[str, Any]:
 
 
 def machine_of(env: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells the machine of a row from others."""
+    return tuple(env.get(name) for name in ("cpu", "cpu_model", "cpu_count"))
+
+
+def timed_on(env: Mapping[str, Any]) -> tuple[Any, ...]:
     """What tells the machine and the device of a timing from others."""
-    return tuple(env.get(name) for name in ("cpu", "cpu_model", "cpu_count", "device"))
+    return (*machine_of(env), env.get("device"))
 
 
 def _machine_here(device: str | None) -> tuple[Any, ...] | None:
     try:
-        return machine_of(describe_machine(device))
+        return timed_on(describe_machine(device))
     except (AssertionError, AttributeError, RuntimeError):  # torch lacks it, or it is not there
         return None
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from common.measured import STUDY_TEST_IMAGES, Row, busy_note, get, join_notes, latest_ok, number
+from common.results import machine_of
 from common.stats import Interval, median_ratio_interval, newcombe_interval, ratio_interval
 from common.verdicts import Part, Rule, at_least, between, decide, unmeasured
 
@@ -54,9 +55,9 @@ def step_of(row: Row) -> tuple[float, float, int] | None:
     return values[0], values[1], int(values[2])
 
 
-def machine_of(row: Row) -> tuple[object, ...]:
+def comparable(row: Row) -> tuple[object, ...]:
     """What two rows must share for their times to be compared."""
-    return tuple(get(row, "env", key) for key in ("cpu", "cpu_model", "cpu_count", "torch"))
+    return (*machine_of(row["env"]), get(row, "env", "torch"))
 
 
 def logged_interval(row: Row) -> Interval | None:
@@ -85,7 +86,7 @@ def time_ratio(slow: Row, fast: Row) -> tuple[float, Interval] | None:
     """How many times as long one row's steps take as another's, with its interval: as logged where
     the second was measured against the first, by rounds where both were in the same, else from
     both rows' steps. None where the rows are of two machines, or of two versions of torch."""
-    if machine_of(slow) != machine_of(fast):
+    if comparable(slow) != comparable(fast):
         return None
     ratio, interval = number(fast, "metrics", "speedup", "ratio"), logged_interval(fast)
     if ratio and interval and get(fast, "metrics", "speedup", "baseline") == slow["run_id"]:
@@ -190,7 +191,7 @@ def optimiser_time_parts(rows: Sequence[Row], published: Sequence[Row]) -> list[
 def _same_but(rows: Iterable[Row], like: Row, name: str, value: object) -> Row | None:
     """The row of the same machine that differs in one setting alone."""
     wanted = json.dumps(like["config"] | {name: value}, sort_keys=True)
-    mine = (row for row in rows if machine_of(row) == machine_of(like))
+    mine = (row for row in rows if comparable(row) == comparable(like))
     return next((r for r in mine if json.dumps(r["config"], sort_keys=True) == wanted), None)
 
 

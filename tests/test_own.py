@@ -81,7 +81,8 @@ def test_a_folder_is_what_torchvisions_image_folder_reads(tmp_path, photos, colo
     expected = ImageFolder(root, is_valid_file=lambda name: name.endswith(".png"))
     assert dataset.classes == tuple(expected.classes)
     assert dataset.images.shape == (20, 3 if colour else 1, 8, 8)
-    held = sorted((int(y), x.numpy().tobytes()) for x, y in zip(dataset.images, dataset.labels))  # noqa: B905
+    pairs = zip(dataset.labels.tolist(), dataset.images.numpy(), strict=True)
+    held = sorted((y, x.tobytes()) for y, x in pairs)
     theirs = [(y, np.moveaxis(np.asarray(x), -1, 0)[: dataset.images.shape[1]].tobytes())
               for x, y in expected]  # fmt: skip
     assert held == sorted(theirs)
