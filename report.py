@@ -4,7 +4,7 @@ Reads results/log.jsonl, its shards (log.*.jsonl), the predictions that they nam
 images that were mistaken, the data folder; measures and fetches nothing. The same log gives the
 same bytes. Writes report.html, a page to explore in one file; report.md; report.tex and, where a
 TeX is installed, report.pdf; a CSV file for each table; figures as PNG and PDF. A part that the log
-lacks is named, with the command that measures it. With --readme it prints the README's table
+lacks is named, with the command that measures it. With --readme it prints the README's results
 instead, with --watch it follows a running grid, and writes nothing.
 
     python report.py
@@ -57,7 +57,7 @@ class ReportOptions(Validated):
     )
     data_dir: str = option("data", "folder of the data sets, for the images that were mistaken")
     pdf: bool = option(True, "compile report.pdf, where pdflatex or tectonic is installed")
-    readme: bool = option(False, "print the table of results, as the README shows it")
+    readme: bool = option(False, "print the results and verdicts, as the README shows them")
     watch: bool = option(False, "follow the running train.py: what is finished, time left")
 
 
@@ -304,15 +304,23 @@ def _compile(engine: str, folder: str) -> str | None:
     return None
 
 
-def readme_table(rows: Sequence[Row]) -> str:
-    """The table of results with its notes, in Markdown: the README's, of the committed log."""
+def readme_results(rows: Sequence[Row], folder: Path) -> str:
+    """The table of results with its notes, and what became of the study's claims, in Markdown: the
+    README's, of the committed log."""
+    from common.claims import judge_claims
+    from common.evidence import collect
+    from common.findings import verdict_lines
     from common.measured import latest_ok
     from common.replication import results_table
 
     table = results_table(latest_ok(rows, "train"), latest_ok(rows, "svm"))
     if table.missing:
         raise UsageError("--readme: the log holds no accuracy yet; run make q1a first")
-    return "\n\n".join([markdown_table(table), *map(escape_markdown, table.notes)])
+    results = judge_claims(collect(rows, lambda row: load_predictions(folder, row)), rows)
+    claims = [f"- {escape_markdown(line)}" for line in verdict_lines(results)]
+    notes = map(escape_markdown, table.notes)
+    head = f"Of the study's {len(results)} claims, tested on these rows:"
+    return "\n\n".join([markdown_table(table), *notes, head, "\n".join(claims)])
 
 
 def summary(sections: Sequence[Section]) -> list[str]:
@@ -355,7 +363,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "make smoke results/smoke, train.py results"
         )
     if options.readme:
-        print(readme_table(rows))
+        print(readme_results(rows, folder))
         return 0
     out = Path(options.out) if options.out else folder / "report"
     try:

@@ -95,6 +95,15 @@ def claim_findings(results: Sequence[Result]) -> list[str]:
     return lines
 
 
+def verdict_lines(results: Sequence[Result]) -> list[str]:
+    """The claims in words, a line for each verdict that there is."""
+    said = {v: [r.claim for r in results if r.verdict == v] for v in VERDICTS}
+    return [
+        f"{verdict}: " + "; ".join(f"({claim.number}) {claim.text}" for claim in claims)
+        for verdict, claims in said.items() if claims
+    ]  # fmt: skip
+
+
 def part_text(part: Part) -> str:
     """A measured part with its number."""
     said = f"{part.subject}: {interval_text(part.effect, *part.interval, part.unit)}"

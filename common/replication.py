@@ -173,6 +173,7 @@ def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
         "dataset setting published_test_acc test_acc seeds difference difference_low "
         "difference_high runs note", records,
         "The nearest run has the same data set, network and optimiser, or kernel, and the fewest "
-        "other settings. The study's own figures are taken to be of one run each on 14,000 images.",
+        "other settings. The study's own figures are taken to be of one run each on 14,000 images. "
+        "Runs of one split share its test images: the differences of a data set move together.",
         known=KNOWN,
     )  # fmt: skip

@@ -45,9 +45,11 @@ def test_every_accuracy_is_that_of_its_predictions_and_none_are_left_over(rows):
     assert held == {row["metrics"]["predictions"] for row in tested}
 
 
-def test_the_readme_prints_the_table_of_results(rows):
+def test_the_readme_prints_the_results_and_verdicts(rows):
     [printed] = re.findall(r"<!-- results -->\n\n(.*?)\n\n<!-- /results -->", README, re.S)
-    assert printed == report.readme_table(rows), "python report.py --results-dir reference --readme"
+    assert printed == report.readme_results(rows, REFERENCE), (
+        "python report.py --results-dir reference --readme"
+    )
 
 
 def test_the_readme_shows_a_figure_of_the_report_that_is_small():

@@ -538,6 +538,9 @@ def test_the_readme_s_table_is_printed_and_nothing_written_or_drawn(log):
     assert cells["Published test acc. %"] == "91.54"
     assert notes[1].startswith("95 %: Wilson")
     assert notes[3] == r"Measured on A_CPU \& more (rows: 1)"
+    assert notes[5] == "Of the study's 11 claims, tested on these rows:"
+    assert re.findall(r"\((\d+)\)", notes[7]) == [str(n) for n in range(1, 12)]
+    assert notes[7].startswith("- undecided: (1) ResNet-18 is as accurate as ResNet-50")
     assert [file.name for file in log.folder.iterdir()] == ["log.jsonl"]
 
 
