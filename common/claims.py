@@ -34,7 +34,6 @@ from common.tables import Column, Table, make_table
 from common.verdicts import BEATS, Part, Rule, at_least, between, decide, unmeasured
 
 PUBLISHED = load_published()
-ONE_SEED = "one seed: the interval holds the noise of test images only"
 NO_WORSE_BY, SAME_GAP, SAME_DEVICE = 0.002, 0.005, 0.03
 
 
@@ -105,11 +104,7 @@ def accuracy_part(
         unit="points", runs=tuple(names),
         basis=f"{basis}; pairs: {effect.pairs}, seeds: {effect.seeds}, "
         f"trainings: {effect.trajectories}",
-        note=join_notes(
-            "" if effect.seeds > 1 else ONE_SEED if effect.seed is None else
-            "one side has one seed, whose noise is not in the interval",
-            *(pair[0].protocol for pair in pairs),
-        ),
+        note=join_notes(effect.seed_note, *(pair[0].protocol for pair in pairs)),
     )  # fmt: skip
 
 

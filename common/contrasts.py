@@ -153,6 +153,7 @@ def effect_record(effect: Effect) -> Row:
         "seed_high": effect.seed[1] if effect.seed else None,
         "pairs": effect.pairs, "seeds": effect.seeds, "trajectories": effect.trajectories,
         "first_only": effect.first_only, "second_only": effect.second_only, "p": effect.p,
+        "seed_note": effect.seed_note,
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from common.config import SvmConfig, TrainConfig, defaults_of
 from common.measured import (
+    ONE_SEED,
     SVM_FACTORS,
     SVM_PROTOCOL,
     TRAIN_FACTORS,
@@ -285,6 +286,13 @@ class Effect:
         """The smallest interval that holds both."""
         both = (self.image, self.seed or self.image)
         return min(low for low, _ in both), max(high for _, high in both)
+
+    @property
+    def seed_note(self) -> str:
+        """What of the seeds' noise no interval holds."""
+        if self.seed is None:
+            return ONE_SEED
+        return "" if self.seeds > 1 else "one side has one seed, whose noise is not in the interval"
 
 
 def measure_effect(pairs: Sequence[Pair]) -> Effect:

@@ -215,7 +215,7 @@ def preferences(contrasts: Sequence[Row], interactions: Sequence[Row]) -> list[s
         low, high = ends_of(record)
         if low <= 0 <= high:
             continue
-        caution = "" if record["seeds"] > 1 else ", one seed: its noise is not in the interval"
+        caution = f", {record['seed_note']}" if record["seed_note"] else ""
         (better, worse), effect = record["sides"], (record["difference"], low, high)
         if low < 0:
             better, worse, effect = worse, better, (-record["difference"], -high, -low)

@@ -7,7 +7,16 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from common.measured import STUDY_TEST_IMAGES, Row, busy_note, get, join_notes, latest_ok, number
+from common.measured import (
+    ONE_SEED,
+    STUDY_TEST_IMAGES,
+    Row,
+    busy_note,
+    get,
+    join_notes,
+    latest_ok,
+    number,
+)
 from common.results import machine_of
 from common.stats import Interval, median_ratio_interval, newcombe_interval, ratio_interval
 from common.verdicts import Part, Rule, at_least, between, decide, unmeasured
@@ -221,6 +230,6 @@ def device_accuracy_parts(rows: Sequence[Row], rule: Rule, published: Sequence[R
                 unit="points", published=figures[0] - figures[1],
                 amount=(STUDY_TEST_IMAGES, "test images"), basis="GPU minus CPU, one epoch",
                 runs=(gpu["run_id"], cpu["run_id"]),
-                note="one seed: the interval holds the noise of test images only",
+                note=ONE_SEED,
             ))  # fmt: skip
     return parts

@@ -14,6 +14,7 @@ from common.contrasts import (
     pairs_table,
 )
 from common.evidence import best_on_validation, matched, measure_effect, trained_by
+from common.findings import preferences
 from common.measured import by_seed, latest_ok
 from common.noise import evidence_tables, noise_tables, optimism_table, seeds_table, tie_records
 from common.results import read_rows
@@ -171,6 +172,8 @@ def test_one_machine_meets_every_seed_of_the_network_and_is_still_one(log):
     assert (record["seed_low"], record["seed_high"]) == pytest.approx(expected)
     (part, _) = machine_parts(log.evidence(), log.rows)
     assert "one side has one seed" in part.note
+    (line,) = preferences([record], [])
+    assert "pairs: 3, one side has one seed, whose noise is not in the interval)" in line
 
 
 def test_sides_without_a_common_seed_meet_in_order(log):
