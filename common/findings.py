@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from common.claims import Result, claims_tables, judge_claims
 from common.contrasts import KNOWN, contrast_records, contrast_tables, interaction_records
 from common.evidence import Load, collect
-from common.measured import Row, busy_note, display, get, join_notes, latest_ok, number
+from common.measured import Row, busy_note, display, get, join_notes, latest_ok, noise_note, number
 from common.noise import ALPHA, noise_tables, tie_records
 from common.replication import published_table, results_table
 from common.results import machine_of, timed_on
@@ -257,20 +257,24 @@ def recommend_device(result: Result) -> str | None:
 
 def recommend_variants(rows: Sequence[Row]) -> list[str]:
     """The fastest way to train each network, where its lead over the first one is beyond noise."""
-    best: dict[tuple[object, ...], Row] = {}
+    works: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         names = ("model", "opt", "image_size", "batch_size")
         key = (machine_of(row["env"]), *(get(row, "config", name) for name in names))
-        if surely_faster(row, "speedup", "interval") and rate_of(row) > rate_of(best.get(key)):
-            best[key] = row
+        works.setdefault(key, []).append(row)
     lines = []
-    for (_, model, opt, size, batch), row in best.items():
-        found = row["metrics"]
-        lead = interval_text(found["speedup"]["ratio"], *found["speedup"]["interval"], "times")
+    for (_, model, opt, size, batch), group in works.items():
+        sure = [row for row in group if lead_of(row)[0] > 1]
+        if not sure:
+            continue
+        row = max(sure, key=rate_of)
+        found, same = row["metrics"], ("metrics", "speedup", "baseline")
+        rivals = [r for r in group if get(r, *same) == get(row, *same)]
         lines.append(
             f"Train {model} with {opt} at {size}x{size}, batches of {batch}, on "
-            f"{get(row, 'env', 'device')}: {found['label']}, {rate_of(row):,.0f} images/s, {lead} "
-            f"as fast as {found['speedup'].get('baseline_label')}."
+            f"{get(row, 'env', 'device')}: {found['label']}, {rate_of(row):,.0f} images/s, "
+            f"{interval_text(found['speedup']['ratio'], *lead_of(row), 'times')} as fast as "
+            f"{found['speedup'].get('baseline_label')}{overlaps(row, rivals, 'label')}."
         )
     return lines
 
@@ -278,34 +282,47 @@ def recommend_variants(rows: Sequence[Row]) -> list[str]:
 def recommend_engines(rows: Sequence[Row]) -> list[str]:
     """The fastest engine for single images and for batches of each exported network, where its lead
     over eager is beyond noise; each lost no more accuracy than its gate allows."""
-    best: dict[tuple[object, ...], Row] = {}
+    works: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         names = ("dataset", "model", "scenario")
         key = (timed_on(row["env"]), get(row, "config", "train_run_id"),
                *(get(row, "metrics", name) for name in names))  # fmt: skip
-        sure = surely_faster(row, "speedup_interval") and not get(row, "metrics", "quick")
-        if sure and rate_of(row) > rate_of(best.get(key)):
-            best[key] = row
+        if not get(row, "metrics", "quick"):
+            works.setdefault(key, []).append(row)
     lines = []
-    for (_, run, dataset, model, scenario), row in best.items():
-        found, device = row["metrics"], get(row, "env", "device")
+    for (_, run, dataset, model, scenario), group in works.items():
+        sure = [row for row in group if lead_of(row)[0] > 1]
+        if not sure:
+            continue
+        row = max(sure, key=rate_of)
+        found = row["metrics"]
         work = "one image" if scenario == "single" else f"batches of {found['batch_size']}"
         said = f"{number(found, 'latency_ms', 'p50'):.2f} ms" if scenario == "single" else (
             f"{found['images_per_s']:,.0f} images/s"
         )  # fmt: skip
-        lead = interval_text(found["speedup_vs_eager"], *found["speedup_interval"], "times")
-        lines.append(
-            f"Answer {work} by {model} ({display(str(dataset))}, run {run}) on {device} with "
-            f"{found['engine']}: {said}, {lead} as fast as eager, at "
-            f"{100 * found['test_acc']:.2f} % on test."
-        )
+        measured = len({r["metrics"]["engine"] for r in group})
+        lead = interval_text(found["speedup_vs_eager"], *lead_of(row), "times")
+        lines.append(join_notes(
+            f"Answer {work} by {model} ({display(str(dataset))}, run {run}) on "
+            f"{get(row, 'env', 'device')} with {found['engine']}, the fastest of {measured} "
+            f"measured: {said}, {lead} as fast as eager, at {100 * found['test_acc']:.2f} % on test"
+            f"{overlaps(row, group, 'engine')}", noise_note(row),
+        ) + ".")  # fmt: skip
     return lines
 
 
-def surely_faster(row: Row, *path: str) -> bool:
-    """Whether the interval of a row's speed-up is above 1."""
-    interval = get(row, "metrics", *path)
-    return isinstance(interval, list) and len(interval) == 2 and interval[0] > 1
+def lead_of(row: Row) -> tuple[float, float]:
+    """The interval of a row's speed-up; (0, 0) where it has none."""
+    metrics = row["metrics"]
+    interval = metrics.get("speedup_interval") or get(metrics, "speedup", "interval")
+    return tuple(interval) if isinstance(interval, list) and len(interval) == 2 else (0.0, 0.0)
+
+
+def overlaps(best: Row, rivals: Sequence[Row], name: str) -> str:
+    """The rivals whose speed-ups over the same first one reach into the best's interval."""
+    near = {r["metrics"][name]: None for r in rivals if lead_of(r)[1] >= lead_of(best)[0]}
+    near.pop(best["metrics"][name], None)
+    return f"; not told apart from {', '.join(near)}" if near else ""
 
 
 def rate_of(row: Row | None) -> float:
