@@ -627,9 +627,7 @@ def q2_published_table(rows: Sequence[Row], published: Sequence[Row]) -> Table:
             record |= {k: number(row, "metrics", k) for k in ("test_acc", "epoch_ms")}
             record |= {k: get(row, "metrics", k) for k in ("extrapolated", "label")}
             if not tested:
-                record["note"] = (
-                    "no whole epoch was run: hw_bench.py --full-epoch measures its accuracy"
-                )
+                record["note"] = "no whole epoch was run: hw_bench.py --full-epoch does"
         elif figure["device"] == "gpu":
             record["note"] = unmeasured_note(COMMAND, "needs a GPU")
         else:
