@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from common.claims import Result, claims_tables, judge_claims
 from common.contrasts import KNOWN, contrast_records, contrast_tables, interaction_records
@@ -257,17 +257,13 @@ def recommend_device(result: Result) -> str | None:
 
 def recommend_variants(rows: Sequence[Row]) -> list[str]:
     """The fastest way to train each network, where its lead over the first one is beyond noise."""
-    works: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
+
+    def work(row: Row) -> tuple[object, ...]:
         names = ("model", "opt", "image_size", "batch_size")
-        key = (machine_of(row["env"]), *(get(row, "config", name) for name in names))
-        works.setdefault(key, []).append(row)
+        return machine_of(row["env"]), *(get(row, "config", name) for name in names)
+
     lines = []
-    for (_, model, opt, size, batch), group in works.items():
-        sure = [row for row in group if lead_of(row)[0] > 1]
-        if not sure:
-            continue
-        row = max(sure, key=rate_of)
+    for (_, model, opt, size, batch), row, group in fastest(rows, work):
         found, same = row["metrics"], ("metrics", "speedup", "baseline")
         rivals = [r for r in group if get(r, *same) == get(row, *same)]
         lines.append(
@@ -282,33 +278,41 @@ def recommend_variants(rows: Sequence[Row]) -> list[str]:
 def recommend_engines(rows: Sequence[Row]) -> list[str]:
     """The fastest engine for single images and for batches of each exported network, where its lead
     over eager is beyond noise; each lost no more accuracy than its gate allows."""
-    works: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
+
+    def work(row: Row) -> tuple[object, ...]:
         names = ("dataset", "model", "scenario")
-        key = (timed_on(row["env"]), get(row, "config", "train_run_id"),
-               *(get(row, "metrics", name) for name in names))  # fmt: skip
-        if not get(row, "metrics", "quick"):
-            works.setdefault(key, []).append(row)
+        return (timed_on(row["env"]), get(row, "config", "train_run_id"),
+                *(get(row, "metrics", name) for name in names))  # fmt: skip
+
+    full = [row for row in rows if not get(row, "metrics", "quick")]
     lines = []
-    for (_, run, dataset, model, scenario), group in works.items():
-        sure = [row for row in group if lead_of(row)[0] > 1]
-        if not sure:
-            continue
-        row = max(sure, key=rate_of)
+    for (_, run, dataset, model, scenario), row, group in fastest(full, work):
         found = row["metrics"]
-        work = "one image" if scenario == "single" else f"batches of {found['batch_size']}"
+        asked = "one image" if scenario == "single" else f"batches of {found['batch_size']}"
         said = f"{number(found, 'latency_ms', 'p50'):.2f} ms" if scenario == "single" else (
             f"{found['images_per_s']:,.0f} images/s"
         )  # fmt: skip
         measured = len({r["metrics"]["engine"] for r in group})
         lead = interval_text(found["speedup_vs_eager"], *lead_of(row), "times")
         lines.append(join_notes(
-            f"Answer {work} by {model} ({display(str(dataset))}, run {run}) on "
+            f"Answer {asked} by {model} ({display(str(dataset))}, run {run}) on "
             f"{get(row, 'env', 'device')} with {found['engine']}, the fastest of {measured} "
             f"measured: {said}, {lead} as fast as eager, at {100 * found['test_acc']:.2f} % on test"
             f"{overlaps(row, group, 'engine')}", noise_note(row),
         ) + ".")  # fmt: skip
     return lines
+
+
+def fastest(
+    rows: Sequence[Row], work: Callable[[Row], tuple[object, ...]]
+) -> Iterator[tuple[tuple[object, ...], Row, list[Row]]]:
+    """Of each work the fastest row whose lead over the first one is beyond noise, and all rows."""
+    works: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        works.setdefault(work(row), []).append(row)
+    for key, group in works.items():
+        if sure := [row for row in group if lead_of(row)[0] > 1]:
+            yield key, max(sure, key=rate_of), group
 
 
 def lead_of(row: Row) -> tuple[float, float]:
