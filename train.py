@@ -93,8 +93,8 @@ def print_plan(
 
     in_log = len(configs) - sum(len(t.configs) for t in todo)
     print(
-        f"{len(configs)} configurations, {len(group_trajectories(configs))} trajectories; "
-        f"in the log: {in_log} configurations; to train: {len(todo)} trajectories"
+        f"configurations: {len(configs)}, in the log: {in_log}; "
+        f"trajectories: {len(group_trajectories(configs))}, to train: {len(todo)}"
     )
     if estimated:
         minutes = estimate_ms((t.trained for t in todo), data_dir) / 6e4

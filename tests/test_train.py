@@ -227,7 +227,7 @@ def test_dry_run_says_the_plan_and_writes_nothing(tiny, tmp_path, capsys):
     flags = ["--epochs", "1", "2", "--pin-memory", "false", "true", "--dry-run"]
     assert train.main([*tiny, *flags]) == 0
     said = capsys.readouterr().out
-    assert "4 configurations, 1 trajectories; in the log: 0 configurations" in said
+    assert "configurations: 4, in the log: 0; trajectories: 1, to train: 1" in said
     assert re.search(r"estimated time of the training steps: \d+\.\d min", said)
     assert (tmp_path / "results" / "log.jsonl").read_text() == ""
 
