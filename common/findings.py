@@ -11,6 +11,7 @@ from common.measured import Row, busy_note, display, get, join_notes, latest_ok,
 from common.noise import ALPHA, noise_tables, tie_records
 from common.replication import published_table, results_table
 from common.results import machine_of, timed_on
+from common.speed import logged_interval
 from common.tables import Column, Table, make_table
 from common.verdicts import Part
 
@@ -317,9 +318,10 @@ def fastest(
 
 def lead_of(row: Row) -> tuple[float, float]:
     """The interval of a row's speed-up; (0, 0) where it has none."""
-    metrics = row["metrics"]
-    interval = metrics.get("speedup_interval") or get(metrics, "speedup", "interval")
-    return tuple(interval) if isinstance(interval, list) and len(interval) == 2 else (0.0, 0.0)
+    engine = get(row, "metrics", "speedup_interval")
+    if isinstance(engine, list) and len(engine) == 2:
+        return engine[0], engine[1]
+    return logged_interval(row) or (0.0, 0.0)
 
 
 def overlaps(best: Row, rivals: Sequence[Row], name: str) -> str:
