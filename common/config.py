@@ -406,9 +406,10 @@ TRAIN_PRESETS: dict[str, dict[str, Any]] = {
         "translate": [1], "flip": [True], "seed": [0, 1, 2],
     },
     "best": {
-        "dataset": ["mnist", "fashion"], "split": ["official"], "image_size": [56],
-        "epochs": {"mnist": [16], "fashion": [36]}, "erase": {"mnist": [0.0], "fashion": [0.5]},
-        "translate": [2], "flip": [True], "batch_size": [256], "opt": ["muon"], "lr": [0.03],
+        "dataset": ["mnist", "fashion"], "split": ["official"], "model": ["resnet14"],
+        "image_size": [28], "epochs": {"mnist": [20], "fashion": [55]},
+        "erase": {"mnist": [0.5], "fashion": [1.0]}, "translate": [2], "flip": [True],
+        "tta": [True], "batch_size": [256], "opt": ["muon"], "lr": [0.03],
         "schedule": ["triangular"], "weight_decay": [5e-4], "label_smoothing": [0.1],
     },
 }  # fmt: skip

@@ -131,7 +131,7 @@ def chosen_findings(tied: Sequence[Row]) -> list[str]:
             f"{display(str(chosen['dataset']))}: chosen on validation, {chosen['setting']}, "
             f"{100 * chosen['test_acc']:.2f} % on test ({known}{len(chosen['model'].right):,} "
             f"images, seeds: {chosen['seeds']}). "
-            + (f"Of {tested} rivals {equal} are statistically tied with it." if tested
+            + (f"Rivals: {tested}, statistically tied with it: {equal}." if tested
                else "Nothing else was measured on these images.")
         )  # fmt: skip
     return lines
