@@ -306,7 +306,7 @@ def find_files(grid: dict[str, list[Any]], log: Log) -> list[tuple[dict[str, Any
         )
     wanted = grid["train_run_id"]
     if wanted == [None]:
-        wanted = [g.first()["run_id"] for g in pick_best(trained[name] for name in files)]
+        wanted = [g.first()["run_id"] for g in pick_best([trained[name] for name in files])]
     for name in wanted:
         if name not in files:
             what = "is not exported" if name in trained else f"is no finished run in {log.path}"

@@ -59,7 +59,7 @@ def choose_configs(grid: dict[str, list[Any]], best: bool, log: Log) -> list[Tra
         return configs
     rows = log.finished("train")
     asked = {train_id(config): config for config in configs}
-    chosen = [g.first() for g in pick_best(rows[name] for name in asked if name in rows)]
+    chosen = [g.first() for g in pick_best([rows[n] for n in asked if n in rows])]
     found = {row["config"]["dataset"] for row in chosen}
     if missing := [name for name in grid["dataset"] if name not in found]:
         raise UsageError(

@@ -6,10 +6,11 @@ Every contrast is named here, before any row is read.
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from common.config import preset_of
 from common.evidence import (
@@ -18,12 +19,13 @@ from common.evidence import (
     Evidence,
     Model,
     Pair,
-    best_on_validation,
+    Setting,
+    best_setting,
+    by_setting,
     main_recipe,
     matched,
     measure_effect,
     measure_interaction,
-    pair_seeds,
 )
 from common.measured import (
     Row,
@@ -37,13 +39,15 @@ from common.tables import COLUMNS, Column, Table, make_table
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two levels of a factor; a difference is the first's accuracy minus the second's."""
+    """Two levels of a factor; a difference is the first's accuracy minus the second's, each at its
+    own best of the settings that are `tuned`, chosen on validation."""
 
     kind: str
     factor: str
     first: Any
     second: Any
     command: str
+    tuned: tuple[str, ...] = ()
 
     @property
     def sides(self) -> tuple[str, str]:
@@ -57,12 +61,13 @@ class Contrast:
 
 
 CONTRASTS = (
-    Contrast("train", "model", "resnet18", "resnet50", "make q1a"),
-    Contrast("train", "opt", "sgd", "adam", "make q1a"),
-    Contrast("train", "epochs", 5, 3, "make q1a"),
+    Contrast("train", "model", "resnet18", "resnet50", "make q1a", ("lr",)),
+    Contrast("train", "opt", "sgd", "adam", "make q1a", ("lr",)),
+    Contrast("train", "epochs", 5, 3, "make q1a", ("lr",)),
     Contrast("train", "lr", 1e-3, 1e-4, "make q1a"),
     Contrast("svm", "kernel", "rbf", "poly", "make q1b"),
 )
+TUNED = ", each at its best learning rate"
 NETWORK_AND_MACHINE = ("best ResNet", "best SVM")
 
 KNOWN = COLUMNS | {
@@ -75,8 +80,8 @@ KNOWN = COLUMNS | {
         Column("second_only", "Second only\nright", "count"),
         Column("low", "95 %\nfrom", "points"),
         Column("high", "95 %\nto", "points"),
-        Column("seed_low", "Over seeds\nfrom", "points"),
-        Column("seed_high", "Over seeds\nto", "points"),
+        Column("image_low", "Test images\nalone, from", "points"),
+        Column("image_high", "Test images\nalone, to", "points"),
         Column("p", "p", "p"),
         Column("p_holm", "p, Holm", "p"),
         Column("setting", "Configuration", width_mm=75),
@@ -99,12 +104,13 @@ KNOWN = COLUMNS | {
 }
 
 EFFECT_NOTE = (
-    "A difference is the first's test accuracy minus the second's, in points, averaged over all "
-    "matched pairs: runs that differ in that factor alone, of one protocol (the study's where the "
-    "log has it), each training once however many rows share it. 95 %: paired bootstrap over test "
-    "images, of these runs as they were trained. Over seeds: Student's interval of the seeds' mean "
-    "differences. p: McNemar's exact test, and for several pairs its extension to them, which "
-    "flips the sign of each image's sum."
+    "A difference is the first's test accuracy minus the second's, in points: of the means over "
+    "seeds of each configuration, averaged over all matched pairs of configurations, which differ "
+    "in that factor alone, and in the learning rate where each has its best on validation; of one "
+    "protocol (the study's where the log has it), each training once however many rows share it. "
+    "95 %: over test images and seeds; of one seed over test images alone, as those beside are. p: "
+    "the level at which that interval ends at zero; of one seed McNemar's exact test, and for "
+    "several pairs its extension to them, which flips the sign of each image's sum."
 )
 
 
@@ -115,12 +121,12 @@ def contrast_tables(
     return [contrasts_table(records), interactions_table(interactions), pairs_table(evidence)]
 
 
-def of_dataset(evidence: Evidence, dataset: str, kind: str) -> list[Model]:
-    """The models of one data set and kind."""
-    return [
+def of_dataset(evidence: Evidence, dataset: str, kind: str) -> list[Setting]:
+    """The settings of one data set and kind."""
+    return by_setting(
         m for m in evidence.models
         if m.config.get("dataset") == dataset and m.row["kind"] == kind
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def datasets(evidence: Evidence) -> list[str]:
@@ -128,32 +134,33 @@ def datasets(evidence: Evidence) -> list[str]:
     return datasets_of(model.row for model in evidence.models)
 
 
-def contrast_pairs(evidence: Evidence, dataset: str, contrast: Contrast) -> list[Pair]:
-    """The matched pairs of a contrast."""
-    models = of_dataset(evidence, dataset, contrast.kind)
-    return main_recipe(matched(models, contrast.factor, contrast.first, contrast.second))
+def contrast_pairs(
+    evidence: Evidence, dataset: str, contrast: Contrast, tuned: bool = True
+) -> list[Pair]:
+    """The matched pairs of a contrast; not `tuned`: at every level of what would be."""
+    settings = of_dataset(evidence, dataset, contrast.kind)
+    levels = contrast.factor, contrast.first, contrast.second
+    return main_recipe(matched(settings, *levels, contrast.tuned if tuned else ()))
 
 
 def best_pairs(evidence: Evidence, dataset: str) -> list[Pair]:
     """The best ResNet and the best SVM, each chosen on validation, on the same test images."""
-    networks = [m for m in of_dataset(evidence, dataset, "train")
-                if str(m.config.get("model")).startswith("resnet")]  # fmt: skip
-    networks = [m for (m,) in main_recipe((m,) for m in networks)]
-    machines = [m for (m,) in main_recipe((m,) for m in of_dataset(evidence, dataset, "svm"))]
-    network, machine = best_on_validation(networks), best_on_validation(machines)
-    pairs = pair_seeds(network, machine)
-    return [(a, b) for a, b in pairs if a.test_images == b.test_images]
+    networks = [s for s in of_dataset(evidence, dataset, "train")
+                if str(s[0].config.get("model")).startswith("resnet")]  # fmt: skip
+    sides = networks, of_dataset(evidence, dataset, "svm")
+    network, svm = (best_setting(s for (s,) in main_recipe((s,) for s in side)) for side in sides)
+    alike = network and svm and network[0].test_images == svm[0].test_images
+    return [(network, svm)] if alike else []
 
 
 def effect_record(effect: Effect) -> Row:
     """An effect as columns."""
     return {
-        "difference": effect.difference, "low": effect.image[0], "high": effect.image[1],
-        "seed_low": effect.seed[0] if effect.seed else None,
-        "seed_high": effect.seed[1] if effect.seed else None,
-        "pairs": effect.pairs, "seeds": effect.seeds, "trajectories": effect.trajectories,
-        "first_only": effect.first_only, "second_only": effect.second_only, "p": effect.p,
-        "seed_note": effect.seed_note,
+        "difference": effect.difference, "low": effect.interval[0], "high": effect.interval[1],
+        "image_low": effect.image[0], "image_high": effect.image[1],
+        "pairs": effect.pairs, "seeds": effect.seeds, "trajectories": effect.trainings,
+        "first_only": round(effect.first_only), "second_only": round(effect.second_only),
+        "p": effect.p, "seed_note": effect.seed_note,
     }  # fmt: skip
 
 
@@ -165,20 +172,26 @@ def add_holm(records: Iterable[Row]) -> None:
 
 
 def contrast_records(evidence: Evidence) -> list[Row]:
-    """The main effect of each factor by matched pairs, and the best network against the best
-    machine."""
+    """The main effect of each factor by matched pairs, each level at its best of what is tuned and
+    averaged over it, and the best network against the best SVM."""
     records = []
     for dataset in datasets(evidence):
-        found = [
-            (c.name, c.sides, c.command, contrast_pairs(evidence, dataset, c)) for c in CONTRASTS
-        ]
-        best = best_pairs(evidence, dataset)
-        found.append((" - ".join(NETWORK_AND_MACHINE), NETWORK_AND_MACHINE, "make q1a q1b", best))
-        for name, sides, command, pairs in found:
-            record: Row = {"dataset": dataset, "contrast": name, "sides": sides}
+        found = []
+        for c in CONTRASTS:
+            averaged, pairs = (contrast_pairs(evidence, dataset, c, tuned) for tuned in (0, 1))
+            alike = averaged == pairs
+            found.append((c, c.name + ("" if alike else TUNED), c.sides, c.command, pairs))
+            if averaged and not alike:
+                found.append((None, f"{c.name}, averaged", c.sides, c.command, averaged))
+        best, name = best_pairs(evidence, dataset), " - ".join(NETWORK_AND_MACHINE)
+        found.append((None, name, NETWORK_AND_MACHINE, "make q1a q1b", best))
+        for contrast, name, sides, command, pairs in found:
+            record: Row = {"dataset": dataset, "contrast": name, "sides": sides, "of": contrast}
             if pairs:
                 record |= effect_record(measure_effect(pairs))
-                record["note"] = join_notes(*(pair[0].protocol for pair in pairs))
+                record["note"] = join_notes(
+                    record["seed_note"], *(first[0].protocol for first, _ in pairs)
+                )
             else:
                 record["note"] = f"no pair in the log: {command}"
             records.append(record)
@@ -191,7 +204,7 @@ def contrasts_table(records: Sequence[Row]) -> Table:
     return make_table(
         "statistics", "contrasts", "Predeclared contrasts: main effects by matched pairs",
         "dataset contrast pairs seeds trajectories first_only second_only difference low high "
-        "seed_low seed_high p p_holm note", records, EFFECT_NOTE,
+        "image_low image_high p p_holm note", records, EFFECT_NOTE,
         "Holm's adjustment is over all rows with a p. Several pairs answer the same test images: "
         "an image on which all of them differ counts once, with that weight.",
         missing=all("p" not in record for record in records), known=KNOWN,
@@ -203,9 +216,9 @@ def interaction_records(evidence: Evidence) -> list[Row]:
     records = []
     factors = [contrast for contrast in CONTRASTS if contrast.kind == "train"]
     for dataset in datasets(evidence):
-        models = of_dataset(evidence, dataset, "train")
+        settings = of_dataset(evidence, dataset, "train")
         for one, other in itertools.combinations(factors, 2):
-            first, second = matched_fours(models, one, other)
+            first, second = matched_fours(settings, one, other)
             if first:
                 record = effect_record(measure_interaction(first, second))
                 levels = f"at {other.factor} {plain(other.first)} - at {plain(other.second)}"
@@ -220,7 +233,8 @@ def interactions_table(records: Sequence[Row]) -> Table:
     """The interactions that could be measured."""
     return make_table(
         "statistics", "interactions", "Two-way interactions by matched fours",
-        "dataset contrast pairs seeds trajectories difference low high seed_low seed_high p p_holm",
+        "dataset contrast pairs seeds trajectories difference low high image_low image_high p "
+        "p_holm",
         records, "By how much the first effect is larger at one level of the other factor than at "
         "the other level; intervals as above, Holm's adjustment over this table." if records else
         "No matched four in the log.",
@@ -229,14 +243,15 @@ def interactions_table(records: Sequence[Row]) -> Table:
 
 
 def matched_fours(
-    models: Sequence[Model], one: Contrast, other: Contrast
+    settings: Sequence[Setting], one: Contrast, other: Contrast
 ) -> tuple[list[Pair], list[Pair]]:
     """The pairs of one contrast at both levels of another, in the same order."""
     levels: list[dict[str, Pair]] = []
-    pairs = main_recipe(matched(models, one.factor, one.first, one.second))
+    pairs = main_recipe(matched(settings, one.factor, one.first, one.second))
     for level in (other.first, other.second):
-        there = [pair for pair in pairs if pair[0].config.get(other.factor) == level]
-        levels.append({pair[0].without(one.factor, other.factor): pair for pair in there})
+        there = [pair for pair in pairs if pair[0][0].config.get(other.factor) == level]
+        names = "seed", one.factor, other.factor
+        levels.append({pair[0][0].without(*names): pair for pair in there})
     both = [key for key in levels[0] if key in levels[1]]
     return [levels[0][key] for key in both], [levels[1][key] for key in both]
 
@@ -256,21 +271,17 @@ def pairs_table(evidence: Evidence) -> Table:
     records = []
     for dataset in datasets(evidence):
         for contrast in CONTRASTS:
-            settings: dict[str, list[Pair]] = {}
-            for pair in contrast_pairs(evidence, dataset, contrast):
-                settings.setdefault(pair[0].without(contrast.factor, "seed"), []).append(pair)
-            for pairs in settings.values():
-                sides = ([float(m.right.mean()) for m in side] for side in zip(*pairs, strict=True))
-                first, second = map(statistics.fmean, sides)
-                records.append(effect_record(measure_effect(pairs)) | {
+            for pair in contrast_pairs(evidence, dataset, contrast, tuned=False):
+                first, second = (float(np.mean([m.right for m in side])) for side in pair)
+                records.append(effect_record(measure_effect([pair])) | {
                     "dataset": dataset, "contrast": contrast.name, "first_acc": first,
-                    "second_acc": second, "setting": setting_of(pairs[0][0], contrast.factor),
+                    "second_acc": second, "setting": setting_of(pair[0][0], contrast.factor),
                 })  # fmt: skip
     add_holm(records)
     return make_table(
         "statistics", "pairs", "The matched pairs behind the contrasts",
         "dataset contrast setting seeds first_acc second_acc first_only second_only difference "
         "low high p p_holm", records,
-        "Several seeds: accuracies are means, images right on one side only are sums over seeds."
-        if records else "No matched pair in the log.", known=KNOWN,
+        "Several seeds: accuracies are means, images right on one side only those of two runs "
+        "drawn from them, on average." if records else "No matched pair in the log.", known=KNOWN,
     )  # fmt: skip

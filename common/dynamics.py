@@ -7,13 +7,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from common.evidence import distinct
 from common.measured import (
     STUDY_DATASETS,
     TRAIN_PROTOCOL,
     Group,
     Row,
     deviations,
+    distinct,
     get,
     join_notes,
     latest_ok,
@@ -21,8 +21,8 @@ from common.measured import (
     pick_best,
     trajectory,
 )
-from common.stats import Interval, newcombe_interval, t_interval
-from common.verdicts import Part, Rule, at_most, decide, unmeasured
+from common.stats import Estimate, Interval, newcombe_interval, sample_spread
+from common.verdicts import Part, Rule, at_most, decide_accuracy, unmeasured
 
 LEFT, FALL, OVERFIT = at_most(0.01), at_most(0.01), at_most(0.02)
 LENGTH = 5  # epochs of the study's longer runs; a shorter run cannot speak of them
@@ -77,23 +77,19 @@ def curve_part(
     runs: Sequence[tuple[Row, Curve]],
 ) -> Part:  # fmt: skip
     """The verdict of a change in the curves: the mean over seeds, of the values and of the ends of
-    their intervals, widened to Student's interval over seeds."""
+    their intervals over images."""
     if not runs:
         return unmeasured(subject, None, "points", COMMAND)
     changes = [change(row, curve) for row, curve in runs]
     values = [value for value, _ in changes]
-    image = [statistics.fmean(ends) for ends in zip(*(i for _, i in changes), strict=True)]
-    seed = t_interval(values) or image
-    interval = min(image[0], seed[0]), max(image[1], seed[1])
-    by_seed = len(values) > 1 and (interval[0], interval[1]) != tuple(image)
-    images = int(number(runs[0][0], "metrics", "n_val"))
-    note = "" if len(values) > 1 else "one seed: the interval holds the noise of images only"
-    return decide(
-        subject, rule, statistics.fmean(values), interval, unit="points",
-        amount=(len(values), "seeds") if by_seed else (images, "validation images"),
+    image = tuple(statistics.fmean(ends) for ends in zip(*(i for _, i in changes), strict=True))
+    estimate = Estimate(statistics.fmean(values), image, tuple(sample_spread(values)))
+    return decide_accuracy(
+        subject, rule, estimate, seeds=len(values), command=COMMAND,
+        images=int(number(runs[0][0], "metrics", "n_val")),
         basis=f"the ResNet chosen on validation, seeds: {len(values)}",
         runs=tuple(row["run_id"] for row, _ in runs),
-        note=join_notes(note, *(deviations(row["config"], TRAIN_PROTOCOL) for row, _ in runs)),
+        note=join_notes(*(deviations(row["config"], TRAIN_PROTOCOL) for row, _ in runs)),
     )  # fmt: skip
 
 

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from common import UsageError, find_name
-from common.evidence import distinct
-from common.measured import Group, Row, display, pick_best, slug
+from common.measured import Group, Row, display, distinct, pick_best, slug
 from common.stats import wilson_interval
 from common.tables import Table, make_table
 
@@ -64,7 +63,7 @@ def build_errors(
 
     `train` may hold support vector machines: they vote on the images that nobody gets.
     """
-    chosen = pick_best(row for row in train if row["kind"] == "train")
+    chosen = pick_best([row for row in train if row["kind"] == "train"])
     return [
         _errors_of(group, train, predictions, data_dir)
         for group in chosen

@@ -7,7 +7,7 @@ only repeats another's predictions is no further evidence.
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,34 +16,33 @@ from typing import Any
 
 import numpy as np
 
-from common.config import SvmConfig, TrainConfig, defaults_of
 from common.measured import (
     ONE_SEED,
     SVM_FACTORS,
     SVM_PROTOCOL,
     TRAIN_FACTORS,
     TRAIN_PROTOCOL,
+    TRANSPORT,
+    Group,
     Row,
-    cost_of,
+    best_of,
     datasets_of,
     deviations,
+    distinct,
     division,
     get,
     latest_ok,
     number,
+    settings_of,
 )
-from common.stats import paired_interval, sign_flip_test, t_interval
+from common.stats import Estimate, Spread, lend, paired_interval, sign_flip_test
 
-# They change how images reach a device, and no arithmetic: two runs that differ in them alone are
-# one training done twice.
-TRANSPORT = ("pin_memory", "data_on")
 PROTOCOLS = {"train": (TRAIN_PROTOCOL, TRAIN_FACTORS), "svm": (SVM_PROTOCOL, SVM_FACTORS)}
-DEFAULTS = {"train": defaults_of(TrainConfig), "svm": defaults_of(SvmConfig)}
 
 Load = Callable[[Row], tuple[Mapping[str, Any] | None, str | None]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A trained network or machine. `test_images` is a hash of their indices and labels.
 
@@ -65,11 +64,11 @@ class Model:
         return int(number(self.config, "seed") or 0)
 
     @property
-    def trajectory(self) -> str:
-        """The training that it is an epoch of: at a constant rate, whatever its length."""
-        if self.config.get("schedule", "constant") == "constant" and "epochs" in self.config:
-            return self.without("epochs")
-        return trained_by(self.row)
+    def family(self) -> str:
+        """The trainings that it is of, whatever their seed: at a constant learning rate those of
+        any length are epochs of one."""
+        constant = self.config.get("schedule", "constant") == "constant"
+        return self.without("seed", "epochs") if constant else self.without("seed")
 
     @cached_property
     def recipe(self) -> str:
@@ -88,9 +87,7 @@ class Model:
 
     def without(self, *names: str) -> str:
         """Its settings but for some, as text: what is equal in a matched pair."""
-        settings = DEFAULTS[self.row["kind"]] | self.config
-        rest = {k: v for k, v in settings.items() if k not in names and k not in TRANSPORT}
-        return json.dumps(rest, sort_keys=True)
+        return settings_of(self.row, *names, *TRANSPORT)
 
 
 @dataclass(frozen=True)
@@ -100,11 +97,6 @@ class Evidence:
     models: tuple[Model, ...]
     counts: tuple[Row, ...]
     reasons: Mapping[str, int]
-
-
-def trained_by(row: Row) -> str:
-    """The run_id of the run that was really trained."""
-    return get(row, "metrics", "shared_with") or row["run_id"]
 
 
 def collect(rows: Sequence[Row], load: Load) -> Evidence:
@@ -128,25 +120,6 @@ def collect(rows: Sequence[Row], load: Load) -> Evidence:
                 **_unfinished(rows, kind, dataset),
             })  # fmt: skip
     return Evidence(tuple(models), tuple(counts), reasons)
-
-
-def distinct(rows: Sequence[Row]) -> list[Row]:
-    """One row for each model, those without pinned memory first; of the same training done twice
-    the later, whose code was that of the rest."""
-
-    def pinned(row: Row) -> bool:
-        return bool(row["config"].get("pin_memory"))
-
-    latest_first = list(reversed(rows))
-    kept: set[str] = set()
-    seen: set[tuple[Any, ...]] = set()
-    for row in sorted(latest_first, key=pinned):
-        model = Model(row, np.empty(0))
-        names = {(trained_by(row), row["config"].get("epochs")), (model.without(),)}
-        if not names & seen:
-            kept.add(row["run_id"])
-        seen |= names
-    return [row for row in sorted(rows, key=pinned) if row["run_id"] in kept]
 
 
 def _read(row: Row, load: Load, reasons: Counter[str]) -> Model | None:
@@ -207,55 +180,52 @@ def _unfinished(rows: Sequence[Row], kind: str, dataset: str) -> Row:
 
 # --- matched pairs --------------------------------------------------------------------------------
 
-Pair = tuple[Model, Model]
+Setting = tuple[Model, ...]  # the models of one configuration, which differ in their seed alone
+Pair = tuple[Setting, Setting]
 
 
-def matched(models: Iterable[Model], factor: str, first: Any, second: Any) -> list[Pair]:
-    """Pairs of models that differ in one factor alone, on the same test images."""
-    sides: dict[str, dict[Any, Model]] = {}
+def by_setting(models: Iterable[Model]) -> list[Setting]:
+    """Group models that differ in their seed alone."""
+    settings: dict[str, list[Model]] = {}
     for model in models:
-        sides.setdefault(model.without(factor), {})[model.config.get(factor)] = model
-    return [(s[first], s[second]) for s in sides.values() if first in s and second in s]
+        settings.setdefault(model.without("seed"), []).append(model)
+    return [tuple(setting) for setting in settings.values()]
 
 
-def main_recipe(pairs: Iterable[tuple[Model, ...]]) -> list[Any]:
+def best_setting(settings: Iterable[Setting]) -> Setting | None:
+    """The best on validation, by the rule of best_of."""
+    settings = list(settings)
+    groups = [Group(s[0].config, tuple(m.row for m in s)) for s in settings]
+    best = best_of(groups)
+    return next((s for s, group in zip(settings, groups, strict=True) if group is best), None)
+
+
+def matched(
+    settings: Sequence[Setting], factor: str, first: Any, second: Any, tuned: Sequence[str] = ()
+) -> list[Pair]:
+    """Pairs of settings that differ in one factor alone, on the same test images; and in those
+    that are `tuned`, of which each side has its best on validation."""
+    sides: dict[str, dict[Any, list[Setting]]] = {}
+    for setting in settings:
+        rest = sides.setdefault(setting[0].without("seed", factor, *tuned), {})
+        rest.setdefault(setting[0].config.get(factor), []).append(setting)
+    found = [
+        tuple(best_setting(s[level]) if tuned else s[level][0] for level in (first, second))
+        for s in sides.values() if first in s and second in s
+    ]  # fmt: skip
+    return [pair for pair in found if all(pair)]
+
+
+def main_recipe(pairs: Iterable[tuple[Setting, ...]]) -> list[Any]:
     """The pairs of one recipe: the study's where there are any, else that of most pairs."""
-    recipes: dict[str, list[tuple[Model, ...]]] = {}
+    recipes: dict[str, list[tuple[Setting, ...]]] = {}
     for pair in pairs:
-        recipes.setdefault(pair[0].recipe, []).append(pair)
+        recipes.setdefault(pair[0][0].recipe, []).append(pair)
 
     def rank(recipe: str) -> tuple[bool, int, str]:
-        return recipes[recipe][0][0].protocol != "", -len(recipes[recipe]), recipe
+        return recipes[recipe][0][0][0].protocol != "", -len(recipes[recipe]), recipe
 
     return recipes[min(recipes, key=rank)] if recipes else []
-
-
-def best_on_validation(models: Iterable[Model]) -> list[Model]:
-    """The models, one a seed, of the configuration of highest mean validation accuracy; ties go to
-    the shorter training."""
-    groups: dict[str, list[Model]] = {}
-    for model in models:
-        if number(model.row, "metrics", "val_acc") is not None:
-            groups.setdefault(model.without("seed"), []).append(model)
-
-    def rank(group: list[Model]) -> tuple[float, float, str]:
-        times = [number(m.row, "metrics", cost_of(m.row)) for m in group]
-        cost = np.inf if None in times else float(np.mean(times))
-        accuracy = np.mean([number(m.row, "metrics", "val_acc") for m in group])
-        return -float(accuracy), cost, group[0].without("seed")
-
-    return min(groups.values(), key=rank) if groups else []
-
-
-def pair_seeds(first: Sequence[Model], second: Sequence[Model]) -> list[Pair]:
-    """Two configurations' models by seed. One that has a single seed meets all of the other's; with
-    no seed in common they meet in the order of their seeds, as independent runs may."""
-    if len(first) == 1 or len(second) == 1:
-        return [(a, b) for a in first for b in second]
-    by_seed = {model.seed: model for model in second}
-    pairs = [(model, by_seed[model.seed]) for model in first if model.seed in by_seed]
-    sides = (sorted(side, key=lambda model: model.seed) for side in (first, second))
-    return pairs or list(zip(*sides, strict=False))
 
 
 # --- effects --------------------------------------------------------------------------------------
@@ -263,74 +233,110 @@ def pair_seeds(first: Sequence[Model], second: Sequence[Model]) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Effect:
-    """A difference of test accuracies, first minus second, averaged over matched pairs.
+    """A difference of test accuracies, first minus second: of the settings' means over seeds, the
+    mean over matched pairs of settings.
 
-    `image` is the interval over test images, for these models as they were trained; `seed` that
-    over seeds, where there are several; `seeds` is how many the side of fewer has.
+    `estimate` holds both noises, `image` is the interval over test images for these models as they
+    were trained, `seeds` the fewest that a setting has, `first_only` the images that of two models
+    drawn from a pair the first alone gets right, on average, summed over pairs.
     Units: fractions.
     """
 
-    difference: float
+    estimate: Estimate
     image: tuple[float, float]
-    seed: tuple[float, float] | None
     p: float
     pairs: int
     seeds: int
-    trajectories: int
+    trainings: int
     images: int
-    first_only: int
-    second_only: int
+    first_only: float
+    second_only: float
 
     @property
-    def cautious(self) -> tuple[float, float]:
-        """The smallest interval that holds both."""
-        both = (self.image, self.seed or self.image)
-        return min(low for low, _ in both), max(high for _, high in both)
+    def difference(self) -> float:
+        """The estimate itself."""
+        return self.estimate.value
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of 95 %, over test images and seeds; over test images alone where each has one seed."""
+        return self.estimate.interval()
 
     @property
     def seed_note(self) -> str:
-        """What of the seeds' noise no interval holds."""
-        if self.seed is None:
+        """What of the seeds' noise the interval does not hold."""
+        if self.seeds > 1:
+            return ""
+        if not self.estimate.spreads:
             return ONE_SEED
-        return "" if self.seeds > 1 else "one side has one seed, whose noise is not in the interval"
+        return "settings of one seed are taken to vary as those of several do"
 
 
 def measure_effect(pairs: Sequence[Pair]) -> Effect:
     """The effect that matched pairs show. Raises: ValueError where there are none."""
     if not pairs:
         raise ValueError("an effect needs at least one pair")
-    differences = [((a.seed, b.seed), a.right.astype(np.int32) - b.right) for a, b in pairs]
-    return _effect(differences, {model.trajectory for pair in pairs for model in pair})
+    return _effect([term for a, b in pairs for term in ((1, a), (-1, b))], pairs)
 
 
 def measure_interaction(first: Sequence[Pair], second: Sequence[Pair]) -> Effect:
     """How much larger the effect of some pairs is than that of others, matched one by one."""
-    differences = [
-        ((a.seed, b.seed), a.right.astype(np.int32) - b.right - c.right + d.right)
-        for (a, b), (c, d) in zip(first, second, strict=True)
-    ]
-    return _effect(differences, {m.trajectory for pair in (*first, *second) for m in pair})
+    fours = zip(first, second, strict=True)
+    terms = [t for (a, b), (c, d) in fours for t in ((1, a), (-1, b), (-1, c), (1, d))]
+    return _effect(terms, first)
 
 
-def _effect(
-    differences: Sequence[tuple[tuple[int, int], np.ndarray]], trajectories: set[str]
-) -> Effect:
-    """Shapes: differences (N,) of each pair, with its sides' seeds."""
-    sums = np.sum([difference for _, difference in differences], axis=0)
-    by_seed: dict[tuple[int, int], list[float]] = {}
-    for seeds, difference in differences:
-        by_seed.setdefault(seeds, []).append(float(difference.mean()))
-    seeds = min(len(set(side)) for side in zip(*by_seed, strict=True))
-    means = [float(np.mean(found)) for found in by_seed.values()]
+def _effect(terms: Iterable[tuple[int, Setting]], pairs: Sequence[Pair]) -> Effect:
+    """The sum of settings' mean accuracies, each times its weight, over the number of pairs."""
+    weights: dict[Setting, int] = Counter()
+    for weight, setting in terms:
+        weights[setting] += weight
+    # In whole numbers: equal differences of an image must not differ by rounding.
+    whole = math.lcm(*map(len, weights)) * len(pairs)
+    shares = {s: w * whole // (len(pairs) * len(s)) for s, w in weights.items()}
+    rights = {s: np.array([m.right for m in s], np.int64) for s in weights}
+    sums = sum(share * rights[s].sum(0) for s, share in shares.items())
+    value, image = float(sums.mean()) / whole, paired_interval(sums, whole)
+    spreads, shared = _spreads({s: share / whole for s, share in shares.items()}, rights)
+    # What differs from image to image between seeds is in the seeds' variance already.
+    alone = math.sqrt(max(0.0, 1 - shared * whole**2 * len(sums) / max(sums.var(), 1e-12)))
+    narrow = (value + alone * (image[0] - value), value + alone * (image[1] - value))
+    estimate = Estimate(value, narrow, spreads) if spreads else Estimate(value, image)
+    both = [(rights[a].mean(0), rights[b].mean(0)) for a, b in pairs]
     return Effect(
-        difference=float(sums.mean() / len(differences)),
-        image=paired_interval(sums, len(differences)),
-        seed=t_interval(means),
-        p=sign_flip_test(sums),
-        pairs=len(differences),
-        seeds=seeds,
-        trajectories=len(trajectories),
+        estimate=estimate,
+        image=image,
+        p=estimate.p() if spreads else sign_flip_test(sums),
+        pairs=len(pairs),
+        seeds=min(map(len, weights)),
+        trainings=len({(m.family, m.seed) for s in weights for m in s}),
         images=len(sums),
-        first_only=sum(int(np.maximum(d, 0).sum()) for _, d in differences),
-        second_only=sum(int(np.maximum(-d, 0).sum()) for _, d in differences),
+        first_only=sum(float((a * (1 - b)).sum()) for a, b in both),
+        second_only=sum(float((b * (1 - a)).sum()) for a, b in both),
     )
+
+
+def _spreads(
+    shares: Mapping[Setting, float], rights: Mapping[Setting, np.ndarray]
+) -> tuple[tuple[Spread, ...], float]:
+    """What the seeds add to the variance of the sum of right answers, each times its setting's
+    share, and how much of that differs from image to image.
+
+    Settings whose models are epochs of the same trainings are taken together, seed by seed.
+    """
+    families: dict[str, list[Setting]] = {}
+    for setting in shares:
+        if len(setting) > 1:
+            families.setdefault(setting[0].family, []).append(setting)
+    known, by_image = [], 0.0
+    for settings in families.values():
+        seeds: dict[int, np.ndarray | float] = Counter()
+        for s in settings:
+            scale = shares[s] * math.sqrt(len(s) / (len(s) - 1))
+            for model, off in zip(s, rights[s] - rights[s].mean(0), strict=True):
+                seeds[model.seed] = seeds[model.seed] + scale * off
+        variance = sum(float(off.mean()) ** 2 for off in seeds.values())
+        by_image += sum(float((off**2).mean()) / len(off) for off in seeds.values())
+        n = min(map(len, settings))
+        known.append(Spread(variance, sum(shares[s] ** 2 * len(s) for s in settings), n, n - 1))
+    return lend(known, [shares[s] ** 2 for s in shares if len(s) == 1]), by_image

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from common.claims import Result, claims_tables, judge_claims
-from common.contrasts import KNOWN, contrast_records, contrast_tables, interaction_records
+from common.contrasts import KNOWN, TUNED, contrast_records, contrast_tables, interaction_records
 from common.evidence import Load, collect
 from common.measured import Row, busy_note, display, get, join_notes, latest_ok, noise_note, number
 from common.noise import ALPHA, noise_tables, tie_records
@@ -13,13 +13,12 @@ from common.replication import published_table, results_table
 from common.results import machine_of, timed_on
 from common.speed import logged_interval
 from common.tables import Column, Table, make_table
-from common.verdicts import Part
+from common.verdicts import SEEDS, VERDICTS, Part, leads
 
 COLUMNS = KNOWN | {
     key: Column(key, key.capitalize(), width_mm=250) for key in ("finding", "recommendation")
 }
 NEAR = 0.005  # of validation accuracy: what a user may give for a cheaper training
-VERDICTS = ("supported", "contradicted", "undecided")
 
 
 def judged_tables(rows: Sequence[Row], load: Load) -> list[Table]:
@@ -123,16 +122,16 @@ def chosen_findings(tied: Sequence[Row]) -> list[str]:
     """What was chosen on validation, how accurate it is, and how many it cannot be told from."""
     lines = []
     for chosen, *rivals in divisions(tied):
-        equal = sum(record["tied"] is True for record in rivals)
-        tested = sum(record["tied"] is not None for record in rivals)
+        tied = [record["tied"] for record in rivals]
+        counts = f"Rivals: {len(tied)}, statistically tied with it: {tied.count(True)}"
+        counts += f", open for want of seeds: {tied.count(None)}" if None in tied else ""
         ends = (chosen["test_acc_low"], chosen["test_acc_high"])
         known = "" if None in ends else f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f} on "
         lines.append(
             f"{display(str(chosen['dataset']))}: chosen on validation, {chosen['setting']}, "
             f"{100 * chosen['test_acc']:.2f} % on test ({known}{len(chosen['model'].right):,} "
             f"images, seeds: {chosen['seeds']}). "
-            + (f"Rivals: {tested}, statistically tied with it: {equal}." if tested
-               else "Nothing else was measured on these images.")
+            + (f"{counts}." if tied else "Nothing else was measured on these images.")
         )  # fmt: skip
     return lines
 
@@ -206,45 +205,39 @@ def recommend_cheapest(records: Sequence[Row]) -> str | None:
 
 
 def preferences(contrasts: Sequence[Row], interactions: Sequence[Row]) -> list[str]:
-    """The levels that a contrast tells apart, after Holm and over the seeds that there are, and
+    """The levels that a contrast tells apart, after Holm and by what counts, on enough seeds, and
     what their lead depends on."""
     lines = []
     for record in contrasts:
-        p = record.get("p_holm")
-        if p is None or p > ALPHA:
+        ahead = leads((record["low"], record["high"])) if "low" in record else 0
+        averaged = record["contrast"].endswith("averaged")
+        if averaged or not ahead or record["p_holm"] > ALPHA or record["seeds"] < SEEDS:
             continue
-        low, high = ends_of(record)
-        if low <= 0 <= high:
-            continue
-        caution = f", {record['seed_note']}" if record["seed_note"] else ""
-        (better, worse), effect = record["sides"], (record["difference"], low, high)
-        if low < 0:
-            better, worse, effect = worse, better, (-record["difference"], -high, -low)
+        (better, worse) = record["sides"]
+        effect = [record[k] for k in ("difference", "low", "high")]
+        if ahead < 0:
+            better, worse = worse, better
+            effect = [-effect[0], -effect[2], -effect[1]]
+        tuned = TUNED if TUNED in record["contrast"] else ""
         lines.append(
-            f"{display(str(record['dataset']))}: {better} rather than {worse} "
-            f"({interval_text(*effect)}, pairs: {record['pairs']}{caution})"
-            f"{dependence(record, interactions)}."
+            f"{display(str(record['dataset']))}: {better} rather than {worse}{tuned} "
+            f"({interval_text(*effect)}, pairs: {record['pairs']})"
+            f"{depends_on(record, interactions)}."
         )
     return lines
 
 
-def ends_of(record: Row) -> tuple[float, float]:
-    """The interval of an effect over test images, widened to hold that over seeds."""
-    low = min(v for v in (record["low"], record["seed_low"]) if v is not None)
-    return low, max(v for v in (record["high"], record["seed_high"]) if v is not None)
-
-
-def dependence(record: Row, interactions: Sequence[Row]) -> str:
+def depends_on(record: Row, interactions: Sequence[Row]) -> str:
     """The interactions that tell that an effect is not the same everywhere."""
-    said = []
+    told = []
     for found in interactions:
-        mine = [c.factor for c in found["between"] if c.name != record["contrast"]]
-        low, high = ends_of(found)
-        sure = found["p_holm"] <= ALPHA and not low <= 0 <= high
+        mine = [c.factor for c in found["between"] if c is not record["of"]]
+        ends = found["low"], found["high"]
+        sure = found["p_holm"] <= ALPHA and not ends[0] <= 0 <= ends[1] and found["seeds"] >= SEEDS
         if found["dataset"] == record["dataset"] and len(mine) == 1 and sure:
-            effect = interval_text(found["difference"], low, high)
-            said.append(f"{mine[0]}: {found['contrast']}, {effect}")
-    return f"; it depends on {' and on '.join(said)}" if said else ""
+            effect = interval_text(found["difference"], *ends)
+            told.append(f"{mine[0]}: {found['contrast']}, {effect}")
+    return f"; it depends on {' and on '.join(told)}" if told else ""
 
 
 def recommend_device(result: Result) -> str | None:
@@ -299,7 +292,7 @@ def recommend_engines(rows: Sequence[Row]) -> list[str]:
             f"Answer {asked} by {model} ({display(str(dataset))}, run {run}) on "
             f"{get(row, 'env', 'device')} with {found['engine']}, the fastest of {measured} "
             f"measured: {said}, {lead} as fast as eager, at {100 * found['test_acc']:.2f} % on test"
-            f"{overlaps(row, group, 'engine')}", noise_note(row),
+            f"{overlaps(row, [r for r in group if same_work(r, row)], 'engine')}", noise_note(row),
         ) + ".")  # fmt: skip
     return lines
 
@@ -322,6 +315,13 @@ def lead_of(row: Row) -> tuple[float, float]:
     if isinstance(engine, list) and len(engine) == 2:
         return engine[0], engine[1]
     return logged_interval(row) or (0.0, 0.0)
+
+
+def same_work(first: Row, second: Row) -> bool:
+    """Whether two engines' rows are of one size of batch and number of threads, so that both
+    speed-ups are over the same eager."""
+    names = (("metrics", "batch_size"), ("config", "threads"), ("env", "threads"))
+    return all(get(first, *name) == get(second, *name) for name in names)
 
 
 def overlaps(best: Row, rivals: Sequence[Row], name: str) -> str:

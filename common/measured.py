@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config import NOISY
+from common.config import NOISY, SvmConfig, TrainConfig, defaults_of
 from common.data import may_mirror
 from common.results import TIMINGS, machine_of, timed_on
-from common.stats import newcombe_interval, prediction_interval, t_interval, wilson_interval
+from common.stats import Estimate, difference_of, sample_spread, wilson_interval
 
 Row = dict[str, Any]
 
@@ -36,6 +36,10 @@ SVM_PROTOCOL = {
 }  # fmt: skip
 TRAIN_FACTORS = ("dataset", "model", "opt", "lr", "epochs", "pin_memory")
 SVM_FACTORS = ("dataset", "kernel")
+DEFAULTS = {"train": defaults_of(TrainConfig), "svm": defaults_of(SvmConfig)}
+# They change how images reach a device, and no arithmetic: two runs that differ in them alone are
+# one training done twice.
+TRANSPORT = ("pin_memory", "data_on")
 
 
 def get(row: Any, *path: str) -> Any:
@@ -97,52 +101,89 @@ class Group:
         return min(self.rows, key=lambda row: (number(row, "config", "seed") or 0, row["run_id"]))
 
 
+def settings_of(row: Row, *left_out: str) -> str:
+    """A run's settings but for some, as text: what is equal in runs that are compared."""
+    settings = DEFAULTS.get(row["kind"], {}) | row["config"]
+    return json.dumps({k: v for k, v in settings.items() if k not in left_out}, sort_keys=True)
+
+
 def by_seed(rows: Iterable[Row]) -> list[Group]:
     """Group runs that differ in their seed alone."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        rest = {name: value for name, value in row["config"].items() if name != "seed"}
-        groups.setdefault(json.dumps(rest, sort_keys=True), []).append(row)
-    return [Group(json.loads(key), tuple(group)) for key, group in groups.items()]
+        groups.setdefault(settings_of(row, "seed"), []).append(row)
+    return [
+        Group({k: v for k, v in rows[0]["config"].items() if k != "seed"}, tuple(rows))
+        for rows in groups.values()
+    ]
+
+
+def trained_by(row: Row) -> str:
+    """The run_id of the run that was really trained."""
+    return get(row, "metrics", "shared_with") or row["run_id"]
+
+
+def distinct(rows: Sequence[Row]) -> list[Row]:
+    """One row for each model, those without pinned memory first; of the same training done twice
+    the later, whose code was that of the rest."""
+
+    def pinned(row: Row) -> bool:
+        return bool(row["config"].get("pin_memory"))
+
+    latest_first = list(reversed(rows))
+    kept: set[str] = set()
+    seen: set[tuple[Any, ...]] = set()
+    for row in sorted(latest_first, key=pinned):
+        trained = (trained_by(row), row["config"].get("epochs"))
+        names = {trained, (settings_of(row, *TRANSPORT),)}
+        if not names & seen:
+            kept.add(row["run_id"])
+        seen |= names
+    return [row for row in sorted(rows, key=pinned) if row["run_id"] in kept]
 
 
 ACCURACY_INTERVAL = (
-    "95 %: Wilson's interval on the test images, widened to hold Student's over seeds where there "
-    "are several"
+    "95 %: Wilson's interval on the test images and Student's over the seeds, where there are "
+    "several, joined as independent noises"
 )
 
 
 def accuracy_interval(group: Group) -> tuple[float, float] | None:
-    """95 % interval of the mean test accuracy: Wilson's on the number of test images, widened to
-    hold Student's over seeds where there are several, for neither holds the other's noise."""
-    accuracy, total = group.mean("test_acc"), number(group.rows[0], "metrics", "n_test")
-    if accuracy is None or not total:
+    """95 % interval of the mean test accuracy: Wilson's on the test images, joined with Student's
+    over seeds where there are several."""
+    values, total = group.values("test_acc"), number(group.rows[0], "metrics", "n_test")
+    if not values or not total:
         return None
-    image = wilson_interval(round(accuracy * total), int(total))
-    seed = t_interval(group.values("test_acc")) or image
-    return min(image[0], max(seed[0], 0.0)), max(image[1], min(seed[1], 1.0))
+    mean = statistics.fmean(values)
+    image = wilson_interval(round(mean * total), int(total))
+    low, high = Estimate(mean, image, tuple(sample_spread(values))).interval()
+    return max(low, 0.0), min(high, 1.0)
 
 
 def cost_of(row: Row) -> str:
-    """The metric that tells what a run cost: of a machine its fit."""
+    """The metric that tells what a run cost: of an SVM its fit."""
     return "fit_ms" if row["kind"] == "svm" else "train_ms"
 
 
-def pick_best(train: Iterable[Row]) -> list[Group]:
-    """The configuration of highest validation accuracy of each data set and split.
+def best_of(groups: Iterable[Group]) -> Group | None:
+    """The best: of highest mean validation accuracy; ties go to the shorter training or fit, then
+    to the name. Test accuracy has no part in it. None where no group has a validation accuracy."""
 
-    Ties go to the shorter training or fit; test accuracy has no part in it.
-    """
-    groups: dict[tuple[Any, ...], list[Group]] = {}
-    for group in by_seed(train):
-        if group.mean("val_acc") is not None:
-            groups.setdefault(division(group.config), []).append(group)
+    def rank(group: Group) -> tuple[float, float, str]:
+        cost_ms = group.mean(cost_of(group.rows[0]))
+        duration_ms = math.inf if cost_ms is None else cost_ms
+        return -group.mean("val_acc"), duration_ms, settings_of(group.rows[0], "seed")
 
-    def rank(group: Group) -> tuple[float, float]:
-        duration_ms = group.mean(cost_of(group.rows[0]))
-        return -group.mean("val_acc"), math.inf if duration_ms is None else duration_ms
+    known = [group for group in groups if group.mean("val_acc") is not None]
+    return min(known, key=rank, default=None)
 
-    return [min(found, key=rank) for found in groups.values()]
+
+def pick_best(rows: Sequence[Row]) -> list[Group]:
+    """The best network, and the best SVM, of each data set and split."""
+    kinds: dict[tuple[str, ...], list[Group]] = {}
+    for group in by_seed(distinct(rows)):
+        kinds.setdefault((group.rows[0]["kind"], *division(group.config)), []).append(group)
+    return [best for groups in kinds.values() if (best := best_of(groups))]
 
 
 def division(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -288,17 +329,16 @@ def _published(row: Row) -> Row:
 
 
 def difference_record(group: Group, figure: Row) -> Row:
-    """Test accuracy minus the published one, with Newcombe's 95 % interval as of two samples of
-    test images, and the reason where it does not hold zero."""
-    accuracy, images = group.mean("test_acc"), number(group.rows[0], "metrics", "n_test")
-    if accuracy is None:
+    """Mean test accuracy minus the published one, of one run on other images, whose seed is taken
+    to vary as these do; and the reason where its 95 % interval does not hold zero."""
+    values, images = group.values("test_acc"), number(group.rows[0], "metrics", "n_test")
+    if not values:
         return {}
-    record: Row = {"difference": accuracy - figure["test_acc"]}
+    record: Row = {"difference": statistics.fmean(values) - figure["test_acc"]}
     if not images:
         return record
-    counts = [(round(accuracy * images), int(images))]
-    counts.append((round(figure["test_acc"] * STUDY_TEST_IMAGES), STUDY_TEST_IMAGES))
-    low, high = newcombe_interval(*counts)
+    found = difference_of(values, [figure["test_acc"]], (int(images), STUDY_TEST_IMAGES))
+    low, high = found.interval()
     record |= {"difference_low": low, "difference_high": high}
     if not low <= 0 <= high:
         reason = explain_difference(group, figure)
@@ -316,14 +356,8 @@ def explain_difference(group: Group, figure: Row) -> str:
         known.append("max_iter stopped the solver, whose path may be another")
     if any(get(row, "metrics", "precision") == "fp32" for row in group.rows):
         known.append("trained in fp32, not in mixed precision")
-    values = group.values("test_acc")
-    if len(values) > 1:
-        low, high = prediction_interval(values)
-        if low <= figure["test_acc"] <= high:
-            known.append("within the noise of a seed")
-    return join_notes(*known) or (
-        "unexplained" if len(values) > 1 else "unexplained; one seed, whose noise is not measured"
-    )
+    one = "; one seed, whose noise is not measured" if len(group.values("test_acc")) == 1 else ""
+    return join_notes(*known) or f"unexplained{one}"
 
 
 def accuracy_record(group: Group) -> Row:

@@ -10,17 +10,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from common.contrasts import KNOWN, add_holm, datasets, effect_record, of_dataset, setting_of
-from common.evidence import (
-    Evidence,
-    Model,
-    best_on_validation,
+from common.evidence import Evidence, Setting, best_setting, measure_effect
+from common.measured import (
+    Group,
+    Row,
+    accuracy_record,
+    by_seed,
     distinct,
-    measure_effect,
-    pair_seeds,
+    division,
+    number,
+    pick_best,
 )
-from common.measured import Group, Row, accuracy_record, by_seed, division, number, pick_best
 from common.stats import binomial_sd, newcombe_interval, t_interval
 from common.tables import Table, make_table
+from common.verdicts import MARGIN, SEEDS, leads
 
 ALPHA = 0.05
 
@@ -48,42 +51,40 @@ def tied_table(records: Sequence[Row]) -> Table:
     return make_table(
         "statistics", "tied", "Configurations statistically tied with the chosen one",
         "dataset setting seeds val_acc test_acc difference low high p p_holm tied", records,
-        "The chosen one has the highest validation accuracy. Tied: McNemar's exact test against "
-        f"it, with Holm's adjustment over its rivals, does not reach {ALPHA:g} on the test images. "
-        "With few test images more are tied: a tie is not a proof of equality." if records else
+        "The chosen one has the highest validation accuracy. Tied: its difference, over test "
+        f"images and seeds, does not reach {ALPHA:g} with Holm's adjustment over its rivals, or "
+        f"its interval reaches below {100 * MARGIN:g} points. A tie is no proof of equality. Not "
+        f"tied is said on {SEEDS} seeds of both or more: on fewer it is open." if records else
         "No run with predictions in the log.", known=KNOWN,
     )  # fmt: skip
 
 
-def _divisions(models: Iterable[Model]) -> list[list[Model]]:
-    """Models by division of the images."""
-    found: dict[tuple[Any, ...], list[Model]] = {}
-    for model in models:
-        found.setdefault(model.images, []).append(model)
+def _divisions(settings: Iterable[Setting]) -> list[list[Setting]]:
+    """Settings by division of the images."""
+    found: dict[tuple[Any, ...], list[Setting]] = {}
+    for setting in settings:
+        found.setdefault(setting[0].images, []).append(setting)
     return list(found.values())
 
 
-def compare_with_chosen(models: Sequence[Model]) -> list[Row]:
+def compare_with_chosen(settings: Sequence[Setting]) -> list[Row]:
     """The chosen configuration of one division of the images, then its rivals by validation
     accuracy, each with its test against it."""
-    chosen = best_on_validation(models)
-    groups: dict[str, list[Model]] = {}
-    for model in models:
-        groups.setdefault(model.without("seed"), []).append(model)
+    chosen = best_setting(settings)
     records = []
-    for group in groups.values() if chosen else ():
-        accuracy = accuracy_record(Group(group[0].config, tuple(m.row for m in group)))
-        record = accuracy | {
-            "dataset": group[0].config.get("dataset"), "setting": setting_of(group[0]),
-            "model": group[0], "tied": "chosen" if group[0] is chosen[0] else None,
-        }  # fmt: skip
-        pairs = [] if record["tied"] else pair_seeds(chosen, group)
-        records.append(record | (effect_record(measure_effect(pairs)) if pairs else {}))
-        records[-1]["seeds"] = len(group)
+    for setting in settings if chosen else ():
+        accuracy = accuracy_record(Group(setting[0].config, tuple(m.row for m in setting)))
+        effect = {} if setting is chosen else effect_record(measure_effect([(chosen, setting)]))
+        records.append(accuracy | effect | {
+            "dataset": setting[0].config.get("dataset"), "setting": setting_of(setting[0]),
+            "model": setting[0], "seeds": len(setting), "tied": "chosen" if not effect else None,
+        })  # fmt: skip
     add_holm(records)
     for record in records:
-        if record.get("p_holm") is not None:
-            record["tied"] = record["p_holm"] > ALPHA
+        if record["tied"] != "chosen":
+            apart = record["p_holm"] <= ALPHA and leads((record["low"], record["high"])) != 0
+            enough = min(len(chosen), record["seeds"]) >= SEEDS
+            record["tied"] = None if apart and not enough else not apart
     return sorted(records, key=lambda r: (r["tied"] != "chosen", -(r["val_acc"] or 0)))
 
 

@@ -28,6 +28,7 @@ from common.measured import (
     Group,
     Row,
     accuracy_record,
+    best_of,
     choice_record,
     datasets_of,
     describe_all,
@@ -76,22 +77,21 @@ class Answer:
 
 def build_answers(train: Sequence[Row], svm: Sequence[Row]) -> list[Answer]:
     """An answer for each data set and split that anything was trained on."""
-    everything = [*train, *svm]
-    best = pick_best(everything)
+    kinds: dict[tuple[str, ...], dict[str, list[Row]]] = {}
+    for row in (*train, *svm):
+        kinds.setdefault(division(row["config"]), {}).setdefault(_kind_of(row), []).append(row)
+    contests = [[g for rows in each.values() for g in pick_best(rows)] for each in kinds.values()]
+    best = [group for groups in contests if (group := best_of(groups))]
     points = cost_points(train, svm, best)
     answers = []
-    for group in best:
-        kinds: dict[str, list[Row]] = {}
-        for row in everything:
-            if division(row["config"]) == division(group.config):
-                kinds.setdefault(_kind_of(row), []).append(row)
-        kinds.pop(_kind_of(group.rows[0]))
-        others = [choice_record(g) for rows in kinds.values() for g in pick_best(rows)]
+    for groups in filter(None, contests):
+        group = best_of(groups)
+        others = [choice_record(other) for other in groups if other is not group]
         others.sort(key=lambda record: -record["val_acc"])
         dataset = str(group.config.get("dataset"))
         chart = charts.cost_chart(points[dataset]) if dataset in points else None
         answers.append(Answer(dataset, choice_record(group), others, chart))
-    order = datasets_of(everything)
+    order = datasets_of([*train, *svm])
     return sorted(answers, key=lambda answer: order.index(answer.dataset))
 
 

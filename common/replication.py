@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from common.config import preset_of
 from common.contrasts import KNOWN
-from common.evidence import distinct
 from common.measured import (
     ACCURACY_INTERVAL,
     SVM_FACTORS,
@@ -16,6 +15,7 @@ from common.measured import (
     Group,
     Row,
     accuracy_record,
+    best_of,
     busy_note,
     by_seed,
     choice_record,
@@ -24,6 +24,7 @@ from common.measured import (
     devices_note,
     difference_record,
     display,
+    distinct,
     division,
     get,
     join_notes,
@@ -31,7 +32,6 @@ from common.measured import (
     load_published,
     number,
     order_of,
-    pick_best,
     plain,
     unmeasured_note,
 )
@@ -49,7 +49,7 @@ def results_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     has several seeds, and of the support vector machines."""
     records = []
     for groups in contests(train, svm):
-        for best in pick_best(row for group in groups for row in group.rows):
+        if best := best_of(groups):
             engines = [{k: v for k, v in g.config.items() if k != "engine"} for g in groups]
             records.append(result_record(best, len({str(sorted(c.items())) for c in engines})))
     order = datasets_of([*train, *svm])
@@ -162,7 +162,8 @@ def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
         if group := nearest(groups[figure["part"]], figure):
             record |= accuracy_record(group) | difference_record(group, figure)
             record["runs"] = group.first()["run_id"]
-            record["note"] = record.get("disagreement") or "within the noise of test images"
+            noise = "test images and seeds" if record["seeds"] > 1 else "test images"
+            record["note"] = record.get("disagreement") or f"within the noise of {noise}"
             if "disagreement" not in record:
                 factors = {k: figure[k] for k in ("lr", "epochs") if k in figure}
                 other = deviations(group.config, PROTOCOLS[figure["part"]] | factors)

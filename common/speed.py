@@ -8,18 +8,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from common.measured import (
-    ONE_SEED,
     STUDY_TEST_IMAGES,
     Row,
     busy_note,
+    by_seed,
     get,
     join_notes,
     latest_ok,
     number,
 )
 from common.results import machine_of
-from common.stats import Interval, median_ratio_interval, newcombe_interval, ratio_interval
-from common.verdicts import Part, Rule, at_least, between, decide, unmeasured
+from common.stats import Interval, difference_of, median_ratio_interval, ratio_interval
+from common.verdicts import (
+    Part,
+    Rule,
+    at_least,
+    between,
+    decide_accuracy,
+    decide_ratio,
+    unmeasured,
+)
 
 # The study's question 2; claims on ratios are tested on no other work.
 STUDY = {"dataset": "fashion", "image_size": 224, "batch_size": 16}
@@ -114,11 +122,9 @@ def ratio_part(
     """The verdict of a ratio of times, or None where a row lacks its steps."""
     if not (found := time_ratio(slow, fast)):
         return None
-    steps = step_of(fast)
     labels = [get(row, "metrics", "label") or get(row, "env", "device") for row in (slow, fast)]
-    return decide(
-        subject, rule, *found, unit="times", published=published,
-        amount=(steps[2], "timed steps") if steps else None, runs=(slow["run_id"], fast["run_id"]),
+    return decide_ratio(
+        subject, rule, *found, published=published, runs=(slow["run_id"], fast["run_id"]),
         basis=f"step time of {labels[0]} over {labels[1]}",
         note=join_notes("noise between processes is not in the interval", note,
                         busy_note(slow), busy_note(fast)),
@@ -158,9 +164,9 @@ def depth_part(opt: str, deep: Part, shallow: Part) -> Part:
     """The ratio of two speed-ups."""
     half = math.hypot(*(math.log(p.interval[1] / p.interval[0]) / 2 for p in (deep, shallow)))
     ratio = deep.effect / shallow.effect
-    return decide(
+    return decide_ratio(
         f"ResNet-50 over ResNet-18 with {opt}", at_least(1.0), ratio,
-        (ratio * math.exp(-half), ratio * math.exp(half)), unit="times",
+        (ratio * math.exp(-half), ratio * math.exp(half)),
         published=deep.published / shallow.published, basis="ratio of the speed-ups above",
         runs=(*deep.runs, *shallow.runs),
     )  # fmt: skip
@@ -218,18 +224,23 @@ def device_accuracy_parts(rows: Sequence[Row], rule: Rule, published: Sequence[R
             subject = f"{NAMES[model]} with {opt}"
             tested = [r for r in find(rows, STUDY | {"model": model, "opt": opt, "split": "study"})
                       if number(r, "metrics", "test_acc") is not None]  # fmt: skip
-            cpu, gpu = map(representative, sides(tested))
-            if not (cpu and gpu):
-                command = "python hw_bench.py --preset q2 --device cpu cuda --full-epoch"
+            command = "python hw_bench.py --preset q2 --device cpu cuda --full-epoch"
+            both = [seeds_of(side) for side in sides(tested)]
+            if not all(both):
                 parts.append(unmeasured(subject, figures[0] - figures[1], "points", command))
                 continue
-            accuracy = [number(row, "metrics", "test_acc") for row in (gpu, cpu)]
-            counts = [(round(a * STUDY_TEST_IMAGES), STUDY_TEST_IMAGES) for a in accuracy]
-            parts.append(decide(
-                subject, rule, accuracy[0] - accuracy[1], newcombe_interval(*counts),
-                unit="points", published=figures[0] - figures[1],
-                amount=(STUDY_TEST_IMAGES, "test images"), basis="GPU minus CPU, one epoch",
-                runs=(gpu["run_id"], cpu["run_id"]),
-                note=ONE_SEED,
+            cpu, gpu = ([number(row, "metrics", "test_acc") for row in side] for side in both)
+            parts.append(decide_accuracy(
+                subject, rule, difference_of(gpu, cpu, (STUDY_TEST_IMAGES, STUDY_TEST_IMAGES)),
+                seeds=min(map(len, both)), images=STUDY_TEST_IMAGES, command=command,
+                published=figures[0] - figures[1], basis="GPU minus CPU, one epoch",
+                runs=tuple(row["run_id"] for side in both for row in side),
             ))  # fmt: skip
     return parts
+
+
+def seeds_of(rows: Sequence[Row]) -> list[Row]:
+    """The representative of a device's variants, and its like of other seeds."""
+    chosen = representative(rows)
+    groups = by_seed(rows)
+    return next((list(group.rows) for group in groups if chosen in group.rows), [])

@@ -3,43 +3,46 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from common.measured import Row, join_notes
-from common.stats import Interval, needed_factor
+from common.stats import Estimate, Interval
 
 MARGIN = 0.001  # a smaller difference of accuracies is none that a choice should rest on
+SEEDS = 3  # of every setting: a conclusion about accuracy rests on no fewer
+POWER = 0.8
 UNITS = {"points": 100.0, "times": 1.0}  # a unit's size in that of the effects
-MOST = 1000  # times the data: beyond it, more of it is no advice
+MOST_SEEDS = 100  # more is no advice
+VERDICTS = ("supported", "contradicted", "mixed", "undecided")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A claim holds where low < effect < high; it fails below `fails_below` or above
-    `fails_above`, which overlap its range where a difference is too small to matter."""
+    """A claim holds where low < effect < high, and fails elsewhere."""
 
     low: float
     high: float
-    fails_below: float
-    fails_above: float
 
 
 def between(low: float, high: float) -> Rule:
     """The effect lies between two values."""
-    return Rule(low, high, low, high)
+    return Rule(low, high)
 
 
 def at_least(value: float) -> Rule:
     """The effect is not below a value."""
-    return between(value, math.inf)
+    return Rule(value, math.inf)
 
 
 def at_most(value: float) -> Rule:
     """The effect is not above a value."""
-    return between(-math.inf, value)
+    return Rule(-math.inf, value)
 
 
-BEATS = Rule(0.0, math.inf, MARGIN, math.inf)
+BEATS = at_least(MARGIN)
 
 
 @dataclass(frozen=True)
@@ -77,43 +80,117 @@ def judge(rule: Rule, interval: Interval) -> str:
     low, high = interval
     if rule.low < low and high < rule.high:
         return "supported"
-    if high < rule.fails_below or low > rule.fails_above:
+    if high < rule.low or low > rule.high:
         return "contradicted"
     return "undecided"
 
 
-def decide(
-    subject: str, rule: Rule, effect: float, interval: Interval, *, unit: str, basis: str,
-    runs: tuple[str, ...], published: float | None = None, amount: tuple[int, str] | None = None,
-    note: str | None = None,
+def leads(interval: Interval) -> int:
+    """Which side of a difference surely leads by what counts: 1 the first, -1 the second, or 0."""
+    low, high = interval
+    ahead, behind = (judge(BEATS, ends) == "supported" for ends in ((low, high), (-high, -low)))
+    return ahead - behind
+
+
+def decide_ratio(
+    subject: str, rule: Rule, effect: float, interval: Interval, *, basis: str,
+    runs: tuple[str, ...], published: float | None = None, note: str | None = None,
 ) -> Part:  # fmt: skip
-    """A measured part. `amount` is the data behind the interval, and what it is counted in."""
+    """A measured part on times."""
     verdict = judge(rule, interval)
-    wanted = more_data(rule, effect, interval, amount) if verdict == "undecided" else ""
-    return Part(
-        subject, verdict, unit, published, effect, interval, basis, runs,
-        join_notes(wanted, note or ""),
+    more = "too few timed steps to decide" if verdict == "undecided" else ""
+    return Part(subject, verdict, "times", published, effect, interval, basis, runs,
+                join_notes(more, note or ""))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Level:
+    """What an effect is at one level of another factor."""
+
+    factor: str
+    level: str
+    effect: float
+    interval: Interval
+
+
+def decide_accuracy(
+    subject: str, rule: Rule, estimate: Estimate, *, seeds: int, images: int, command: str,
+    basis: str, runs: tuple[str, ...], published: float | None = None, note: str | None = None,
+    levels: Sequence[Level] = (),
+) -> Part:  # fmt: skip
+    """A measured part on accuracies, of settings of at least so many seeds, tested on so many
+    images; `levels` tells what else the effect may depend on, `command` measures more of it.
+
+    Mixed: the claim surely holds at one level of another factor and surely fails at another. Where
+    only the estimates say so it is undecided.
+    """
+    interval = estimate.interval()
+    verdict, why = judge(rule, interval), ""
+    apart = dependence(rule, levels)
+    if verdict == "contradicted":
+        apart = [told for told in apart if told[-1]]  # what may be noise excuses no claim
+    if seeds < SEEDS:
+        leaning = judge(rule, (estimate.value, estimate.value))
+        verdict = "undecided"
+        why = f"leans to {leaning}; three seeds: {with_seeds(command)}"
+    elif verdict == "undecided":
+        why = more_data(rule, estimate, seeds, images)
+    elif apart:
+        verdict = "mixed" if any(surely for *_, surely in apart) else "undecided"
+    depends = (
+        f"depends on {best.factor}: {100 * best.effect:+.2f} points at {best.level}, "
+        f"{100 * worst.effect:+.2f} at {worst.level}{'' if surely else ', which may be noise'}"
+        for best, worst, surely in apart
+    )
+    return Part(subject, verdict, "points", published, estimate.value, interval, basis, runs,
+                join_notes(why, *depends, note or ""))  # fmt: skip
+
+
+def with_seeds(command: str) -> str:
+    """The command that measures three seeds of what it measures."""
+    flag = f"--seed {' '.join(map(str, range(SEEDS)))}"
+    return f"{command} ARGS='{flag}'" if command.startswith("make ") else f"{command} {flag}"
+
+
+def dependence(rule: Rule, levels: Iterable[Level]) -> list[tuple[Level, Level, bool]]:
+    """Of each factor whose levels disagree on which side of the rule's edge (of a range: of zero)
+    the effect lies the highest and the lowest, and whether their intervals disagree too."""
+    edge = rule.low if math.isinf(rule.high) else 0.0
+    factors: dict[str, list[Level]] = {}
+    for level in levels:
+        factors.setdefault(level.factor, []).append(level)
+    found = []
+    for same in factors.values():
+        low, high = (pick(same, key=lambda level: level.effect) for pick in (min, max))
+        if low.effect < edge < high.effect:
+            found.append((high, low, low.interval[1] < edge < high.interval[0]))
+    return found
+
+
+def more_data(rule: Rule, estimate: Estimate, seeds: int, images: int) -> str:
+    """How many seeds of every setting, or images, would decide with a power of 80 %, were the value
+    and the noises as measured."""
+    value = estimate.value
+    if value in (rule.low, rule.high):
+        return "at the criterion's edge"
+    ends = (rule.low, rule.high) if rule.low < value < rule.high else (
+        (-math.inf, rule.low) if value < rule.low else (rule.high, math.inf)
     )  # fmt: skip
-
-
-def more_data(rule: Rule, effect: float, interval: Interval, amount: tuple[int, str] | None) -> str:
-    """How much data would decide, were the effect as measured."""
-    factors = []
-    if rule.low < effect < rule.high:
-        edges = [edge for edge in (rule.low, rule.high) if math.isfinite(edge)]
-        factors.append(max(needed_factor(effect, interval, edge) for edge in edges))
-    if effect < rule.fails_below:
-        factors.append(needed_factor(effect, interval, rule.fails_below))
-    if effect > rule.fails_above:
-        factors.append(needed_factor(effect, interval, rule.fails_above))
-    factor = min(factors, default=math.inf)
-    if amount is None or factor > MOST:
-        return "too little data" if amount is None else "too near the criterion's edge to decide"
-    have, what = amount
-    wanted = max(have + 1, math.ceil(have * factor))
-    size = 10 ** max(0, len(str(wanted)) - 2)  # two digits are as many as are meant
-    wanted = -(-wanted // size) * size
-    return f"too little data: about {wanted:,} {what} would decide, in place of {have:,}"
+    for n in range(seeds + 1, MOST_SEEDS + 1):
+        if estimate.at(n).power(*ends) >= POWER:
+            return f"too few seeds: about {n} of each setting would decide, in place of {seeds}"
+    for factor in 1.02 ** np.arange(350):
+        image = tuple(value + (end - value) / math.sqrt(factor) for end in estimate.image)
+        if Estimate(value, image).power(*ends) >= POWER:
+            size = 10 ** max(0, len(str(int(images * factor))) - 2)  # two digits are meant
+            wanted = math.ceil(images * factor / size) * size
+            if factor == 1:
+                return f"too near the criterion's edge: more than {MOST_SEEDS} seeds would decide"
+            return (
+                f"no number of seeds would decide on {images:,} images; many seeds on about "
+                f"{wanted:,} would"
+            )
+    return "too near the criterion's edge to decide"
 
 
 def unmeasured(subject: str, published: float | None, unit: str, command: str) -> Part:

@@ -9,14 +9,17 @@ import pytest
 from scipy import stats
 
 from common.stats import (
+    Estimate,
+    Spread,
     binomial_sd,
+    difference_of,
     holm,
+    lend,
     mcnemar,
     median_ratio_interval,
-    needed_factor,
     newcombe_interval,
     paired_interval,
-    prediction_interval,
+    sample_spread,
     sign_flip_test,
     t_interval,
     wilson_interval,
@@ -148,14 +151,6 @@ def test_the_mean_over_seeds_is_student_s():
     assert t_interval([0.99, 0.99]) == (0.99, 0.99)
 
 
-def test_one_more_seed_falls_where_a_regression_on_a_constant_predicts():
-    regression = pytest.importorskip("statsmodels.regression.linear_model")
-    values = [0.99, 0.992, 0.985, 0.991]
-    fitted = regression.OLS(values, np.ones(4)).fit()
-    expected = fitted.get_prediction([1.0]).conf_int(obs=True)[0]
-    assert prediction_interval(values) == pytest.approx(tuple(expected))
-
-
 def test_the_noise_of_test_images_is_binomial():
     drawn = np.random.default_rng(3).binomial(500, 0.9, 200_000) / 500
     assert binomial_sd(0.9, 500) == pytest.approx(drawn.std(), rel=0.01)
@@ -175,12 +170,89 @@ def test_the_ratio_of_medians_covers_the_truth_as_often_as_it_says():
     assert 0.92 < covered < 0.98
 
 
-def test_as_much_data_as_is_said_has_the_power():
-    rng = np.random.default_rng(5)
-    effect, sd, n = 0.4, 3.0, 100
-    half = 1.96 * sd / math.sqrt(n)
-    factor = needed_factor(effect, (effect - half, effect + half), 0.0)
-    size = math.ceil(n * factor)
-    means = rng.normal(effect, sd / math.sqrt(size), 20_000)
-    assert (means - 1.96 * sd / math.sqrt(size) > 0).mean() == pytest.approx(0.8, abs=0.01)
-    assert needed_factor(0.1, (0.0, 0.2), 0.1) == math.inf
+# --- test images and seeds together ---------------------------------------------------------------
+
+
+def student(mean, half_image, *samples, level=0.05):
+    """An estimate whose seeds are these samples, and its half width over images alone."""
+    spreads = lend([spread for sample in samples for spread in sample_spread(sample)], [])
+    return Estimate(mean, (mean - half_image, mean + half_image), spreads)
+
+
+def test_without_noise_of_images_the_interval_is_student_s_and_with_two_samples_welch_s():
+    one = [0.91, 0.93, 0.925, 0.9]
+    assert student(np.mean(one), 0.0, one).interval() == pytest.approx(t_interval(one))
+    other = [0.915, 0.92, 0.91]
+    welch = stats.ttest_ind(one, other, equal_var=False)
+    found = student(np.mean(one) - np.mean(other), 0.0, one, other)
+    assert found.degrees == pytest.approx(welch.df)
+    assert found.interval() == pytest.approx(tuple(welch.confidence_interval()))
+    assert found.p() == pytest.approx(welch.pvalue, rel=1e-6)
+
+
+def test_without_noise_of_seeds_the_interval_is_that_of_images():
+    for estimate in (student(0.1, 0.02), student(0.1, 0.02, [0.5, 0.5], [0.4, 0.4, 0.4])):
+        assert estimate.interval() == pytest.approx((0.08, 0.12))
+        assert estimate.p() == pytest.approx(2 * stats.norm.sf(0.1 / 0.02 * 1.959964), rel=1e-4)
+
+
+def test_both_noises_add_as_squares_on_each_side():
+    estimate = Estimate(0.9, (0.87, 0.92), tuple(sample_spread([0.88, 0.9, 0.92])))
+    half = stats.t.isf(0.025, 2) * 0.02 / math.sqrt(3)
+    assert estimate.interval() == pytest.approx((0.9 - math.hypot(0.03, half),
+                                                 0.9 + math.hypot(0.02, half)))  # fmt: skip
+
+
+def test_two_seeds_that_agree_by_chance_do_not_borrow_the_other_side_s_degrees_of_freedom():
+    """Welch's degrees of freedom are then the other side's, 9, and the interval far too short."""
+    agree, other = [0.9, 0.9001], np.random.default_rng(0).normal(0.9, 0.005, 10)
+    assert stats.ttest_ind(agree, other, equal_var=False).df > 8.5
+    assert student(0.0, 0.0, agree, other).degrees == pytest.approx(0.6**2 / (0.25 + 0.01 / 9))
+
+
+def test_the_p_is_the_level_at_which_the_interval_ends_at_zero():
+    for mean in (0.01, -0.01):
+        estimate = student(mean, 0.008, [0.9, 0.91, 0.905], [0.9, 0.902])
+        low, high = estimate.interval(estimate.p())
+        assert (low if mean > 0 else high) == pytest.approx(0, abs=1e-9)
+    assert student(0.0, 0.008, [0.9, 0.91]).p() == 1
+    assert student(5.0, 0.001).p() == 0  # beyond floating point
+    assert 0 < student(0.3, 0.001, [0.9, 0.91]).p() < 1
+
+
+def test_a_side_of_one_seed_is_taken_to_vary_as_the_other():
+    first, second = [0.92, 0.93, 0.91], [0.9]
+    found = difference_of(first, second, (1000, 1000))
+    half = stats.t.isf(0.025, 2) * 0.01 * math.sqrt(1 + 1 / 3)
+    low, high = newcombe_interval((920, 1000), (900, 1000))
+    assert found.degrees == 2
+    assert found.interval() == pytest.approx((0.02 - math.hypot(0.02 - low, half),
+                                              0.02 + math.hypot(high - 0.02, half)))  # fmt: skip
+    assert difference_of([0.92], second, (1000, 1000)).interval() == pytest.approx((low, high))
+    regression = pytest.importorskip("statsmodels.regression.linear_model")
+    fitted = regression.OLS(first, np.ones(3)).fit()  # where one more seed would fall
+    expected = fitted.get_prediction([1.0]).conf_int(obs=True)[0]
+    spreads = lend(sample_spread(first), [1.0])
+    assert Estimate(0.92, (0.92, 0.92), spreads).interval() == pytest.approx(tuple(expected))
+
+
+def test_more_seeds_shrink_their_noise_alone():
+    estimate = Estimate(0.1, (0.08, 0.12), (Spread(0.04, 1 / 4, 4, 3), Spread(0.02, 1 / 10, 10, 9)))
+    more = estimate.at(8)
+    assert [s.variance for s in more.spreads] == [0.02, 0.02]
+    assert [s.degrees for s in more.spreads] == [7, 9]
+    assert more.image == estimate.image
+    assert estimate.at(3) == estimate
+
+
+@pytest.mark.parametrize(("error", "sd", "n"), [(0.0, 1.0, 6), (0.4, 1.0, 12), (0.5, 0.0, 3)])
+def test_the_power_is_that_of_simulated_samples(error, sd, n):
+    rng = np.random.default_rng(6)
+    value, edge = 1.2, 0.1
+    estimate = student(value, 1.959964 * error, rng.normal(0, 1, n) * 0)
+    spread = Spread(sd * sd / n, 1 / n, n, n - 1)
+    estimate = Estimate(value, estimate.image, (spread,))
+    means = rng.normal(value, error, 20_000)[:, None] + rng.normal(0, sd, (20_000, n))
+    half = stats.t.isf(0.025, n - 1) * means.std(1, ddof=1) / math.sqrt(n)
+    lows = means.mean(1) - np.hypot(1.959964 * error, half)
+    assert estimate.power(edge, math.inf) == pytest.approx((lows > edge).mean(), abs=0.012)
