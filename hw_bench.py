@@ -205,11 +205,9 @@ def bench_train(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
     """
     import torch
 
-    from common.engine import keep_freed_memory
     from common.hw_train import measure_group
     from common.measured import get
 
-    keep_freed_memory()
     threads = torch.get_num_threads()
     groups = expand_groups(grid)
     compiled = any(config.compile for group in groups for config in group)
@@ -426,7 +424,7 @@ def run_row(
         "dataset": run["config"]["dataset"], "model": run["config"]["model"], "file": file,
         "sha256": sha256,
         "engine": config.engine, "scenario": config.scenario, "batch_size": config.batch_size,
-        "versions": side.versions,
+        "versions": side.versions, "freed_memory_kept": side.kept,
         "quick": config.quick, "latency_ms": None, "images_per_s": None, "speedup_vs_eager": None,
         "cold_start_ms": side.cold_start_ms, "test_acc": side.test_acc, "parity": side.parity,
         "flips": side.parity and side.parity["flips"],

@@ -37,6 +37,7 @@ from common.timing import (
     now_ms,
     peak_memory_bytes,
     percentiles_ms,
+    prepare_process,
     reset_peak_memory,
 )
 
@@ -72,6 +73,7 @@ class Server:
     """
 
     def __init__(self, task: Task) -> None:
+        self.kept = prepare_process(task.threads)
         dataset = cached_dataset(task.dataset, task.data_dir, task.image_size)
         self.test = split_dataset(dataset, task.split, task.split_seed).test
         self.load_pixels = build_pixel_loader(dataset, task.image_size)
@@ -85,14 +87,15 @@ class Server:
             self.engine(first)
             self.cold_start_ms = now_ms(CPU) - start_ms
 
-    def answer(self) -> tuple[float, dict[str, str], Any]:
-        """Its cold start, its packages' versions, and its logits of the test split.
+    def answer(self) -> tuple[float, dict[str, str], Any, bool]:
+        """Its cold start, its packages' versions, its logits of the test split, and whether its
+        process keeps freed memory.
 
         Shapes: logits (N, classes).
         """
         batches = map(self.load_pixels, self.test.split(EVAL_BATCH_SIZE))
         self.answers = predict(self.engine, batches)
-        return self.cold_start_ms, self.versions, self.answers.numpy()
+        return self.cold_start_ms, self.versions, self.answers.numpy(), self.kept
 
     def time(
         self, batch_size: int, first: int, queries: int, seconds: float
@@ -194,6 +197,7 @@ class Side:
     worker: Worker | None = None
     cold_start_ms: float | None = None
     versions: dict[str, str] | None = None
+    kept: bool | None = None
     test_acc: float | None = None
     parity: dict[str, Any] | None = None
     error: str | None = None
@@ -232,7 +236,7 @@ def open_engines(
         side = sides[task.engine] = Side()
         try:
             side.worker = Worker(replace(task, cold=not before))
-            side.cold_start_ms, side.versions, answers = side.worker.call("answer")
+            side.cold_start_ms, side.versions, answers, side.kept = side.worker.call("answer")
             if before:
                 side.cold_start_ms = before[task.engine].cold_start_ms
         except RuntimeError as error:
@@ -306,7 +310,7 @@ def rate(
             *medians, launches=config.effort()[0]
         )
     precision = ENGINES[config.engine].precision
-    torch.set_num_threads(config.threads)
+    prepare_process(config.threads)
     peaks = measure_peaks("cpu", precision, config.threads)
     side = trained["image_size"]
     model = as_tested(build_model(trained["model"], classes, image_size=side), trained)

@@ -37,6 +37,7 @@ from common.timing import (
     judge_noise,
     now_ms,
     peak_memory_bytes,
+    prepare_process,
     reset_peak_memory,
     summarize_ms,
 )
@@ -78,10 +79,11 @@ class Side:
         self.error: str | None = None
 
     def attempt(self, work: Callable[[], None]) -> None:
-        """Do a part of the measurement with the variant's threads, unless a part before failed."""
+        """Do a part of the measurement in a process prepared for the variant, unless a part before
+        failed."""
         if self.error:
             return
-        torch.set_num_threads(self.threads)
+        self.kept = prepare_process(self.threads)
         try:
             work()
         except Exception as error:  # out of memory, or no kernel for it: the others go on
@@ -207,7 +209,7 @@ class Side:
             "energy_per_image_j": self.joules / self.steps_metered / config.batch_size
             if self.joules else None,
             "epoch_ms": step_ms["median"] * math.ceil(n_train / config.batch_size),
-            "extrapolated": True, "test_acc": None,
+            "extrapolated": True, "test_acc": None, "freed_memory_kept": self.kept,
         }  # fmt: skip
         measured |= self._roofline(step_ms["median"])
         if config.full_epoch:
@@ -231,7 +233,7 @@ class Side:
     def _roofline(self, step_ms: float) -> dict[str, Any]:
         """The device's measured peaks, and the shares of them that a step reaches."""
         config = self.config
-        torch.set_num_threads(self.threads)
+        prepare_process(self.threads)
         peaks = measure_peaks(config.device, config.precision, self.threads)
         model = build_model(
             config.model, len(self.dataset.classes), image_size=config.image_size
