@@ -47,6 +47,7 @@ from common.engine import train_step  # noqa: E402
 from common.models import build_model  # noqa: E402
 from common.notebook import notebook_steps  # noqa: E402
 from common.results import describe_machine, git_state  # noqa: E402
+from common.roofline import random_values  # noqa: E402
 from common.run import Run  # noqa: E402
 from common.timing import alternate, prepare_process  # noqa: E402
 
@@ -67,7 +68,7 @@ def our_steps(run: Run) -> Iterator[None]:
 
 def peak_steps() -> Iterator[None]:
     """One large matrix product in bf16 at each turn."""
-    a, b = (torch.randn(PEAK_SIDE, PEAK_SIDE, dtype=torch.bfloat16) for _ in range(2))
+    a, b = random_values((2, PEAK_SIDE, PEAK_SIDE), torch.bfloat16, torch.device("cpu"))
     while True:
         torch.mm(a, b)
         yield
