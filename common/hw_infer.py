@@ -80,6 +80,8 @@ class Server:
         self.precision = ENGINES[task.engine].precision
         packages = ENGINES[task.engine].packages or ("torch",)
         self.versions = {p: importlib.import_module(p).__version__ for p in packages}
+        if task.engine == "aotinductor":
+            importlib.import_module("torch._inductor.package")  # which importing torch leaves out
         first = self.load_pixels(self.test[:1])
         with without_kept_kernels(task.cold and task.engine == "compile"):
             start_ms = now_ms(CPU)
@@ -127,7 +129,13 @@ class Server:
     def _query(self, number: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Which of the test images a query has, and their pixels."""
         rows = torch.arange(number * batch_size, (number + 1) * batch_size) % len(self.test)
-        return rows, self.load_pixels(self.test[rows])
+        threads = torch.get_num_threads()
+        torch.set_num_threads(
+            1
+        )  # others would stay awake for a while, in the way of an engine's own
+        pixels = self.load_pixels(self.test[rows])
+        torch.set_num_threads(threads)
+        return rows, pixels
 
 
 def serve(pipe: Connection, task: Task) -> None:
@@ -217,6 +225,11 @@ class Timings:
         """Of all rounds."""
         return [value for part in self.rounds_ms for value in part]
 
+    @property
+    def medians_ms(self) -> list[float]:
+        """Of each round."""
+        return [statistics.median(part) for part in self.rounds_ms]
+
 
 def open_engines(
     tasks: Sequence[Task], labels: Tensor, before: Mapping[str, Side] | None = None
@@ -305,9 +318,8 @@ def rate(
     eager = timed.get("eager")
     known = eager and eager.rounds_ms and not eager.error
     if known and not judge_noise(eager.latencies_ms, config.accept_noise)[1]:
-        medians = [[statistics.median(part) for part in t.rounds_ms] for t in (eager, own)]
         found["speedup_vs_eager"], found["speedup_interval"] = ratio_interval(
-            *medians, launches=config.effort()[0]
+            eager.medians_ms, own.medians_ms, launches=config.effort()[0]
         )
     precision = ENGINES[config.engine].precision
     prepare_process(config.threads)

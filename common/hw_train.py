@@ -172,8 +172,8 @@ class Side:
         train, test = self.split.train, self.split.test
         order = train[epoch_order(len(train), self.config.seed, 1)].to(self.batches.home)
         order = split_batches(order, self.config.batch_size)
-        if self.config.compile:
-            self.compile_for(order)
+        self.rehearse(order)
+        torch.manual_seed(self.config.seed)  # of dropout: train.py's runs begin so
         trained = train_epoch(
             self.forward, self.optimizer, self.scaler, self.batches, order, self.config.precision,
             label=self.config.describe(),
@@ -182,10 +182,11 @@ class Side:
         logits = evaluate(self.model, self.batches, test)
         self.test_acc = score(logits, self.dataset.labels[test])[1]
 
-    def compile_for(self, order: Sequence[Tensor]) -> None:
-        """Compile for both sizes of batches that an epoch has, and leave the network untrained."""
+    def rehearse(self, order: Sequence[Tensor]) -> None:
+        """Meet both sizes of batches that an epoch has, for which a compiler compiles and libraries
+        choose their work, and leave the network untrained."""
         config, untrained = self.config, copy.deepcopy(self.model.state_dict())
-        for index in (order[0], order[-1]):
+        for index in (order[0], order[-1]) * 2:  # a CUDA graph is recorded at its second turn
             inputs, labels = self.batches.load(index)
             train_step(
                 self.forward, self.optimizer, self.scaler, inputs, labels, config.precision
