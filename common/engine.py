@@ -148,9 +148,9 @@ def keep_freed_memory() -> bool:
     Source: mallopt(3).
     """
     with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        wanted = (M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, (1 << 31) - 1)
-        return all([mallopt(*setting) == 1 for setting in wanted])
+        glibc = ctypes.CDLL("libc.so.6")
+        trims = glibc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        return glibc.mallopt(M_MMAP_THRESHOLD, 1 << 30) == trims == 1
     return False
 
 

@@ -234,7 +234,7 @@ class Side:
     def _roofline(self, step_ms: float) -> dict[str, Any]:
         """The device's measured peaks, and the shares of them that a step reaches."""
         config = self.config
-        prepare_process(self.threads)
+        torch.set_num_threads(self.threads)
         peaks = measure_peaks(config.device, config.precision, self.threads)
         model = build_model(
             config.model, len(self.dataset.classes), image_size=config.image_size

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import notebook
 import record
@@ -22,6 +21,7 @@ import record
 import train
 from common.config import TrainConfig
 
+ROOT = Path(__file__).parent.parent
 HOOK = """
 import atexit, ctypes, os, sys
 FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
