@@ -42,6 +42,8 @@ from common.timing import (
 )
 
 CPU = torch.device("cpu")
+# What loading a file imports, of each kind that does: packages are no part of a cold start.
+IMPORTED_LATE = {"checkpoint": "torchvision.models", "aotinductor": "torch._inductor.package"}
 ROUNDS = 10  # of a launch, in which every engine has a turn
 # Idle threads of one engine's pool spin on for a while and slow the next engine down: without a
 # pause before its turn, eager's batch 1 took 7.9 ms after ONNX Runtime's turn instead of 4.5.
@@ -80,8 +82,8 @@ class Server:
         self.precision = ENGINES[task.engine].precision
         packages = ENGINES[task.engine].packages or ("torch",)
         self.versions = {p: importlib.import_module(p).__version__ for p in packages}
-        if task.engine == "aotinductor":
-            importlib.import_module("torch._inductor.package")  # which importing torch leaves out
+        if late := IMPORTED_LATE.get(ENGINES[task.engine].reads):
+            importlib.import_module(late)
         first = self.load_pixels(self.test[:1])
         with without_kept_kernels(task.cold and task.engine == "compile"):
             start_ms = now_ms(CPU)

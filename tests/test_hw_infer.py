@@ -290,22 +290,30 @@ def test_a_query_is_made_without_the_threads_that_an_engine_may_find_awake():
     assert threads == {"load": {1}, "answer": {2}}
 
 
-def test_a_cold_start_imports_nothing(monkeypatch, tmp_path):
+def test_a_cold_start_imports_nothing(tmp_path):
     """In a process of its own, for here other tests have imported it."""
+    run = Run(TrainConfig(dataset="digits", model="resnet18", image_size=32, device="cpu"), "data")
+    save_checkpoint(tmp_path / "run.pt", run.weights())
     code = """if True:
         import sys
         from pathlib import Path
         from common import hw_infer
-        def load(*args):
-            return lambda pixels: imported.update(sys.modules)
-        imported = {}
-        hw_infer.load_engine = load
-        for engine in ("aotinductor", "compile"):
-            hw_infer.Server(hw_infer.Task(engine, Path(), 1, "digits", "study", 0, 16, "data"))
-            assert "torch._inductor.package" in imported or engine == "compile"
-            assert "torch._dynamo" in imported or engine == "aotinductor"
+        def watched(engine, *args):
+            before.update(sys.modules)
+            return load(engine, *args) if engine == "eager" else lambda pixels: None
+        load, before = hw_infer.load_engine, {}
+        hw_infer.load_engine = watched
+        task = hw_infer.Task("eager", Path(sys.argv[1]), 1, "digits", "study", 0, 32, "data")
+        hw_infer.Server(task)
+        late = sys.modules.keys() - before.keys()
+        assert len(late) < 10, late  # a few modules of a package that was there
+        hw_infer.Server(hw_infer.replace(task, engine="aotinductor"))
+        assert "torch._inductor.package" in before
+        hw_infer.Server(hw_infer.replace(task, engine="compile"))
+        assert "torch._dynamo" in before
     """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", code, tmp_path / "run.pt"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
