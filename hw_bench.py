@@ -16,10 +16,12 @@ device, its own variants are compared: threads, precision, and torch.compile, wh
 kernels kept from earlier is in first_step_ms. The device's peaks, of a matrix product or a
 convolution, and of a copy, are measured; each row says what share of them a step reached. Networks
 are channels_last, but in the notebook loop: torchvision transforms on PIL images, a DataLoader
-without workers, NCHW, loss.item() at every step.
+without workers, NCHW, torch's default optimiser, loss.item() at every step. All share one process,
+which keeps freed memory.
 
-Method of --mode infer: every engine has a process of its own and the same number of threads. It
-first answers the whole test split, and is timed only if it answers as the eager fp32 network does
+Method of --mode infer: every engine has a process of its own, all of them prepared alike: threads
+(none bound to a core), freed memory kept, no gradients, a query made with one thread. It first
+answers the whole test split, and is timed only if it answers as the eager fp32 network does
 (in bf16 and int8: without losing 0.2 points of accuracy). Queries are different test images, put to
 the engines in such rounds too, modelled on MLPerf's single stream (batch 1) and offline (images/s
 by batch size) but much shorter: 100 queries and 10 s at least. Making a query is not timed, nor is
@@ -205,11 +207,9 @@ def bench_train(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
     """
     import torch
 
-    from common.engine import keep_freed_memory
     from common.hw_train import measure_group
     from common.measured import get
 
-    keep_freed_memory()
     threads = torch.get_num_threads()
     groups = expand_groups(grid)
     compiled = any(config.compile for group in groups for config in group)
@@ -387,6 +387,7 @@ def measure_run(
         for name in dict.fromkeys(["eager", *names])
     ]
     scenarios = list(dict.fromkeys(replace(config, engine=None) for config in configs))
+    group = uuid4().hex
     timed: dict[HwInferConfig, dict[str, Timings]] = {scenario: {} for scenario in scenarios}
     launches, *effort = scenarios[0].effort()
     sides: dict[str, EngineSide] = {}
@@ -404,7 +405,7 @@ def measure_run(
         for name in names:
             row = run_row(
                 run, replace(scenario, engine=name), files[name], sides[name], timed[scenario],
-                classes, hashes[files[name]],
+                classes, hashes[files[name]], group,
             )  # fmt: skip
             failures += append_engine(log, *row)
     return failures
@@ -418,24 +419,35 @@ def run_row(
     timed: dict[str, Timings],
     classes: int,
     sha256: str,
+    group: str,
 ) -> tuple[HwInferConfig, dict[str, Any], str | None]:
-    """The row of one engine in one scenario: its configuration, metrics and error."""
+    """The row of one engine in one scenario: its configuration, metrics and error. Rows with the
+    same `group` were measured in the same rounds."""
     from common.hw_infer import rate
 
+    eager = replace(config, engine="eager") if "eager" in timed else None
     metrics = {
         "dataset": run["config"]["dataset"], "model": run["config"]["model"], "file": file,
         "sha256": sha256,
         "engine": config.engine, "scenario": config.scenario, "batch_size": config.batch_size,
-        "versions": side.versions,
+        "versions": side.versions, "freed_memory_kept": side.kept,
         "quick": config.quick, "latency_ms": None, "images_per_s": None, "speedup_vs_eager": None,
         "cold_start_ms": side.cold_start_ms, "test_acc": side.test_acc, "parity": side.parity,
         "flips": side.parity and side.parity["flips"],
+        "baseline": eager and hw_id(eager), "baseline_label": eager and describe_queries(eager),
     }  # fmt: skip
     error = side.error or timed[config.engine].error
     if not error:
         found, error = rate(run["config"], config, timed, classes)
-        metrics |= {"noise": found["noise"]} if error else found  # a refused speed is none
+        rounds = {"rounds": {"group": group, "query_ms": timed[config.engine].medians_ms}}
+        metrics |= {"noise": found["noise"]} if error else found | rounds  # a refused speed is none
     return config, metrics, error
+
+
+def describe_queries(config: HwInferConfig) -> str:
+    """An engine and its work in a few words."""
+    counts = {"image": config.batch_size, "thread": config.threads}
+    return ", ".join([config.engine, *(f"{n} {what}{'s' * (n > 1)}" for what, n in counts.items())])
 
 
 def append_engine(

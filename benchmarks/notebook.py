@@ -5,14 +5,14 @@
 
 The notebook loop (common/notebook.py): torchvision transforms on PIL images, a DataLoader, fp32 in
 NCHW, and loss.item() at every step; once more with bf16 autocast around its forward pass. Ours: the
-batches, network, optimiser and loop of train.py, as common/run.py builds them. All train the same
-network from the same weights on the same images, end to end, from the data set in memory or on disk
-to the updated weights. Each side has a process of its own, for train.py sets up its process's
-memory; they wait for their turn (A B C, C B A, ...), so that a machine's drift meets all of them. A
-side's speed is the median over its blocks, a ratio the median of the ratios block by block. Ours is
-also given as a share of the machine's peak, the speed of a large matrix product in bf16, likewise
-in turn; and as one run a core side by side. With all combinations measured, the time of the study's
-whole grid is projected. The last line is JSON.
+batches, network, optimiser and steps of train.py, as common/run.py builds them, without its running
+loss and accuracy. All train the same network from the same weights on the same images, end to end,
+from the data set in memory or on disk to the updated weights. Each side has a process of its own,
+all prepared alike (threads, and freed memory kept); they wait for their turn (A B C, C B A, ...),
+so that a machine's drift meets all of them. A side's speed is the median over its blocks, a ratio
+the median of the ratios block by block. Ours is also given as a share of the machine's peak, the
+speed of a large matrix product in bf16, likewise in turn; and as one run a core side by side. With
+all combinations measured, the time of the study's whole grid is projected. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ from common.config import (  # noqa: E402
     group_trajectories,
 )
 from common.cost import count_costs  # noqa: E402
-from common.engine import keep_freed_memory, train_step  # noqa: E402
+from common.engine import train_step  # noqa: E402
 from common.models import build_model  # noqa: E402
 from common.notebook import notebook_steps  # noqa: E402
 from common.results import describe_machine, git_state  # noqa: E402
+from common.roofline import random_values  # noqa: E402
 from common.run import Run  # noqa: E402
+from common.timing import alternate, prepare_process  # noqa: E402
 
 WARMUP_STEPS = 5
 PEAK_SIDE = 2048  # of the square matrices
@@ -66,7 +68,7 @@ def our_steps(run: Run) -> Iterator[None]:
 
 def peak_steps() -> Iterator[None]:
     """One large matrix product in bf16 at each turn."""
-    a, b = (torch.randn(PEAK_SIDE, PEAK_SIDE, dtype=torch.bfloat16) for _ in range(2))
+    a, b = random_values((2, PEAK_SIDE, PEAK_SIDE), torch.bfloat16, torch.device("cpu"))
     while True:
         torch.mm(a, b)
         yield
@@ -102,11 +104,10 @@ class Side:
 
 def serve(pipe: Connection, name: str, config: TrainConfig, data_dir: str, threads: int) -> None:
     """What a side's process does: so many steps as it is sent, until that is none."""
-    torch.set_num_threads(threads)
+    prepare_process(threads)
     if name == "peak":
         steps = peak_steps()
     elif name.startswith("ours"):
-        keep_freed_memory()
         steps = our_steps(Run(config, data_dir))
     else:
         run = Run(config, data_dir)
@@ -127,7 +128,7 @@ def measure(sides: list[Side], blocks: int, steps: int) -> dict[str, list[float]
         side.run(WARMUP_STEPS)
     step_s: dict[str, list[float]] = {side.name: [] for side in sides}
     for block in range(blocks):
-        for side in sides[:: -1 if block % 2 else 1]:
+        for side in alternate(sides, block):
             side.run(1)  # back into the caches, untimed
             step_s[side.name].append(side.run(steps))
     return step_s

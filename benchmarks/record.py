@@ -3,10 +3,11 @@
     python benchmarks/record.py
     python benchmarks/record.py --dataset fashion --seeds 3
 
-For each seed the preset's network is trained from scratch in a fresh process and tested once on the
-14,000 test images of the study's split, which stays the same. Its time is all that happens after
-packages are imported and the images are in memory, and before the final evaluation: pixel
-statistics, building, every step.
+For each seed the preset's network is trained from scratch in a fresh process, prepared as those of
+the notebook loop are (threads, and freed memory kept), and tested once on the 14,000 test images of
+the study's split, which stays the same. Its time is all that happens after packages are imported
+and the images are in memory, and before the final evaluation: pixel statistics, building, every
+step.
 The study's recipe is its best configuration of the data set (ResNet-18, five epochs) in the
 notebook loop of benchmarks/notebook.py, in fp32 and with bf16 autocast, projected from blocks of
 their steps that take turns with the seeds. A ratio is a projected time over the median time of the
@@ -38,11 +39,11 @@ from common import UsageError, run_script  # noqa: E402
 from common.config import TRAIN_PRESETS, TrainConfig, expand_grid  # noqa: E402
 from common.cost import count_costs  # noqa: E402
 from common.data import cached_dataset  # noqa: E402
-from common.engine import keep_freed_memory  # noqa: E402
 from common.measured import load_published  # noqa: E402
 from common.models import build_model  # noqa: E402
 from common.results import describe_machine, git_state  # noqa: E402
 from common.run import Run  # noqa: E402
+from common.timing import alternate, prepare_process  # noqa: E402
 
 STEPS = 10  # of the notebook loop between two seeds
 
@@ -61,7 +62,7 @@ def study_recipes() -> dict[str, tuple[TrainConfig, float]]:
 
 def train_once(pipe: Connection, config: TrainConfig, data_dir: str) -> None:
     """In a process of its own: train, then test; send seconds, val_acc, test_acc."""
-    keep_freed_memory()
+    prepare_process(torch.get_num_threads())
     cached_dataset(config.dataset, data_dir)
     start = time.perf_counter()
     run = Run(config, data_dir)
@@ -91,8 +92,8 @@ def measure(dataset: str, configs: list[TrainConfig], data_dir: str) -> dict[str
         side.run(WARMUP_STEPS)
     step_s: dict[str, list[float]] = {side.name: [] for side in sides}
     seeds = []
-    for config in configs:
-        for side in sides:
+    for number, config in enumerate(configs):
+        for side in alternate(sides, number):
             side.run(1)
             step_s[side.name].append(side.run(STEPS))
         seeds.append(run_apart(config, data_dir))

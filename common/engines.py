@@ -32,14 +32,13 @@ Run = Callable[[Tensor], Tensor]
 
 
 def _load_eager(file: Path, threads: int) -> Run:
-    network = load_deployable(file)[0]
-    return torch.inference_mode()(lambda pixels: network(pixels))
+    return load_deployable(file)[0]
 
 
 def _load_eager_bf16(file: Path, threads: int) -> Run:
     # Weights held in bf16: autocast would cast them anew for every query.
     network = load_deployable(file)[0].bfloat16()
-    return torch.inference_mode()(lambda pixels: network(pixels.bfloat16()).float())
+    return lambda pixels: network(pixels.bfloat16()).float()
 
 
 def _load_compiled(file: Path, threads: int) -> Run:
@@ -48,19 +47,16 @@ def _load_compiled(file: Path, threads: int) -> Run:
 
     torch._dynamo.config.recompile_limit = COMPILED_SIZES
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    network = torch.compile(load_deployable(file)[0], dynamic=False, options={"freezing": True})
-    return torch.no_grad()(lambda pixels: network(pixels))
+    return torch.compile(load_deployable(file)[0], dynamic=False, options={"freezing": True})
 
 
 def _load_torchscript(file: Path, threads: int) -> Run:
     with torchscript_warnings_off():
-        network = torch.jit.load(file, map_location="cpu")
-    return torch.inference_mode()(lambda pixels: network(pixels))
+        return torch.jit.load(file, map_location="cpu")
 
 
 def _load_aotinductor(file: Path, threads: int) -> Run:
-    network = torch._inductor.aoti_load_package(str(file))
-    return torch.no_grad()(lambda pixels: network(pixels))
+    return torch._inductor.aoti_load_package(str(file))
 
 
 def _load_onnxruntime(file: Path, threads: int) -> Run:
@@ -76,11 +72,13 @@ def _load_onnxruntime(file: Path, threads: int) -> Run:
 def _load_openvino(file: Path, threads: int) -> Run:
     import openvino
 
-    # Left to itself it would multiply an fp32 model in bf16 where the CPU can.
+    # Left to itself it would multiply an fp32 model in bf16 where the CPU can, and bind its threads
+    # to cores, which no other engine does.
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_CPU_PINNING": False,
     }
     request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
 
@@ -128,14 +126,15 @@ ENGINES = {
 
 
 def load_engine(name: str, file: Path, threads: int) -> Run:
-    """Load a file into the engine that runs it.
+    """Load a file into the engine that runs it, without what gradients would need.
 
     `threads` is set for the engine; torch's own count, which several share, is the process's.
     Raises: UsageError when the engine is not installed or the checkpoint cannot be read.
     """
     check_packages(name, ENGINES[name].packages)
     torch.set_num_threads(threads)
-    return ENGINES[name].load(file, threads)
+    run = ENGINES[name].load(file, threads)
+    return torch.inference_mode()(lambda pixels: run(pixels))
 
 
 def check_packages(name: str, packages: tuple[str, ...]) -> None:

@@ -37,10 +37,13 @@ from common.timing import (
     now_ms,
     peak_memory_bytes,
     percentiles_ms,
+    prepare_process,
     reset_peak_memory,
 )
 
 CPU = torch.device("cpu")
+# What loading a file imports, of each kind that does: packages are no part of a cold start.
+IMPORTED_LATE = {"checkpoint": "torchvision.models", "aotinductor": "torch._inductor.package"}
 ROUNDS = 10  # of a launch, in which every engine has a turn
 # Idle threads of one engine's pool spin on for a while and slow the next engine down: without a
 # pause before its turn, eager's batch 1 took 7.9 ms after ONNX Runtime's turn instead of 4.5.
@@ -72,12 +75,15 @@ class Server:
     """
 
     def __init__(self, task: Task) -> None:
+        self.kept = prepare_process(task.threads)
         dataset = cached_dataset(task.dataset, task.data_dir, task.image_size)
         self.test = split_dataset(dataset, task.split, task.split_seed).test
         self.load_pixels = build_pixel_loader(dataset, task.image_size)
         self.precision = ENGINES[task.engine].precision
         packages = ENGINES[task.engine].packages or ("torch",)
         self.versions = {p: importlib.import_module(p).__version__ for p in packages}
+        if late := IMPORTED_LATE.get(ENGINES[task.engine].reads):
+            importlib.import_module(late)
         first = self.load_pixels(self.test[:1])
         with without_kept_kernels(task.cold and task.engine == "compile"):
             start_ms = now_ms(CPU)
@@ -85,14 +91,15 @@ class Server:
             self.engine(first)
             self.cold_start_ms = now_ms(CPU) - start_ms
 
-    def answer(self) -> tuple[float, dict[str, str], Any]:
-        """Its cold start, its packages' versions, and its logits of the test split.
+    def answer(self) -> tuple[float, dict[str, str], Any, bool]:
+        """Its cold start, its packages' versions, its logits of the test split, and whether its
+        process keeps freed memory.
 
         Shapes: logits (N, classes).
         """
         batches = map(self.load_pixels, self.test.split(EVAL_BATCH_SIZE))
         self.answers = predict(self.engine, batches)
-        return self.cold_start_ms, self.versions, self.answers.numpy()
+        return self.cold_start_ms, self.versions, self.answers.numpy(), self.kept
 
     def time(
         self, batch_size: int, first: int, queries: int, seconds: float
@@ -124,7 +131,13 @@ class Server:
     def _query(self, number: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Which of the test images a query has, and their pixels."""
         rows = torch.arange(number * batch_size, (number + 1) * batch_size) % len(self.test)
-        return rows, self.load_pixels(self.test[rows])
+        threads = torch.get_num_threads()
+        torch.set_num_threads(
+            1
+        )  # others would stay awake for a while, in the way of an engine's own
+        pixels = self.load_pixels(self.test[rows])
+        torch.set_num_threads(threads)
+        return rows, pixels
 
 
 def serve(pipe: Connection, task: Task) -> None:
@@ -194,6 +207,7 @@ class Side:
     worker: Worker | None = None
     cold_start_ms: float | None = None
     versions: dict[str, str] | None = None
+    kept: bool | None = None
     test_acc: float | None = None
     parity: dict[str, Any] | None = None
     error: str | None = None
@@ -212,6 +226,11 @@ class Timings:
     def latencies_ms(self) -> list[float]:
         """Of all rounds."""
         return [value for part in self.rounds_ms for value in part]
+
+    @property
+    def medians_ms(self) -> list[float]:
+        """Of each round."""
+        return [statistics.median(part) for part in self.rounds_ms]
 
 
 def open_engines(
@@ -232,7 +251,7 @@ def open_engines(
         side = sides[task.engine] = Side()
         try:
             side.worker = Worker(replace(task, cold=not before))
-            side.cold_start_ms, side.versions, answers = side.worker.call("answer")
+            side.cold_start_ms, side.versions, answers, side.kept = side.worker.call("answer")
             if before:
                 side.cold_start_ms = before[task.engine].cold_start_ms
         except RuntimeError as error:
@@ -301,12 +320,11 @@ def rate(
     eager = timed.get("eager")
     known = eager and eager.rounds_ms and not eager.error
     if known and not judge_noise(eager.latencies_ms, config.accept_noise)[1]:
-        medians = [[statistics.median(part) for part in t.rounds_ms] for t in (eager, own)]
         found["speedup_vs_eager"], found["speedup_interval"] = ratio_interval(
-            *medians, launches=config.effort()[0]
+            eager.medians_ms, own.medians_ms, launches=config.effort()[0]
         )
     precision = ENGINES[config.engine].precision
-    torch.set_num_threads(config.threads)
+    prepare_process(config.threads)
     peaks = measure_peaks("cpu", precision, config.threads)
     side = trained["image_size"]
     model = as_tested(build_model(trained["model"], classes, image_size=side), trained)

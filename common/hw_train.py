@@ -37,6 +37,7 @@ from common.timing import (
     judge_noise,
     now_ms,
     peak_memory_bytes,
+    prepare_process,
     reset_peak_memory,
     summarize_ms,
 )
@@ -78,10 +79,11 @@ class Side:
         self.error: str | None = None
 
     def attempt(self, work: Callable[[], None]) -> None:
-        """Do a part of the measurement with the variant's threads, unless a part before failed."""
+        """Do a part of the measurement in a process prepared for the variant, unless a part before
+        failed."""
         if self.error:
             return
-        torch.set_num_threads(self.threads)
+        self.kept = prepare_process(self.threads)
         try:
             work()
         except Exception as error:  # out of memory, or no kernel for it: the others go on
@@ -170,8 +172,8 @@ class Side:
         train, test = self.split.train, self.split.test
         order = train[epoch_order(len(train), self.config.seed, 1)].to(self.batches.home)
         order = split_batches(order, self.config.batch_size)
-        if self.config.compile:
-            self.compile_for(order)
+        self.rehearse(order)
+        torch.manual_seed(self.config.seed)  # of dropout: train.py's runs begin so
         trained = train_epoch(
             self.forward, self.optimizer, self.scaler, self.batches, order, self.config.precision,
             label=self.config.describe(),
@@ -180,10 +182,11 @@ class Side:
         logits = evaluate(self.model, self.batches, test)
         self.test_acc = score(logits, self.dataset.labels[test])[1]
 
-    def compile_for(self, order: Sequence[Tensor]) -> None:
-        """Compile for both sizes of batches that an epoch has, and leave the network untrained."""
+    def rehearse(self, order: Sequence[Tensor]) -> None:
+        """Meet both sizes of batches that an epoch has, for which a compiler compiles and libraries
+        choose their work, and leave the network untrained."""
         config, untrained = self.config, copy.deepcopy(self.model.state_dict())
-        for index in (order[0], order[-1]):
+        for index in (order[0], order[-1]) * 2:  # a CUDA graph is recorded at its second turn
             inputs, labels = self.batches.load(index)
             train_step(
                 self.forward, self.optimizer, self.scaler, inputs, labels, config.precision
@@ -207,7 +210,7 @@ class Side:
             "energy_per_image_j": self.joules / self.steps_metered / config.batch_size
             if self.joules else None,
             "epoch_ms": step_ms["median"] * math.ceil(n_train / config.batch_size),
-            "extrapolated": True, "test_acc": None,
+            "extrapolated": True, "test_acc": None, "freed_memory_kept": self.kept,
         }  # fmt: skip
         measured |= self._roofline(step_ms["median"])
         if config.full_epoch:

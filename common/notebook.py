@@ -57,6 +57,7 @@ def notebook_steps(
 ) -> Iterator[Tensor]:  # fmt: skip
     """One training step at each turn, which gives its loss: NCHW, torch's default optimiser,
     loss.item() at every step, and autocast around the forward pass unless the precision is fp32.
+    The network is built here, not in the first step.
     """
     size = config.image_size
     model = build_model(config.model, len(dataset.classes), config.seed, image_size=size)
@@ -68,15 +69,19 @@ def notebook_steps(
     criterion = torch.nn.CrossEntropyLoss()
     scaler = build_scaler(device, precision)
     loader = notebook_loader(config, dataset, index, statistics)
-    running_loss = 0.0
-    while True:
-        for inputs, labels in loader:
-            inputs, labels = inputs.to(device), labels.to(device)
-            optimizer.zero_grad()
-            with autocast(device, precision):
-                loss = criterion(model(inputs), labels)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            running_loss += loss.item()
-            yield loss.detach()
+
+    def steps() -> Iterator[Tensor]:
+        running_loss = 0.0
+        while True:
+            for inputs, labels in loader:
+                inputs, labels = inputs.to(device), labels.to(device)
+                optimizer.zero_grad()
+                with autocast(device, precision):
+                    loss = criterion(model(inputs), labels)
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                running_loss += loss.item()
+                yield loss.detach()
+
+    return steps()

@@ -14,6 +14,19 @@ import torch
 from common.config import REFUSED
 
 
+def prepare_process(threads: int) -> bool:
+    """What a process does before anything is timed in it, on whatever side of a comparison it is:
+    so many threads, and freed memory kept for the next step or query. A library that keeps its
+    memory anyway would else be compared with one that faults it in anew.
+
+    Returns: whether freed memory is kept, for the row to say so.
+    """
+    from common.engine import keep_freed_memory  # which imports this module
+
+    torch.set_num_threads(threads)
+    return keep_freed_memory()
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has finished all work queued so far; a CPU always has."""
     if device.type != "cpu":

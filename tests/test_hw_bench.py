@@ -350,7 +350,66 @@ def test_a_whole_epoch_is_what_train_does(bench, rows):
     assert m["extrapolation"] == pytest.approx(m["step_ms"]["median"] * 79 / m["epoch_ms"])
 
 
-def test_compiling_for_both_sizes_of_batches_trains_nothing():
+class Dropped(nn.Sequential):
+    """What it answers depends on the numbers that were drawn before it."""
+
+    def forward(self, inputs):
+        return nn.functional.dropout(super().forward(inputs), 0.5, self.training)
+
+
+def test_a_whole_epoch_draws_what_train_draws(bench, rows, monkeypatch):
+    monkeypatch.setitem(MODELS, "drops", lambda classes: Dropped(*tiny_network(classes)))
+    flags = ["--model", "drops", "--lr", "0.05", "--full-epoch", "--accept-noise"]
+    bench(*EAGER, "--precision", "fp32", *flags)
+    [row] = rows("hw_train")
+    config = TrainConfig(
+        dataset="digits", model="drops", image_size=16, device="cpu", lr=0.05, amp=False
+    )
+    run = Run(config, "data")
+    run.train_one_epoch()
+    assert row["metrics"]["test_acc"] == run.test(run.split.test)[1]
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_every_variant_has_seen_both_sizes_of_batches_before_its_epoch(compile, monkeypatch):
+    """Libraries choose their work by the size of a batch, as compilers do."""
+    config = HwTrainConfig(dataset="digits", model="tiny", image_size=16, device="cpu", steps=2,
+                           precision="fp32", compile=compile)  # fmt: skip
+    dataset, split = hw_bench.load_images(config, "data")
+    run = Run(TrainConfig(dataset="digits", model="vgg5", image_size=16, device="cpu"), "data")
+    monkeypatch.setattr(hw_train, "prepare_forward", lambda model, compile: model)
+    side = hw_train.Side(config, dataset, split, run.statistics, run.batches, 1, alone=True)
+    seen, sizes, step = [], [], hw_train.train_step
+
+    def record(model, optimizer, scaler, inputs, *args):
+        sizes.append(len(inputs))
+        return step(model, optimizer, scaler, inputs, *args)
+
+    monkeypatch.setattr(hw_train, "train_step", record)
+    train_epoch = hw_train.train_epoch
+    monkeypatch.setattr(
+        hw_train, "train_epoch", lambda *a, **k: seen.extend(sizes) or train_epoch(*a, **k)
+    )
+    side.train_whole_epoch()
+    assert seen == [16, 1257 % 16] * 2
+
+
+def test_the_first_step_of_the_notebook_loop_builds_no_network(monkeypatch):
+    """first_step_ms of the other loop does not hold the building either."""
+    config = TrainConfig(
+        dataset="digits", model="tiny", image_size=16, device="cpu", lr=0.05, amp=False
+    )
+    run = Run(config, "data")
+    built = []
+    monkeypatch.setattr("common.notebook.build_model", lambda *a, **k: built.append(a) or run.model)
+    args = (config, run.dataset, run.split.train, run.statistics, run.device, "fp32")
+    steps = notebook_steps(*args)
+    assert len(built) == 1
+    next(steps)
+    assert len(built) == 1
+
+
+def test_seeing_both_sizes_of_batches_trains_nothing():
     config = HwTrainConfig(dataset="digits", model="vgg5", image_size=16, device="cpu", steps=2,
                            precision="fp32", compile=True)  # fmt: skip
     dataset, split = hw_bench.load_images(config, "data")
@@ -361,8 +420,8 @@ def test_compiling_for_both_sizes_of_batches_trains_nothing():
     before = {name: value.clone() for name, value in side.model.state_dict().items()}
     sizes = []
     side.model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    side.compile_for([split.train[:16], split.train[16:32], split.train[32:41]])
-    assert sizes == [16, 9]
+    side.rehearse([split.train[:16], split.train[16:32], split.train[32:41]])
+    assert sizes == [16, 9] * 2
     for name, value in side.model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert not side.optimizer.state

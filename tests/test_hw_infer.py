@@ -4,6 +4,9 @@ import itertools
 import os
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -15,11 +18,12 @@ from common import UsageError, config, export, first_line, hw_infer, roofline
 from common.checkpoint import save_checkpoint
 from common.config import ENGINE_NAMES, TrainConfig, as_dict
 from common.cost import count_costs
-from common.engines import ENGINES
+from common.engines import ENGINES, load_engine
 from common.models import build_model
 from common.results import Log, run_id
 from common.run import Run
 
+ROOT = Path(__file__).parent.parent
 INFER = ["--mode", "infer", "--preset", "smoke", "--data-dir", "data", "--seconds", "0.01"]
 INFER += ["--engine", "eager", "torchscript", "onnxruntime", "onnxruntime-int8"]
 FORMATS = ("torchscript", "onnx", "onnx-int8")
@@ -135,6 +139,11 @@ def test_every_engine_of_the_best_run_is_checked_and_timed(bench, runs, rows, ca
         assert 0 < m["images_per_s"] < 1e3 * m["batch_size"] * latency["n"] / latency["p50"]
         assert m["cold_start_ms"] > 0
         low, high = m["speedup_interval"]
+        [eager] = [r for r in found if r["config"] == config | {"engine": "eager"}]
+        assert m["baseline"] == eager["run_id"]
+        images = "1 image" if m["scenario"] == "single" else "16 images"
+        assert m["baseline_label"] == f"eager, {images}, 1 thread"
+        assert m["rounds"]["group"] == eager["metrics"]["rounds"]["group"]
         assert low <= m["speedup_vs_eager"] <= high
         if m["engine"] == "eager":
             assert m["speedup_vs_eager"] == low == high == 1
@@ -238,11 +247,74 @@ def test_torch_compile_is_never_quietly_eager(tmp_path):
     config = torch._dynamo.config
     torch._dynamo.reset()
     with config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):  # and back, after it
-        engine = ENGINES["compile"].load(tmp_path / "run.pt", 1)
+        engine = load_engine("compile", tmp_path / "run.pt", 1)
         assert config.recompile_limit > 16
         engine(torch.zeros(1, 1, 16, 16))
         with config.patch(recompile_limit=1), pytest.raises(Exception, match="limit"):
             engine(torch.zeros(2, 1, 16, 16))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_engine_runs_without_gradients_and_with_its_threads(name, monkeypatch, tmp_path):
+    seen = ENGINES[name].__class__("checkpoint", lambda file, threads: lambda pixels: (
+        torch.is_inference_mode_enabled(), torch.get_num_threads(), threads
+    ))  # fmt: skip
+    monkeypatch.setitem(ENGINES, name, seen)
+    assert load_engine(name, tmp_path, 2)(torch.zeros(1)) == (True, 2, 2)
+
+
+@pytest.mark.parametrize("name", ["eager", "onnxruntime", "openvino"])
+def test_no_engine_pins_its_threads_where_the_others_do_not(name, exported):
+    if not Path("/proc/self/task").exists():
+        pytest.skip("this kernel does not say where a thread may run")
+    pytest.importorskip(name if ENGINES[name].packages else "torch")
+    folder, runs = exported
+    reads = ENGINES[name].reads
+    file = (
+        f"{runs[0]['run_id']}.pt" if reads == "checkpoint" else f"exports/{runs[0]['run_id']}.onnx"
+    )
+    engine = load_engine(name, folder / file, 2)
+    engine(torch.rand(16, 1, 16, 16))
+    lines = [file.read_text().splitlines() for file in Path("/proc/self/task").glob("*/status")]
+    assert len({next(ln for ln in part if ln.startswith("Cpus_allowed:")) for part in lines}) == 1
+
+
+def test_a_query_is_made_without_the_threads_that_an_engine_may_find_awake():
+    server = server_of()
+    torch.set_num_threads(2)
+    threads = {"load": set(), "answer": set()}
+    load, answer = server.load_pixels, server.engine
+    server.load_pixels = lambda i: threads["load"].add(torch.get_num_threads()) or load(i)
+    server.engine = lambda i: threads["answer"].add(torch.get_num_threads()) or answer(i)
+    server.time(4, 0, 3, 0)
+    assert threads == {"load": {1}, "answer": {2}}
+
+
+def test_a_cold_start_imports_nothing(tmp_path):
+    """In a process of its own, for here other tests have imported it."""
+    run = Run(TrainConfig(dataset="digits", model="resnet18", image_size=32, device="cpu"), "data")
+    save_checkpoint(tmp_path / "run.pt", run.weights())
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from common import hw_infer
+        def watched(engine, *args):
+            before.update(sys.modules)
+            return load(engine, *args) if engine == "eager" else lambda pixels: None
+        load, before = hw_infer.load_engine, {}
+        hw_infer.load_engine = watched
+        task = hw_infer.Task("eager", Path(sys.argv[1]), 1, "digits", "study", 0, 32, "data")
+        hw_infer.Server(task)
+        late = sys.modules.keys() - before.keys()
+        assert len(late) < 10, late  # a few modules of a package that was there
+        hw_infer.Server(hw_infer.replace(task, engine="aotinductor"))
+        assert "torch._inductor.package" in before
+        hw_infer.Server(hw_infer.replace(task, engine="compile"))
+        assert "torch._dynamo" in before
+    """
+    command = [sys.executable, "-c", code, tmp_path / "run.pt"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_turn_lasts_until_there_were_enough_queries_and_seconds(monkeypatch):
@@ -320,6 +392,7 @@ def test_one_engine_of_one_run_may_be_asked_for(bench, runs, rows):
     [row] = rows("hw_infer")
     assert row["config"]["train_run_id"] == runs[0]["run_id"]
     assert row["metrics"]["speedup_vs_eager"] is None  # nothing to compare with was timed
+    assert row["metrics"]["baseline"] is row["metrics"]["baseline_label"] is None
     assert row["metrics"]["flips"] == 0
 
 

@@ -1,5 +1,6 @@
 """Timings: their summaries, ratios and noise; the device's peaks; energy counters."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -190,12 +191,41 @@ def test_the_work_behind_a_peak_is_done_and_counted(precision):
     works = roofline.dense_works(64, roofline.DTYPES[precision], CPU)
     flops, product = works[0]
     assert flops == 2 * 64**3
-    assert bool((product() == 64).all())
+    given = inspect.getclosurevars(product).nonlocals
+    expected = given["a"].double() @ given["b"].double()
+    torch.testing.assert_close(product().double(), expected, rtol=0.02, atol=0.2)
     if precision != "int8":
         with FlopCounterMode(display=False) as counter:
             convolved = works[1][1]()
         assert works[1][0] == counter.get_total_flops()
-        assert bool((convolved == 9 * 256).all())
+        given = inspect.getclosurevars(works[1][1]).nonlocals
+        expected = nn.functional.conv2d(given["x"].double(), given["kernel"].double())
+        torch.testing.assert_close(convolved.double(), expected, rtol=0.02, atol=1.0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
+def test_peaks_are_of_data_that_differ_and_are_the_same_each_time(precision, monkeypatch):
+    """Constant data flip fewer bits: on a GPU they run a tenth faster than real ones."""
+    monkeypatch.setattr(roofline, "MATRIX_SIDE", {"cpu": 64})
+    monkeypatch.setattr(roofline, "COPY_BYTES", 2**16)
+    runs = []
+
+    def look(device, work):
+        given = inspect.getclosurevars(work).nonlocals
+        runs[-1] += [given[name].clone() for name in sorted(given) if name != "target"]
+        return 1.0
+
+    monkeypatch.setattr(roofline, "_fastest_s", look)
+    for _ in range(2):
+        runs.append([])
+        measure_peaks.cache_clear()
+        measure_peaks("cpu", precision, 1)
+    measure_peaks.cache_clear()
+    assert len(runs[0]) == (3 if precision == "int8" else 5)
+    for first, second in zip(*runs, strict=True):
+        assert torch.equal(first, second)
+        assert len(first.unique()) > 200
+        assert first.float().mean().abs() < first.float().std() * 2
 
 
 # --- energy ---------------------------------------------------------------------------------------

@@ -1,0 +1,123 @@
+"""Every process that is timed is prepared like the one it is compared with, the baseline too.
+
+Each is watched from within by a hook of the test's own: at its end it says whether glibc keeps what
+is freed (a large block that is not mapped afresh), and how many threads torch has.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import notebook
+import record
+
+import train
+from common.config import TrainConfig
+
+ROOT = Path(__file__).parent.parent
+HOOK = """
+import atexit, ctypes, os, sys
+FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
+class Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in FIELDS.split()]
+
+def look():
+    torch = sys.modules.get("torch")
+    if torch:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallinfo2.restype = Mallinfo
+        before = libc.mallinfo2().hblks
+        block = torch.empty(2**26, dtype=torch.uint8)
+        kept = libc.mallinfo2().hblks == before
+        with open(os.path.join(os.environ["LOOKED"], str(os.getpid())), "w") as file:
+            file.write(f"{int(kept)} {torch.get_num_threads()}")
+
+atexit.register(look)
+"""
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "confstr") or "glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""),
+    reason="no glibc: nothing is to be kept",
+)
+
+
+@pytest.fixture
+def looked(tmp_path, monkeypatch):
+    """A function: what the processes that have ended since then say, as (kept, threads)."""
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
+    (tmp_path / "looked").mkdir()
+    monkeypatch.setenv("LOOKED", str(tmp_path / "looked"))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'hook'}:{ROOT}")
+    return lambda: [
+        tuple(map(int, file.read_text().split())) for file in (tmp_path / "looked").iterdir()
+    ]
+
+
+def run(script, *flags):
+    done = subprocess.run([sys.executable, script, *flags], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_the_hook_tells_a_process_that_is_not_prepared(looked):
+    run("-c", "import torch")
+    assert looked() == [(0, 1)]
+
+
+def test_hw_bench_trains_in_a_prepared_process(looked, tiny, rows):
+    run("hw_bench.py", "--dataset", "digits", "--model", "vgg5", "--image-size", "16", "--steps",
+        "2", "--compile", "false", "--loop", "notebook", "ours", "--accept-noise",
+        *tiny[-2:])  # fmt: skip
+    assert looked() == [(1, 1)]
+    assert {row["metrics"]["freed_memory_kept"] for row in rows("hw_train")} == {True}
+
+
+def test_every_engine_has_a_prepared_process_and_so_have_the_peaks(looked, tiny, rows):
+    train.main([*tiny, "--model", "vgg5", "--epochs", "1", "--export", "onnx"])
+    run("hw_bench.py", "--mode", "infer", "--engine", "eager", "onnxruntime", "--quick",
+        "--seconds", "0.01", "--batch-size", "4", "--threads", "2", "--accept-noise",
+        *tiny[-2:])  # fmt: skip
+    assert looked() == [(1, 2)] * 3
+    assert {row["metrics"]["freed_memory_kept"] for row in rows("hw_infer")} == {True}
+
+
+@pytest.mark.parametrize("name", ["notebook fp32", "notebook bf16", "ours", "peak"])
+def test_the_notebook_loop_is_prepared_as_ours(name, looked, monkeypatch):
+    config = TrainConfig(dataset="digits", model="vgg5", image_size=16, device="cpu")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    side = notebook.Side(name, config, "data")
+    side.run(1)
+    side.end()
+    assert looked() == [(1, 2)]
+
+
+def test_a_seed_of_the_record_is_prepared_as_the_notebook_loop(looked):
+    config = TrainConfig(dataset="digits", model="vgg5", image_size=16, device="cpu", epochs=1)
+    assert record.run_apart(config, "data")[0] > 0
+    assert looked() == [(1, 1)]
+
+
+def test_training_beside_others_is_prepared_as_training_alone(looked, tiny):
+    flags = [*tiny, "--model", "vgg5", "--epochs", "1", "--device", "cpu", "--seed", "0", "1"]
+    run("train.py", *flags, "--jobs", "2", "--threads", "1")
+    found = looked()  # of the process that shares the work out, too
+    assert set(found) == {(1, 1)}
+    assert len(found) >= 2
+
+
+def test_no_process_is_started_that_is_not_tested_here():
+    started = {
+        (path.name, target)
+        for path in [*ROOT.glob("*.py"), *ROOT.glob("common/*.py"), *ROOT.glob("benchmarks/*.py")]
+        for target in re.findall(r"Process\(\s*target=(\w+)", path.read_text())
+    }
+    assert started == {("hw_infer.py", "serve"), ("notebook.py", "serve"),
+                       ("record.py", "train_once")}  # fmt: skip
