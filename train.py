@@ -390,11 +390,10 @@ def set_up(grid: dict[str, list[Any]], options: TrainOptions) -> tuple[World, in
     import torch
 
     from common.distributed import join_world
-    from common.engine import keep_freed_memory, make_deterministic, resolve_device
+    from common.engine import make_deterministic, resolve_device
+    from common.timing import prepare_process
 
-    keep_freed_memory()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    prepare_process(options.threads or torch.get_num_threads())
     if options.deterministic:
         make_deterministic()
     if not options.list_commands or "auto" in grid["device"]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import sys
 import sysconfig
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ MOMENTUM = 0.9
 MUON_MOMENTUM = 0.75  # by validation of --preset record on FashionMNIST
 WARMUP = 0.2  # share of a triangular schedule before its peak
 EVAL_BATCH_SIZE = 256
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h's
 # fp32 means fp32: cuDNN's convolutions would round to TF32, as matrix products by default do not.
 torch.backends.cudnn.allow_tf32 = False
 CHECK_EVERY = 100  # steps between looks at the losses; each look waits for the device
@@ -137,21 +135,6 @@ def without_kept_kernels(compiled: bool) -> AbstractContextManager[Any]:
     from torch._inductor.utils import fresh_cache  # torch has no public way to do it in a process
 
     return fresh_cache()
-
-
-def keep_freed_memory() -> bool:
-    """Let glibc keep the memory that a step frees for the next one, instead of giving it back.
-
-    Otherwise every step of a network of large batches or layers faults thousands of pages in
-    again: 15 % of the time of --preset record's steps. Elsewhere nothing happens.
-    Returns: whether glibc does so.
-    Source: mallopt(3).
-    """
-    with suppress(OSError, AttributeError):
-        glibc = ctypes.CDLL("libc.so.6")
-        trims = glibc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-        return glibc.mallopt(M_MMAP_THRESHOLD, 1 << 30) == trims == 1
-    return False
 
 
 def make_deterministic() -> None:
