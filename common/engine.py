@@ -196,11 +196,12 @@ def schedule_lr(schedule: str, lr: float, step: int, steps: int) -> float:
     """The learning rate of one step of a run, the first being 0.
 
     triangular: up in a straight line for WARMUP of the run, then down to zero just after its end.
+    Where the corner lies between two steps, the lines would pass lr at one of them.
     """
     if schedule == "constant":
         return lr
     warmup = WARMUP * steps
-    return lr * min((step + 1) / warmup if warmup >= 1 else 1.0, (steps - step) / (steps - warmup))
+    return lr * min((step + 1) / warmup, 1.0, (steps - step) / (steps - warmup))
 
 
 def build_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:

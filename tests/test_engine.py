@@ -151,6 +151,25 @@ def test_a_triangular_schedule_by_hand():
     assert engine.schedule_lr("triangular", 1.0, 0, 1) == 1.0
 
 
+def test_a_triangular_schedule_of_any_length_peaks_at_its_learning_rate():
+    lr = 0.3
+    for steps in range(1, 301):
+        lrs = [engine.schedule_lr("triangular", lr, step, steps) for step in range(steps)]
+        assert 0 < min(lrs)
+        assert max(lrs) == pytest.approx(lr, rel=1e-12)
+        assert max(lrs) <= lr
+        top = lrs.index(max(lrs))
+        assert abs(top + 1 - 0.2 * steps) <= 1  # the step nearest to the corner, or its neighbour
+        assert lrs[: top + 1] == sorted(lrs[: top + 1])
+        assert lrs[top:] == sorted(lrs[top:], reverse=True)
+        if steps % 5 == 0:  # the corner is on a step, and the two lines need no limit
+            up, down = (
+                [(step + 1) / (0.2 * steps) for step in range(steps)],
+                [(steps - step) / (steps - 0.2 * steps) for step in range(steps)],
+            )
+            assert lrs == [lr * min(pair) for pair in zip(up, down, strict=True)]
+
+
 def test_weight_decay_reaches_the_optimizer():
     assert engine.build_optimizer(small_net(), "sgd", 0.1, 0.5).defaults["weight_decay"] == 0.5
     assert engine.build_optimizer(small_net(), "adamw", 0.1, None).defaults["weight_decay"] == 0.01
