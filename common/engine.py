@@ -45,7 +45,8 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one pass over the training images gave: means over images, wall time of the steps."""
+    """What one pass over the training images gave: means over images, of the loss without label
+    smoothing, as evaluation has it; wall time of the steps."""
 
     loss: float
     acc: float
@@ -218,17 +219,14 @@ def train_step(
     of each phase at its end.
 
     Shapes: inputs (B, 3, S, S), labels (B,) -> loss (), logits (B, classes).
+    Returns: the loss without smoothing, as evaluation has it; not finite where either is not.
     """
     if inputs.is_cuda:  # what the last step's graph returned is done with
         torch.compiler.cudagraph_mark_step_begin()  # on a CPU it would import inductor, for 0.7 s
     with autocast(inputs.device, precision):
         logits = model(inputs)
     logits = logits.float()
-    if scale is None:
-        loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    else:
-        total = cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
-        loss = total * scale
+    loss = _scaled_loss(logits, labels, label_smoothing, scale)
     lap("forward")
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
@@ -236,7 +234,20 @@ def train_step(
     scaler.step(optimizer)
     scaler.update()
     lap("optimizer")
-    return loss.detach(), logits.detach()
+    loss, logits = loss.detach(), logits.detach()
+    if label_smoothing:
+        loss = _scaled_loss(logits, labels, 0.0, scale) + 0 * loss  # 0 times infinity is NaN
+    return loss, logits
+
+
+def _scaled_loss(
+    logits: Tensor, labels: Tensor, label_smoothing: float, scale: float | None
+) -> Tensor:
+    """The mean over images, or the sum times `scale`."""
+    if scale is None:
+        return cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    total = cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
+    return total * scale
 
 
 def train_epoch(

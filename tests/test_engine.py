@@ -115,6 +115,35 @@ def test_an_epoch_takes_each_steps_rate_and_smooths_its_labels(batches):
         assert torch.allclose(a, b, atol=1e-5)
 
 
+def test_the_loss_of_an_epoch_is_the_plain_one_whatever_was_trained_on(batches):
+    """So that it can be held against validation's: smoothing alone adds tenths."""
+    order = split_batches(torch.arange(48), 16)
+    model = small_net()
+    optimizer = engine.build_optimizer(model, "sgd", 0.0, None)
+    scaler = engine.build_scaler(CPU, "fp32")
+    result = engine.train_epoch(
+        model, optimizer, scaler, batches, order, "fp32", label_smoothing=0.2
+    )
+    logits = engine.evaluate(model, batches, torch.arange(48))
+    plain, acc = engine.score(logits, batches.labels[:48])
+    assert result.loss == pytest.approx(plain, rel=1e-5)
+    assert result.acc == acc
+
+
+@pytest.mark.parametrize("scale", [None, 1 / 16])
+def test_a_smoothed_loss_that_is_not_finite_is_seen_where_the_plain_one_is(scale):
+    """An infinite logit of a wrong class is all that tells them apart."""
+    model = nn.Linear(1, 3)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor([0.0, 0.0, float("-inf")]))
+    args = torch.ones(16, 1), torch.zeros(16, dtype=torch.long), "fp32"
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    scaler = engine.build_scaler(CPU, "fp32")
+    loss, _ = engine.train_step(model, optimizer, scaler, *args, 0.1, scale)
+    assert not loss.isfinite()
+
+
 def test_an_epoch_on_an_accelerator_waits_for_nothing_before_its_end(monkeypatch):
     """On the meta device, which has shapes and no values: whatever looks at one raises."""
     monkeypatch.setattr(engine, "now_ms", lambda device: 0.0)
