@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from common import UsageError
 from common.conv import use_matmul
-from common.data import Batches
+from common.data import Batches, split_batches
 from common.distributed import ALONE, World
 from common.muon import Muon
 from common.timing import now_ms
@@ -29,6 +29,7 @@ MOMENTUM = 0.9
 MUON_MOMENTUM = 0.75  # by validation of --preset record on FashionMNIST
 WARMUP = 0.2  # share of a triangular schedule before its peak
 EVAL_BATCH_SIZE = 256
+STATISTICS_IMAGES = 2048  # that running statistics are taken from again
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h's
 # fp32 means fp32: cuDNN's convolutions would round to TF32, as matrix products by default do not.
 torch.backends.cudnn.allow_tf32 = False
@@ -305,6 +306,46 @@ def _check_finite(losses: Tensor) -> None:
     if not finite.all():
         step = int((~finite).nonzero()[0])
         raise NonFiniteLoss(step + 1, losses[step - 1].item() if step else None)
+
+
+def refresh_statistics(
+    model: nn.Module, batches: Batches, train: Tensor, steps: int
+) -> int | None:  # fmt: skip
+    """Where a normalisation's running statistics lag behind its weights after so many steps of
+    training, take them again, as means over batches of the first images of `train`.
+
+    A running average looks back over 1 / momentum steps. It lags where that is over a hundredth of
+    all: at momentum 0.01 and 400 steps a network that has learnt answers at chance. torch's own
+    momentum of 0.1 is left alone. Nothing else is in training mode, and nothing is drawn.
+    Shapes: train (N,).
+    Returns: how many images that took, None where the running statistics stay.
+    Source: torch.optim.swa_utils.update_bn.
+    """
+    lagging = {layer: layer.momentum for layer in model.modules() if _lags(layer, steps)}
+    if not lagging:
+        return None
+    model.eval()
+    for layer in lagging:
+        layer.reset_running_stats()
+        layer.train()
+    images = 0
+    with torch.no_grad():
+        for part in split_batches(train[:STATISTICS_IMAGES].to(batches.home), EVAL_BATCH_SIZE):
+            images += len(part)
+            for layer in lagging:  # InstanceNorm has no cumulative average of its own
+                layer.momentum = len(part) / images
+            model(batches.load(part)[0])
+    for layer, momentum in lagging.items():
+        layer.momentum = momentum
+    return images
+
+
+def _lags(layer: nn.Module, steps: int) -> bool:
+    # The common base of BatchNorm, SyncBatchNorm and InstanceNorm; torch has no public one.
+    if not isinstance(layer, nn.modules.batchnorm._NormBase) or layer.running_mean is None:
+        return False
+    momentum = layer.momentum
+    return momentum is None or (momentum < 0.1 and momentum * steps < 100)
 
 
 def evaluate(model: nn.Module, batches: Batches, index: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from common.engine import (
     build_scaler,
     evaluate,
     prepare_forward,
+    refresh_statistics,
     score,
     train_epoch,
     train_step,
@@ -177,6 +178,7 @@ class Side:
             label=self.config.describe(),
         )  # fmt: skip
         self.epoch_ms = trained.train_ms
+        self.bn_statistics = refresh_statistics(self.model, self.batches, train, len(order))
         logits = evaluate(self.model, self.batches, test)
         self.test_acc = score(logits, self.dataset.labels[test])[1]
 
@@ -214,6 +216,7 @@ class Side:
             measured |= {
                 "images_per_s": n_train / self.epoch_ms * 1e3, "epoch_ms": self.epoch_ms,
                 "extrapolated": False, "test_acc": self.test_acc,
+                "bn_statistics": self.bn_statistics,
                 "extrapolation": measured["epoch_ms"] / self.epoch_ms,
             }  # fmt: skip
         return measured

@@ -96,18 +96,22 @@ class Run:
         except engine.NonFiniteLoss as error:
             error.metrics["epoch"] = epoch
             raise
-        self.world.average_buffers(self.model)
         return result
 
     def train_one_epoch(self) -> dict[str, Any]:
         """Train and validate the next epoch; return its metrics, which join the history."""
         epoch = len(self.history) + 1
         trained = self.train_steps(epoch)
+        steps = epoch * len(split_batches(self.split.train, self.config.batch_size))
+        refreshed = engine.refresh_statistics(
+            self.model, self.batches, self.split.train, steps
+        )  # fmt: skip
+        self.world.average_buffers(self.model)
         val_loss, val_acc, _ = self.test(self.split.val)
         metrics = {
             "epoch": epoch, "train_loss": trained.loss, "train_acc": trained.acc,
             "val_loss": val_loss, "val_acc": val_acc, "lr": self.optimizer.param_groups[0]["lr"],
-            "train_ms": trained.train_ms,
+            "train_ms": trained.train_ms, "bn_statistics": refreshed,
         }  # fmt: skip
         self.history.append(metrics)
         if best_epoch(self.history) is metrics:

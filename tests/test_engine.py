@@ -240,6 +240,62 @@ def test_evaluation_is_fp32_in_eval_mode_and_changes_nothing(batches):
     assert torch.allclose(logits, expected, atol=1e-5)
 
 
+def lagging_net(momentum):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, momentum=momentum), nn.ReLU(),
+            nn.InstanceNorm2d(4, momentum=momentum, track_running_stats=True), nn.Flatten(),
+            nn.BatchNorm1d(144, momentum=momentum), nn.Linear(144, 10),
+        )  # fmt: skip
+
+
+def statistics_of(model):
+    return {name: v for name, v in model.state_dict().items() if "running" in name}
+
+
+@pytest.mark.parametrize("momentum", [0.01, None])
+def test_statistics_that_lag_are_taken_again_as_torch_does(batches, momentum):
+    ours, reference = lagging_net(momentum), lagging_net(momentum)
+    for layer in (ours[1], ours[3], ours[5]):
+        layer.running_mean.fill_(float("nan"))  # of the old ones nothing may stay
+    assert engine.refresh_statistics(ours, batches, torch.arange(512), 395) == 512
+    parts = [batches.load(part)[0] for part in torch.arange(512).split(256)]
+    torch.optim.swa_utils.update_bn(parts, reference)
+    found, expected = statistics_of(ours), statistics_of(reference)
+    # torch's InstanceNorm has no average over all: its statistics are here of two equal batches.
+    by_hand = [reference[:3](x) for x in parts]
+    means = torch.stack([x.mean((0, 2, 3)) for x in by_hand]).mean(0)
+    assert torch.allclose(found.pop("3.running_mean"), means, atol=1e-6)
+    for name, value in found.items():
+        if not name.startswith("3."):
+            assert torch.allclose(value, expected[name], atol=1e-6), name
+    assert [layer.momentum for layer in (ours[1], ours[3], ours[5])] == [momentum] * 3
+
+
+def test_statistics_that_keep_up_stay_as_they_are(batches):
+    for momentum, steps in ((0.1, 1), (0.2, 3), (0.01, 10_000), (0.05, 2000)):
+        model = lagging_net(momentum)
+        before = copy.deepcopy(model.state_dict())
+        assert engine.refresh_statistics(model, batches, torch.arange(300), steps) is None
+        assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert engine.refresh_statistics(small_net(), batches, torch.arange(300), 1) is None
+
+
+def test_taking_statistics_draws_nothing_trains_nothing_and_takes_any_number_of_images(batches):
+    """1,025 images: a batch of one would be too few for the last layer."""
+    model = nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.BatchNorm1d(192, momentum=0.01),
+                          nn.Dropout(0.5), nn.Linear(192, 10)).train()  # fmt: skip
+    before, rng = [p.clone() for p in model.parameters()], torch.get_rng_state()
+    assert engine.refresh_statistics(model, batches, torch.arange(1025), 100) == 1025
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    mean = batches.load(torch.arange(1025))[0].flatten(1).mean(0)  # undisturbed by dropout
+    assert torch.allclose(model[2].running_mean, mean, atol=1e-5)
+    index = torch.arange(1797).repeat(2)
+    assert engine.refresh_statistics(model, batches, index, 100) == engine.STATISTICS_IMAGES
+
+
 def test_score_by_hand():
     logits = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
     loss, acc = engine.score(logits, torch.tensor([1, 0]))
