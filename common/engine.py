@@ -22,7 +22,7 @@ from common import UsageError
 from common.conv import use_matmul
 from common.data import Batches, split_batches
 from common.distributed import ALONE, World
-from common.muon import Muon
+from common.muon import PROBE_SIDE, Muon, find_scale_free, set_norms_if_noticed
 from common.timing import now_ms
 
 MOMENTUM = 0.9
@@ -165,12 +165,13 @@ def make_deterministic() -> None:
 
 
 def build_optimizer(
-    model: nn.Module, opt: str, lr: float, weight_decay: float | None
+    model: nn.Module, opt: str, lr: float, weight_decay: float | None, image_size: int = PROBE_SIDE
 ) -> torch.optim.Optimizer:
     """An optimiser by name; weight_decay None leaves its own default.
 
     sgd, adam and adamw treat every parameter alike. nesterov and muon spare biases and BatchNorm
-    from weight decay; muon orthogonalises the steps of all convolutions but the first.
+    from weight decay; muon orthogonalises the steps of those convolutions but the first whose scale
+    the network normalises away, and may set their scale.
     """
     extra: dict[str, Any] = {} if weight_decay is None else {"weight_decay": weight_decay}
     if opt in ("sgd", "nesterov"):  # torch's fused SGD is the slower one on a CPU
@@ -183,7 +184,9 @@ def build_optimizer(
         if opt == "nesterov":
             groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
             return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True, **extra)
-        hidden = [p for p in matrices if p.ndim == 4][1:]
+        names = find_hidden(model, image_size)
+        set_norms_if_noticed(model, names, image_size)
+        hidden = [model.get_parameter(name) for name in names]
         ends = [p for p in matrices if all(p is not h for h in hidden)]
         groups = [
             {"params": hidden, "weight_decay": 0.0, "orthogonal": True},
@@ -192,6 +195,12 @@ def build_optimizer(
         return Muon(groups, lr, MUON_MOMENTUM, **extra)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[opt]
     return kind(model.parameters(), lr=lr, fused=True, **extra)
+
+
+def find_hidden(model: nn.Module, image_size: int) -> list[str]:
+    """The weights, by name, whose steps Muon orthogonalises."""
+    first = next((name for name, p in model.named_parameters() if p.ndim == 4), None)
+    return [name for name in find_scale_free(model, image_size) if name != first]
 
 
 def schedule_lr(schedule: str, lr: float, step: int, steps: int) -> float:

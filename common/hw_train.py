@@ -101,7 +101,7 @@ class Side:
         self.model = build_model(config.model, classes, config.seed, image_size=config.image_size)
         self.model.to(device, memory_format=self.batches.memory_format)
         self.forward = prepare_forward(self.model, config.compile)
-        self.optimizer = build_optimizer(self.model, config.opt, config.lr, None)
+        self.optimizer = build_optimizer(self.model, config.opt, config.lr, None, config.image_size)
         self.scaler = build_scaler(device, config.precision)
 
     def step(self, lap: Callable[[str], None] = lambda phase: None) -> Tensor:
@@ -191,7 +191,7 @@ class Side:
                 self.forward, self.optimizer, self.scaler, inputs, labels, config.precision
             )  # fmt: skip
         self.model.load_state_dict(untrained)
-        self.optimizer = build_optimizer(self.model, config.opt, config.lr, None)
+        self.optimizer = build_optimizer(self.model, config.opt, config.lr, None, config.image_size)
         self.scaler = build_scaler(self.batches.device, config.precision)
 
     def metrics(self) -> dict[str, Any]:

@@ -47,15 +47,15 @@ class Run:
         )  # fmt: skip
         torch.manual_seed(config.seed)
         self.model = new_model(config, self.dataset)
-        if config.sync_bn:
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model.to(self.device, memory_format=self.batches.memory_format)
+        self.optimizer = engine.build_optimizer(
+            self.model, config.opt, config.lr, config.weight_decay, config.image_size
+        )
+        if config.sync_bn:  # the same parameters
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         forward = engine.prepare_forward(self.model, config.compile, config.channels_last)
         self.forward = world.wrap(forward)
         self.tested = as_tested(self.model, as_dict(config))
-        self.optimizer = engine.build_optimizer(
-            self.model, config.opt, config.lr, config.weight_decay
-        )
         self.scaler = engine.build_scaler(self.device, self.precision)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}  # the weights of highest validation accuracy so far
@@ -228,14 +228,12 @@ def check_network(model: str, image_size: int, opt: str, images: int = 2) -> Non
             f"--model {model} cannot train at --image-size {image_size} on {images} images: "
             f"{first_line(error)}; try another size (most take 64 and 224) or larger batches"
         ) from None
-    if opt == "muon" and sum(p.ndim == 4 for p in network.parameters()) < 2:
+    if opt == "muon" and not engine.find_hidden(
+        build_model(model, 10, image_size=image_size), image_size
+    ):
         raise UsageError(
-            f"--opt muon: {model} has no convolutions after its first, which it is for; use adamw"
-        )
-    if opt == "muon" and not any("Norm" in type(layer).__name__ for layer in network.modules()):
-        raise UsageError(
-            f"--opt muon: {model} normalises no layer's outputs, and muon sets the scale of "
-            "weights; use adamw"
+            f"--opt muon: {model} has no convolution after its first whose scale a normalisation "
+            "takes away, which muon is for; use adamw"
         )
 
 

@@ -182,10 +182,10 @@ def test_compiling_without_a_compiler_is_refused_before_any_training(tiny, rows,
     assert not rows("train")
 
 
-@pytest.mark.parametrize("model", ["alexnet", "squeezenet1_0"])
+@pytest.mark.parametrize("model", ["alexnet", "squeezenet1_0", "convnext_tiny", "vit_b_16"])
 def test_muon_is_refused_where_the_scale_of_weights_matters(tiny, model):
     flags = ["--model", model, "--image-size", "64", "--opt", "muon", "--dry-run"]
-    with pytest.raises(UsageError, match=f"--opt muon: {model} normalises no layer"):
+    with pytest.raises(UsageError, match=f"--opt muon: {model} has no convolution after its first"):
         train.main([*tiny, *flags])
 
 
