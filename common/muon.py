@@ -24,7 +24,8 @@ class Muon(torch.optim.Optimizer):
 
     An orthogonal group's weights are kept at norm sqrt(outputs), so that lr is relative to them.
     Their scale must not matter to the network, as that of a convolution before BatchNorm does
-    not: find_scale_free. (torch.optim.Muon takes only matrices, and would need a second optimiser beside it.)
+    not: find_scale_free. (torch.optim.Muon takes only matrices, and would need a second optimiser
+    beside it.)
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; cifar10-airbench.
     """
 

@@ -184,7 +184,7 @@ def test_a_triangular_schedule_of_any_length_peaks_at_its_learning_rate():
     lr = 0.3
     for steps in range(1, 301):
         lrs = [engine.schedule_lr("triangular", lr, step, steps) for step in range(steps)]
-        assert 0 < min(lrs)
+        assert min(lrs) > 0
         assert max(lrs) == pytest.approx(lr, rel=1e-12)
         assert max(lrs) <= lr
         top = lrs.index(max(lrs))

@@ -104,7 +104,7 @@ ARCHITECTURES = [
 
 
 def as_trained(model):
-    """In training mode, without dropout and dropped layers, which would differ between two calls."""
+    """In training mode, but for dropout and dropped layers: two calls are to be compared."""
     for layer in model.train().modules():
         if "Drop" in type(layer).__name__ or "StochasticDepth" in type(layer).__name__:
             layer.eval()
