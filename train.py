@@ -196,7 +196,7 @@ def open_tensorboard(run: Run, log: Log) -> SummaryWriter:
 def write_scalars(writer: SummaryWriter, metrics: dict[str, Any]) -> None:
     """An epoch's metrics, at its number."""
     for name, value in metrics.items():
-        if name != "epoch":
+        if name != "epoch" and value is not None:
             writer.add_scalar(name, value, metrics["epoch"])
     writer.flush()
 
@@ -274,6 +274,7 @@ def summarize(run: Run) -> dict[str, Any]:
     return {
         "val_acc": last["val_acc"], "val_loss": last["val_loss"],
         "best_epoch": best["epoch"], "best_val_acc": best["val_acc"],
+        "bn_statistics": last["bn_statistics"],  # training images they are of; None: running ones
         "train_ms": train_ms, "images_per_s": n_train * len(run.history) / train_ms * 1e3,
         "params": sum(p.numel() for p in run.model.parameters()), "precision": run.precision,
         "n_train": n_train, "n_val": len(run.split.val), "n_test": len(run.split.test),

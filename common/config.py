@@ -115,7 +115,7 @@ class TrainConfig(DataConfig):
     weight_decay: float | None = option(
         None,
         "weight decay (default: the optimiser's own); nesterov spares biases and BatchNorm, muon "
-        "all but the first convolution and the last layer",
+        "the convolutions that it orthogonalises too",
         minimum=0,
     )
     label_smoothing: float = option(

@@ -19,15 +19,16 @@ from tqdm import tqdm
 
 from common import UsageError
 from common.conv import use_matmul
-from common.data import Batches
+from common.data import Batches, split_batches
 from common.distributed import ALONE, World
-from common.muon import Muon
+from common.muon import PROBE_SIDE, Muon, find_scale_free, set_norms_if_noticed
 from common.timing import now_ms
 
 MOMENTUM = 0.9
 MUON_MOMENTUM = 0.75  # by validation of --preset record on FashionMNIST
 WARMUP = 0.2  # share of a triangular schedule before its peak
 EVAL_BATCH_SIZE = 256
+STATISTICS_IMAGES = 2048  # that running statistics are taken from again
 # fp32 means fp32: cuDNN's convolutions would round to TF32, as matrix products by default do not.
 torch.backends.cudnn.allow_tf32 = False
 CHECK_EVERY = 100  # steps between looks at the losses; each look waits for the device
@@ -43,7 +44,8 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one pass over the training images gave: means over images, wall time of the steps."""
+    """What one pass over the training images gave: means over images, of the loss without label
+    smoothing, as evaluation has it; wall time of the steps."""
 
     loss: float
     acc: float
@@ -148,12 +150,13 @@ def make_deterministic() -> None:
 
 
 def build_optimizer(
-    model: nn.Module, opt: str, lr: float, weight_decay: float | None
+    model: nn.Module, opt: str, lr: float, weight_decay: float | None, image_size: int = PROBE_SIDE
 ) -> torch.optim.Optimizer:
     """An optimiser by name; weight_decay None leaves its own default.
 
     sgd, adam and adamw treat every parameter alike. nesterov and muon spare biases and BatchNorm
-    from weight decay; muon orthogonalises the steps of all convolutions but the first.
+    from weight decay; muon orthogonalises the steps of those convolutions but the first whose scale
+    the network normalises away, and may set their scale.
     """
     extra: dict[str, Any] = {} if weight_decay is None else {"weight_decay": weight_decay}
     if opt in ("sgd", "nesterov"):  # torch's fused SGD is the slower one on a CPU
@@ -166,7 +169,9 @@ def build_optimizer(
         if opt == "nesterov":
             groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
             return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True, **extra)
-        hidden = [p for p in matrices if p.ndim == 4][1:]
+        names = find_hidden(model, image_size)
+        set_norms_if_noticed(model, names, image_size)
+        hidden = [model.get_parameter(name) for name in names]
         ends = [p for p in matrices if all(p is not h for h in hidden)]
         groups = [
             {"params": hidden, "weight_decay": 0.0, "orthogonal": True},
@@ -177,15 +182,22 @@ def build_optimizer(
     return kind(model.parameters(), lr=lr, fused=True, **extra)
 
 
+def find_hidden(model: nn.Module, image_size: int) -> list[str]:
+    """The weights, by name, whose steps Muon orthogonalises."""
+    first = next((name for name, p in model.named_parameters() if p.ndim == 4), None)
+    return [name for name in find_scale_free(model, image_size) if name != first]
+
+
 def schedule_lr(schedule: str, lr: float, step: int, steps: int) -> float:
     """The learning rate of one step of a run, the first being 0.
 
     triangular: up in a straight line for WARMUP of the run, then down to zero just after its end.
+    Where the corner lies between two steps, the lines would pass lr at one of them.
     """
     if schedule == "constant":
         return lr
     warmup = WARMUP * steps
-    return lr * min((step + 1) / warmup if warmup >= 1 else 1.0, (steps - step) / (steps - warmup))
+    return lr * min((step + 1) / warmup, 1.0, (steps - step) / (steps - warmup))
 
 
 def build_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
@@ -202,17 +214,14 @@ def train_step(
     of each phase at its end.
 
     Shapes: inputs (B, 3, S, S), labels (B,) -> loss (), logits (B, classes).
+    Returns: the loss without smoothing, as evaluation has it; not finite where either is not.
     """
     if inputs.is_cuda:  # what the last step's graph returned is done with
         torch.compiler.cudagraph_mark_step_begin()  # on a CPU it would import inductor, for 0.7 s
     with autocast(inputs.device, precision):
         logits = model(inputs)
     logits = logits.float()
-    if scale is None:
-        loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    else:
-        total = cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
-        loss = total * scale
+    loss = _scaled_loss(logits, labels, label_smoothing, scale)
     lap("forward")
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
@@ -220,7 +229,20 @@ def train_step(
     scaler.step(optimizer)
     scaler.update()
     lap("optimizer")
-    return loss.detach(), logits.detach()
+    loss, logits = loss.detach(), logits.detach()
+    if label_smoothing:
+        loss = _scaled_loss(logits, labels, 0.0, scale) + 0 * loss  # 0 times infinity is NaN
+    return loss, logits
+
+
+def _scaled_loss(
+    logits: Tensor, labels: Tensor, label_smoothing: float, scale: float | None
+) -> Tensor:
+    """The mean over images, or the sum times `scale`."""
+    if scale is None:
+        return cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    total = cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
+    return total * scale
 
 
 def train_epoch(
@@ -278,6 +300,46 @@ def _check_finite(losses: Tensor) -> None:
     if not finite.all():
         step = int((~finite).nonzero()[0])
         raise NonFiniteLoss(step + 1, losses[step - 1].item() if step else None)
+
+
+def refresh_statistics(
+    model: nn.Module, batches: Batches, train: Tensor, steps: int
+) -> int | None:  # fmt: skip
+    """Where a normalisation's running statistics lag behind its weights after so many steps of
+    training, take them again, as means over batches of the first images of `train`.
+
+    A running average looks back over 1 / momentum steps. It lags where that is over a hundredth of
+    all: at momentum 0.01 and 400 steps a network that has learnt answers at chance. torch's own
+    momentum of 0.1 is left alone. Nothing else is in training mode, and nothing is drawn.
+    Shapes: train (N,).
+    Returns: how many images that took, None where the running statistics stay.
+    Source: torch.optim.swa_utils.update_bn.
+    """
+    lagging = {layer: layer.momentum for layer in model.modules() if _lags(layer, steps)}
+    if not lagging:
+        return None
+    model.eval()
+    for layer in lagging:
+        layer.reset_running_stats()
+        layer.train()
+    images = 0
+    with torch.no_grad():
+        for part in split_batches(train[:STATISTICS_IMAGES].to(batches.home), EVAL_BATCH_SIZE):
+            images += len(part)
+            for layer in lagging:  # InstanceNorm has no cumulative average of its own
+                layer.momentum = len(part) / images
+            model(batches.load(part)[0])
+    for layer, momentum in lagging.items():
+        layer.momentum = momentum
+    return images
+
+
+def _lags(layer: nn.Module, steps: int) -> bool:
+    # The common base of BatchNorm, SyncBatchNorm and InstanceNorm; torch has no public one.
+    if not isinstance(layer, nn.modules.batchnorm._NormBase) or layer.running_mean is None:
+        return False
+    momentum = layer.momentum
+    return momentum is None or (momentum < 0.1 and momentum * steps < 100)
 
 
 def evaluate(model: nn.Module, batches: Batches, index: Tensor) -> Tensor:

@@ -168,16 +168,32 @@ def _write_onnx_int8(network: nn.Module, file: Path, metadata: Draft, images: Im
     plain = file.with_suffix(".fp32.onnx")
     _write_onnx(network, plain, metadata, images)
     quant_pre_process(plain, plain, skip_symbolic_shape=True)
-    last = onnx.load(plain).graph.node[-1].name  # whose outputs would be rounded to 256 logits
     quantize_static(
         plain, file, _Calibration(images), per_channel=True, activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8, nodes_to_exclude=[last],
+        weight_type=QuantType.QInt8, nodes_to_exclude=_classifier(onnx.load(plain).graph),
         extra_options={"CalibMovingAverage": True},
     )  # fmt: skip
     model = onnx.load(file)
     onnx.helper.set_model_props(model, _as_text(metadata))
     onnx.save(model, file)
     onnx.checker.check_model(file, full_check=True)
+
+
+def _classifier(graph: Any) -> list[str]:
+    """The names of the last nodes with weights, and of all that follow, which in int8 would round
+    logits to a few values: a convolution may be last, or a mean over images follow."""
+    weights = {tensor.name for tensor in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    found: dict[str, None] = {}
+    pending = [output.name for output in graph.output]
+    while pending:
+        node = makers.get(pending.pop())
+        if node is None or node.name in found:
+            continue
+        found[node.name] = None
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or weights.isdisjoint(node.input):
+            pending += node.input
+    return list(found)
 
 
 def _as_text(metadata: Draft) -> dict[str, str]:

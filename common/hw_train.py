@@ -21,6 +21,7 @@ from common.engine import (
     build_scaler,
     evaluate,
     prepare_forward,
+    refresh_statistics,
     score,
     train_epoch,
     train_step,
@@ -102,7 +103,7 @@ class Side:
         self.model = build_model(config.model, classes, config.seed, image_size=config.image_size)
         self.model.to(device, memory_format=self.batches.memory_format)
         self.forward = prepare_forward(self.model, config.compile)
-        self.optimizer = build_optimizer(self.model, config.opt, config.lr, None)
+        self.optimizer = build_optimizer(self.model, config.opt, config.lr, None, config.image_size)
         self.scaler = build_scaler(device, config.precision)
 
     def step(self, lap: Callable[[str], None] = lambda phase: None) -> Tensor:
@@ -179,6 +180,7 @@ class Side:
             label=self.config.describe(),
         )  # fmt: skip
         self.epoch_ms = trained.train_ms
+        self.bn_statistics = refresh_statistics(self.model, self.batches, train, len(order))
         logits = evaluate(self.model, self.batches, test)
         self.test_acc = score(logits, self.dataset.labels[test])[1]
 
@@ -192,7 +194,7 @@ class Side:
                 self.forward, self.optimizer, self.scaler, inputs, labels, config.precision
             )  # fmt: skip
         self.model.load_state_dict(untrained)
-        self.optimizer = build_optimizer(self.model, config.opt, config.lr, None)
+        self.optimizer = build_optimizer(self.model, config.opt, config.lr, None, config.image_size)
         self.scaler = build_scaler(self.batches.device, config.precision)
 
     def metrics(self) -> dict[str, Any]:
@@ -217,6 +219,7 @@ class Side:
             measured |= {
                 "images_per_s": n_train / self.epoch_ms * 1e3, "epoch_ms": self.epoch_ms,
                 "extrapolated": False, "test_acc": self.test_acc,
+                "bn_statistics": self.bn_statistics,
                 "extrapolation": measured["epoch_ms"] / self.epoch_ms,
             }  # fmt: skip
         return measured

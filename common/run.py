@@ -47,15 +47,15 @@ class Run:
         )  # fmt: skip
         torch.manual_seed(config.seed)
         self.model = new_model(config, self.dataset)
-        if config.sync_bn:
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model.to(self.device, memory_format=self.batches.memory_format)
+        self.optimizer = engine.build_optimizer(
+            self.model, config.opt, config.lr, config.weight_decay, config.image_size
+        )
+        if config.sync_bn:  # the same parameters
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         forward = engine.prepare_forward(self.model, config.compile, config.channels_last)
         self.forward = world.wrap(forward)
         self.tested = as_tested(self.model, as_dict(config))
-        self.optimizer = engine.build_optimizer(
-            self.model, config.opt, config.lr, config.weight_decay
-        )
         self.scaler = engine.build_scaler(self.device, self.precision)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}  # the weights of highest validation accuracy so far
@@ -96,18 +96,22 @@ class Run:
         except engine.NonFiniteLoss as error:
             error.metrics["epoch"] = epoch
             raise
-        self.world.average_buffers(self.model)
         return result
 
     def train_one_epoch(self) -> dict[str, Any]:
         """Train and validate the next epoch; return its metrics, which join the history."""
         epoch = len(self.history) + 1
         trained = self.train_steps(epoch)
+        steps = epoch * len(split_batches(self.split.train, self.config.batch_size))
+        refreshed = engine.refresh_statistics(
+            self.model, self.batches, self.split.train, steps
+        )  # fmt: skip
+        self.world.average_buffers(self.model)
         val_loss, val_acc, _ = self.test(self.split.val)
         metrics = {
             "epoch": epoch, "train_loss": trained.loss, "train_acc": trained.acc,
             "val_loss": val_loss, "val_acc": val_acc, "lr": self.optimizer.param_groups[0]["lr"],
-            "train_ms": trained.train_ms,
+            "train_ms": trained.train_ms, "bn_statistics": refreshed,
         }  # fmt: skip
         self.history.append(metrics)
         if best_epoch(self.history) is metrics:
@@ -224,14 +228,12 @@ def check_network(model: str, image_size: int, opt: str, images: int = 2) -> Non
             f"--model {model} cannot train at --image-size {image_size} on {images} images: "
             f"{first_line(error)}; try another size (most take 64 and 224) or larger batches"
         ) from None
-    if opt == "muon" and sum(p.ndim == 4 for p in network.parameters()) < 2:
+    if opt == "muon" and not engine.find_hidden(
+        build_model(model, 10, image_size=image_size), image_size
+    ):
         raise UsageError(
-            f"--opt muon: {model} has no convolutions after its first, which it is for; use adamw"
-        )
-    if opt == "muon" and not any("Norm" in type(layer).__name__ for layer in network.modules()):
-        raise UsageError(
-            f"--opt muon: {model} normalises no layer's outputs, and muon sets the scale of "
-            "weights; use adamw"
+            f"--opt muon: {model} has no convolution after its first whose scale a normalisation "
+            "takes away, which muon is for; use adamw"
         )
 
 

@@ -115,6 +115,35 @@ def test_an_epoch_takes_each_steps_rate_and_smooths_its_labels(batches):
         assert torch.allclose(a, b, atol=1e-5)
 
 
+def test_the_loss_of_an_epoch_is_the_plain_one_whatever_was_trained_on(batches):
+    """So that it can be held against validation's: smoothing alone adds tenths."""
+    order = split_batches(torch.arange(48), 16)
+    model = small_net()
+    optimizer = engine.build_optimizer(model, "sgd", 0.0, None)
+    scaler = engine.build_scaler(CPU, "fp32")
+    result = engine.train_epoch(
+        model, optimizer, scaler, batches, order, "fp32", label_smoothing=0.2
+    )
+    logits = engine.evaluate(model, batches, torch.arange(48))
+    plain, acc = engine.score(logits, batches.labels[:48])
+    assert result.loss == pytest.approx(plain, rel=1e-5)
+    assert result.acc == acc
+
+
+@pytest.mark.parametrize("scale", [None, 1 / 16])
+def test_a_smoothed_loss_that_is_not_finite_is_seen_where_the_plain_one_is(scale):
+    """An infinite logit of a wrong class is all that tells them apart."""
+    model = nn.Linear(1, 3)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor([0.0, 0.0, float("-inf")]))
+    args = torch.ones(16, 1), torch.zeros(16, dtype=torch.long), "fp32"
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    scaler = engine.build_scaler(CPU, "fp32")
+    loss, _ = engine.train_step(model, optimizer, scaler, *args, 0.1, scale)
+    assert not loss.isfinite()
+
+
 def test_an_epoch_on_an_accelerator_waits_for_nothing_before_its_end(monkeypatch):
     """On the meta device, which has shapes and no values: whatever looks at one raises."""
     monkeypatch.setattr(engine, "now_ms", lambda device: 0.0)
@@ -149,6 +178,25 @@ def test_a_triangular_schedule_by_hand():
     assert rates == pytest.approx([1 / 2, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
     assert [engine.schedule_lr("constant", 0.5, step, 3) for step in range(3)] == [0.5] * 3
     assert engine.schedule_lr("triangular", 1.0, 0, 1) == 1.0
+
+
+def test_a_triangular_schedule_of_any_length_peaks_at_its_learning_rate():
+    lr = 0.3
+    for steps in range(1, 301):
+        lrs = [engine.schedule_lr("triangular", lr, step, steps) for step in range(steps)]
+        assert min(lrs) > 0
+        assert max(lrs) == pytest.approx(lr, rel=1e-12)
+        assert max(lrs) <= lr
+        top = lrs.index(max(lrs))
+        assert abs(top + 1 - 0.2 * steps) <= 1  # the step nearest to the corner, or its neighbour
+        assert lrs[: top + 1] == sorted(lrs[: top + 1])
+        assert lrs[top:] == sorted(lrs[top:], reverse=True)
+        if steps % 5 == 0:  # the corner is on a step, and the two lines need no limit
+            up, down = (
+                [(step + 1) / (0.2 * steps) for step in range(steps)],
+                [(steps - step) / (steps - 0.2 * steps) for step in range(steps)],
+            )
+            assert lrs == [lr * min(pair) for pair in zip(up, down, strict=True)]
 
 
 def test_weight_decay_reaches_the_optimizer():
@@ -190,6 +238,62 @@ def test_evaluation_is_fp32_in_eval_mode_and_changes_nothing(batches):
     with torch.no_grad():
         expected = model(batches.load(index)[0])
     assert torch.allclose(logits, expected, atol=1e-5)
+
+
+def lagging_net(momentum):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, momentum=momentum), nn.ReLU(),
+            nn.InstanceNorm2d(4, momentum=momentum, track_running_stats=True), nn.Flatten(),
+            nn.BatchNorm1d(144, momentum=momentum), nn.Linear(144, 10),
+        )  # fmt: skip
+
+
+def statistics_of(model):
+    return {name: v for name, v in model.state_dict().items() if "running" in name}
+
+
+@pytest.mark.parametrize("momentum", [0.01, None])
+def test_statistics_that_lag_are_taken_again_as_torch_does(batches, momentum):
+    ours, reference = lagging_net(momentum), lagging_net(momentum)
+    for layer in (ours[1], ours[3], ours[5]):
+        layer.running_mean.fill_(float("nan"))  # of the old ones nothing may stay
+    assert engine.refresh_statistics(ours, batches, torch.arange(512), 395) == 512
+    parts = [batches.load(part)[0] for part in torch.arange(512).split(256)]
+    torch.optim.swa_utils.update_bn(parts, reference)
+    found, expected = statistics_of(ours), statistics_of(reference)
+    # torch's InstanceNorm has no average over all: its statistics are here of two equal batches.
+    by_hand = [reference[:3](x) for x in parts]
+    means = torch.stack([x.mean((0, 2, 3)) for x in by_hand]).mean(0)
+    assert torch.allclose(found.pop("3.running_mean"), means, atol=1e-6)
+    for name, value in found.items():
+        if not name.startswith("3."):
+            assert torch.allclose(value, expected[name], atol=1e-6), name
+    assert [layer.momentum for layer in (ours[1], ours[3], ours[5])] == [momentum] * 3
+
+
+def test_statistics_that_keep_up_stay_as_they_are(batches):
+    for momentum, steps in ((0.1, 1), (0.2, 3), (0.01, 10_000), (0.05, 2000)):
+        model = lagging_net(momentum)
+        before = copy.deepcopy(model.state_dict())
+        assert engine.refresh_statistics(model, batches, torch.arange(300), steps) is None
+        assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert engine.refresh_statistics(small_net(), batches, torch.arange(300), 1) is None
+
+
+def test_taking_statistics_draws_nothing_trains_nothing_and_takes_any_number_of_images(batches):
+    """1,025 images: a batch of one would be too few for the last layer."""
+    model = nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.BatchNorm1d(192, momentum=0.01),
+                          nn.Dropout(0.5), nn.Linear(192, 10)).train()  # fmt: skip
+    before, rng = [p.clone() for p in model.parameters()], torch.get_rng_state()
+    assert engine.refresh_statistics(model, batches, torch.arange(1025), 100) == 1025
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    mean = batches.load(torch.arange(1025))[0].flatten(1).mean(0)  # undisturbed by dropout
+    assert torch.allclose(model[2].running_mean, mean, atol=1e-5)
+    index = torch.arange(1797).repeat(2)
+    assert engine.refresh_statistics(model, batches, index, 100) == engine.STATISTICS_IMAGES
 
 
 def test_score_by_hand():

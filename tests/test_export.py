@@ -147,6 +147,33 @@ def test_the_row_names_one_whole_file_with_its_metadata(format, log, weights):
     assert "git_commit" in found
 
 
+@pytest.mark.parametrize(
+    ("name", "mirrored"), [("tiny", True), ("vgg5", True), ("squeezenet1_1", False)]
+)
+def test_int8_rounds_no_logits_whatever_follows_the_classifier(name, mirrored, log, tmp_path):
+    """SqueezeNet ends in a convolution, ReLU and a mean; --tta in a mean over the mirror image."""
+    model = build_model(name, 10, image_size=32).eval()
+    model = deploy.MirrorMean(model) if mirrored else model
+    network = deploy.Deployable(model, [0.3], [0.4]).eval()
+    pixels = interpolate(cached_dataset("digits", "data").images[:400] / 255, (32, 32))
+    file = tmp_path / "net.int8.onnx"
+    draft = {"image_size": 32, "channels": 1}
+    folded = deploy.fold(network)
+    export._write_onnx_int8(folded, file, draft, list(pixels[:256].split(16)))
+    with torch.no_grad():
+        expected = network(pixels).numpy()
+    ours = run_file(file, pixels)
+    for column in range(10):
+        if len(np.unique(expected[:, column])) > 300:  # ReLU leaves zeros
+            assert len(np.unique(ours[:, column])) > 300
+    assert np.abs(ours - expected).mean() < 0.02 * np.ptp(expected)
+    nodes = onnx.load(file).graph.node
+    kinds = [node.op_type for node in nodes]
+    last = max(i for i, kind in enumerate(kinds) if kind in ("Conv", "Gemm", "MatMul"))
+    assert "QuantizeLinear" in kinds[:last]
+    assert "QuantizeLinear" not in kinds[last:]
+
+
 def test_resnet18_exports_in_both_formats(log):
     row = add_run(log, "resnet18", build_model("resnet18", 10, seed=1).state_dict())
     for format in ("torchscript", "onnx"):

@@ -93,7 +93,7 @@ def test_an_unknown_name_is_met_with_the_nearest(name, said):
         ("inception_v3", 64, "sgd", "Kernel size can't be greater"),
         ("vit_b_16", 28, "sgd", "indivisible by patch size"),
         ("maxvit_t", 64, "sgd", "not divisible by partition size"),
-        ("vit_b_16", 32, "muon", "no convolutions after its first"),
+        ("vit_b_16", 32, "muon", "no convolution after its first"),
     ],
 )
 def test_what_a_network_cannot_do_is_said_before_training(name, size, opt, said):

@@ -2,12 +2,14 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
+from torch.nn.functional import batch_norm, conv2d, cross_entropy
 
 from common import engine
 from common.models import build_model
-from common.muon import Muon, orthogonalize
+from common.muon import Muon, find_scale_free, orthogonalize
 
 
 def test_orthogonalizing_keeps_the_directions_and_evens_the_lengths():
@@ -93,3 +95,148 @@ def test_its_state_resumes():
     steps(again, resumed, 2)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+ARCHITECTURES = [
+    "vgg5", "resnet18", "regnet_y_400mf", "mobilenet_v3_small", "efficientnet_b0", "mnasnet0_5",
+    "densenet121", "shufflenet_v2_x0_5", "googlenet",
+]  # fmt: skip
+
+
+def as_trained(model):
+    """In training mode, but for dropout and dropped layers: two calls are to be compared."""
+    for layer in model.train().modules():
+        if "Drop" in type(layer).__name__ or "StochasticDepth" in type(layer).__name__:
+            layer.eval()
+    return model
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_step_of_no_length_changes_nothing(name):
+    """It moved the logits by 38 to 75 % where weights without a normalisation were rescaled."""
+    model = build_model(name, 10, image_size=64)
+    optimizer = engine.build_optimizer(model, "muon", 1e-12, None)
+    as_trained(model)
+    images = torch.randn(32, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    before = model(images)
+    cross_entropy(before, torch.arange(32) % 10).backward()
+    optimizer.step()
+    with torch.no_grad():
+        moved = (model(images) - before).norm() / before.norm()
+    assert moved < 1e-3
+    assert len(optimizer.param_groups[0]["params"]) > 2
+
+
+@pytest.mark.parametrize("name", ["vgg5", "resnet14", "resnet18"])
+def test_networks_that_normalise_every_convolution_are_as_they_were(name):
+    """Those of the presets: their results stand."""
+    model = build_model(name, 10)
+    before = copy.deepcopy(model.state_dict())
+    rng = torch.get_rng_state()
+    optimizer = engine.build_optimizer(model, "muon", 0.1, None)
+    convolutions = [layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    found = optimizer.param_groups[0]["params"]
+    assert len(found) == len(convolutions) - 1
+    assert all(a is b for a, b in zip(found, convolutions[1:], strict=True))
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+class Standardised(nn.Conv2d):
+    """Its weights are normalised, and not its outputs. Source: arXiv 1903.10520."""
+
+    def forward(self, inputs):
+        rows = self.weight.flatten(1)
+        rows = batch_norm(rows[None], None, None, training=True, eps=1e-12)
+        return conv2d(inputs, rows.view_as(self.weight), padding=1)
+
+
+class Excited(nn.Module):
+    """A squeeze and excitation without biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.weigh = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(1), nn.Sigmoid())
+
+    def forward(self, inputs):
+        return inputs * self.weigh(inputs)
+
+
+class Joined(nn.Module):
+    """As in DenseNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = conv(), conv()
+
+    def forward(self, inputs):
+        return torch.cat([self.one(inputs), self.two(inputs)], 1)
+
+
+class Added(Joined):
+    """Before any normalisation: the scale of one is against that of the other."""
+
+    def forward(self, inputs):
+        return self.one(inputs) + self.two(inputs)
+
+
+def conv(side=3, bias=False):
+    return nn.Conv2d(8, 8, side, padding=side // 2, bias=bias)
+
+
+def zero_gamma():
+    norm = nn.BatchNorm2d(8)
+    nn.init.zeros_(norm.weight)
+    return norm
+
+
+@pytest.mark.parametrize(
+    ("layers", "free"),
+    [
+        ([conv(), nn.BatchNorm2d(8)], [True]),
+        ([conv(bias=True), nn.BatchNorm2d(8)], [True]),
+        ([conv(bias=True), nn.ReLU(), nn.BatchNorm2d(8)], [False]),
+        ([conv(), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(8)], [True]),
+        ([conv(), zero_gamma()], [True]),
+        ([conv(), nn.SiLU(), nn.BatchNorm2d(8)], [False]),
+        ([conv(), nn.ReLU(), conv(), nn.BatchNorm2d(8)], [True, True]),
+        ([conv(), nn.GroupNorm(2, 8)], [True]),
+        ([conv(bias=True), nn.GroupNorm(2, 8)], [False]),
+        ([conv(), nn.InstanceNorm2d(8)], [True]),
+        ([Joined(), nn.BatchNorm2d(16)], [True, True]),
+        ([Joined(), nn.GroupNorm(1, 16)], [False, False]),
+        ([Added(), nn.BatchNorm2d(8)], [False, False]),
+        ([nn.BatchNorm2d(8), Excited()], [False]),
+        ([Standardised(8, 8, 3, bias=False)], [True]),
+        ([conv(), nn.ReLU()], [False]),
+    ],
+    ids=str,
+)
+def test_which_weights_have_no_scale_is_known_of_small_networks(layers, free):
+    tail = [nn.SiLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.LazyLinear(10)]
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.SiLU(), *copy.deepcopy(layers), *tail)
+    model(torch.zeros(2, 3, 16, 16))
+    names = [name for name, p in model.named_parameters() if p.ndim == 4]
+    found = find_scale_free(model, 16)
+    assert found == [name for name, yes in zip(names, [False, *free], strict=True) if yes]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "regnet_y_400mf"])
+def test_which_weights_have_no_scale_is_seen_by_scaling_them(name):
+    model = build_model(name, 10).double().eval()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.train()
+            layer.eps = 1e-15
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    free = []
+    with torch.no_grad():
+        before = model(images)
+        for weight, p in model.named_parameters():
+            if p.ndim == 4:
+                p.mul_(2)
+                if (model(images) - before).norm() < 1e-8 * before.norm():
+                    free.append(weight)
+                p.div_(2)
+    assert find_scale_free(model, 64) == free
+    assert 0 < len(free) < sum(p.ndim == 4 for p in model.parameters())

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import train
-from common import UsageError, engine
+from common import UsageError, engine, models
 from common.checkpoint import load_checkpoint
 from common.config import TrainConfig
 from common.run import Run
@@ -181,10 +182,10 @@ def test_compiling_without_a_compiler_is_refused_before_any_training(tiny, rows,
     assert not rows("train")
 
 
-@pytest.mark.parametrize("model", ["alexnet", "squeezenet1_0"])
+@pytest.mark.parametrize("model", ["alexnet", "squeezenet1_0", "convnext_tiny", "vit_b_16"])
 def test_muon_is_refused_where_the_scale_of_weights_matters(tiny, model):
     flags = ["--model", model, "--image-size", "64", "--opt", "muon", "--dry-run"]
-    with pytest.raises(UsageError, match=f"--opt muon: {model} normalises no layer"):
+    with pytest.raises(UsageError, match=f"--opt muon: {model} has no convolution after its first"):
         train.main([*tiny, *flags])
 
 
@@ -316,6 +317,49 @@ def test_a_recipe_interrupted_after_each_epoch_ends_in_the_same_weights(
         assert torch.equal(value, weights[1][name]), name
     lrs = [row["metrics"]["lr"] for row in rows("epoch")]
     assert lrs == pytest.approx([0.1 * 7 / 7.2, 0.1 * 4 / 7.2, 0.1 / 7.2])
+
+
+def lagging_network(classes):
+    """BatchNorm's running average looks back over 100 steps, as in MobileNetV3."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16, momentum=0.01), nn.ReLU(),
+        nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16, momentum=0.01), nn.ReLU(), nn.Dropout(0.1),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, classes),
+    )  # fmt: skip
+
+
+def test_a_network_whose_statistics_lag_is_tested_with_new_ones(rows, tmp_path, monkeypatch):
+    """As checkpointed, resumed after each epoch, and after 1 of 2 epochs as after 1."""
+    monkeypatch.setitem(models.MODELS, "lagging", lagging_network)
+    flags = ["--dataset", "digits", "--model", "lagging", "--image-size", "16", "--opt", "adamw"]
+    flags += ["--lr", "0.003", "--limit", "640", "--results-dir"]
+    assert train.main([*flags, str(tmp_path / "results"), "--epochs", "1", "2"]) == 0
+    assert train.main([*flags, str(tmp_path / "alone"), "--epochs", "1"]) == 0
+    apart = [*flags, str(tmp_path / "apart"), "--epochs", "2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "finish_milestone", lambda run, *_: run.history and 1 / 0)
+        train.main(apart)
+    assert train.main(apart) == 0
+    [one, two], [alone] = rows("train"), rows("train", "alone")
+    [resumed] = [row for row in rows("train", "apart") if row["status"] == "ok"]
+    assert [row["metrics"]["epoch"] for row in rows("epoch", "apart")] == [1, 2]
+    assert [row["metrics"]["bn_statistics"] for row in rows("train")] == [640, 640]
+    assert [row["metrics"]["bn_statistics"] for row in rows("epoch")] == [640, 640]
+    for ours, theirs, folder in ((one, alone, "alone"), (two, resumed, "apart")):
+        assert ours["metrics"]["test_loss"] == theirs["metrics"]["test_loss"]
+        for key in ("checkpoint", "best_checkpoint"):
+            weights = load_checkpoint(tmp_path / "results" / ours["metrics"][key])["model"]
+            again = load_checkpoint(tmp_path / folder / theirs["metrics"][key])["model"]
+            assert all(torch.equal(value, again[name]) for name, value in weights.items())
+    with torch.no_grad():
+        model = lagging_network(10).eval()
+        content = load_checkpoint(tmp_path / "results" / two["metrics"]["checkpoint"])
+        model.load_state_dict(content["model"])
+        run = Run(TrainConfig(**two["config"]), "data")
+        inputs, labels = run.batches.load(run.split.test)
+        acc = (model(inputs).argmax(1) == labels).double().mean().item()
+    assert acc == pytest.approx(two["metrics"]["test_acc"])
+    assert acc > 0.8
 
 
 def test_the_record_preset_trains_and_exports(tiny, rows):
