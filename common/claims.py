@@ -17,9 +17,9 @@ from common.contrasts import (
     CONTRASTS,
     KNOWN,
     TUNED,
-    Contrast,
     best_pairs,
     contrast_pairs,
+    levels_of,
     of_dataset,
 )
 from common.dynamics import curve_parts
@@ -31,7 +31,7 @@ from common.evidence import (
     matched,
     measure_effect,
 )
-from common.measured import STUDY_DATASETS, Row, join_notes, load_published, plain
+from common.measured import STUDY_DATASETS, Row, join_notes, load_published
 from common.speed import device_accuracy_parts, optimiser_time_parts, speedup_parts
 from common.tables import Column, Table, make_table
 from common.verdicts import (
@@ -126,9 +126,10 @@ def factor_part(
         levels = levels[::-1]
         pairs, averaged = ([(b, a) for a, b in side] for side in (pairs, averaged))
     basis = f"{levels[0]} minus {levels[1]}, all else equal"
-    if averaged and pairs != averaged:
-        mean = measure_effect(averaged).difference
-        basis = f"{levels[0]} minus {levels[1]}{TUNED} (averaged: {100 * mean:+.2f} points)"
+    if pairs != averaged:
+        basis = f"{levels[0]} minus {levels[1]}{TUNED}"
+        if averaged:
+            basis += f" (averaged: {100 * measure_effect(averaged).difference:+.2f} points)"
     if published is None:
         published = published_effect(dataset, factor, *levels)
     else:
@@ -136,21 +137,6 @@ def factor_part(
     return accuracy_part(
         dataset, rule, pairs, published, basis, contrast.command, levels_of(averaged, contrast)
     )
-
-
-def levels_of(pairs: Sequence[Pair], contrast: Contrast) -> list[Level]:
-    """What the effect of a contrast is at each level of the other factors."""
-    found = []
-    for other in CONTRASTS:
-        if other.factor == contrast.factor or other.kind != contrast.kind:
-            continue
-        for level in (other.first, other.second):
-            there = [pair for pair in pairs if pair[0][0].config.get(other.factor) == level]
-            if there and len(there) < len(pairs):
-                effect = measure_effect(there)
-                name = f"{other.factor} {plain(level)}"
-                found.append(Level(other.factor, name, effect.difference, effect.interval))
-    return found
 
 
 def network_parts(evidence: Evidence, rows: Sequence[Row]) -> list[Part]:
@@ -224,7 +210,8 @@ def device_parts(evidence: Evidence, rows: Sequence[Row]) -> list[Part]:
             matched(of_dataset(evidence, dataset, "train"), "device", "cuda", "cpu")
         )
         basis = "cuda minus cpu, all else equal"
-        trainings.append(accuracy_part(dataset, rule, pairs, None, basis, "make q1a"))
+        command = "python train.py --preset q1a --device cpu cuda"
+        trainings.append(accuracy_part(dataset, rule, pairs, None, basis, command))
     # Of what was begun no part that was not measured is left out: it keeps the claim open.
     sides = [side for side in (epochs, trainings) if any(p.effect is not None for p in side)]
     return [part for side in sides for part in side] or epochs

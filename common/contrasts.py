@@ -35,6 +35,7 @@ from common.measured import (
 )
 from common.stats import holm
 from common.tables import COLUMNS, Column, Table, make_table
+from common.verdicts import BEATS, Level, dependence
 
 
 @dataclass(frozen=True)
@@ -143,12 +144,35 @@ def contrast_pairs(
     return main_recipe(matched(settings, *levels, contrast.tuned if tuned else ()))
 
 
+def levels_of(pairs: Sequence[Pair], contrast: Contrast) -> list[Level]:
+    """What the effect of a contrast is at each level of the other factors."""
+    found = []
+    for other in CONTRASTS:
+        if other.factor == contrast.factor or other.kind != contrast.kind:
+            continue
+        levels: dict[Any, list[Pair]] = {}
+        for pair in pairs:
+            levels.setdefault(pair[0][0].config.get(other.factor), []).append(pair)
+        for level, there in levels.items() if len(levels) > 1 else ():
+            effect = measure_effect(there)
+            name = f"{other.factor} {plain(level)}"
+            found.append(
+                Level(other.factor, name, effect.difference, effect.interval, effect.seeds)
+            )
+    return found
+
+
 def best_pairs(evidence: Evidence, dataset: str) -> list[Pair]:
     """The best ResNet and the best SVM, each chosen on validation, on the same test images."""
     networks = [s for s in of_dataset(evidence, dataset, "train")
                 if str(s[0].config.get("model")).startswith("resnet")]  # fmt: skip
     sides = networks, of_dataset(evidence, dataset, "svm")
-    network, svm = (best_setting(s for (s,) in main_recipe((s,) for s in side)) for side in sides)
+    images = [{s[0].test_images for s in side} for side in sides]
+    common = images[0] & images[1]
+    network, svm = (
+        best_setting(s for (s,) in main_recipe((s,) for s in side if s[0].test_images in common))
+        for side in sides
+    )
     alike = network and svm and network[0].test_images == svm[0].test_images
     return [(network, svm)] if alike else []
 
@@ -179,14 +203,17 @@ def contrast_records(evidence: Evidence) -> list[Row]:
         found = []
         for c in CONTRASTS:
             averaged, pairs = (contrast_pairs(evidence, dataset, c, tuned) for tuned in (0, 1))
-            alike = averaged == pairs
-            found.append((c, c.name + ("" if alike else TUNED), c.sides, c.command, pairs))
-            if averaged and not alike:
-                found.append((None, f"{c.name}, averaged", c.sides, c.command, averaged))
+            tuned = "" if averaged == pairs else TUNED
+            apart = dependence(BEATS, levels_of(averaged, c))
+            found.append((c.name, c.sides, c.command, pairs, {"tuned": tuned, "apart": apart}))
+            if averaged and tuned:
+                found.append((f"{c.name}, averaged", c.sides, c.command, averaged, {}))
         best, name = best_pairs(evidence, dataset), " - ".join(NETWORK_AND_MACHINE)
-        found.append((None, name, NETWORK_AND_MACHINE, "make q1a q1b", best))
-        for contrast, name, sides, command, pairs in found:
-            record: Row = {"dataset": dataset, "contrast": name, "sides": sides, "of": contrast}
+        own = {"tuned": "", "apart": []}
+        found.append((name, NETWORK_AND_MACHINE, "make q1a q1b", best, own))
+        for name, sides, command, pairs, more in found:
+            contrast = name + more.get("tuned", "")
+            record: Row = {"dataset": dataset, "contrast": contrast, "sides": sides} | more
             if pairs:
                 record |= effect_record(measure_effect(pairs))
                 record["note"] = join_notes(

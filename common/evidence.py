@@ -204,15 +204,20 @@ def matched(
     settings: Sequence[Setting], factor: str, first: Any, second: Any, tuned: Sequence[str] = ()
 ) -> list[Pair]:
     """Pairs of settings that differ in one factor alone, on the same test images; and in those
-    that are `tuned`, of which each side has its best on validation."""
+    that are `tuned`, of which each side has its best on validation, chosen among those values that
+    both sides have, or where they share none among its own."""
     sides: dict[str, dict[Any, list[Setting]]] = {}
     for setting in settings:
         rest = sides.setdefault(setting[0].without("seed", factor, *tuned), {})
         rest.setdefault(setting[0].config.get(factor), []).append(setting)
-    found = [
-        tuple(best_setting(s[level]) if tuned else s[level][0] for level in (first, second))
-        for s in sides.values() if first in s and second in s
-    ]  # fmt: skip
+    found = []
+    for levels in sides.values():
+        if first in levels and second in levels:
+            tries = [{tuple(s[0].config.get(name) for name in tuned): s for s in levels[level]}
+                     for level in (first, second)]  # fmt: skip
+            common = tries[0].keys() & tries[1].keys() or tries[0].keys() | tries[1].keys()
+            open_to = ([s for value, s in side.items() if value in common] for side in tries)
+            found.append(tuple(s[0] if len(s) == 1 else best_setting(s) for s in open_to))
     return [pair for pair in found if all(pair)]
 
 
@@ -335,8 +340,10 @@ def _spreads(
             scale = shares[s] * math.sqrt(len(s) / (len(s) - 1))
             for model, off in zip(s, rights[s] - rights[s].mean(0), strict=True):
                 seeds[model.seed] = seeds[model.seed] + scale * off
-        variance = sum(float(off.mean()) ** 2 for off in seeds.values())
-        by_image += sum(float((off**2).mean()) / len(off) for off in seeds.values())
+        luck = sum(float((off**2).mean()) / len(off) for off in seeds.values())
+        by_image += luck
+        # No less than the luck of single answers gives: a few seeds may agree by chance.
+        variance = max(luck, sum(float(off.mean()) ** 2 for off in seeds.values()))
         n = min(map(len, settings))
         known.append(Spread(variance, sum(shares[s] ** 2 * len(s) for s in settings), n, n - 1))
     return lend(known, [shares[s] ** 2 for s in shares if len(s) == 1]), by_image

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from common.claims import Result, claims_tables, judge_claims
-from common.contrasts import KNOWN, TUNED, contrast_records, contrast_tables, interaction_records
+from common.contrasts import KNOWN, contrast_records, contrast_tables, interaction_records
 from common.evidence import Load, collect
 from common.measured import Row, busy_note, display, get, join_notes, latest_ok, noise_note, number
 from common.noise import ALPHA, noise_tables, tie_records
@@ -13,7 +13,7 @@ from common.replication import published_table, results_table
 from common.results import machine_of, timed_on
 from common.speed import logged_interval
 from common.tables import Column, Table, make_table
-from common.verdicts import SEEDS, VERDICTS, Part, leads
+from common.verdicts import SEEDS, VERDICTS, Part, dependence_text, leads
 
 COLUMNS = KNOWN | {
     key: Column(key, key.capitalize(), width_mm=250) for key in ("finding", "recommendation")
@@ -33,7 +33,7 @@ def judged_tables(rows: Sequence[Row], load: Load) -> list[Table]:
     interactions = interaction_records(evidence)
     return [
         results_table(train, svm),
-        *findings_tables(results, contrasts, interactions, ties, rows),
+        *findings_tables(results, contrasts, ties, rows),
         *claims_tables(results),
         *contrast_tables(evidence, contrasts, interactions),
         *noise_tables(evidence, train, ties),
@@ -42,14 +42,13 @@ def judged_tables(rows: Sequence[Row], load: Load) -> list[Table]:
 
 
 def findings_tables(
-    results: Sequence[Result], contrasts: Sequence[Row], interactions: Sequence[Row],
-    tied: Sequence[Row], rows: Sequence[Row],
-) -> list[Table]:  # fmt: skip
-    """Both tables, from the claims, the records of the tables of contrasts, of interactions and of
-    ties, and the log's rows of speeds."""
+    results: Sequence[Result], contrasts: Sequence[Row], tied: Sequence[Row], rows: Sequence[Row]
+) -> list[Table]:
+    """Both tables, from the claims, the records of the tables of contrasts and of ties, and the
+    log's rows of speeds."""
     choose = (recommend_configuration, recommend_cheapest)
     recommended = [tell(records) for records in divisions(tied) for tell in choose]
-    recommended += preferences(contrasts, interactions)
+    recommended += preferences(contrasts)
     recommended += [line for result in results if (line := recommend_device(result))]
     recommended += [*recommend_variants(latest_ok(rows, "hw_train")),
                     *recommend_engines(latest_ok(rows, "hw_infer"))]  # fmt: skip
@@ -200,44 +199,32 @@ def recommend_cheapest(records: Sequence[Row]) -> str | None:
     return (
         f"{display(str(chosen['dataset']))}, where {100 * NEAR:g} points of validation accuracy "
         f"may be lost: {best['setting']}, {much / little:,.0f} times cheaper: {less} of training "
-        f"in place of {own}; on test the chosen one leads it by {lead_text(best)}."
+        f"in place of {own}; on test the chosen one minus it: {lead_text(best)}."
     )
 
 
-def preferences(contrasts: Sequence[Row], interactions: Sequence[Row]) -> list[str]:
-    """The levels that a contrast tells apart, after Holm and by what counts, on enough seeds, and
-    what their lead depends on."""
+def preferences(contrasts: Sequence[Row]) -> list[str]:
+    """The levels that a contrast tells apart, after Holm and by what counts, on enough seeds; or
+    what it depends on which of them is better."""
     lines = []
     for record in contrasts:
-        ahead = leads((record["low"], record["high"])) if "low" in record else 0
-        averaged = record["contrast"].endswith("averaged")
-        if averaged or not ahead or record["p_holm"] > ALPHA or record["seeds"] < SEEDS:
+        if "apart" not in record or "p" not in record or record["seeds"] < SEEDS:
             continue
-        (better, worse) = record["sides"]
         effect = [record[k] for k in ("difference", "low", "high")]
-        if ahead < 0:
-            better, worse = worse, better
-            effect = [-effect[0], -effect[2], -effect[1]]
-        tuned = TUNED if TUNED in record["contrast"] else ""
-        lines.append(
-            f"{display(str(record['dataset']))}: {better} rather than {worse}{tuned} "
-            f"({interval_text(*effect)}, pairs: {record['pairs']})"
-            f"{depends_on(record, interactions)}."
-        )
+        ahead, name = leads(tuple(effect[1:])), display(str(record["dataset"]))
+        (better, worse), where = record["sides"], record["tuned"]
+        if surely := [apart for apart in record["apart"] if apart[-1]]:
+            told = "; ".join(map(dependence_text, surely))
+            lines.append(f"{name}: {better} or {worse}: which is better {told}.")
+        elif ahead and not record["apart"] and record["p_holm"] <= ALPHA:
+            if ahead < 0:
+                better, worse = worse, better
+                effect = [-effect[0], -effect[2], -effect[1]]
+            lines.append(
+                f"{name}: {better} rather than {worse}{where} ({interval_text(*effect)}, "
+                f"pairs: {record['pairs']})."
+            )
     return lines
-
-
-def depends_on(record: Row, interactions: Sequence[Row]) -> str:
-    """The interactions that tell that an effect is not the same everywhere."""
-    told = []
-    for found in interactions:
-        mine = [c.factor for c in found["between"] if c is not record["of"]]
-        ends = found["low"], found["high"]
-        sure = found["p_holm"] <= ALPHA and not ends[0] <= 0 <= ends[1] and found["seeds"] >= SEEDS
-        if found["dataset"] == record["dataset"] and len(mine) == 1 and sure:
-            effect = interval_text(found["difference"], *ends)
-            told.append(f"{mine[0]}: {found['contrast']}, {effect}")
-    return f"; it depends on {' and on '.join(told)}" if told else ""
 
 
 def recommend_device(result: Result) -> str | None:

@@ -107,11 +107,11 @@ def settings_of(row: Row, *left_out: str) -> str:
     return json.dumps({k: v for k, v in settings.items() if k not in left_out}, sort_keys=True)
 
 
-def by_seed(rows: Iterable[Row]) -> list[Group]:
-    """Group runs that differ in their seed alone."""
+def by_seed(rows: Iterable[Row], *left_out: str) -> list[Group]:
+    """Group runs that differ in their seed alone, or in what else is left out."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(settings_of(row, "seed"), []).append(row)
+        groups.setdefault(settings_of(row, "seed", *left_out), []).append(row)
     return [
         Group({k: v for k, v in rows[0]["config"].items() if k != "seed"}, tuple(rows))
         for rows in groups.values()
@@ -140,6 +140,11 @@ def distinct(rows: Sequence[Row]) -> list[Row]:
             kept.add(row["run_id"])
         seen |= names
     return [row for row in sorted(rows, key=pinned) if row["run_id"] in kept]
+
+
+def configurations(rows: Sequence[Row]) -> list[Group]:
+    """The configurations that were trained, each training once."""
+    return by_seed(distinct(rows), *TRANSPORT)
 
 
 ACCURACY_INTERVAL = (
@@ -181,7 +186,7 @@ def best_of(groups: Iterable[Group]) -> Group | None:
 def pick_best(rows: Sequence[Row]) -> list[Group]:
     """The best network, and the best SVM, of each data set and split."""
     kinds: dict[tuple[str, ...], list[Group]] = {}
-    for group in by_seed(distinct(rows)):
+    for group in configurations(rows):
         kinds.setdefault((group.rows[0]["kind"], *division(group.config)), []).append(group)
     return [best for groups in kinds.values() if (best := best_of(groups))]
 

@@ -15,8 +15,7 @@ from common.measured import (
     Group,
     Row,
     accuracy_record,
-    by_seed,
-    distinct,
+    configurations,
     division,
     number,
     pick_best,
@@ -91,10 +90,9 @@ def compare_with_chosen(settings: Sequence[Setting]) -> list[Row]:
 def optimism_table(train: Sequence[Row]) -> Table:
     """How much the validation accuracy of a chosen configuration promised too much."""
     records = []
-    trained = distinct(train)
-    for group in pick_best(trained):
+    for group in pick_best(train):
         record = group.config | accuracy_record(group)
-        same = [g for g in by_seed(trained) if division(g.config) == division(group.config)]
+        same = [g for g in configurations(train) if division(g.config) == division(group.config)]
         sizes = [number(group.rows[0], "metrics", k) for k in ("n_val", "n_test")]
         if record["test_acc"] is None or not all(sizes):
             continue
@@ -118,7 +116,7 @@ def optimism_table(train: Sequence[Row]) -> Table:
 def seeds_table(train: Sequence[Row]) -> Table:
     """Noise of training beside noise of the test images, where a configuration has seeds."""
     records, single = [], 0
-    for group in by_seed(distinct(train)):
+    for group in configurations(train):
         values, images = group.values("test_acc"), number(group.rows[0], "metrics", "n_test")
         if len(values) < 2 or not images:
             single += 1

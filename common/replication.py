@@ -17,14 +17,13 @@ from common.measured import (
     accuracy_record,
     best_of,
     busy_note,
-    by_seed,
     choice_record,
+    configurations,
     datasets_of,
     deviations,
     devices_note,
     difference_record,
     display,
-    distinct,
     division,
     get,
     join_notes,
@@ -70,7 +69,7 @@ def contests(train: Sequence[Row], svm: Sequence[Row]) -> list[list[Group]]:
     """The configurations between which validation chooses, of one division of the images each."""
     networks, machines = {}, {}
     for found, rows in ((networks, train), (machines, svm)):
-        for group in by_seed(distinct(rows)):
+        for group in configurations(rows):
             found.setdefault(division(group.config), []).append(group)
     recipes = [recipe for groups in networks.values() for recipe in by_recipe(groups)]
     return [*recipes, *machines.values()]
@@ -147,7 +146,7 @@ def nearest(groups: Sequence[Group], figure: Row) -> Group | None:
 
 def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     """The study's accuracies beside what was measured, whatever its protocol."""
-    groups = {"q1a": by_seed(distinct(train)), "q1b": by_seed(distinct(svm))}
+    groups = {"q1a": configurations(train), "q1b": configurations(svm)}
     records = []
     for figure in load_published():
         if figure["part"] not in groups:

@@ -240,7 +240,8 @@ def device_accuracy_parts(rows: Sequence[Row], rule: Rule, published: Sequence[R
 
 
 def seeds_of(rows: Sequence[Row]) -> list[Row]:
-    """The representative of a device's variants, and its like of other seeds."""
+    """The representative of a device's variants, and its like of other seeds, of one machine."""
     chosen = representative(rows)
-    groups = by_seed(rows)
-    return next((list(group.rows) for group in groups if chosen in group.rows), [])
+    group = next((group.rows for group in by_seed(rows) if chosen in group.rows), ())
+    alike = [row for row in group if comparable(row) == comparable(chosen)]
+    return list({row["config"].get("seed"): row for row in alike}.values())

@@ -18,6 +18,7 @@ from scipy.stats import binomtest
 Interval = tuple[float, float]
 
 RESAMPLES = 10_000
+MOST_SUMS = 400  # that a bootstrap tells apart
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> Interval:
@@ -93,11 +94,14 @@ def paired_interval(
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; the added
     images: Bonett and Price, Journal of Educational and Behavioral Statistics 37 (2012), 479-488.
     """
-    values, counts = np.unique(np.append(sums, [pairs, -pairs]), return_counts=True)
-    total = int(counts.sum())
+    sums = np.append(sums, [pairs, -pairs])
+    step = max(1, int(np.ptp(sums)) // MOST_SUMS)  # above one, sums in one bin count as alike
+    values, counts = np.unique(np.rint(sums / step) * step, return_counts=True)
+    total = len(sums)
     drawn = np.random.default_rng(seed).multinomial(total, counts / total, size=RESAMPLES)
+    means = drawn @ values / total + (sums.mean() - values @ counts / total)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn @ values / (total * pairs), [tail, 1 - tail])
+    low, high = np.quantile(means / pairs, [tail, 1 - tail])
     return float(low), float(high)
 
 

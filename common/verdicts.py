@@ -111,6 +111,7 @@ class Level:
     level: str
     effect: float
     interval: Interval
+    seeds: int
 
 
 def decide_accuracy(
@@ -130,20 +131,24 @@ def decide_accuracy(
     if verdict == "contradicted":
         apart = [told for told in apart if told[-1]]  # what may be noise excuses no claim
     if seeds < SEEDS:
-        leaning = judge(rule, (estimate.value, estimate.value))
-        verdict = "undecided"
-        why = f"leans to {leaning}; three seeds: {with_seeds(command)}"
+        verdict, why = "undecided", f"three seeds: {with_seeds(command)}"
     elif verdict == "undecided":
         why = more_data(rule, estimate, seeds, images)
     elif apart:
         verdict = "mixed" if any(surely for *_, surely in apart) else "undecided"
-    depends = (
+    leaning = judge(rule, (estimate.value, estimate.value))
+    leans = f"leans to {leaning}" if verdict == "undecided" != leaning else ""
+    return Part(subject, verdict, "points", published, estimate.value, interval, basis, runs,
+                join_notes(leans, why, *map(dependence_text, apart), note or ""))  # fmt: skip
+
+
+def dependence_text(apart: tuple[Level, Level, bool]) -> str:
+    """What an effect depends on, with its numbers."""
+    best, worst, surely = apart
+    return (
         f"depends on {best.factor}: {100 * best.effect:+.2f} points at {best.level}, "
         f"{100 * worst.effect:+.2f} at {worst.level}{'' if surely else ', which may be noise'}"
-        for best, worst, surely in apart
     )
-    return Part(subject, verdict, "points", published, estimate.value, interval, basis, runs,
-                join_notes(why, *depends, note or ""))  # fmt: skip
 
 
 def with_seeds(command: str) -> str:
@@ -154,7 +159,8 @@ def with_seeds(command: str) -> str:
 
 def dependence(rule: Rule, levels: Iterable[Level]) -> list[tuple[Level, Level, bool]]:
     """Of each factor whose levels disagree on which side of the rule's edge (of a range: of zero)
-    the effect lies the highest and the lowest, and whether their intervals disagree too."""
+    the effect lies the highest and the lowest, and whether they surely do: their intervals too, on
+    enough seeds."""
     edge = rule.low if math.isinf(rule.high) else 0.0
     factors: dict[str, list[Level]] = {}
     for level in levels:
@@ -163,7 +169,8 @@ def dependence(rule: Rule, levels: Iterable[Level]) -> list[tuple[Level, Level, 
     for same in factors.values():
         low, high = (pick(same, key=lambda level: level.effect) for pick in (min, max))
         if low.effect < edge < high.effect:
-            found.append((high, low, low.interval[1] < edge < high.interval[0]))
+            surely = min(low.seeds, high.seeds) >= SEEDS
+            found.append((high, low, surely and low.interval[1] < edge < high.interval[0]))
     return found
 
 

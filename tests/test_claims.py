@@ -11,7 +11,7 @@ from invented import IMAGES, Invented, wrong_on
 from scipy import stats
 
 from common.claims import CLAIMS, claims_tables, judge_claims
-from common.contrasts import contrast_records, interaction_records
+from common.contrasts import contrast_records
 from common.evidence import Evidence
 from common.findings import (
     claim_findings,
@@ -278,28 +278,81 @@ def test_a_claim_of_another_sign_at_another_learning_rate_is_mixed():
 
 
 def test_a_sign_that_may_be_noise_is_never_plainly_supported():
-    levels = [Level("opt", "opt sgd", 0.02, (0.01, 0.03)),
-              Level("opt", "opt adam", -0.001, (-0.01, 0.008))]  # fmt: skip
+    levels = [Level("opt", "opt sgd", 0.02, (0.01, 0.03), 3),
+              Level("opt", "opt adam", -0.001, (-0.01, 0.008), 3)]  # fmt: skip
     estimate = Estimate(0.01, (0.008, 0.012))
     known = {"seeds": 3, "images": 100, "command": "make q1a", "basis": "", "runs": ()}
     part = decide_accuracy("x", BEATS, estimate, levels=levels, **known)
     assert part.verdict == "undecided"
     assert part.note == (
-        "depends on opt: +2.00 points at opt sgd, -0.10 at opt adam, which may be noise"
+        "leans to supported; depends on opt: +2.00 points at opt sgd, -0.10 at opt adam, which may "
+        "be noise"
     )
     worse = Estimate(-0.01, (-0.012, -0.008))
     part = decide_accuracy("x", BEATS, worse, levels=levels, **known)
     assert (part.verdict, part.note) == ("contradicted", None)
-    levels[1] = Level("opt", "opt adam", -0.01, (-0.02, -0.001))
+    levels[1] = Level("opt", "opt adam", -0.01, (-0.02, -0.001), 3)
     assert decide_accuracy("x", BEATS, worse, levels=levels, **known).verdict == "mixed"
     assert decide_accuracy("x", BEATS, estimate, levels=levels, **known).verdict == "mixed"
-    levels[1] = Level("opt", "opt adam", 0.01, (0.005, 0.015))
+    levels[1] = Level("opt", "opt adam", -0.01, (-0.02, -0.001), 2)  # too few to be sure
+    assert decide_accuracy("x", BEATS, estimate, levels=levels, **known).verdict == "undecided"
+    levels[1] = Level("opt", "opt adam", 0.01, (0.005, 0.015), 3)
     assert decide_accuracy("x", BEATS, estimate, levels=levels, **known).verdict == "supported"
 
 
 def test_a_claim_that_holds_everywhere_depends_on_nothing():
     part = by_rate(low=700, high=300)
     assert (part.verdict, part.note) == ("supported", None)
+
+
+def claim_two(wrong, **more):
+    log = grid_of(wrong)
+    for settings in more.get("without_val", ()):
+        for row in log.rows:
+            if settings.items() <= row["config"].items():
+                row["metrics"]["val_acc"] = None
+    (part,) = CLAIMS[1].parts(log.evidence(), log.rows)
+    return part
+
+
+def test_a_claim_may_depend_on_levels_that_nobody_foresaw():
+    part = claim_two({by(opt="sgd", lr=0.01): 500, by(opt="adam", lr=0.01): 600,
+                      by(opt="sgd", lr=0.03): 900, by(opt="adam", lr=0.03): 650})  # fmt: skip
+    assert part.verdict == "mixed"
+    assert "depends on lr: +0.71 points at lr 0.01, -1.79 at lr 0.03" in part.note
+
+
+def test_a_side_has_no_more_learning_rates_to_choose_from_than_the_other():
+    """SGD was tried at three, Adam at one: what is compared is that one."""
+    part = claim_two({by(opt="sgd", lr=0.001): 600, by(opt="sgd", lr=0.01): 500,
+                      by(opt="sgd", lr=0.03): 480, by(opt="adam", lr=0.001): 600})  # fmt: skip
+    assert part.effect == 0
+    part = claim_two({by(opt="sgd", lr=0.01): 500, by(opt="adam", lr=0.001): 600})
+    assert part.basis.startswith("sgd minus adam, each at its best learning rate (published")
+
+
+def test_a_single_setting_needs_no_validation_accuracy_to_be_compared():
+    wrong = {by(opt="sgd"): 500, by(opt="adam"): 600}
+    part = claim_two(wrong, without_val=[{"opt": "sgd"}])
+    assert part.verdict == "supported"
+
+
+def test_at_the_edge_nothing_leans():
+    log = Invented()
+    for opt, count in (("sgd", 100), ("adam", 114)):
+        log.train(wrong_on((0, count)), dataset="mnist", opt=opt)
+    (part,) = CLAIMS[1].parts(log.evidence(), log.rows)
+    assert part.note.startswith("three seeds: make q1a")
+
+
+def test_one_seed_on_three_machines_is_one_seed():
+    log = Invented()
+    for device, machine in itertools.product(("cpu", "cuda"), "abc"):
+        log.speed(100.0, model="resnet18", opt="sgd", device=device, test_acc=0.85)
+        log.rows[-1]["env"] = log.rows[-1]["env"] | {"cpu_model": machine}
+    part = parts_of(log, 9)["ResNet-18 with sgd"]
+    assert part.verdict == "undecided"
+    assert "three seeds: python hw_bench.py" in part.note
 
 
 @pytest.mark.parametrize(("interval", "side"), [((0.0011, 0.01), 1), ((0.0001, 0.0009), 0),
@@ -439,10 +492,7 @@ def test_an_interval_decides_only_on_one_side(rule, interval, verdict):
 
 def findings_of(scenario):
     results, evidence = results_of(scenario)
-    tables = findings_tables(
-        results, contrast_records(evidence), interaction_records(evidence),
-        tie_records(evidence), [],
-    )  # fmt: skip
+    tables = findings_tables(results, contrast_records(evidence), tie_records(evidence), [])
     return [[row[0] for row in table.rows] for table in tables]
 
 
@@ -462,22 +512,43 @@ def test_findings_say_what_was_decided_and_nothing_else():
     assert not any("rather than" in line and "best SVM" not in line for line in recommendations)
 
 
-def test_an_effect_beyond_any_doubt_is_recommended_and_what_it_depends_on_said():
+def grid_of(wrong, seeds=3):
+    """MNIST trainings with so many wrong answers for each setting, and one more a seed."""
     log = Invented()
-    wrong = {("sgd", 5): 100, ("adam", 5): 130, ("sgd", 3): 100, ("adam", 3): 4000}
-    for ((opt, epochs), count), seed in itertools.product(wrong.items(), range(3)):
-        log.train(wrong_on((0, count + seed)), dataset="mnist", opt=opt, epochs=epochs, seed=seed)
-    evidence = log.evidence()
-    contrasts = contrast_records(evidence)
-    assert contrasts[1]["p_holm"] < 1e-9
-    lines = preferences(contrasts, interaction_records(evidence))
+    for (settings, count), seed in itertools.product(wrong.items(), range(seeds)):
+        log.train(wrong_on((0, count + seed)), dataset="mnist", seed=seed, **dict(settings))
+    return log
+
+
+def by(**levels):
+    """Settings as keys: by(opt="sgd", epochs=5)."""
+    return tuple(levels.items())
+
+
+def test_an_effect_beyond_any_doubt_is_recommended():
+    wrong = {by(opt="sgd", epochs=5): 100, by(opt="adam", epochs=5): 130,
+             by(opt="sgd", epochs=3): 100, by(opt="adam", epochs=3): 4000}  # fmt: skip
+    contrasts = contrast_records(grid_of(wrong).evidence())
+    opt = next(record for record in contrasts if record["contrast"] == "opt sgd - adam")
+    assert opt["p_holm"] < 1e-9
+    lines = preferences(contrasts)
     assert lines[0].startswith("MNIST: opt sgd rather than opt adam (+14.04 points (")
-    assert "it depends on epochs: (opt sgd - adam) at epochs 5 - at 3, -27.64 points (" in lines[0]
-    assert lines[1].startswith("MNIST: epochs 5 rather than epochs 3 (+13.82 points (")
-    one = Invented()
-    for (opt, epochs), count in wrong.items():
-        one.train(wrong_on((0, count)), dataset="mnist", opt=opt, epochs=epochs)
-    assert preferences(contrast_records(one.evidence()), []) == []  # one seed decides nothing
+    assert preferences(contrast_records(grid_of(wrong, 1).evidence())) == []  # decides nothing
+
+
+def test_what_is_better_here_and_worse_there_is_not_recommended_but_told():
+    wrong = {
+        by(opt="sgd", model="resnet18"): 100, by(opt="adam", model="resnet18"): 200,
+        by(opt="sgd", model="resnet50"): 240, by(opt="adam", model="resnet50"): 200,
+    }  # fmt: skip
+    lines = preferences(contrast_records(grid_of(wrong).evidence()))
+    assert lines[1] == (
+        "MNIST: opt sgd or opt adam: which is better depends on model: +0.71 points at model "
+        "resnet18, -0.29 at model resnet50."
+    )
+    wrong[by(opt="sgd", model="resnet50")] = 203  # a lead that counts as none
+    lines = preferences(contrast_records(grid_of(wrong).evidence()))
+    assert not any("opt sgd rather" in line for line in lines)
 
 
 def test_findings_keep_the_notes_of_what_they_rest_on():
@@ -495,7 +566,7 @@ def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
     log.train(wrong_on((1, 100)), {"train_ms": 5000.0, "val_acc": 0.98}, dataset="mnist", lr=0.01)
     log.train(wrong_on((0, 900)), {"train_ms": 1000.0, "val_acc": 0.90}, dataset="mnist", lr=0.1)
     evidence = log.evidence()
-    tables = findings_tables([], contrast_records(evidence), [], tie_records(evidence), [])
+    tables = findings_tables([], contrast_records(evidence), tie_records(evidence), [])
     (line,) = (row[0] for row in tables[1].rows)
     assert line.startswith("MNIST: model resnet18, opt sgd, lr 0.001, epochs 5, chosen on validat")
     assert "Cheapest of the 1 tied with it: model resnet18, opt sgd, lr 0.01, epochs 5" in line
@@ -513,7 +584,7 @@ def test_what_is_nearly_as_accurate_at_half_the_cost_is_named():
     line = recommend_cheapest(records)
     assert line.startswith("MNIST, where 0.5 points of validation accuracy may be lost: model vgg5")
     assert "225 times cheaper: 0.0 s of training in place of 9.0 s" in line
-    assert "leads it by +2.14 points" in line
+    assert "on test the chosen one minus it: +2.14 points" in line
     assert recommend_cheapest([r for r in records if r["model"].config["model"] != "vgg5"]) is None
 
 
