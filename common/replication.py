@@ -57,7 +57,7 @@ def results_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     return make_table(
         "findings", "results", "Results: what was chosen on validation, beside the study's best",
         "dataset config seeds test_acc interval published_test_acc training", records,
-        f"{ACCURACY_INTERVAL}, whose accuracy and time are means; of a single seed it holds no "
+        f"{ACCURACY_INTERVAL}; accuracy and time are then means. Of a single seed it holds no "
         "noise of training. Published: the study's best network, or support vector machine (SVM), "
         "where the test images are the same. Training of an SVM: its fit.",
         devices_note(row for groups in contests(train, svm) for g in groups for row in g.rows),
