@@ -11,15 +11,11 @@ from coverage import check_design, check_number
 
 
 @pytest.mark.parametrize(
-    ("seeds", "noise"),
-    [
-        ((range(3), range(3)), 0), ((range(3), range(3)), 3), ((range(2), range(10)), 1),
-        ((range(2), range(10)), 3), ((range(5), range(10, 20)), 2),
-    ],
-)  # fmt: skip
+    ("seeds", "noise"), [((range(3), range(3, 6)), 0), ((range(2), range(10)), 3)]
+)
 def test_the_interval_holds_the_truth_and_verdicts_are_seldom_wrong(seeds, noise):
-    """At 100 simulations of three truths a rate of 0.95 has a standard error of 0.013."""
-    found = check_design(seeds, 1, noise, uneven=False, images=1000, sims=100)
+    """At 80 simulations of three truths a rate of 0.95 has a standard error of 0.014."""
+    found = check_design(seeds, 1, noise, uneven=False, images=1000, sims=80)
     assert found["coverage"] > 0.93
     assert found["accuracy"] > 0.9
     assert found["told apart"] <= 0.05
@@ -27,6 +23,6 @@ def test_the_interval_holds_the_truth_and_verdicts_are_seldom_wrong(seeds, noise
 
 
 def test_the_number_of_seeds_that_is_named_has_the_power():
-    """At 200 simulations a power of 0.8 has a standard error of 0.028."""
-    found = check_number(1, 3, 0.02, images=2000, sims=200)
+    """At 150 simulations a power of 0.8 has a standard error of 0.033."""
+    found = check_number(1, 3, 0.02, images=2000, sims=150)
     assert 0.74 < found["power"] < 0.88
