@@ -302,9 +302,7 @@ def _check_finite(losses: Tensor) -> None:
         raise NonFiniteLoss(step + 1, losses[step - 1].item() if step else None)
 
 
-def refresh_statistics(
-    model: nn.Module, batches: Batches, train: Tensor, steps: int
-) -> int | None:  # fmt: skip
+def refresh_statistics(model: nn.Module, batches: Batches, train: Tensor, steps: int) -> int | None:
     """Where a normalisation's running statistics lag behind its weights after so many steps of
     training, take them again, as means over batches of the first images of `train`.
 

@@ -132,9 +132,8 @@ class Server:
         """Which of the test images a query has, and their pixels."""
         rows = torch.arange(number * batch_size, (number + 1) * batch_size) % len(self.test)
         threads = torch.get_num_threads()
-        torch.set_num_threads(
-            1
-        )  # others would stay awake for a while, in the way of an engine's own
+        # More would stay awake for a while, in the way of an engine's own.
+        torch.set_num_threads(1)
         pixels = self.load_pixels(self.test[rows])
         torch.set_num_threads(threads)
         return rows, pixels

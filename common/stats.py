@@ -220,7 +220,7 @@ class Estimate:
     where no recipe has several. The two are joined by adding their squares on each side of the
     value (MOVER). Student's degrees of freedom for the seeds are the smaller of Welch's, from the
     variances as measured, and of those for equal variances: with two seeds a measured variance is
-    often far too small, and Welch's alone then covers the truth in 87 % of cases.
+    often far too small, and Welch's degrees of freedom then far too many.
     `benchmarks/coverage.py` shows how often the interval holds the truth.
     Source: Zou and Donner, Statistics in Medicine 27 (2008), 1693-1702; Welch, Biometrika 34
     (1947), 28-35; test images and trainings as crossed random effects: Gallas, Bandos, Samuelson
