@@ -447,8 +447,7 @@ def main(argv: list[str] | None = None) -> int:
     world, workers = set_up(grid, options)
     if world.rank:
         follow(world.from_first(), options, world)
-        world.leave()
-        return 0
+        return world.leave(0)
     for format in options.export:
         check_format(format)
     if options.tensorboard:
@@ -485,9 +484,8 @@ def main(argv: list[str] | None = None) -> int:
         failures = train_all(todo, log, options, world)
     failures += export_all(configs, log, options) if options.export else 0
     print_table(configs, log)
-    world.leave()
     print(f"{time.monotonic() - started:.0f} s; log: {log.path}")
-    return 1 if failures else 0
+    return world.leave(1 if failures else 0)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ follow it. A process that fails ends the job, for torchrun then ends the rest.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -106,10 +107,20 @@ class World:
             sequence = np.random.SeedSequence([*numbers, self.rank])
             torch.manual_seed(int(sequence.generate_state(1)[0]))
 
-    def leave(self) -> None:
-        """End well: every process has done its work."""
+    def leave(self, status: int) -> int:
+        """End well, with this exit status: every process has done its work."""
         if self.size > 1:
             dist.destroy_process_group()
+            # Gloo's threads live on (torch 2.14). One that gives back a tensor while Python takes
+            # the process down aborts it, so the process ends before that.
+            atexit.register(_end, status)
+        return status
+
+
+def _end(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 ALONE = World()
