@@ -18,8 +18,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from common import first_line, run_script
-from common.config import (
+from common.base.cli import first_line, run_script
+from common.base.config import (
     FLOPS_PRESETS,
     FlopsConfig,
     Options,
@@ -27,7 +27,7 @@ from common.config import (
     expand_grid,
     parse_command_line,
 )
-from common.results import Log, run_id
+from common.base.log import Log, run_id
 
 if TYPE_CHECKING:
     from common.cost import Costs

@@ -44,8 +44,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from common import UsageError, check_name, run_script
-from common.config import (
+from common.base.cli import UsageError, check_name, run_script
+from common.base.config import (
     HW_INFER_PRESETS,
     HW_PRESETS,
     NOISY,
@@ -56,13 +56,13 @@ from common.config import (
     expand_grid,
     parse_command_line,
 )
-from common.results import Log, locate, run_id
+from common.base.log import Log, locate, run_id
 
 if TYPE_CHECKING:
-    from common.data import Dataset, Split
-    from common.hw_infer import Side as EngineSide
-    from common.hw_infer import Timings
-    from common.hw_train import Side
+    from common.data.datasets import Dataset, Split
+    from common.speed.inference import Side as EngineSide
+    from common.speed.inference import Timings
+    from common.speed.training import Side
 
 MODES = {
     "train": (HwTrainConfig, HW_PRESETS, "q2"),
@@ -86,7 +86,7 @@ def expand_variants(name: str, grid: dict[str, list[Any]], alone: bool) -> list[
     """
     import torch
 
-    from common.engine import compile_obstacle, resolve_precision
+    from common.train.loop import compile_obstacle, resolve_precision
 
     every = torch.get_num_threads()
     amp = resolve_precision(True, "auto", torch.device(name))
@@ -118,8 +118,8 @@ def expand_variants(name: str, grid: dict[str, list[Any]], alone: bool) -> list[
 def expand_groups(grid: dict[str, list[Any]]) -> list[list[HwTrainConfig]]:
     """What is to be measured: a group for each network, of variants to compare, in which each
     variant's optimisers follow one another."""
-    from common.data import pin_dataset
-    from common.engine import resolve_device
+    from common.data.datasets import pin_dataset
+    from common.train.loop import resolve_device
 
     grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
     devices = list(dict.fromkeys(resolve_device(name).type for name in grid["device"]))
@@ -136,7 +136,7 @@ def expand_groups(grid: dict[str, list[Any]]) -> list[list[HwTrainConfig]]:
 
 def load_images(config: HwTrainConfig, data_dir: str) -> tuple[Dataset, Split]:
     """The data set and its division."""
-    from common.data import cached_dataset, split_dataset
+    from common.data.datasets import cached_dataset, split_dataset
 
     dataset = cached_dataset(config.dataset, data_dir, config.image_size)
     return dataset, split_dataset(dataset, config.split, config.split_seed)
@@ -144,7 +144,7 @@ def load_images(config: HwTrainConfig, data_dir: str) -> tuple[Dataset, Split]:
 
 def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
     """Say what is wrong with a group before anything is measured. Raises: UsageError."""
-    from common.run import check_network, find_one_pixel_convolution
+    from common.train.run import check_network, find_one_pixel_convolution
 
     config = group[0]
     n_train = len(load_images(config, data_dir)[1].train)
@@ -177,7 +177,7 @@ def append_group(sides: list[Side], log: Log) -> int:
     where that is asked for. Returns: failures."""
     import torch
 
-    from common.hw_train import compare
+    from common.speed.training import compare
 
     firsts = {side.config.opt: side for side in reversed(sides)}
     group = uuid4().hex
@@ -207,8 +207,8 @@ def bench_train(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
     """
     import torch
 
-    from common.hw_train import measure_group
-    from common.measured import get
+    from common.judge.rows import get
+    from common.speed.training import measure_group
 
     threads = torch.get_num_threads()
     groups = expand_groups(grid)
@@ -287,8 +287,8 @@ def find_files(grid: dict[str, list[Any]], log: Log) -> list[tuple[dict[str, Any
 
     Raises: UsageError when there is no export of what was asked for.
     """
-    from common.engines import ENGINES
-    from common.measured import pick_best
+    from common.deploy.runtimes import ENGINES
+    from common.judge.rows import pick_best
 
     trained = log.finished("train")
     files: dict[str, dict[str, str]] = {}
@@ -333,8 +333,8 @@ def expand_queries(
 
     Raises: UsageError for an engine that was asked for by name and has no file or package.
     """
-    from common.engine import compile_obstacle
-    from common.engines import ENGINES, check_packages
+    from common.deploy.runtimes import ENGINES, check_packages
+    from common.train.loop import compile_obstacle
 
     asked = None if grid["engine"] == [None] else grid["engine"]
     engines = []
@@ -373,8 +373,8 @@ def measure_run(
     configs: list[HwInferConfig], log: Log, data_dir: str,
 ) -> int:  # fmt: skip
     """Check and time the engines of one run with one number of threads. Returns: failures."""
-    from common.data import cached_dataset, split_dataset
-    from common.hw_infer import Task, close_engines, open_engines, time_engines
+    from common.data.datasets import cached_dataset, split_dataset
+    from common.speed.inference import Task, close_engines, open_engines, time_engines
 
     trained, threads = run["config"], configs[0].threads
     images = [trained[key] for key in ("dataset", "split", "split_seed", "image_size")]
@@ -423,7 +423,7 @@ def run_row(
 ) -> tuple[HwInferConfig, dict[str, Any], str | None]:
     """The row of one engine in one scenario: its configuration, metrics and error. Rows with the
     same `group` were measured in the same rounds."""
-    from common.hw_infer import rate
+    from common.speed.inference import rate
 
     eager = replace(config, engine="eager") if "eager" in timed else None
     metrics = {

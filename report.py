@@ -31,17 +31,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
-from common import UsageError, run_script
-from common.config import NoGrid, Validated, option, parse_command_line
-from common.results import locate, log_files, read_log, write_atomically, write_together
+from common.base.cli import UsageError, run_script
+from common.base.config import NoGrid, Validated, option, parse_command_line
+from common.base.log import locate, log_files, read_log, write_atomically, write_together
 
 if TYPE_CHECKING:  # imported after the command line is parsed, so that --help answers at once
     import jinja2
 
-    from common.errors import Errors
-    from common.measured import Row
-    from common.plots import ReportFigure
-    from common.tables import Table
+    from common.judge.mistakes import Errors
+    from common.judge.rows import Row
+    from common.report.figures import ReportFigure
+    from common.report.tables import Table
 
 TITLE = "Image classification bake-off: measured beside published"
 TEMPLATES = Path(__file__).parent / "common" / "templates"
@@ -212,7 +212,11 @@ def build_sections(
     rows: Sequence[Row], problems: Sequence[str], folder: Path, data_dir: str = "data"
 ) -> tuple[list[Section], list[Errors]]:
     """Everything that the report shows, undrawn, and the errors of the chosen models."""
-    from common import errors, findings, measured, plots, tables
+    from common.judge import findings
+    from common.judge import mistakes as errors
+    from common.judge import rows as measured
+    from common.report import figures as plots
+    from common.report import tables
 
     train, svm = (measured.latest_ok(rows, kind) for kind in ("train", "svm"))
     chosen = {group.first()["run_id"] for group in measured.pick_best(train)}
@@ -244,7 +248,8 @@ def write_report(
     facts: dict[str, Any], out: Path,
 ) -> None:  # fmt: skip
     """Write every form of the report but the PDF, or none where there is no room for all."""
-    from common import page, plots
+    from common.report import figures as plots
+    from common.report import page
 
     runs = page.runs_table(rows)
     tables = [runs, *(table for section in sections for table in section.tables)]
@@ -307,11 +312,11 @@ def _compile(engine: str, folder: str) -> str | None:
 def readme_results(rows: Sequence[Row], folder: Path) -> str:
     """The table of results with its notes, and what became of the study's claims, in Markdown: the
     README's, of the committed log."""
-    from common.claims import judge_claims
-    from common.evidence import collect
-    from common.findings import verdict_lines
-    from common.measured import latest_ok
-    from common.replication import results_table
+    from common.judge.claims import judge_claims
+    from common.judge.evidence import collect
+    from common.judge.findings import verdict_lines
+    from common.judge.replication import results_table
+    from common.judge.rows import latest_ok
 
     table = results_table(latest_ok(rows, "train"), latest_ok(rows, "svm"))
     if table.missing:
@@ -325,7 +330,7 @@ def readme_results(rows: Sequence[Row], folder: Path) -> str:
 
 def summary(sections: Sequence[Section]) -> list[str]:
     """The lines for the screen: what was found, what is missing, what is wrong."""
-    from common.measured import shorten
+    from common.judge.rows import shorten
 
     tables = {table.key: table for section in sections for table in section.tables}
     lines = []
@@ -351,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _, options = parse_command_line(argv, __doc__, NoGrid, ReportOptions)
     folder = Path(options.results_dir)
     if options.watch:
-        from common.watch import watch
+        from common.train.watch import watch
 
         return watch(folder)
     rows, problems = read_log(folder)

@@ -25,8 +25,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import UsageError, first_line, run_script
-from common.config import (
+from common.base.cli import UsageError, first_line, run_script
+from common.base.config import (
     SVM_PRESETS,
     GridOptions,
     SvmConfig,
@@ -34,9 +34,9 @@ from common.config import (
     expand_grid,
     parse_command_line,
 )
-from common.data import explain_images, pin_dataset, print_once
-from common.jobs import Job, count_workers, print_commands, share_out
-from common.results import Log, run_id, save_predictions
+from common.base.log import Log, run_id, save_predictions
+from common.data.datasets import explain_images, pin_dataset, print_once
+from common.train.workers import Job, count_workers, print_commands, share_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,8 +95,8 @@ def load_split(
     """A data set, its images resized where that is asked for, and its split."""
     import torch
 
-    from common.data import cached_dataset, split_dataset
-    from common.own import resize_pixels
+    from common.data.datasets import cached_dataset, split_dataset
+    from common.data.own import resize_pixels
 
     loaded = cached_dataset(dataset, data_dir, image_size)
     images = torch.from_numpy(resize_pixels(loaded.images.numpy(), image_size))
@@ -206,7 +206,7 @@ def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
     import numpy as np
     from joblib import cpu_count
 
-    from common.data import describe_split
+    from common.data.datasets import describe_split
 
     images = (config.dataset, config.split, config.split_seed, config.image_size)
     pool, split = load_split(*images, options.data_dir)

@@ -24,8 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import UsageError, first_line, is_out_of_memory, run_script
-from common.config import (
+from common.base.cli import UsageError, first_line, is_out_of_memory, run_script
+from common.base.config import (
     TRAIN_PRESETS,
     TrainConfig,
     TrainOptions,
@@ -37,21 +37,21 @@ from common.config import (
     pin_memory_effect,
     plainest_twin,
 )
-from common.jobs import Job, count_workers, in_worker, print_commands, share_out
-from common.results import Log, run_id, save_predictions
+from common.base.log import Log, run_id, save_predictions
+from common.train.workers import Job, count_workers, in_worker, print_commands, share_out
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from common.distributed import World
-    from common.run import Run
+    from common.train.distributed import World
+    from common.train.run import Run
 
 
 def choose_configs(grid: dict[str, list[Any]], best: bool, log: Log) -> list[TrainConfig]:
     """The configurations asked for; or of these only each data set's best on validation, of those
     that are finished."""
-    from common.data import pin_dataset
-    from common.measured import pick_best
+    from common.data.datasets import pin_dataset
+    from common.judge.rows import pick_best
 
     grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
     configs = [name_weights(config) for config in expand_grid(TrainConfig, grid)]
@@ -89,7 +89,7 @@ def print_plan(
     configs: list[TrainConfig], todo: list[Trajectory], data_dir: str, estimated: bool
 ) -> None:
     """Say how much there is to do, how much of it is done, and how long the rest may take."""
-    from common.run import estimate_ms
+    from common.train.run import estimate_ms
 
     in_log = len(configs) - sum(len(t.configs) for t in todo)
     print(
@@ -134,7 +134,7 @@ def append_train(
 
 def find_state(trajectory: Trajectory, log: Log, options: TrainOptions) -> dict[str, Any] | None:
     """What an interrupted training of the trajectory left to continue from."""
-    from common.checkpoint import load_checkpoint
+    from common.train.checkpoint import load_checkpoint
 
     file = log.folder / state_file_of(trajectory.trained)
     if options.resume and file.exists():
@@ -146,8 +146,8 @@ def find_state(trajectory: Trajectory, log: Log, options: TrainOptions) -> dict[
 
 def train_trajectory(trajectory: Trajectory, log: Log, options: TrainOptions, world: World) -> None:
     """Train to the last milestone, logging every epoch, and at each milestone the rows due."""
-    from common.checkpoint import save_checkpoint
-    from common.run import Run
+    from common.train.checkpoint import save_checkpoint
+    from common.train.run import Run
 
     run = Run(trajectory.trained, options.data_dir, world)
     name = train_id(run.config)
@@ -203,8 +203,8 @@ def write_scalars(writer: SummaryWriter, metrics: dict[str, Any]) -> None:
 
 def follow(trajectories: list[Trajectory], options: TrainOptions, world: World) -> None:
     """What every process but the first does: the same training and tests, and no writing."""
-    from common.engine import NonFiniteLoss
-    from common.run import Run
+    from common.train.loop import NonFiniteLoss
+    from common.train.run import Run
 
     for trajectory in trajectories:
         run = Run(trajectory.trained, options.data_dir, world)
@@ -232,8 +232,8 @@ def state_file_of(config: TrainConfig) -> str:
 
 def finish_milestone(run: Run, trajectory: Trajectory, log: Log) -> None:
     """Where configurations end with this epoch: test its weights, once, and write their rows."""
-    from common.checkpoint import save_checkpoint
-    from common.timing import now_ms
+    from common.speed.timing import now_ms
+    from common.train.checkpoint import save_checkpoint
 
     due = [c for c in trajectory.configs if c.epochs == len(run.history)]
     if not due:
@@ -265,8 +265,8 @@ def finish_milestone(run: Run, trajectory: Trajectory, log: Log) -> None:
 
 def summarize(run: Run) -> dict[str, Any]:
     """A row's metrics that follow from the epochs so far."""
-    from common.data import describe_split
-    from common.run import best_epoch
+    from common.data.datasets import describe_split
+    from common.train.run import best_epoch
 
     last, best = run.history[-1], best_epoch(run.history)
     train_ms = sum(metrics["train_ms"] for metrics in run.history)
@@ -290,7 +290,7 @@ def train_all(trajectories: list[Trajectory], log: Log, options: TrainOptions, w
     """
     import torch
 
-    from common.engine import NonFiniteLoss
+    from common.train.loop import NonFiniteLoss
 
     failures = 0
     for number, trajectory in enumerate(trajectories, 1):
@@ -340,7 +340,7 @@ def log_failure(trajectory: Trajectory, error: Exception, log: Log) -> None:
 
 def export_all(configs: list[TrainConfig], log: Log, options: TrainOptions) -> int:
     """Export every finished configuration in each format asked for. Returns: failures."""
-    from common.export import export_run
+    from common.deploy.export import export_run
 
     rows = log.finished("train")
     done = {(r["metrics"]["train_run_id"], r["config"]["format"]): r["metrics"]["file"]
@@ -390,9 +390,9 @@ def set_up(grid: dict[str, list[Any]], options: TrainOptions) -> tuple[World, in
     """
     import torch
 
-    from common.distributed import join_world
-    from common.engine import make_deterministic, resolve_device
-    from common.timing import prepare_process
+    from common.speed.timing import prepare_process
+    from common.train.distributed import join_world
+    from common.train.loop import make_deterministic, resolve_device
 
     prepare_process(options.threads or torch.get_num_threads())
     if options.deterministic:
@@ -421,8 +421,8 @@ def check_all(configs: list[TrainConfig], data_dir: str) -> None:
 
     Raises: UsageError.
     """
-    from common.data import explain_images, print_once
-    from common.run import check_config
+    from common.data.datasets import explain_images, print_once
+    from common.train.run import check_config
 
     for config in configs:
         precision = check_config(config, data_dir)
@@ -441,8 +441,8 @@ def main(argv: list[str] | None = None) -> int:
     grid, options = parse_command_line(argv, __doc__, TrainConfig, TrainOptions, TRAIN_PRESETS)
     expand_grid(TrainConfig, grid)  # a bad value is said before torch is even imported
     check_amp(grid)
-    from common.export import check_format
-    from common.watch import write_plan
+    from common.deploy.export import check_format
+    from common.train.watch import write_plan
 
     world, workers = set_up(grid, options)
     if world.rank:

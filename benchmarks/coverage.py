@@ -32,12 +32,12 @@ from scipy.special import ndtr
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common import run_script  # noqa: E402
-from common.config import TrainConfig, as_dict  # noqa: E402
-from common.evidence import Model, Pair, Setting, measure_effect  # noqa: E402
-from common.measured import Group, accuracy_interval  # noqa: E402
-from common.noise import compare_with_chosen  # noqa: E402
-from common.verdicts import BEATS, MARGIN, SEEDS, judge, more_data  # noqa: E402
+from common.base.cli import run_script  # noqa: E402
+from common.base.config import TrainConfig, as_dict  # noqa: E402
+from common.judge.evidence import Model, Pair, Setting, measure_effect  # noqa: E402
+from common.judge.noise import compare_with_chosen  # noqa: E402
+from common.judge.rows import Group, accuracy_interval  # noqa: E402
+from common.judge.verdicts import BEATS, MARGIN, SEEDS, judge, more_data  # noqa: E402
 
 MEAN, IMAGE_SD, LUCK_SD = 1.9, 1.25, 0.35  # 92.8 % right; two seeds disagree on 5 % of images
 TRUTHS = (0.0, MARGIN, 0.003)  # true differences

@@ -30,8 +30,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from joblib import cpu_count  # noqa: E402
 from simulate import Grid, simulate  # noqa: E402
 
-from common import UsageError, run_script  # noqa: E402
-from common.results import describe_machine, git_state, read_rows  # noqa: E402
+from common.base.cli import UsageError, run_script  # noqa: E402
+from common.base.log import describe_machine, git_state, read_rows  # noqa: E402
 
 
 def run_block(flags: list[str], jobs: int, threads: int) -> tuple[float, list[float]]:

@@ -3,10 +3,10 @@
     python benchmarks/notebook.py
     python benchmarks/notebook.py --model resnet50 --opt adam --blocks 8
 
-The notebook loop (common/notebook.py): torchvision transforms on PIL images, a DataLoader, fp32 in
-NCHW, and loss.item() at every step; once more with bf16 autocast around its forward pass. Ours: the
-batches, network, optimiser and steps of train.py, as common/run.py builds them, without its running
-loss and accuracy. All train the same network from the same weights on the same images, end to end,
+The notebook loop (common/train/notebook.py): torchvision transforms on PIL images, a DataLoader,
+fp32 in NCHW, and loss.item() at every step; once more with bf16 autocast around its forward pass.
+Ours: the batches, network, optimiser and steps of train.py, as common/train/run.py builds them,
+without its running loss and accuracy. All train the same network from the same weights on the same images, end to end,
 from the data set in memory or on disk to the updated weights. Each side has a process of its own,
 all prepared alike (threads, and freed memory kept); they wait for their turn (A B C, C B A, ...),
 so that a machine's drift meets all of them. A side's speed is the median over its blocks, a ratio
@@ -35,21 +35,21 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from common import UsageError, run_script  # noqa: E402
-from common.config import (  # noqa: E402
+from common.base.cli import UsageError, run_script  # noqa: E402
+from common.base.config import (  # noqa: E402
     TRAIN_PRESETS,
     TrainConfig,
     expand_grid,
     group_trajectories,
 )
+from common.base.log import describe_machine, git_state  # noqa: E402
 from common.cost import count_costs  # noqa: E402
-from common.engine import train_step  # noqa: E402
 from common.models import build_model  # noqa: E402
-from common.notebook import notebook_steps  # noqa: E402
-from common.results import describe_machine, git_state  # noqa: E402
-from common.roofline import random_values  # noqa: E402
-from common.run import Run  # noqa: E402
-from common.timing import alternate, prepare_process  # noqa: E402
+from common.speed.peaks import random_values  # noqa: E402
+from common.speed.timing import alternate, prepare_process  # noqa: E402
+from common.train.loop import train_step  # noqa: E402
+from common.train.notebook import notebook_steps  # noqa: E402
+from common.train.run import Run  # noqa: E402
 
 WARMUP_STEPS = 5
 PEAK_SIDE = 2048  # of the square matrices

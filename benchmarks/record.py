@@ -35,15 +35,15 @@ import torch  # noqa: E402
 import torch._dynamo  # noqa: E402 - which torch.optim imports at its first optimiser
 from notebook import WARMUP_STEPS, Side  # noqa: E402
 
-from common import UsageError, run_script  # noqa: E402
-from common.config import TRAIN_PRESETS, TrainConfig, expand_grid  # noqa: E402
+from common.base.cli import UsageError, run_script  # noqa: E402
+from common.base.config import TRAIN_PRESETS, TrainConfig, expand_grid  # noqa: E402
+from common.base.log import describe_machine, git_state  # noqa: E402
 from common.cost import count_costs  # noqa: E402
-from common.data import cached_dataset  # noqa: E402
-from common.measured import load_published  # noqa: E402
+from common.data.datasets import cached_dataset  # noqa: E402
+from common.judge.rows import load_published  # noqa: E402
 from common.models import build_model  # noqa: E402
-from common.results import describe_machine, git_state  # noqa: E402
-from common.run import Run  # noqa: E402
-from common.timing import alternate, prepare_process  # noqa: E402
+from common.speed.timing import alternate, prepare_process  # noqa: E402
+from common.train.run import Run  # noqa: E402
 
 STEPS = 10  # of the notebook loop between two seeds
 

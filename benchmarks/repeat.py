@@ -22,8 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common import UsageError, run_script  # noqa: E402
-from common.results import describe_machine, git_state, read_rows  # noqa: E402
+from common.base.cli import UsageError, run_script  # noqa: E402
+from common.base.log import describe_machine, git_state, read_rows  # noqa: E402
 
 Interval = tuple[float, float]
 

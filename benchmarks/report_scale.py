@@ -30,7 +30,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common.config import (  # noqa: E402
+from common.base.config import (  # noqa: E402
     TRAIN_PRESETS,
     SvmConfig,
     TrainConfig,
@@ -38,7 +38,7 @@ from common.config import (  # noqa: E402
     expand_grid,
     group_trajectories,
 )
-from common.results import dumps_strict, run_id, save_predictions  # noqa: E402
+from common.base.log import dumps_strict, run_id, save_predictions  # noqa: E402
 
 LIMITS = {"grid": (10.0, 1.0), "epochs": (30.0, 1.0)}  # seconds, GB
 TEST_IMAGES = 14_000

@@ -30,8 +30,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common import UsageError, run_script  # noqa: E402
-from common.results import append_line, read_rows  # noqa: E402
+from common.base.cli import UsageError, run_script  # noqa: E402
+from common.base.log import append_line, read_rows  # noqa: E402
 
 READS = 3  # of the whole log by a command: what is done, which epochs, the last table
 FULL = 0.9  # share of the time from which on a part that serves one at a time is the limit
@@ -169,8 +169,8 @@ def measure_log(folder: str, n: int = 100) -> tuple[float, float]:
 
 def measure_store_s(folder: str, model: str, n: int = 5) -> float:
     """Median seconds to save what a run of the network continues from, by momentum SGD."""
-    from common.checkpoint import save_checkpoint
     from common.models import build_model
+    from common.train.checkpoint import save_checkpoint
 
     weights = build_model(model, 10).state_dict()
     state, times = {"model": weights, "momentum": {k: v.clone() for k, v in weights.items()}}, []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from common import UsageError, check_name, find_name
+from common.base.cli import UsageError, check_name, find_name
 
 if TYPE_CHECKING:  # torch is imported where it is used: the names here also feed --help
     from torch import nn

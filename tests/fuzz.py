@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 with atheris.instrument_imports(include=["common"]):
-    from common.data import parse_idx
-    from common.results import ROW_KEYS, append_line, dumps_strict, read_rows
+    from common.base.log import ROW_KEYS, append_line, dumps_strict, read_rows
+    from common.data.datasets import parse_idx
 
 
 def fuzz_idx(data: bytes) -> None:

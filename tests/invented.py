@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 
-from common.config import HwTrainConfig, SvmConfig, TrainConfig, as_dict
-from common.evidence import collect
-from common.results import run_id
+from common.base.config import HwTrainConfig, SvmConfig, TrainConfig, as_dict
+from common.base.log import run_id
+from common.judge.evidence import collect
 
 IMAGES = 14_000
 

@@ -23,8 +23,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common.checkpoint import load_checkpoint  # noqa: E402
-from common.results import read_rows  # noqa: E402
+from common.base.log import read_rows  # noqa: E402
+from common.train.checkpoint import load_checkpoint  # noqa: E402
 
 GRID = [
     "train.py", "--dataset", "digits", "--limit", "256", "--image-size", "16", "--model", "vgg5",

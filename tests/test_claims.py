@@ -10,10 +10,10 @@ import pytest
 from invented import IMAGES, Invented, wrong_on
 from scipy import stats
 
-from common.claims import CLAIMS, claims_tables, judge_claims
-from common.contrasts import contrast_records
-from common.evidence import Evidence
-from common.findings import (
+from common.judge.claims import CLAIMS, claims_tables, judge_claims
+from common.judge.contrasts import contrast_records
+from common.judge.evidence import Evidence
+from common.judge.findings import (
     claim_findings,
     divisions,
     findings_tables,
@@ -22,9 +22,9 @@ from common.findings import (
     recommend_engines,
     recommend_variants,
 )
-from common.noise import tie_records
-from common.stats import Estimate, Spread
-from common.verdicts import BEATS, Level, between, decide_accuracy, judge, leads, more_data
+from common.judge.noise import tie_records
+from common.judge.stats import Estimate, Spread
+from common.judge.verdicts import BEATS, Level, between, decide_accuracy, judge, leads, more_data
 
 RISING = {"mnist": [0.97, 0.985, 0.988, 0.989, 0.990], "fashion": [0.85, 0.88, 0.90, 0.91, 0.915]}
 

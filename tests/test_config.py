@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from common import UsageError, run_script
-from common.config import (
+from common.base.cli import UsageError, run_script
+from common.base.config import (
     TRAIN_PRESETS,
     Options,
     TrainConfig,

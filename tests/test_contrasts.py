@@ -8,21 +8,27 @@ import pytest
 from invented import IMAGES, Invented, wrong_on
 from scipy import stats
 
-from common.claims import machine_parts
-from common.config import TrainConfig, as_dict
-from common.contrasts import (
+from common.base.config import TrainConfig, as_dict
+from common.base.log import read_rows
+from common.judge.claims import machine_parts
+from common.judge.contrasts import (
     contrast_records,
     contrast_tables,
     interaction_records,
     interactions_table,
     pairs_table,
 )
-from common.evidence import best_setting, by_setting, matched, measure_effect
-from common.findings import preferences
-from common.measured import ONE_SEED, by_seed, latest_ok, pick_best, trained_by
-from common.noise import evidence_tables, noise_tables, optimism_table, seeds_table, tie_records
-from common.results import read_rows
-from common.stats import mcnemar, newcombe_interval, paired_interval
+from common.judge.evidence import best_setting, by_setting, matched, measure_effect
+from common.judge.findings import preferences
+from common.judge.noise import (
+    evidence_tables,
+    noise_tables,
+    optimism_table,
+    seeds_table,
+    tie_records,
+)
+from common.judge.rows import ONE_SEED, by_seed, latest_ok, pick_best, trained_by
+from common.judge.stats import mcnemar, newcombe_interval, paired_interval
 
 
 @pytest.fixture

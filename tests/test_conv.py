@@ -5,13 +5,13 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d, fold, unfold
 
-from common.conv import (
+from common.models import build_model
+from common.train.conv import (
     MatmulConv2d,
     gather_neighbourhoods,
     scatter_neighbourhoods,
     use_matmul,
 )
-from common.models import build_model
 
 
 @pytest.mark.parametrize(

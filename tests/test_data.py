@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import erase
 
-from common import UsageError, data
-from common.data import (
+from common.base.cli import UsageError
+from common.data import datasets as data
+from common.data.datasets import (
     DATASETS,
     Batches,
     Dataset,

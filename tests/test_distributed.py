@@ -16,13 +16,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import train
-from common import UsageError
-from common.checkpoint import load_checkpoint
-from common.config import TrainConfig, as_dict
-from common.distributed import World, check_world
+from common.base.cli import UsageError
+from common.base.config import TrainConfig, as_dict
+from common.base.log import run_id
 from common.models import MODELS
-from common.results import run_id
-from common.run import Run
+from common.train.checkpoint import load_checkpoint
+from common.train.distributed import World, check_world
+from common.train.run import Run
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -32,13 +32,14 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONP
 PLAIN = """
 import sys, torch
 from torch import nn
-from common import models, run_script
+from common.base.cli import run_script
+from common import models
 models.MODELS["plain"] = lambda classes: nn.Sequential(
     nn.Conv2d(3, 8, 3, stride=2), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, classes))
 """
 TRAIN = """
-import common.distributed, train
-common.distributed.join_world = lambda devices: world  # a process joins once
+import common.train.distributed, train
+common.train.distributed.join_world = lambda devices: world  # a process joins once
 del sys.argv[1]
 class Abort:  # as a thread of Gloo's sometimes does, once Python takes the process down
     __del__ = lambda self, abort=os.abort: abort()
@@ -47,10 +48,10 @@ run_script(train.main)
 """
 GRADIENTS = """
 import os
-from common.config import TrainConfig
-from common.distributed import join_world
-from common.engine import train_epoch
-from common.run import Run
+from common.base.config import TrainConfig
+from common.train.distributed import join_world
+from common.train.loop import train_epoch
+from common.train.run import Run
 world = join_world(["cpu"])
 config = TrainConfig("digits", model="plain", image_size=16, device="cpu", amp=False)
 for n in (19, 5, 3, 2, 1):

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from common import UsageError, engine
-from common.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from common.data import Batches, draw_views, load_dataset, measure_pixels, split_batches
+from common.base.cli import UsageError
+from common.data.datasets import Batches, draw_views, load_dataset, measure_pixels, split_batches
 from common.models import MODELS, build_model
+from common.train import loop as engine
+from common.train.checkpoint import load_checkpoint, load_weights, save_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -53,7 +54,7 @@ def test_a_compiled_network_is_not_given_the_code_of_another(monkeypatch):
 
 def test_a_step_on_a_cpu_does_not_wait_for_torchs_compiler_to_be_imported():
     code = (
-        "import sys, torch; from common import engine; net = torch.nn.Linear(3, 2);"
+        "import sys, torch; from common.train import loop as engine; net = torch.nn.Linear(3, 2);"
         "optimizer = engine.build_optimizer(net, 'sgd', 0.1, None);"
         "scaler = engine.build_scaler(torch.device('cpu'), 'fp32');"
         "args = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), 'fp32';"

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from common import errors
-from common.config import SvmConfig, TrainConfig, as_dict
-from common.data import load_dataset
+from common.base.config import SvmConfig, TrainConfig, as_dict
+from common.data.datasets import load_dataset
+from common.judge import mistakes as errors
 
 
 def held_of(label, pred, classes=3, **more):
@@ -173,10 +173,10 @@ def test_images_come_from_the_data_set():
 def test_without_the_images_it_says_why_and_fetches_nothing(
     dataset, label, said, tmp_path, monkeypatch
 ):
-    import common.data
+    import common.data.datasets
 
     for name in ("_download", "_run"):
-        monkeypatch.setattr(common.data, name, lambda *args: pytest.fail("it fetches"))
+        monkeypatch.setattr(common.data.datasets, name, lambda *args: pytest.fail("it fetches"))
     images, why = errors.load_images(dataset, 64, held_of(label, label, 10), {0}, tmp_path)
     assert images == {}
     assert why.startswith("The images are not shown: ")

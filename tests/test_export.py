@@ -1,4 +1,4 @@
-"""common.export: what is in the files, and which files are refused."""
+"""common.deploy.export: what is in the files, and which files are refused."""
 
 import copy
 import hashlib
@@ -16,14 +16,18 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 import train
-from common import UsageError, deploy, engine, engines, export
-from common.checkpoint import load_checkpoint, save_checkpoint
-from common.config import TrainConfig, as_dict
-from common.data import cached_dataset, load_dataset
-from common.measured import TRAIN_PROTOCOL, deviations
+from common.base.cli import UsageError
+from common.base.config import TrainConfig, as_dict
+from common.base.log import Log
+from common.data.datasets import cached_dataset, load_dataset
+from common.deploy import export
+from common.deploy import network as deploy
+from common.deploy import runtimes as engines
+from common.judge.rows import TRAIN_PROTOCOL, deviations
 from common.models import MODELS, build_model
-from common.results import Log
-from common.run import Run
+from common.train import loop as engine
+from common.train.checkpoint import load_checkpoint, save_checkpoint
+from common.train.run import Run
 
 FORMATS = ("torchscript", "onnx", "onnx-int8")
 needs_compiler = pytest.mark.skipif(bool(engine.compile_obstacle()), reason="no C++ compiler")

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.checkpoint import load_checkpoint
-from common.config import OPTIMIZERS
-from common.results import LEFTOVER_S, read_rows, write_atomically
+from common.base.config import OPTIMIZERS
+from common.base.log import LEFTOVER_S, read_rows, write_atomically
+from common.train.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--dataset", "digits", "--limit", "48", "--image-size", "32"]
@@ -65,7 +65,7 @@ def log_of(folder, kind):
 SAVER = """
 import sys, torch
 from pathlib import Path
-from common.checkpoint import save_checkpoint
+from common.train.checkpoint import save_checkpoint
 for n in range(10**6):
     save_checkpoint(Path(sys.argv[1]), {f"weight{i}": torch.full((200_000,), n) for i in range(9)})
 """
@@ -199,8 +199,8 @@ FILLED = """
 import os, sys
 from pathlib import Path
 import svm, train
-from common import UsageError
-from common.results import read_rows
+from common.base.cli import UsageError
+from common.base.log import read_rows
 folder = Path(sys.argv[1])
 argv = ["--dataset", "digits", "--threads", "1", "--results-dir", str(folder / "results")]
 tiny = ["--limit", "48", "--image-size", "28", "--model", "vgg5", "--epochs", "1", "--seed"]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import flops
-from common import UsageError, cost
-from common.results import read_rows
+from common import cost
+from common.base.cli import UsageError
+from common.base.log import read_rows
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,17 +13,21 @@ import torch
 from torch import nn
 
 import hw_bench
-from common import UsageError, engine, hw_train, roofline, timing
-from common.config import (
+from common.base.cli import UsageError
+from common.base.config import (
     HwTrainConfig,
     TrainConfig,
     parse_command_line,
 )
+from common.base.log import run_id
 from common.cost import count_costs
 from common.models import MODELS
-from common.notebook import notebook_loader, notebook_steps
-from common.results import run_id
-from common.run import Run
+from common.speed import peaks as roofline
+from common.speed import timing
+from common.speed import training as hw_train
+from common.train import loop as engine
+from common.train.notebook import notebook_loader, notebook_steps
+from common.train.run import Run
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ["--dataset", "digits", "--model", "tiny", "--image-size", "16", "--threads", "1"]
@@ -401,7 +405,9 @@ def test_the_first_step_of_the_notebook_loop_builds_no_network(monkeypatch):
     )
     run = Run(config, "data")
     built = []
-    monkeypatch.setattr("common.notebook.build_model", lambda *a, **k: built.append(a) or run.model)
+    monkeypatch.setattr(
+        "common.train.notebook.build_model", lambda *a, **k: built.append(a) or run.model
+    )
     args = (config, run.dataset, run.split.train, run.statistics, run.device, "fp32")
     steps = notebook_steps(*args)
     assert len(built) == 1

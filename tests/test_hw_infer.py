@@ -14,14 +14,18 @@ import pytest
 import torch
 
 import hw_bench
-from common import UsageError, config, export, first_line, hw_infer, roofline
-from common.checkpoint import save_checkpoint
-from common.config import ENGINE_NAMES, TrainConfig, as_dict
+from common.base import config
+from common.base.cli import UsageError, first_line
+from common.base.config import ENGINE_NAMES, TrainConfig, as_dict
+from common.base.log import Log, run_id
 from common.cost import count_costs
-from common.engines import ENGINES, load_engine
+from common.deploy import export
+from common.deploy.runtimes import ENGINES, load_engine
 from common.models import build_model
-from common.results import Log, run_id
-from common.run import Run
+from common.speed import inference as hw_infer
+from common.speed import peaks as roofline
+from common.train.checkpoint import save_checkpoint
+from common.train.run import Run
 
 ROOT = Path(__file__).parent.parent
 INFER = ["--mode", "infer", "--preset", "smoke", "--data-dir", "data", "--seconds", "0.01"]
@@ -297,7 +301,7 @@ def test_a_cold_start_imports_nothing(tmp_path):
     code = """if True:
         import sys
         from pathlib import Path
-        from common import hw_infer
+        from common.speed import inference as hw_infer
         def watched(engine, *args):
             before.update(sys.modules)
             return load(engine, *args) if engine == "eager" else lambda pixels: None
@@ -483,7 +487,7 @@ def test_torch_compile_starts_cold_without_kernels_of_an_earlier_start(
 
 
 def test_an_absent_package_is_named_with_its_command(bench, runs, monkeypatch):
-    monkeypatch.setattr("common.engines.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("common.deploy.runtimes.importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="openvino needs openvino: pip install openvino"):
         bench(*INFER, "--engine", "openvino")
 

@@ -17,8 +17,8 @@ import pytest
 import report
 import svm
 import train
-from common import UsageError, jobs
-from common.config import (
+from common.base.cli import UsageError
+from common.base.config import (
     SvmConfig,
     TrainConfig,
     TrainOptions,
@@ -27,9 +27,10 @@ from common.config import (
     parse_command_line,
     to_flags,
 )
-from common.jobs import Job
-from common.results import Log
-from common.watch import read_plan
+from common.base.log import Log
+from common.train import workers as jobs
+from common.train.watch import read_plan
+from common.train.workers import Job
 
 ROOT = Path(__file__).parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -188,8 +189,8 @@ def test_two_workers_one_of_them_killed_leave_the_log_of_one(tmp_path, rows):
 
 DEADLY = """
 import os, signal, train
-from common import run_script
-from common.run import Run
+from common.base.cli import run_script
+from common.train.run import Run
 step = Run.train_one_epoch
 def train_one_epoch(run):
     if run.config.opt == "adam":
@@ -220,7 +221,7 @@ def test_what_always_kills_its_worker_is_failed_and_takes_no_other_with_it(tmp_p
     flags = [*TINY, "--opt", "adam", "sgd", "adamw", "--epochs", "1", "2"]
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); import train\n"
-        "from common import run_script, jobs\n"
+        "from common.base.cli import run_script\nfrom common.train import workers as jobs\n"
         "share = jobs.share_out\n"
         "train.share_out = lambda script, *rest: share('deadly', *rest)\n"
         "run_script(train.main)"

@@ -9,11 +9,12 @@ import torch
 import torchvision.models
 
 import train
-from common import UsageError, engine
-from common.config import TrainConfig
+from common.base.cli import UsageError
+from common.base.config import TrainConfig
 from common.cost import count_costs
 from common.models import build_model, build_on_meta
-from common.run import check_network
+from common.train import loop as engine
+from common.train.run import check_network
 
 CPU = torch.device("cpu")
 # Depthwise convolutions, channel shuffles, two outputs in training, LayerNorm, attention.

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn.functional import batch_norm, conv2d, cross_entropy
 
-from common import engine
 from common.models import build_model
-from common.muon import Muon, find_scale_free, orthogonalize
+from common.train import loop as engine
+from common.train.optim import Muon, find_scale_free, orthogonalize
 
 
 def test_orthogonalizing_keeps_the_directions_and_evens_the_lengths():

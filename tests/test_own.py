@@ -18,9 +18,17 @@ import hw_bench
 import report
 import svm
 import train
-from common import UsageError, hw_infer, own
-from common.config import TrainConfig
-from common.data import cached_dataset, explain_images, load_dataset, pin_dataset, split_dataset
+from common.base.cli import UsageError
+from common.base.config import TrainConfig
+from common.data import own
+from common.data.datasets import (
+    cached_dataset,
+    explain_images,
+    load_dataset,
+    pin_dataset,
+    split_dataset,
+)
+from common.speed import inference as hw_infer
 
 ROOT = Path(__file__).parent.parent
 PIXELS, LABELS = load_digits(return_X_y=True)
@@ -406,7 +414,9 @@ def test_changed_images_are_other_work(tmp_path, photos, rows):
 
 
 def test_names_of_your_own_do_not_slow_help_down():
-    code = "import sys, common.config; sys.exit(bool({'torch', 'numpy', 'PIL'} & {*sys.modules}))"
+    code = (
+        "import sys, common.base.config; sys.exit(bool({'torch', 'numpy', 'PIL'} & {*sys.modules}))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

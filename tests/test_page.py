@@ -7,12 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
-from common import charts, page
-from common.config import SvmConfig, TrainConfig, as_dict
-from common.data import load_dataset
-from common.plots import Point
-from common.results import save_predictions
-from common.stats import wilson_interval
+from common.base.config import SvmConfig, TrainConfig, as_dict
+from common.base.log import save_predictions
+from common.data.datasets import load_dataset
+from common.judge.stats import wilson_interval
+from common.report import charts, page
+from common.report.figures import Point
 from tests.test_report import MARKUP, LogBuilder, fill
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -1,4 +1,4 @@
-"""common.predict and common.export's command: files are predicted as training tested them."""
+"""common.predict and common.export: files are predicted as training tested them."""
 
 import json
 import subprocess
@@ -13,9 +13,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import train
-from common import UsageError, export, own, predict
-from common.data import cached_dataset, pin_dataset, split_dataset
-from common.images import open_image, to_inputs
+from common.base.cli import UsageError
+from common.data import own
+from common.data.datasets import cached_dataset, pin_dataset, split_dataset
+from common.data.images import open_image, to_inputs
+from common.deploy import export, predict
 
 ROOT = Path(__file__).parent.parent
 SIZE = 28
@@ -157,7 +159,7 @@ def test_a_model_that_does_not_say_how_it_was_trained_is_refused(tmp_path, chang
 def test_no_torch_is_needed_and_no_model_is_bad_usage(trained, tmp_path):
     folder, rows, files = trained
     code = (
-        "import sys; from common import predict; sys.modules['torch'] = None\n"
+        "import sys; from common.deploy import predict; sys.modules['torch'] = None\n"
         "sys.exit(predict.main(sys.argv[1:]))"
     )
     model = folder / f"results/exports/{rows['folder']['run_id']}.onnx"
@@ -200,7 +202,7 @@ def test_a_run_whose_images_have_changed_is_not_exported(trained):
         own.find_images.cache_clear()
         cached = pin_dataset(f"folder:{folder / 'photos'}")
         assert cached != rows["folder"]["config"]["dataset"]
-        from common import data
+        from common.data import datasets as data
 
         data._load_once.cache_clear()
         with pytest.raises(UsageError, match="have changed"):

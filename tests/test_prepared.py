@@ -19,7 +19,7 @@ import notebook
 import record
 
 import train
-from common.config import TrainConfig
+from common.base.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 HOOK = """
@@ -116,7 +116,11 @@ def test_training_beside_others_is_prepared_as_training_alone(looked, tiny):
 def test_no_process_is_started_that_is_not_tested_here():
     started = {
         (path.name, target)
-        for path in [*ROOT.glob("*.py"), *ROOT.glob("common/*.py"), *ROOT.glob("benchmarks/*.py")]
+        for path in [
+            *ROOT.glob("*.py"),
+            *ROOT.glob("common/**/*.py"),
+            *ROOT.glob("benchmarks/*.py"),
+        ]
         for target in re.findall(r"Process\(\s*target=(\w+)", path.read_text())
     }
     assert started == {("hw_infer.py", "serve"), ("notebook.py", "serve"),

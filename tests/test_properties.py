@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
-from common import UsageError
-from common.config import TrainConfig, TrainOptions, expand_grid, parse_command_line
-from common.data import IDX_TYPES, parse_idx
-from common.results import append_line, dumps_strict, read_rows
-from common.stats import wilson_interval
+from common.base.cli import UsageError
+from common.base.config import TrainConfig, TrainOptions, expand_grid, parse_command_line
+from common.base.log import append_line, dumps_strict, read_rows
+from common.data.datasets import IDX_TYPES, parse_idx
+from common.judge.stats import wilson_interval
 
 ROW = {
     "schema": 1, "kind": "flops", "run_id": "0123456789ab", "time_utc": "2026-01-01T00:00:00+00:00",

@@ -9,9 +9,10 @@ from sklearn.svm import SVC
 
 import svm
 import train
-from common import UsageError, data
-from common.data import DATASETS, load_dataset, measure_pixels, split_dataset
-from common.predict import load_model
+from common.base.cli import UsageError
+from common.data import datasets as data
+from common.data.datasets import DATASETS, load_dataset, measure_pixels, split_dataset
+from common.deploy.predict import load_model
 
 DATA = Path(__file__).parent.parent / "data"
 FOLDERS = {"mnist": "MNIST", "fashion": "FashionMNIST"}

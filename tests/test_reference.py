@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import report
-from common.predict import load_model
-from common.results import read_log, run_id
+from common.base.log import read_log, run_id
+from common.deploy.predict import load_model
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "reference"

@@ -5,7 +5,7 @@ import statistics
 import pytest
 from invented import Invented, wrong_on
 
-from common.config import (
+from common.base.config import (
     TRAIN_PRESETS,
     TrainConfig,
     as_dict,
@@ -13,9 +13,9 @@ from common.config import (
     parse_command_line,
     preset_of,
 )
-from common.measured import latest_ok
-from common.replication import published_table, results_table
-from common.stats import Estimate, newcombe_interval, sample_spread, wilson_interval
+from common.judge.replication import published_table, results_table
+from common.judge.rows import latest_ok
+from common.judge.stats import Estimate, newcombe_interval, sample_spread, wilson_interval
 
 TUNED = {"opt": "muon", "lr": 0.03, "batch_size": 256, "schedule": "triangular"}
 

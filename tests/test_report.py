@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 import report
-from common import UsageError
-from common.config import (
+from common.base.cli import UsageError
+from common.base.config import (
     FlopsConfig,
     HwInferConfig,
     HwTrainConfig,
@@ -26,7 +26,7 @@ from common.config import (
     TrainConfig,
     as_dict,
 )
-from common.results import append_line, dumps_strict, read_rows, run_id, save_predictions
+from common.base.log import append_line, dumps_strict, read_rows, run_id, save_predictions
 
 MARKUP = r"a_b & 50% #1 <b>x</b> | $y$ ^~ {z} \w `c` *d* --e [f](g) → é"
 CLASSES = ["no_shoe", "a & b", "<b>", "x | y"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common import UsageError
-from common.results import (
+from common.base.cli import UsageError
+from common.base.log import (
     Log,
     append_line,
     dumps_strict,
@@ -119,7 +119,7 @@ def test_what_is_no_row_is_skipped_with_the_reason(tmp_path, change, said):
 WRITER = """
 import sys
 from pathlib import Path
-from common.results import append_line
+from common.base.log import append_line
 for i in range(1000):
     append_line(Path(sys.argv[1]), f'{{"worker": {sys.argv[2]}, "i": {i}, "pad": "{"x" * 5000}"}}')
 """

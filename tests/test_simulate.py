@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import simulate as simulation
 from simulate import Grid, simulate
 
-from common import UsageError
+from common.base.cli import UsageError
 
 PLAIN = Grid(trajectories=10, workers=1, epoch_s=7.0, epochs=3)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from common.stats import (
+from common.judge.stats import (
     Estimate,
     Spread,
     binomial_sd,
@@ -122,7 +122,7 @@ def test_the_bootstrap_of_many_distinct_sums_is_that_of_each(monkeypatch):
     draw."""
     sums = np.random.default_rng(3).integers(-27_720, 27_721, 2000) + 300
     found = paired_interval(sums, 27_720)
-    monkeypatch.setattr("common.stats.MOST_SUMS", 10**9)
+    monkeypatch.setattr("common.judge.stats.MOST_SUMS", 10**9)
     exact = paired_interval(sums, 27_720)
     assert found == pytest.approx(exact, abs=(exact[1] - exact[0]) / 30)
     assert sum(found) / 2 == pytest.approx(sums.mean() / 27_720, abs=0.001)

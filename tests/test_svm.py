@@ -12,8 +12,8 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 import svm
-from common import UsageError
-from common.config import SvmConfig
+from common.base.cli import UsageError
+from common.base.config import SvmConfig
 
 ROOT = Path(__file__).parent.parent
 IMAGES, SAMPLES = 1797, 300

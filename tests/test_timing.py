@@ -12,11 +12,12 @@ from scipy import stats
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import energy, roofline, timing
 from common.cost import count_costs
-from common.roofline import Peaks, bound_ms, measure_peaks
-from common.stats import ratio_interval
-from common.timing import Laps, judge_noise, percentiles_ms, summarize_ms
+from common.judge.stats import ratio_interval
+from common.speed import energy, timing
+from common.speed import peaks as roofline
+from common.speed.peaks import Peaks, bound_ms, measure_peaks
+from common.speed.timing import Laps, judge_noise, percentiles_ms, summarize_ms
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -103,7 +104,7 @@ def test_laps_add_up_what_comes_again(monkeypatch):
 
 PEAK = """
 import numpy as np, torch
-from common.timing import peak_memory_bytes, reset_peak_memory
+from common.speed.timing import peak_memory_bytes, reset_peak_memory
 cpu = torch.device("cpu")
 reset_peak_memory(cpu)
 before = peak_memory_bytes(cpu)

@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 import train
-from common import UsageError, engine, models
-from common.checkpoint import load_checkpoint
-from common.config import TrainConfig
-from common.run import Run
+from common import models
+from common.base.cli import UsageError
+from common.base.config import TrainConfig
+from common.train import loop as engine
+from common.train.checkpoint import load_checkpoint
+from common.train.run import Run
 
 ROOT = Path(__file__).parent.parent
 TIMES = {"train_ms", "eval_ms", "images_per_s"}  # what two identical runs may differ in
@@ -211,7 +213,7 @@ def test_an_interrupted_run_leaves_a_row_that_is_not_finished_work(tiny, rows, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("common.run.Run.train_one_epoch", interrupt)
+        patch.setattr("common.train.run.Run.train_one_epoch", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train.main([*tiny, "--epochs", "1"])
     assert train.main([*tiny, "--epochs", "1"]) == 0

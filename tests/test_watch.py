@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from common import UsageError, watch
-from common.config import TrainConfig, as_dict, expand_grid, group_trajectories
-from common.results import append_line
+from common.base.cli import UsageError
+from common.base.config import TrainConfig, as_dict, expand_grid, group_trajectories
+from common.base.log import append_line
+from common.train import watch
 
 ROOT = Path(__file__).parent.parent
 STARTED = "2025-01-01T00:00:00+00:00"

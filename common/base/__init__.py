@@ -1,0 +1,1 @@
+"""What everything stands on: settings, command lines, the results log, the machine."""

@@ -1,0 +1,359 @@
+"""Trained networks as files that run without this project, each kept only if it predicts alike.
+
+    python -m common.export 1a2b3c             a run of the log, again, from its checkpoint
+
+An exported graph takes float32 pixels in [0, 1], already resized, and returns logits; normalising
+and repeating grey to three channels happen inside, folded into convolutions where that is exact.
+Class names and what else a user needs are in the file: ONNX metadata_props, TorchScript's extra
+file metadata.json. Before a file gets its name it is loaded by the engine that it is for, and
+answers the whole test split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.base.cli import UsageError, first_line
+from common.base.config import ExportOptions, NoGrid, parse_command_line
+from common.base.log import Log, git_state, locate, log_files, write_atomically
+from common.data.datasets import Batches, Dataset, cached_dataset, is_own, split_dataset
+from common.deploy.network import Deployable, fold, load_deployable
+from common.deploy.runtimes import (
+    ENGINES,
+    Run,
+    check_packages,
+    load_engine,
+    torchscript_warnings_off,
+)
+from common.judge.stats import mcnemar
+from common.train.loop import EVAL_BATCH_SIZE, compile_obstacle, evaluate, score
+
+SUFFIXES = {
+    "torchscript": ".ts.pt", "onnx": ".onnx", "onnx-int8": ".int8.onnx", "aotinductor": ".pt2",
+}  # fmt: skip
+# The engine that an exported file is checked in.
+ENGINE_OF = {
+    "torchscript": "torchscript", "onnx": "onnxruntime", "onnx-int8": "onnxruntime-int8",
+    "aotinductor": "aotinductor",
+}  # fmt: skip
+PACKAGES = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "onnx-int8": ("onnx", "onnxscript", "onnxruntime"),
+}
+# Tolerance of the gate, for fp32 against fp32. Between engines the order of additions differs and
+# nothing else, which moves the logits of these networks by about 1e-5.
+MAX_ABS_LOGIT = 1e-3
+NEAR_TIE = 1e-4  # a class may change only where eager's best two logits are this close
+MAX_ACC_DROP = 0.002  # of bf16 and int8, whose logits do move; or one image, where that is more
+CALIBRATION_IMAGES = 1024  # of the validation part
+CALIBRATION_BATCH = 16  # images whose least and greatest values are averaged with other batches'
+INPUT = (
+    "float32 pixels in [0, 1], shape (batch, {c}, {s}, {s}), resized with bilinear interpolation"
+)
+
+
+Images = Iterable[Tensor]  # batches of pixels
+
+
+class ExportMismatch(RuntimeError):
+    """An exported file does not predict as the network does; `parity` says by how much."""
+
+    def __init__(self, message: str, parity: dict[str, Any] | None) -> None:
+        super().__init__(message)
+        self.parity = parity
+
+
+def build_pixel_loader(dataset: Dataset, image_size: int) -> Callable[[Tensor], Tensor]:
+    """A function from indices to what an exported graph takes.
+
+    Shapes: (B,) -> (B, C, S, S) float32 in [0, 1], on the CPU.
+    """
+    channels = dataset.images.shape[1]
+    unchanged = torch.zeros(channels), torch.ones(channels)
+    batches = Batches(dataset, unchanged, image_size, torch.device("cpu"), channels_last=False)
+    return lambda index: batches.load(index)[0][:, :channels].contiguous()
+
+
+def predict(engine: Run, batches: Images) -> Tensor:
+    """An engine's logits for every batch. Shapes: (B, C, S, S) each -> (N, classes)."""
+    return torch.cat([engine(pixels) for pixels in batches])
+
+
+# --- the gate -------------------------------------------------------------------------------------
+
+
+def measure_parity(
+    logits: Tensor, reference: Tensor, labels: Tensor, precision: str = "fp32"
+) -> tuple[dict[str, Any], str | None]:
+    """How far predictions are from those of eager in fp32. Shapes: (N, classes) twice, (N,).
+
+    Returns: (images, flips, max_abs_logit, acc_delta and mcnemar_p, the exact p of the difference
+    in accuracy; what is beyond the tolerance of the precision, or None).
+    """
+    right, right_before = logits.argmax(1) == labels, reference.argmax(1) == labels
+    flipped = logits.argmax(1) != reference.argmax(1)
+    best, second = reference.topk(2).values.unbind(1)
+    wrong = int((flipped & ~(best - second <= NEAR_TIE)).sum())
+    distance = (logits.double() - reference.double()).abs().max().item()
+    parity = {
+        "images": len(labels),
+        "flips": int(flipped.sum()),
+        "max_abs_logit": distance,
+        "acc_delta": score(logits, labels)[1] - score(reference, labels)[1],
+        "mcnemar_p": mcnemar(
+            int((right & ~right_before).sum()), int((right_before & ~right).sum())
+        ),
+    }
+    fault = None
+    if precision != "fp32":
+        lost = int((right_before & ~right).sum()) - int((right & ~right_before).sum())
+        if not logits.isfinite().all():
+            fault = "logits are not finite"
+        elif lost > max(1, MAX_ACC_DROP * len(labels)):
+            drop = lost / len(labels)
+            fault = f"accuracy falls by {drop:.2%} (tolerance {MAX_ACC_DROP:.1%})"
+    elif wrong or not distance <= MAX_ABS_LOGIT:  # so that NaN is a fault
+        fault = (
+            f"{wrong} of {len(labels)} classes differ beyond a near tie, logits by up to "
+            f"{distance:.3g} (tolerance {MAX_ABS_LOGIT:g})"
+        )
+    return parity, fault
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+Draft = dict[str, Any]  # metadata of the file
+
+
+def _write_torchscript(network: nn.Module, file: Path, metadata: Draft, images: Images) -> None:
+    with torch.no_grad(), torchscript_warnings_off():
+        # check_trace would compare a handful of outputs; the gate compares thousands.
+        traced = torch.jit.trace(network, _example(metadata), check_trace=False)
+        frozen = torch.jit.freeze(traced)
+        torch.jit.save(frozen, file, _extra_files={"metadata.json": json.dumps(metadata)})
+
+
+def _write_onnx(network: nn.Module, file: Path, metadata: Draft, images: Images) -> None:
+    import onnx
+
+    # Channels last, an average over all positions would become eleven operations.
+    network.to(memory_format=torch.contiguous_format)
+    program = torch.onnx.export(
+        network, (_example(metadata),), dynamo=True, external_data=False, verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=["pixels"], output_names=["logits"],
+    )  # fmt: skip
+    program.model.metadata_props.update(_as_text(metadata))
+    program.save(file, external_data=False)
+    onnx.checker.check_model(file, full_check=True)
+
+
+def _write_onnx_int8(network: nn.Module, file: Path, metadata: Draft, images: Images) -> None:
+    """Static quantisation: int8 weights with a scale for each output channel, uint8 activations
+    with ranges that are the mean of those of the batches, as QuantizeLinear and DequantizeLinear
+    pairs. The ranges of all images, which a few outliers widen, cost a ResNet-50 0.3 points."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    plain = file.with_suffix(".fp32.onnx")
+    _write_onnx(network, plain, metadata, images)
+    quant_pre_process(plain, plain, skip_symbolic_shape=True)
+    quantize_static(
+        plain, file, _Calibration(images), per_channel=True, activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8, nodes_to_exclude=_classifier(onnx.load(plain).graph),
+        extra_options={"CalibMovingAverage": True},
+    )  # fmt: skip
+    model = onnx.load(file)
+    onnx.helper.set_model_props(model, _as_text(metadata))
+    onnx.save(model, file)
+    onnx.checker.check_model(file, full_check=True)
+
+
+def _classifier(graph: Any) -> list[str]:
+    """The names of the last nodes with weights, and of all that follow, which in int8 would round
+    logits to a few values: a convolution may be last, or a mean over images follow."""
+    weights = {tensor.name for tensor in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    found: dict[str, None] = {}
+    pending = [output.name for output in graph.output]
+    while pending:
+        node = makers.get(pending.pop())
+        if node is None or node.name in found:
+            continue
+        found[node.name] = None
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or weights.isdisjoint(node.input):
+            pending += node.input
+    return list(found)
+
+
+def _as_text(metadata: Draft) -> dict[str, str]:
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+
+
+class _Calibration:
+    """Batches of pixels, as onnxruntime's quantiser wants to be given them."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = iter(images)
+
+    def get_next(self) -> dict[str, Any] | None:
+        pixels = next(self.images, None)
+        return None if pixels is None else {"pixels": pixels.numpy()}
+
+
+def _write_aotinductor(network: nn.Module, file: Path, metadata: Draft, images: Images) -> None:
+    # Not with inductor's freezing: in torch 2.14 a package made so answers wrongly, which the gate
+    # found out.
+    shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
+    with torch.no_grad():
+        program = torch.export.export(network, (_example(metadata),), dynamic_shapes=shapes)
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(file),
+            inductor_configs={
+                "aot_inductor.metadata": _as_text(metadata),
+                "cpp.dynamic_threads": True,  # else the count of threads here would be in it
+            },
+        )  # fmt: skip
+
+
+def _example(metadata: Draft) -> Tensor:
+    # Of two images: a dimension of 1 would be taken for a constant.
+    side = metadata["image_size"]
+    return torch.zeros(2, metadata["channels"], side, side)
+
+
+WRITERS = {
+    "torchscript": _write_torchscript, "onnx": _write_onnx, "onnx-int8": _write_onnx_int8,
+    "aotinductor": _write_aotinductor,
+}  # fmt: skip
+
+
+def export_model(
+    network: Deployable, format: str, target: Path, metadata: dict[str, Any], *,
+    calibration: Images, batches: Images, reference: Tensor, labels: Tensor,
+) -> dict[str, Any]:  # fmt: skip
+    """Write `network` as one file, if what is in the file predicts as the reference does.
+
+    metadata: goes into the file; image_size and channels give the input's shape. calibration:
+    pixels whose ranges a quantised file is made for, none of them of the test split.
+    Shapes: calibration and batches (B, C, S, S) of pixels, the latter together the N images of
+    reference (N, classes), eager's fp32 logits, and labels (N,).
+    Returns: size_bytes, sha256, parity.
+    Raises: ExportMismatch, and then the file that had the name before stays; UsageError.
+    """
+    engine_name = ENGINE_OF[format]
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / f"draft{SUFFIXES[format]}"
+        WRITERS[format](fold(network), draft, metadata, calibration)
+        engine = load_engine(engine_name, draft, torch.get_num_threads())
+        logits = predict(engine, batches)
+        parity, fault = measure_parity(logits, reference, labels, ENGINES[engine_name].precision)
+        if fault:
+            raise ExportMismatch(f"{target.name} refused: {fault}", parity)
+        content = draft.read_bytes()
+    write_atomically(target, content)
+    digest = hashlib.sha256(content).hexdigest()
+    return {"size_bytes": len(content), "sha256": digest, "parity": parity}
+
+
+def export_run(log: Log, row: dict[str, Any], format: str, data_dir: str) -> dict[str, Any]:
+    """Export the network of one train row of the log and append the `export` row.
+
+    Returns: the new row; its status is failed where the file was refused or could not be made.
+    Raises: UsageError when the checkpoint, the data or a package is not there.
+    """
+    check_format(format)
+    config = row["config"] | {"format": format}
+    file = f"exports/{row['run_id']}{SUFFIXES[format]}"
+    metrics = {"format": format, "train_run_id": row["run_id"], "file": None, "parity": None}
+    network, content = load_deployable(locate(log.folder, row["metrics"]["checkpoint"]))
+    dataset = cached_dataset(row["config"]["dataset"], data_dir, row["config"]["image_size"])
+    try:
+        done = _export_checkpoint(network, content, dataset, row, format, log.folder / file)
+    except UsageError:
+        raise
+    except Exception as error:  # exporters fail in many ways; none of them ends a grid
+        metrics["parity"] = getattr(error, "parity", None)
+        return log.append("export", config, metrics, status="failed", error=first_line(error))
+    return log.append("export", config, metrics | done | {"file": file})
+
+
+def _export_checkpoint(
+    network: Deployable, content: dict[str, Any], dataset: Dataset, row: dict[str, Any],
+    format: str, target: Path,
+) -> dict[str, Any]:  # fmt: skip
+    config = row["config"]
+    size, channels = config["image_size"], dataset.images.shape[1]
+    split = split_dataset(dataset, config["split"], config["split_seed"])
+    test, labels = split.test, dataset.labels[split.test]
+    # The reference comes the way that training took, with nothing of the exported graph in it.
+    statistics = torch.tensor(content["mean"]), torch.tensor(content["std"])
+    batches = Batches(dataset, statistics, size, torch.device("cpu"))
+    reference = evaluate(network.model, batches, test)
+    metadata = {
+        "input": INPUT.format(c=channels, s=size), "output": "logits, one for each class",
+        "classes": list(content["classes"]), "dataset": config["dataset"],
+        "model": config["model"], "image_size": size, "channels": channels,
+        "resized_as": "uint8" if is_own(config["dataset"]) else "float32",
+        "mean": list(content["mean"]), "std": list(content["std"]),
+        "fp32_test_acc": score(reference, labels)[1], "train_run_id": row["run_id"],
+        "git_commit": git_state()["commit"],
+    }  # fmt: skip
+    load_pixels = build_pixel_loader(dataset, size)
+    return export_model(
+        network, format, target, metadata,
+        calibration=map(load_pixels, split.val[:CALIBRATION_IMAGES].split(CALIBRATION_BATCH)),
+        batches=map(load_pixels, test.split(EVAL_BATCH_SIZE)), reference=reference, labels=labels,
+    )  # fmt: skip
+
+
+def check_format(format: str) -> None:
+    """Raises: UsageError when an export needs what is not installed."""
+    check_packages(format, PACKAGES.get(format, ()))
+    if format == "aotinductor" and (obstacle := compile_obstacle()):
+        raise UsageError(f"aotinductor: {obstacle}")
+
+
+def find_run(name: str, log: Log) -> dict[str, Any]:
+    """The finished train row whose run_id starts so. Raises: UsageError unless there is one."""
+    rows = log.finished("train")
+    found = [run for run in rows if run.startswith(name)]
+    if len(found) != 1:
+        among = found or list(rows)
+        listed = ", ".join(among[:10]) + (", ..." if len(among) > 10 else "") or "none"
+        raise UsageError(
+            f"RUN {name}: {len(found) or 'no'} finished trainings of {log.path} start so; "
+            f"choose from {listed}"
+        )
+    return rows[found[0]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export finished runs again, each from its checkpoint."""
+    _, options = parse_command_line(argv, __doc__, NoGrid, ExportOptions)
+    if not any(file.is_file() for file in log_files(Path(options.results_dir))):
+        raise UsageError(
+            f"--results-dir: {options.results_dir} has no log.jsonl; train.py writes it"
+        )
+    log = Log(options.results_dir)
+    rows = [find_run(name, log) for name in options.runs]
+    for format in options.format:
+        check_format(format)
+    failures = 0
+    for row in rows:
+        for format in options.format:
+            done = export_run(log, row, format, options.data_dir)
+            failures += done["status"] != "ok"
+            file = done["metrics"]["file"]
+            print(f"{row['run_id']} {format}: {log.folder / file if file else done['error']}")
+    return int(failures > 0)

@@ -1,0 +1,1 @@
+"""From rows of the log to verdicts: statistics, comparisons, claims, findings. Never torch."""

@@ -1,0 +1,111 @@
+"""How fast a device could be: its own peaks, measured, and what they allow a network.
+
+The roofline of Williams, Waterman and Patterson ("Roofline: An Insightful Visual Performance
+Model", 2009), layer by layer: a layer takes at least the time of its arithmetic at the peak of
+dense work, and at least the time of moving its input, output and weights once at the bandwidth of a
+copy. What lies between layers (normalisation, activation, optimiser) counts nothing, so the
+bound is one from below.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.cost import Costs
+from common.speed.timing import now_ms
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+MATRIX_SIDE = {"cpu": 2048}  # elsewhere:
+LARGE_SIDE = 8192
+CONVOLUTION = 64, 256, 14  # images, channels in and out, side of the output
+COPY_BYTES = 2**28  # beyond any cache
+SECONDS = 1.0  # of repetitions, of which the fastest counts: a peak
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What a device was measured to do. Units: FLOP/s (two a MAC); bytes/s, read and written."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+
+@functools.cache
+def measure_peaks(device: str, precision: str, threads: int) -> Peaks:
+    """The arithmetic of the fastest dense work in a precision, and the fastest copy of memory.
+
+    `threads` are those of the process, for the caller to have set.
+    """
+    home = torch.device(device)
+    source = random_values((COPY_BYTES // 4,), torch.float32, home)
+    target = torch.empty_like(source)
+    works = dense_works(MATRIX_SIDE.get(home.type, LARGE_SIDE), DTYPES[precision], home)
+    return Peaks(
+        flops_per_s=max(flops / _fastest_s(home, work) for flops, work in works),
+        bytes_per_s=2 * COPY_BYTES / _fastest_s(home, lambda: target.copy_(source)),
+    )
+
+
+def random_values(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same values at each call, as spread as a network's: on constant ones fewer bits flip, and
+    a GPU that its power limits runs a tenth faster than it ever does on real data."""
+    generator = torch.Generator(device).manual_seed(0)
+    if dtype == torch.int8:
+        return torch.randint(-128, 128, shape, generator=generator, dtype=dtype, device=device)
+    return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+
+
+def dense_works(
+    side: int, dtype: torch.dtype, device: torch.device
+) -> list[tuple[int, Callable[[], Tensor]]]:
+    """Work that may reach a device's peak, each with its FLOPs: the product of two square matrices
+    of a side, and a 3x3 convolution.
+
+    A product alone is no peak: on an AMD CPU, MKL's in fp32 reached 40 % of oneDNN's convolution.
+    """
+    a, b = random_values((2, side, side), dtype, device)
+    if dtype == torch.int8:  # which convolutions have only in quantised tensors
+        return [(2 * side**3, lambda: torch._int_mm(a, b))]
+    images, channels, out = CONVOLUTION
+    x = random_values((images, channels, out + 2, out + 2), dtype, device)
+    kernel = random_values((channels, channels, 3, 3), dtype, device)
+    x, kernel = (t.contiguous(memory_format=torch.channels_last) for t in (x, kernel))
+    return [
+        (2 * side**3, lambda: torch.mm(a, b)),
+        (2 * images * out**2 * 9 * channels**2, lambda: F.conv2d(x, kernel)),
+    ]
+
+
+def _fastest_s(device: torch.device, work) -> float:
+    work()
+    times_ms: list[float] = []
+    while not times_ms or sum(times_ms) < 1e3 * SECONDS:
+        start_ms = now_ms(device)
+        work()
+        times_ms.append(now_ms(device) - start_ms)
+    return min(times_ms) / 1e3
+
+
+def bound_ms(costs: Costs, peaks: Peaks, precision: str, training: bool) -> float:
+    """The least time of a forward pass, or of a training step, as the roofline has it.
+
+    costs: of the whole batch, in convention conv_linear. A training step does the work of a layer
+    as often as costs.train_step_macs says on the mean, and moves as much each time.
+    """
+    passes = costs.train_step_macs / costs.macs if training else 1
+    item = DTYPES[precision].itemsize
+    return (
+        1e3
+        * passes
+        * sum(
+            max(2 * layer.macs / peaks.flops_per_s, item * layer.moved / peaks.bytes_per_s)
+            for layer in costs.layers
+            if layer.macs
+        )
+    )

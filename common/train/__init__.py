@@ -1,0 +1,1 @@
+"""A training, a grid of them, and several processes at it."""

@@ -1,0 +1,177 @@
+"""One training in several processes that torchrun started, on one machine or more.
+
+    torchrun --nproc-per-node 2 train.py --dataset fashion
+
+Each process trains on its share of every batch; gradients are averaged before every step, so that
+all hold the same weights. The first process decides what is trained and alone writes; the others
+follow it. A process that fails ends the job, for torchrun then ends the rest.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from common.base.cli import UsageError
+from common.base.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of one training; with one process every method gives back what it is given."""
+
+    rank: int = 0
+    size: int = 1
+    sync_bn: bool = False
+
+    def from_first(self, value: Any = None) -> Any:
+        """The first process's value, in every process."""
+        if self.size == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network, whose backward pass now averages gradients over the processes."""
+        if self.size == 1:
+            return network
+        # Statistics of BatchNorm are averaged once an epoch instead of broadcast at every step.
+        return nn.parallel.DistributedDataParallel(network, forward_sync_buffers=False)
+
+    def share(self, order: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[float | None]]:
+        """This process's part of each batch, and what its summed loss is multiplied by: the average
+        over the processes is then the batch's mean, whatever the parts' sizes."""
+        if self.size == 1:
+            return order, [None] * len(order)
+        shares = [self._share(batch) for batch in order]
+        return [part for part, _ in shares], [scale for _, scale in shares]
+
+    def _share(self, batch: Tensor) -> tuple[Tensor, float]:
+        scale = self.size / len(batch)
+        if self.sync_bn:  # which counts a part of no image rightly, and minds no part of one
+            return batch.tensor_split(self.size)[self.rank], scale
+        # BatchNorm cannot train on a single 1x1 feature map. Whoever gets none takes part with
+        # images of another's, which count nothing.
+        active = max(1, min(self.size, len(batch) // 2))
+        if self.rank >= active:
+            return batch[:2], 0.0
+        return batch.tensor_split(active)[self.rank], scale
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Values added up over the processes."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Values averaged over the processes."""
+        return values if self.size == 1 else self.sum(values) / self.size
+
+    def average_buffers(self, network: nn.Module) -> None:
+        """Give every process the mean of BatchNorm's running statistics: those of all images."""
+        if self.size > 1:
+            for buffer in network.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.mean(buffer))
+
+    def evaluate(self, forward: Callable[[Tensor], Tensor], index: Tensor, block: int) -> Tensor:
+        """Outputs for every image, each computed in one process, in blocks as by one process.
+
+        Shapes: index (N,), forward (B,) -> (B, classes) on the CPU; returns (N, classes).
+        """
+        if self.size == 1:
+            return forward(index)
+        blocks = index.split(block)
+        first, end = (len(blocks) * r // self.size for r in (self.rank, self.rank + 1))
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, [forward(part) for part in blocks[first:end]])
+        return torch.cat([outputs for part in gathered for outputs in part])
+
+    def seed(self, *numbers: int) -> None:
+        """Seed torch's random numbers, otherwise in each process: what is drawn inside a network,
+        as by dropout, is then a function of the numbers and the process alone."""
+        if self.size > 1:
+            import numpy as np
+
+            sequence = np.random.SeedSequence([*numbers, self.rank])
+            torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+    def leave(self, status: int) -> int:
+        """End well, with this exit status: every process has done its work."""
+        if self.size > 1:
+            dist.destroy_process_group()
+            # Gloo's threads live on (torch 2.14). One that gives back a tensor while Python takes
+            # the process down aborts it, so the process ends before that.
+            atexit.register(_end, status)
+        return status
+
+
+def _end(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+ALONE = World()
+
+
+def join_world(devices: Sequence[str]) -> World:
+    """Meet the other processes that torchrun started; without torchrun there is none.
+
+    On an accelerator each process of a machine takes a device of its own.
+    Raises: UsageError where there are too few of them.
+    """
+    size = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+    if size == 1:
+        return ALONE
+    backend = "cpu:gloo"
+    for kind in {name for name in devices if name != "cpu"}:
+        here, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.accelerator.device_count()
+        if here > there:
+            raise UsageError(
+                f"--nproc-per-node: {here} processes want a {kind} device each, and this machine "
+                f"has {there}; start at most as many, or ask for --device cpu"
+            )
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+        backend += f",{kind}:{dist.get_default_backend_for_device(kind)}"
+    # Restarted processes meet in the store of those before (torch 2.14): each attempt has its part
+    # of it, so that none reads the address of a process that is gone.
+    store, rank, size = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    if rank:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    return World(rank, size)
+
+
+def check_world(config: TrainConfig) -> None:
+    """Say what several processes, or one, cannot do. Raises: UsageError."""
+    size = config.world_size
+    if config.sync_bn and size == 1:
+        raise UsageError(
+            "--sync-bn: one process has nothing to synchronise; start several with torchrun, or "
+            "leave it out"
+        )
+    if config.sync_bn and config.device == "cpu":
+        raise UsageError(
+            "--sync-bn: torch's SyncBatchNorm needs an accelerator; leave it out on a CPU, where "
+            "BatchNorm takes its statistics from each process's share"
+        )
+    if size > 1 and config.batch_size < 2 * size:
+        raise UsageError(
+            f"--batch-size {config.batch_size}: is over all {size} processes, and each needs two "
+            f"images a step; use {2 * size} or more, or fewer processes"
+        )
+    if config.compile and size > 1:
+        raise UsageError("--compile: one process only; leave it out under torchrun")

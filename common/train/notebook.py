@@ -1,0 +1,87 @@
+"""The training loop of tutorials and notebooks, which train.py's is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision import transforms
+
+from common.base.config import HwTrainConfig, TrainConfig
+from common.models import build_model
+from common.train.loop import MOMENTUM, autocast, build_scaler
+
+if TYPE_CHECKING:
+    from common.data.datasets import Dataset
+
+
+class PilImages(TorchDataset):
+    """Some images of a data set, each made a PIL image and transformed when asked for."""
+
+    def __init__(self, dataset: Dataset, index: Tensor, prepare: transforms.Compose) -> None:
+        self.dataset, self.index, self.prepare = dataset, index.tolist(), prepare
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, int]:
+        index = self.index[item]
+        pixels = self.dataset.images[index].movedim(0, -1).squeeze(-1).numpy()
+        return self.prepare(Image.fromarray(pixels)), int(self.dataset.labels[index])
+
+
+def notebook_loader(
+    config: TrainConfig | HwTrainConfig, dataset: Dataset, index: Tensor,
+    statistics: tuple[Tensor, Tensor],
+) -> DataLoader:  # fmt: skip
+    """The study's preprocessing as torchvision's tutorials write it, on the images of `index`, in
+    full batches, for a step's images are counted."""
+    mean, std = (s.expand(3).tolist() for s in statistics)
+    grey = [transforms.Grayscale(3)] if dataset.images.shape[1] == 1 else []
+    prepare = transforms.Compose([
+        transforms.Resize((config.image_size, config.image_size)), *grey,
+        transforms.ToTensor(), transforms.Normalize(mean, std),
+    ])  # fmt: skip
+    images = PilImages(dataset, index, prepare)
+    return DataLoader(images, config.batch_size, shuffle=True, drop_last=True)
+
+
+def notebook_steps(
+    config: TrainConfig | HwTrainConfig, dataset: Dataset, index: Tensor,
+    statistics: tuple[Tensor, Tensor], device: torch.device, precision: str,
+) -> Iterator[Tensor]:  # fmt: skip
+    """One training step at each turn, which gives its loss: NCHW, torch's default optimiser,
+    loss.item() at every step, and autocast around the forward pass unless the precision is fp32.
+    The network is built here, not in the first step.
+    """
+    size = config.image_size
+    model = build_model(config.model, len(dataset.classes), config.seed, image_size=size)
+    model.to(device).train()
+    if config.opt == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=MOMENTUM)
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    criterion = torch.nn.CrossEntropyLoss()
+    scaler = build_scaler(device, precision)
+    loader = notebook_loader(config, dataset, index, statistics)
+
+    def steps() -> Iterator[Tensor]:
+        running_loss = 0.0
+        while True:
+            for inputs, labels in loader:
+                inputs, labels = inputs.to(device), labels.to(device)
+                optimizer.zero_grad()
+                with autocast(device, precision):
+                    loss = criterion(model(inputs), labels)
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                running_loss += loss.item()
+                yield loss.detach()
+
+    return steps()
