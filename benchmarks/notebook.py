@@ -6,14 +6,14 @@
 The notebook loop (common/train/notebook.py): torchvision transforms on PIL images, a DataLoader,
 fp32 in NCHW, and loss.item() at every step; once more with bf16 autocast around its forward pass.
 Ours: the batches, network, optimiser and steps of train.py, as common/train/run.py builds them,
-without its running loss and accuracy. All train the same network from the same weights on the same images, end to end,
-from the data set in memory or on disk to the updated weights. Each side has a process of its own,
-all prepared alike (threads, and freed memory kept); they wait for their turn (A B C, C B A, ...),
-so that a machine's drift meets all of them. A side's speed is the median over its blocks, a ratio
-the median of the ratios block by block. Ours is also given as a share of the machine's peak, the
-speed of a large matrix product in bf16, likewise in turn; and as one run a core side by side. With
-all combinations measured, the time of the study's whole grid is projected. The last line is JSON.
-"""
+without its running loss and accuracy. All train the same network from the same weights on the same
+images, end to end, from the data set in memory or on disk to the updated weights. Each side has a
+process of its own, all prepared alike (threads, and freed memory kept); they wait for their turn (A
+B C, C B A, ...), so that a machine's drift meets all of them. A side's speed is the median over its
+blocks, a ratio the median of the ratios block by block. Ours is also given as a share of the
+machine's peak, the speed of a large matrix product in bf16, likewise in turn; and as one run a core
+side by side. With all combinations measured, the time of the study's whole grid is projected. The
+last line is JSON. """
 
 from __future__ import annotations
 
