@@ -40,11 +40,11 @@ if TYPE_CHECKING:  # imported after the command line is parsed, so that --help a
 
     from common.judge.mistakes import Errors
     from common.judge.rows import Row
+    from common.judge.tables import Table
     from common.report.figures import ReportFigure
-    from common.report.tables import Table
 
 TITLE = "Image classification bake-off: measured beside published"
-TEMPLATES = Path(__file__).parent / "common" / "templates"
+TEMPLATES = Path(__file__).parent / "common" / "report" / "templates"
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,9 @@ def markdown_table(table: Table) -> str:
     """A pipe table of the columns that hold anything."""
     from tabulate import tabulate
 
-    columns, rows = table.shown()
+    from common.report.tables import shown
+
+    columns, rows = shown(table)
     return tabulate(
         [[escape_markdown(cell) for cell in row] for row in rows],
         [escape_markdown(column.head.replace("-\n", "")) for column in columns],
@@ -157,7 +159,9 @@ def markdown_table(table: Table) -> str:
 
 def tex_columns(table: Table) -> str:
     """The column specification of a longtable."""
-    columns, _ = table.shown()
+    from common.report.tables import columns_of
+
+    columns = columns_of(table)
     return "".join(
         f"p{{{c.width_mm}mm}}" if c.width_mm
         else "l" if c.is_text else "r"
@@ -167,8 +171,10 @@ def tex_columns(table: Table) -> str:
 
 def tex_heads(table: Table) -> str:
     """The headings of a longtable, over two lines where they say so."""
+    from common.report.tables import columns_of
+
     heads = []
-    for column in table.shown()[0]:
+    for column in columns_of(table):
         side = "l" if column.is_text else "r"
         lines = r" \\ ".join(map(escape_tex, column.head.split("\n")))
         heads.append(rf"\shortstack[{side}]{{{lines}}}")
@@ -180,6 +186,8 @@ def template_engine(escape: Callable[[Any], str]) -> jinja2.Environment:
     import jinja2
     from markupsafe import Markup
 
+    from common.report.tables import shown
+
     engine = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
@@ -189,6 +197,7 @@ def template_engine(escape: Callable[[Any], str]) -> jinja2.Environment:
         finalize=lambda value: value if isinstance(value, Markup) else escape(value),
     )  # fmt: skip
     made = {"markdown": markdown_table, "columns": tex_columns, "heads": tex_heads, "raw": str}
+    engine.filters["shown"] = shown
     engine.filters |= {
         name: lambda value, make=make: Markup(make(value)) for name, make in made.items()
     }
@@ -199,9 +208,11 @@ def csv_text(table: Table) -> str:
     """A table's raw values: fractions, milliseconds, and nothing where a value is null."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(column.key for column in table.columns)
-    for row in table.rows:
-        writer.writerow(f"{cell:.10g}" if isinstance(cell, float) else cell for cell in row)
+    writer.writerow(table.columns)
+    for record in table.records:
+        writer.writerow(
+            f"{value:.10g}" if isinstance(value, float) else value for value in record.values()
+        )
     return buffer.getvalue()
 
 
@@ -210,8 +221,9 @@ def csv_text(table: Table) -> str:
 
 def build_sections(
     rows: Sequence[Row], problems: Sequence[str], folder: Path, data_dir: str = "data"
-) -> tuple[list[Section], list[Errors]]:
-    """Everything that the report shows, undrawn, and the errors of the chosen models."""
+) -> tuple[list[Section], list[Errors], list[str]]:
+    """Everything that the report shows, undrawn, the errors of the chosen models, and every
+    problem."""
     from common.judge import findings
     from common.judge import mistakes as errors
     from common.judge import rows as measured
@@ -240,7 +252,7 @@ def build_sections(
         )
         for key, title, _ in tables.SECTIONS
     ]  # fmt: skip
-    return sections, mistakes
+    return sections, mistakes, problems
 
 
 def write_report(
@@ -250,6 +262,7 @@ def write_report(
     """Write every form of the report but the PDF, or none where there is no room for all."""
     from common.report import figures as plots
     from common.report import page
+    from common.report.tables import COMMANDS
 
     runs = page.runs_table(rows)
     tables = [runs, *(table for section in sections for table in section.tables)]
@@ -262,7 +275,7 @@ def write_report(
                 files[path] = plots.to_bytes(drawing, extension)
     for extension, escape in (("md", escape_markdown), ("tex", escape_tex)):
         template = template_engine(escape).get_template(f"report.{extension}.j2")
-        text = template.render(sections=sections, **facts)
+        text = template.render(sections=sections, commands=COMMANDS, **facts)
         files[out / f"report.{extension}"] = text.encode()
     files[out / "report.html"] = page.render_page(sections, rows, mistakes, runs, facts).encode()
     write_together(files)
@@ -328,13 +341,14 @@ def readme_results(rows: Sequence[Row], folder: Path) -> str:
     return "\n\n".join([markdown_table(table), *notes, head, "\n".join(claims)])
 
 
-def summary(sections: Sequence[Section]) -> list[str]:
+def summary(sections: Sequence[Section], problems: Sequence[str]) -> list[str]:
     """The lines for the screen: what was found, what is missing, what is wrong."""
     from common.judge.rows import shorten
+    from common.report.tables import COMMANDS
 
     tables = {table.key: table for section in sections for table in section.tables}
     lines = []
-    for record in (*tables["best"].records(), *tables["q1b"].records()):
+    for record in (*tables["best"].records, *tables["q1b"].records):
         if record["test_acc"] is not None:
             what = record.get("model") or f"SVM {record['kernel']}"
             accuracy = f"{100 * record['test_acc']:.2f} %"
@@ -342,12 +356,13 @@ def summary(sections: Sequence[Section]) -> list[str]:
                 low, high = 100 * record["test_acc_low"], 100 * record["test_acc_high"]
                 accuracy += f" ({low:.2f} to {high:.2f})"
             lines.append(f"{shorten(record['dataset'])}, {what}: {accuracy} on test")
-    lines += [f"not measured: {t.title} ({t.missing})" for t in tables.values() if t.missing]
-    if failed := tables["failed"].rows:
+    lines += [
+        f"not measured: {t.title} ({COMMANDS[t.section]})" for t in tables.values() if t.missing
+    ]
+    if failed := tables["failed"].records:
         lines.append(f"failed or interrupted, with errors in the report: {len(failed)}")
-    if (problems := tables["problems"]).rows:
-        count = len(problems.rows) + problems.omitted
-        lines.append(f"problems in the log: {count}, the first: {problems.rows[0][0]}")
+    if problems:
+        lines.append(f"problems in the log: {len(problems)}, the first: {problems[0]}")
     return lines
 
 
@@ -375,7 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out: cannot write to {out}: {error.strerror}") from None
-    sections, mistakes = build_sections(rows, problems, folder, options.data_dir)
+    sections, mistakes, problems = build_sections(rows, problems, folder, options.data_dir)
     content = b"".join(file.read_bytes() for file in log_files(folder) if file.exists())
     facts = {
         "title": TITLE,
@@ -384,7 +399,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "last": max(str(row["time_utc"]) for row in rows),
     }
     write_report(sections, rows, mistakes, facts, out)
-    print("\n".join(summary(sections)))
+    print("\n".join(summary(sections, problems)))
     if options.pdf:
         print(write_pdf(out))
     print(f"report: {out / 'report.html'}")

@@ -13,7 +13,7 @@ B C, C B A, ...), so that a machine's drift meets all of them. A side's speed is
 blocks, a ratio the median of the ratios block by block. Ours is also given as a share of the
 machine's peak, the speed of a large matrix product in bf16, likewise in turn; and as one run a core
 side by side. With all combinations measured, the time of the study's whole grid is projected. The
-last line is JSON. """
+last line is JSON."""
 
 from __future__ import annotations
 

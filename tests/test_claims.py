@@ -493,7 +493,7 @@ def test_an_interval_decides_only_on_one_side(rule, interval, verdict):
 def findings_of(scenario):
     results, evidence = results_of(scenario)
     tables = findings_tables(results, contrast_records(evidence), tie_records(evidence), [])
-    return [[row[0] for row in table.rows] for table in tables]
+    return [[next(iter(r.values())) for r in table.records] for table in tables]
 
 
 def test_findings_say_what_was_decided_and_nothing_else():
@@ -567,7 +567,7 @@ def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
     log.train(wrong_on((0, 900)), {"train_ms": 1000.0, "val_acc": 0.90}, dataset="mnist", lr=0.1)
     evidence = log.evidence()
     tables = findings_tables([], contrast_records(evidence), tie_records(evidence), [])
-    (line,) = (row[0] for row in tables[1].rows)
+    (line,) = (r["recommendation"] for r in tables[1].records)
     assert line.startswith("MNIST: model resnet18, opt sgd, lr 0.001, epochs 5, chosen on validat")
     assert "Cheapest of the 1 tied with it: model resnet18, opt sgd, lr 0.01, epochs 5" in line
     assert "5.0 s of training in place of 9.0 s" in line
@@ -662,8 +662,8 @@ def test_an_engine_is_told_apart_only_from_those_of_the_same_work():
 def test_every_claim_and_every_part_has_its_row():
     results, _ = results_of("present")
     verdicts, parts = claims_tables(results)
-    assert [row["claim"] for row in verdicts.records()] == list(range(1, 12))
-    assert len(parts.rows) == sum(len(result.parts) for result in results)
-    gap = next(row for row in parts.records() if row["claim"] == 7)
+    assert [row["claim"] for row in verdicts.records] == list(range(1, 12))
+    assert len(parts.records) == sum(len(result.parts) for result in results)
+    gap = next(row for row in parts.records if row["claim"] == 7)
     assert gap["published"] == pytest.approx(2.98)
     assert gap["effect"] == pytest.approx(2.98, abs=0.1)

@@ -107,7 +107,7 @@ def test_without_logits_the_report_says_that_confidence_is_not_stored():
     tables = {t.key: t for t in errors.error_tables([e])}
     assert f"digits, run a: {errors.NO_LOGITS}" in tables["calibration"].notes
     assert errors.NO_LOGITS in tables["worst_digits_a"].notes
-    (summary,) = tables["calibration"].records()
+    (summary,) = tables["calibration"].records
     assert (summary["ece"], summary["nobody"]) == (None, None)  # not zero
 
 
@@ -140,7 +140,7 @@ def test_only_runs_tested_on_the_same_images_vote():
     assert [r["index"] for r in e.nobody] == [1]
     tables = {t.key: t for t in errors.error_tables([e])}
     assert tables["nobody_digits_a"].notes[0].startswith("1 of 2 test images are missed by all 2")
-    assert tables["calibration"].records()[0]["nobody"] == 1
+    assert tables["calibration"].records[0]["nobody"] == 1
 
 
 def test_a_run_votes_once_however_many_rows_share_it():

@@ -78,7 +78,7 @@ class LogBuilder:
     def tables(self):
         """What the CSV files would hold, by table: quick, since nothing is drawn."""
         rows, problems = read_rows(self.folder / "log.jsonl")
-        sections, _ = report.build_sections(rows, problems, self.folder)
+        sections, *_ = report.build_sections(rows, problems, self.folder)
         built = [t for s in sections for t in s.tables]
         return {t.key: list(csv.DictReader(io.StringIO(report.csv_text(t)))) for t in built}
 

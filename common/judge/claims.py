@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 from common.judge.contrasts import (
     CONTRASTS,
-    KNOWN,
     TUNED,
     best_pairs,
     contrast_pairs,
@@ -32,6 +31,7 @@ from common.judge.evidence import (
     measure_effect,
 )
 from common.judge.rows import STUDY_DATASETS, Row, join_notes, load_published
+from common.judge.tables import Table, make_table
 from common.judge.times import device_accuracy_parts, optimiser_time_parts, speedup_parts
 from common.judge.verdicts import (
     BEATS,
@@ -43,7 +43,6 @@ from common.judge.verdicts import (
     decide_accuracy,
     unmeasured,
 )
-from common.report.tables import Column, Table, make_table
 
 PUBLISHED = load_published()
 NO_WORSE_BY, SAME_GAP, SAME_DEVICE = 0.002, 0.005, 0.03
@@ -255,26 +254,6 @@ CLAIMS = (
           dynamics_parts),
 )  # fmt: skip
 
-CLAIM_COLUMNS = KNOWN | {
-    column.key: column
-    for column in (
-        Column("claim", "Claim", "number"),
-        Column("text", "What the study says", width_mm=75),
-        Column("verdict", "Verdict"),
-        Column("criterion", "Holds if the interval has", width_mm=75),
-        Column("reason", "Why", width_mm=75),
-        Column("subject", "Part", width_mm=38),
-        Column("unit", "Unit"),
-        Column("published", "Published", "signed"),
-        Column("effect", "Measured", "signed"),
-        Column("low", "95 %\nfrom", "signed"),
-        Column("high", "95 %\nto", "signed"),
-        Column("basis", "Rows compared", width_mm=55),
-        Column("runs", "Runs", width_mm=30),
-        Column("note", "Note", width_mm=52),
-    )
-}
-
 
 def judge_claims(evidence: Evidence, rows: Sequence[Row]) -> list[Result]:
     """Every claim with its parts."""
@@ -299,14 +278,12 @@ def claims_tables(results: Sequence[Result]) -> list[Table]:
             "one level of which it surely holds and at another surely fails. Undecided: anything "
             "else, and what is said of accuracy on fewer than three seeds. Each part is tested at "
             "5 %, unadjusted.",
-            known=CLAIM_COLUMNS,
         ),
         make_table(
             "claims", "claim_parts", "The rows behind each verdict",
             "claim subject unit published effect low high verdict basis runs note", parts,
             "95 %: over test images (paired bootstrap) and seeds (Student's), joined as "
             "independent noises. Data needed: for 80 % power, were effect and noise as measured.",
-            known=CLAIM_COLUMNS,
         ),
     ]  # fmt: skip
 

@@ -34,8 +34,8 @@ from common.judge.rows import (
     plain,
 )
 from common.judge.stats import holm
+from common.judge.tables import Table, make_table
 from common.judge.verdicts import BEATS, Level, dependence
-from common.report.tables import COLUMNS, Column, Table, make_table
 
 
 @dataclass(frozen=True)
@@ -70,39 +70,6 @@ CONTRASTS = (
 )
 TUNED = ", each at its best learning rate"
 NETWORK_AND_MACHINE = ("best ResNet", "best SVM")
-
-KNOWN = COLUMNS | {
-    column.key: column
-    for column in (
-        Column("contrast", "Contrast", width_mm=40),
-        Column("pairs", "Pairs", "number"),
-        Column("trajectories", "Trainings", "number"),
-        Column("first_only", "First only\nright", "count"),
-        Column("second_only", "Second only\nright", "count"),
-        Column("low", "95 %\nfrom", "points"),
-        Column("high", "95 %\nto", "points"),
-        Column("image_low", "Test images\nalone, from", "points"),
-        Column("image_high", "Test images\nalone, to", "points"),
-        Column("p", "p", "p"),
-        Column("p_holm", "p, Holm", "p"),
-        Column("setting", "Configuration", width_mm=75),
-        Column("first_acc", "First\nacc. %", "percent"),
-        Column("second_acc", "Second\nacc. %", "percent"),
-        Column("tied", "Tied with\nthe chosen"),
-        Column("optimism", "Validation\nminus test", "points"),
-        Column("tried", "Configurations\nchosen from", "count"),
-        Column("mean_low", "Mean: 95 %\nfrom", "percent"),
-        Column("mean_high", "Mean: 95 %\nto", "percent"),
-        Column("image_sd", "sd of\ntest images", "percent"),
-        Column("same_training", "Same\ntraining", "count"),
-        Column("unusable", "Unusable\npredictions", "count"),
-        Column("models", "Compared", "count"),
-        Column("failed", "failed", "count"),
-        Column("interrupted", "interrupted", "count"),
-        Column("partial", "Epochs but\nno result", "count"),
-        Column("reason", "Reason", width_mm=150),
-    )
-}
 
 EFFECT_NOTE = (
     "A difference is the first's test accuracy minus the second's, in points: of the means over "
@@ -234,7 +201,7 @@ def contrasts_table(records: Sequence[Row]) -> Table:
         "image_low image_high p p_holm note", records, EFFECT_NOTE,
         "Holm's adjustment is over all rows with a p. Several pairs answer the same test images: "
         "an image on which all of them differ counts once, with that weight.",
-        missing=all("p" not in record for record in records), known=KNOWN,
+        missing=all("p" not in record for record in records),
     )  # fmt: skip
 
 
@@ -265,7 +232,6 @@ def interactions_table(records: Sequence[Row]) -> Table:
         records, "By how much the first effect is larger at one level of the other factor than at "
         "the other level; intervals as above, Holm's adjustment over this table." if records else
         "No matched four in the log.",
-        known=KNOWN,
     )  # fmt: skip
 
 
@@ -310,5 +276,5 @@ def pairs_table(evidence: Evidence) -> Table:
         "dataset contrast setting seeds first_acc second_acc first_only second_only difference "
         "low high p p_holm", records,
         "Several seeds: accuracies are means, images right on one side only those of two runs "
-        "drawn from them, on average." if records else "No matched pair in the log.", known=KNOWN,
+        "drawn from them, on average." if records else "No matched pair in the log.",
     )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from common.base.log import machine_of, timed_on
 from common.judge.claims import Result, claims_tables, judge_claims
-from common.judge.contrasts import KNOWN, contrast_records, contrast_tables, interaction_records
+from common.judge.contrasts import contrast_records, contrast_tables, interaction_records
 from common.judge.evidence import Load, collect
 from common.judge.noise import ALPHA, noise_tables, tie_records
 from common.judge.replication import published_table, results_table
@@ -20,13 +20,10 @@ from common.judge.rows import (
     noise_note,
     number,
 )
+from common.judge.tables import Table, make_table
 from common.judge.times import logged_interval
 from common.judge.verdicts import SEEDS, VERDICTS, Part, dependence_text, leads
-from common.report.tables import Column, Table, make_table
 
-COLUMNS = KNOWN | {
-    key: Column(key, key.capitalize(), width_mm=250) for key in ("finding", "recommendation")
-}
 NEAR = 0.005  # of validation accuracy: what a user may give for a cheaper training
 
 
@@ -77,7 +74,7 @@ def findings_tables(
 def sentences(key: str, title: str, name: str, lines: Sequence[str], *notes: str) -> Table:
     """A table of one sentence a row."""
     records = [{name: line} for line in lines]
-    return make_table("findings", key, title, name, records, *notes, known=COLUMNS)
+    return make_table("findings", key, title, name, records, *notes)
 
 
 def interval_text(effect: float, low: float, high: float, unit: str = "points") -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from common.base.cli import UsageError, find_name
 from common.judge.rows import Group, Row, display, distinct, pick_best, slug
 from common.judge.stats import wilson_interval
-from common.report.tables import Table, make_table
+from common.judge.tables import Table, make_table
 
 BINS = 15  # of confidence, as in Guo et al.
 PAIRS = 10

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from common.judge.contrasts import KNOWN, add_holm, datasets, effect_record, of_dataset, setting_of
+from common.judge.contrasts import add_holm, datasets, effect_record, of_dataset, setting_of
 from common.judge.evidence import Evidence, Setting, best_setting, measure_effect
 from common.judge.rows import (
     Group,
@@ -21,8 +21,8 @@ from common.judge.rows import (
     pick_best,
 )
 from common.judge.stats import binomial_sd, newcombe_interval, t_interval
+from common.judge.tables import Table, make_table
 from common.judge.verdicts import MARGIN, SEEDS, leads
-from common.report.tables import Table, make_table
 
 ALPHA = 0.05
 
@@ -54,7 +54,7 @@ def tied_table(records: Sequence[Row]) -> Table:
         f"images and seeds, does not reach {ALPHA:g} with Holm's adjustment over its rivals, or "
         f"its interval reaches below {100 * MARGIN:g} points. A tie is no proof of equality. Not "
         f"tied is said on {SEEDS} seeds of both or more: on fewer it is open." if records else
-        "No run with predictions in the log.", known=KNOWN,
+        "No run with predictions in the log.",
     )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def optimism_table(train: Sequence[Row]) -> Table:
         "dataset model opt lr epochs seeds tried val_acc test_acc optimism low high", records,
         "The more configurations the highest validation accuracy is chosen from, the luckier "
         "the winner. 95 %: Newcombe's interval of two samples of images." if records else
-        "No run with both accuracies and the number of its images in the log.", known=KNOWN,
+        "No run with both accuracies and the number of its images in the log.",
     )  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def seeds_table(train: Sequence[Row]) -> Table:
         "Mean: Student's interval over seeds, for these test images. sd of test images: the "
         "sampling error of that many images." if records else "",
         f"Configurations with a single seed, whose noise of training is not measured: {single}."
-        if single else "", known=KNOWN,
+        if single else "",
     )  # fmt: skip
 
 
@@ -148,10 +148,10 @@ def evidence_tables(evidence: Evidence) -> list[Table]:
             )],
             "Rows: the last that is ok of each configuration. Same training: they share the "
             "trajectory of another row, and are no further evidence. Failed, interrupted: runs "
-            "that did not finish.", known=KNOWN,
+            "that did not finish.",
         ),
         make_table(
             "statistics", "unusable", "Predictions that could not be compared", "reason rows",
-            reasons, "" if reasons else "None.", known=KNOWN,
+            reasons, "" if reasons else "None.",
         ),
     ]  # fmt: skip

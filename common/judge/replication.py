@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from common.base.config import preset_of
-from common.judge.contrasts import KNOWN
 from common.judge.rows import (
     ACCURACY_INTERVAL,
     SVM_FACTORS,
@@ -34,7 +33,7 @@ from common.judge.rows import (
     plain,
     unmeasured_note,
 )
-from common.report.tables import COMMANDS, FORMS, Table, make_table
+from common.judge.tables import Table, make_table, significant
 
 SAME = {"q1a": ("dataset", "model", "opt"), "q1b": SVM_FACTORS}
 PROTOCOLS = {"q1a": TRAIN_PROTOCOL, "q1b": SVM_PROTOCOL}
@@ -111,7 +110,7 @@ def result_record(group: Group, tried: int) -> Row:
             "stopped by max_iter" if unconverged else "",
         ),
         "training": join_notes(
-            "" if cost_ms is None else f"{FORMS['seconds'](cost_ms)} s",
+            "" if cost_ms is None else f"{significant(cost_ms / 1e3)} s",
             *map(threads_of, group.rows), busy_note(max(group.rows, key=load_of)),
         ),
     }  # fmt: skip
@@ -156,7 +155,7 @@ def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
         record = {
             "dataset": figure["dataset"], "setting": setting,
             "published_test_acc": figure["test_acc"],
-            "note": unmeasured_note(COMMANDS[figure["part"]]),
+            "note": unmeasured_note(f"make {figure['part']}"),
         }  # fmt: skip
         if group := nearest(groups[figure["part"]], figure):
             record |= accuracy_record(group) | difference_record(group, figure)
@@ -175,5 +174,4 @@ def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
         "The nearest run has the same data set, network and optimiser, or kernel, and the fewest "
         "other settings. The study's own figures are taken to be of one run each on 14,000 images. "
         "Runs of one split share its test images: the differences of a data set move together.",
-        known=KNOWN,
     )  # fmt: skip

@@ -40,9 +40,10 @@ from common.judge.rows import (
     number,
     pick_best,
 )
+from common.judge.tables import Table, make_table
 from common.report import charts
 from common.report.figures import COLORS, ReportFigure, cost_points, styled, to_bytes
-from common.report.tables import FORMS, Table, make_table
+from common.report.tables import COMMANDS, FORMS, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("vendor/tablesort.min.js", "page.js")
@@ -240,11 +241,10 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 def cells(table: Table) -> list[list[tuple[str, Any]]]:
     """The rows of a table as (text, value to sort by), in the columns that hold anything."""
-    columns, shown = table.shown()
-    places = [table.columns.index(column) for column in columns]
+    columns, rows = shown(table)
     return [
-        [(text, _sort_key(row[i])) for text, i in zip(texts, places, strict=True)]
-        for texts, row in zip(shown, table.rows, strict=True)
+        [(text, _sort_key(record[c.key])) for text, c in zip(texts, columns, strict=True)]
+        for texts, record in zip(rows, table.records, strict=True)
     ]
 
 
@@ -259,7 +259,7 @@ def interval_marks(table: Table) -> list[tuple[float, float, float] | None]:
 
     The scale is logarithmic in the error, as that of the charts.
     """
-    records = table.records()
+    records = table.records
     names = ("test_acc_low", "test_acc", "test_acc_high")
     found = [tuple(record.get(k) for k in names) for record in records]
     held = [triple for triple in found if None not in triple]
@@ -288,20 +288,22 @@ def render_page(
     """The text of report.html."""
     done = {kind: latest_ok(rows, kind) for kind in ("epoch", "train", "svm")}
     script = Markup("\n".join((TEMPLATES / name).read_text("utf-8").strip() for name in SCRIPTS))
-    best = [r for s in sections for t in s.tables if t.key == "best" for r in t.records()]
+    best = [r for s in sections for t in s.tables if t.key == "best" for r in t.records]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     engine = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
         autoescape=True, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     engine.filters |= {
-        "cells": cells, "marks": interval_marks, "display": display, "duration": duration,
+        "cells": cells, "shown": shown, "marks": interval_marks, "duration": duration,
+        "display": display,
         "percent": FORMS["percent"], "points": FORMS["points"], "embed": embed_figure,
     }  # fmt: skip
     return engine.get_template("report.html.j2").render(
         sections=sections, runs=runs, answers=build_answers(done["train"], done["svm"]),
         curves=build_curves(done["epoch"]), errors=[build_error_panel(e) for e in errors],
         published={r["run_id"]: r for r in best if r["difference"] is not None},
-        shown_curves=SHOWN_CURVES, chart=charts, replaced=REPLACED, script=script,
+        shown_curves=SHOWN_CURVES, chart=charts, replaced=REPLACED, commands=COMMANDS,
+        script=script,
         script_digest=digest, style=Markup((TEMPLATES / "page.css").read_text("utf-8")), **facts,
     )  # fmt: skip

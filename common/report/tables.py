@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from common.base.log import KINDS, STATUSES
@@ -42,6 +42,7 @@ from common.judge.rows import (
     trajectory,
     unmeasured_note,
 )
+from common.judge.tables import Table, make_table, significant
 from common.judge.times import COMMAND, representative, sides
 
 SECTIONS = (
@@ -66,20 +67,14 @@ COMMANDS = {key: command for key, _, command in SECTIONS}
 # --- tables and how their values are shown --------------------------------------------------------
 
 
-def _significant(value: float) -> str:
-    """Three significant digits or more, without an exponent."""
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 4
-    return f"{value:,.{digits}f}"
-
-
 FORMS: dict[str, Callable[[Any], str]] = {
     "number": lambda value: f"{value:g}",
     "count": lambda value: f"{value:,.0f}",
     "percent": lambda value: f"{100 * value:.2f}",
     "points": lambda value: f"{100 * value:+.2f}",
     "signed": lambda value: f"{value:+.2f}",
-    "seconds": lambda ms: _significant(ms / 1e3),
-    "measure": _significant,
+    "seconds": lambda ms: significant(ms / 1e3),
+    "measure": significant,
     "ratio": lambda value: f"{value:.2f}x",
     "p": lambda p: f"{p:.3f}" if p >= 0.001 else f"{p:.0e}" if p >= 1e-9 else "< 1e-9",
     "giga": lambda value: f"{value / 1e9:.4f}",
@@ -119,32 +114,6 @@ class Column:
         if self.is_text:
             return str(value)
         return FORMS[self.form](value)
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table of the report. `missing` is the command that measures it, when nothing has;
-    `omitted` counts the rows beyond those that it shows."""
-
-    section: str
-    key: str
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Any, ...], ...]
-    notes: tuple[str, ...] = ()
-    missing: str | None = None
-    omitted: int = 0
-
-    def records(self) -> list[Row]:
-        """The raw values of each row by column."""
-        keys = [column.key for column in self.columns]
-        return [dict(zip(keys, row, strict=True)) for row in self.rows]
-
-    def shown(self) -> tuple[list[Column], list[list[str]]]:
-        """Columns that hold anything, and the rows as text."""
-        held = [i for i in range(len(self.columns)) if any(row[i] is not None for row in self.rows)]
-        columns = [self.columns[i] for i in held]
-        return columns, [[self.columns[i].show(row[i]) for i in held] for row in self.rows]
 
 
 # A line break in a heading is one in LaTeX, and a space elsewhere.
@@ -289,23 +258,71 @@ COLUMNS = {
         Column("property", "Property"),
         Column("value", "Value", width_mm=150),
         Column("note", "Note", width_mm=38),
+        Column("contrast", "Contrast", width_mm=40),
+        Column("pairs", "Pairs", "number"),
+        Column("trajectories", "Trainings", "number"),
+        Column("first_only", "First only\nright", "count"),
+        Column("second_only", "Second only\nright", "count"),
+        Column("low", "95 %\nfrom", "points"),
+        Column("high", "95 %\nto", "points"),
+        Column("image_low", "Test images\nalone, from", "points"),
+        Column("image_high", "Test images\nalone, to", "points"),
+        Column("p", "p", "p"),
+        Column("p_holm", "p, Holm", "p"),
+        Column("setting", "Configuration", width_mm=75),
+        Column("first_acc", "First\nacc. %", "percent"),
+        Column("second_acc", "Second\nacc. %", "percent"),
+        Column("tied", "Tied with\nthe chosen"),
+        Column("optimism", "Validation\nminus test", "points"),
+        Column("tried", "Configurations\nchosen from", "count"),
+        Column("mean_low", "Mean: 95 %\nfrom", "percent"),
+        Column("mean_high", "Mean: 95 %\nto", "percent"),
+        Column("image_sd", "sd of\ntest images", "percent"),
+        Column("same_training", "Same\ntraining", "count"),
+        Column("unusable", "Unusable\npredictions", "count"),
+        Column("models", "Compared", "count"),
+        Column("partial", "Epochs but\nno result", "count"),
+        Column("reason", "Reason", width_mm=150),
+        Column("claim", "Claim", "number"),
+        Column("text", "What the study says", width_mm=75),
+        Column("verdict", "Verdict"),
+        Column("criterion", "Holds if the interval has", width_mm=75),
+        Column("subject", "Part", width_mm=38),
+        Column("unit", "Unit"),
+        Column("published", "Published", "signed"),
+        Column("effect", "Measured", "signed"),
+        Column("basis", "Rows compared", width_mm=55),
+        Column("finding", "Finding", width_mm=250),
+        Column("recommendation", "Recommendation", width_mm=250),
     )
 }
 
 
-def make_table(
-    section: str, key: str, title: str, keys: str, records: Iterable[Row], *notes: str,
-    missing: bool = False, known: Mapping[str, Column] = COLUMNS,
-) -> Table:  # fmt: skip
-    """A table of the named columns, from records that may lack some of them.
+# Where a table shows a column of this name in another way.
+OTHERWISE = {
+    ("claim_parts", column.key): column
+    for column in (
+        Column("low", "95 %\nfrom", "signed"),
+        Column("high", "95 %\nto", "signed"),
+        Column("runs", "Runs", width_mm=30),
+        Column("note", "Note", width_mm=52),
+    )
+}
 
-    Notes that say how to read what was measured are left out when nothing was.
-    """
-    columns = tuple(known[name] for name in keys.split())
-    rows = tuple(tuple(record.get(c.key) for c in columns) for record in records)
-    if missing:
-        return Table(section, key, title, columns, rows, missing=COMMANDS[section])
-    return Table(section, key, title, columns, rows, tuple(filter(None, notes)))
+
+def columns_of(table: Table) -> list[Column]:
+    """The columns of a table that hold anything."""
+    return [
+        OTHERWISE.get((table.key, name)) or COLUMNS[name]
+        for name in table.columns
+        if any(record[name] is not None for record in table.records)
+    ]
+
+
+def shown(table: Table) -> tuple[list[Column], list[list[str]]]:
+    """Columns that hold anything, and the rows as text."""
+    columns = columns_of(table)
+    return columns, [[c.show(record[c.key]) for c in columns] for record in table.records]
 
 
 # --- the tables -----------------------------------------------------------------------------------
@@ -390,11 +407,11 @@ def problem_tables(problems: Sequence[str]) -> list[Table]:
             [{"problem": reason, "rows": n} for reason, n in skipped.most_common()],
             "" if skipped else "None.",
         ),
-        replace(make_table(
+        make_table(
             "log", "problems", "Problems in the log", "problem",
             [{"problem": p} for p in problems[:SHOWN_PROBLEMS]],
             "" if problems else "None.", f"Not shown: {omitted} more." if omitted else "",
-        ), omitted=omitted),
+        ),
     ]  # fmt: skip
 
 
