@@ -328,7 +328,7 @@ def readme_results(rows: Sequence[Row], folder: Path) -> str:
     from common.judge.claims import judge_claims
     from common.judge.evidence import collect
     from common.judge.findings import verdict_lines
-    from common.judge.replication import results_table
+    from common.judge.published import results_table
     from common.judge.rows import latest_ok
 
     table = results_table(latest_ok(rows, "train"), latest_ok(rows, "svm"))

@@ -40,7 +40,7 @@ from common.base.config import TRAIN_PRESETS, TrainConfig, expand_grid  # noqa: 
 from common.base.log import describe_machine, git_state  # noqa: E402
 from common.cost import count_costs  # noqa: E402
 from common.data.datasets import cached_dataset  # noqa: E402
-from common.judge.rows import load_published  # noqa: E402
+from common.judge.published import load_published  # noqa: E402
 from common.models import build_model  # noqa: E402
 from common.speed.timing import alternate, prepare_process  # noqa: E402
 from common.train.run import Run  # noqa: E402

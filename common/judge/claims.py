@@ -30,7 +30,8 @@ from common.judge.evidence import (
     matched,
     measure_effect,
 )
-from common.judge.rows import STUDY_DATASETS, Row, join_notes, load_published
+from common.judge.published import load_published
+from common.judge.rows import STUDY_DATASETS, Row, join_notes
 from common.judge.tables import Table, make_table
 from common.judge.times import device_accuracy_parts, optimiser_time_parts, speedup_parts
 from common.judge.verdicts import (

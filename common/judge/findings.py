@@ -9,7 +9,7 @@ from common.judge.claims import Result, claims_tables, judge_claims
 from common.judge.contrasts import contrast_records, contrast_tables, interaction_records
 from common.judge.evidence import Load, collect
 from common.judge.noise import ALPHA, noise_tables, tie_records
-from common.judge.replication import published_table, results_table
+from common.judge.published import published_table, results_table
 from common.judge.rows import (
     Row,
     busy_note,

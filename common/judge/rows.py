@@ -1,4 +1,9 @@
-"""What was measured, from the rows of the log, and what the study published beside it."""
+"""Rows of the log: which of them count, which are of one configuration, which of these was chosen
+on validation, and how all of this is put into words.
+
+Rows stay the dicts that the log holds: a DataFrame would make floats of whole numbers
+beside None.
+"""
 
 from __future__ import annotations
 
@@ -7,39 +12,45 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from common.base.config import NOISY, SvmConfig, TrainConfig, defaults_of
 from common.base.log import TIMINGS, machine_of, timed_on
 from common.data.datasets import may_mirror
-from common.judge.stats import Estimate, difference_of, sample_spread, wilson_interval
+from common.judge.stats import Estimate, Interval, sample_spread, wilson_interval
 
 Row = dict[str, Any]
 
 MAX_SLUG = 80  # of the 255 bytes that file systems take
 STUDY_DATASETS = {"mnist": "MNIST", "fashion": "FashionMNIST"}
-STUDY_TEST_IMAGES = 14_000
-ONE_SEED = "one seed: the interval holds the noise of test images only"
+DEFAULTS = {"train": defaults_of(TrainConfig), "svm": defaults_of(SvmConfig)}
 
-# What the study held fixed. A run that differs in one of these is not beside a published figure.
-TRAIN_PROTOCOL = {
-    "split": "study", "limit": None, "image_size": 64, "batch_size": 16, "amp": True,
-    "weights": None, "weight_decay": None, "schedule": "constant", "label_smoothing": 0.0,
-    "translate": 0, "flip": False, "erase": 0.0, "tta": False, "world_size": 1,
-}  # fmt: skip
-SVM_PROTOCOL = {
-    "split": "study", "samples": 10_000, "features": "raw", "C": 1.0, "gamma": "scale",
-    "max_iter": 1000, "image_size": None,
-}  # fmt: skip
+
+def _defaults(kind: str, names: str) -> Row:
+    return {name: DEFAULTS[kind][name] for name in names.split()}
+
+
+# What the study varied, and what it held fixed: a run that differs in one of the latter is not
+# beside a published figure.
 TRAIN_FACTORS = ("dataset", "model", "opt", "lr", "epochs", "pin_memory")
 SVM_FACTORS = ("dataset", "kernel")
-DEFAULTS = {"train": defaults_of(TrainConfig), "svm": defaults_of(SvmConfig)}
+TRAIN_PROTOCOL = _defaults(
+    "train",
+    "split limit image_size batch_size amp weights weight_decay schedule label_smoothing translate "
+    "flip erase tta world_size",
+)
+SVM_PROTOCOL = _defaults("svm", "split samples features C gamma max_iter image_size")
+PROTOCOLS = {"train": (TRAIN_PROTOCOL, TRAIN_FACTORS), "svm": (SVM_PROTOCOL, SVM_FACTORS)}
 # They change how images reach a device, and no arithmetic: two runs that differ in them alone are
 # one training done twice.
 TRANSPORT = ("pin_memory", "data_on")
+ONE_SEED = "one seed: the interval holds the noise of test images only"
+ACCURACY_INTERVAL = (
+    "95 %: Wilson's interval on the test images and Student's over the seeds, where there are "
+    "several, joined as independent noises"
+)
 
 
 def get(row: Any, *path: str) -> Any:
@@ -55,10 +66,18 @@ def number(row: Any, *path: str) -> float | None:
     return None if isinstance(value, bool) or not isinstance(value, (int, float)) else value
 
 
+def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
+    """Items by key, in the order in which the keys come."""
+    groups: dict[Any, list[Any]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
 def latest_ok(rows: Iterable[Row], kind: str) -> list[Row]:
     """The successful rows of a kind; of those that name the same work, the last one. The same work
     timed on two machines is not the same."""
-    last = {}
+    last: dict[Any, Row] = {}
     for row in rows:
         if row["kind"] == kind and row["status"] == "ok":
             machine = timed_on(row["env"]) if kind in TIMINGS else None
@@ -68,53 +87,60 @@ def latest_ok(rows: Iterable[Row], kind: str) -> list[Row]:
     return list(last.values())
 
 
-def machine_notes(rows: Sequence[Row]) -> list[str]:
-    """The device of each row, where they are of several machines; else nothing."""
-    several = len({machine_of(row["env"]) for row in rows}) > 1  # whatever their devices
-    if not several:
-        return [""] * len(rows)
-    return [
-        ", ".join(filter(None, (get(row, "env", "device"), get(row, "env", "cpu_model"))))
-        for row in rows
-    ]
+# --- configurations -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """The runs of one configuration, which differ in their seed alone."""
 
     config: Row
     rows: tuple[Row, ...]
 
+    @property
+    def kind(self) -> str:
+        """Train or svm."""
+        return self.rows[0]["kind"]
+
+    @property
+    def protocol(self) -> str:
+        """How it differs from the study's protocol; empty where it does not."""
+        return deviations(self.config, PROTOCOLS[self.kind][0])
+
     def values(self, metric: str) -> list[float]:
         """The metric of each seed that has it."""
-        found = (number(row, "metrics", metric) for row in self.rows)
-        return [value for value in found if value is not None]
+        values = (number(row, "metrics", metric) for row in self.rows)
+        return [value for value in values if value is not None]
 
     def mean(self, metric: str) -> float | None:
         """Mean over seeds."""
         values = self.values(metric)
         return statistics.fmean(values) if values else None
 
+    def cost_ms(self) -> float | None:
+        """What a run cost, on average: of an SVM its fit."""
+        return self.mean("fit_ms" if self.kind == "svm" else "train_ms")
+
     def first(self) -> Row:
         """The run that stands for the group where only one can be shown: the lowest seed's."""
         return min(self.rows, key=lambda row: (number(row, "config", "seed") or 0, row["run_id"]))
 
+    def without(self, *names: str) -> str:
+        """Its settings but for some, as text: what is equal in groups that are compared."""
+        return settings_of(self.rows[0], "seed", *TRANSPORT, *names)
+
 
 def settings_of(row: Row, *left_out: str) -> str:
-    """A run's settings but for some, as text: what is equal in runs that are compared."""
+    """A run's settings but for some, as text; a row older than a setting is of its default."""
     settings = DEFAULTS.get(row["kind"], {}) | row["config"]
     return json.dumps({k: v for k, v in settings.items() if k not in left_out}, sort_keys=True)
 
 
 def by_seed(rows: Iterable[Row], *left_out: str) -> list[Group]:
     """Group runs that differ in their seed alone, or in what else is left out."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(settings_of(row, "seed", *left_out), []).append(row)
     return [
-        Group({k: v for k, v in rows[0]["config"].items() if k != "seed"}, tuple(rows))
-        for rows in groups.values()
+        Group({k: v for k, v in same[0]["config"].items() if k != "seed"}, tuple(same))
+        for same in grouped(rows, lambda row: settings_of(row, "seed", *left_out)).values()
     ]
 
 
@@ -130,12 +156,9 @@ def distinct(rows: Sequence[Row]) -> list[Row]:
     def pinned(row: Row) -> bool:
         return bool(row["config"].get("pin_memory"))
 
-    latest_first = list(reversed(rows))
-    kept: set[str] = set()
-    seen: set[tuple[Any, ...]] = set()
+    kept, seen, latest_first = set(), set(), rows[::-1]
     for row in sorted(latest_first, key=pinned):
-        trained = (trained_by(row), row["config"].get("epochs"))
-        names = {trained, (settings_of(row, *TRANSPORT),)}
+        names = {(trained_by(row), row["config"].get("epochs")), settings_of(row, *TRANSPORT)}
         if not names & seen:
             kept.add(row["run_id"])
         seen |= names
@@ -147,13 +170,41 @@ def configurations(rows: Sequence[Row]) -> list[Group]:
     return by_seed(distinct(rows), *TRANSPORT)
 
 
-ACCURACY_INTERVAL = (
-    "95 %: Wilson's interval on the test images and Student's over the seeds, where there are "
-    "several, joined as independent noises"
-)
+def division(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tells one split of the images from another."""
+    return tuple(str(config.get(name)) for name in ("dataset", "split", "split_seed"))
 
 
-def accuracy_interval(group: Group) -> tuple[float, float] | None:
+def best_of(groups: Iterable[Group]) -> Group | None:
+    """The best: of highest mean validation accuracy; ties go to the shorter training or fit, then
+    to the name. Test accuracy has no part in it. None where no group has a validation accuracy."""
+
+    def rank(group: Group) -> tuple[float, float, str]:
+        cost_ms = group.cost_ms()
+        cost_ms = math.inf if cost_ms is None else cost_ms
+        return -group.mean("val_acc"), cost_ms, settings_of(group.rows[0], "seed")
+
+    return min((g for g in groups if g.mean("val_acc") is not None), key=rank, default=None)
+
+
+def pick_best(rows: Sequence[Row]) -> list[Group]:
+    """The best network, and the best SVM, of each data set and split."""
+    contests = grouped(configurations(rows), lambda group: (group.kind, *division(group.config)))
+    return [best for groups in contests.values() if (best := best_of(groups))]
+
+
+def trajectory(run: Row, epochs: Iterable[Row]) -> list[Row]:
+    """The epoch rows behind a run, of the run that was really trained where it is shared."""
+    trained, length = trained_by(run), number(run, "config", "epochs") or 0
+    own = [row for row in epochs if row["run_id"] == trained]
+    own.sort(key=lambda row: number(row, "metrics", "epoch") or 0)
+    return [row for row in own if (number(row, "metrics", "epoch") or 0) <= length]
+
+
+# --- accuracy -------------------------------------------------------------------------------------
+
+
+def accuracy_interval(group: Group) -> Interval | None:
     """95 % interval of the mean test accuracy: Wilson's on the test images, joined with Student's
     over seeds where there are several."""
     values, total = group.values("test_acc"), number(group.rows[0], "metrics", "n_test")
@@ -165,44 +216,34 @@ def accuracy_interval(group: Group) -> tuple[float, float] | None:
     return max(low, 0.0), min(high, 1.0)
 
 
-def cost_of(row: Row) -> str:
-    """The metric that tells what a run cost: of an SVM its fit."""
-    return "fit_ms" if row["kind"] == "svm" else "train_ms"
+def accuracy_record(group: Group) -> Row:
+    """Mean, spread over seeds and interval of a configuration's accuracy."""
+    values = group.values("test_acc")
+    low, high = accuracy_interval(group) or (None, None)
+    return {
+        "seeds": len(group.rows),
+        "val_acc": group.mean("val_acc"),
+        "test_acc": group.mean("test_acc"),
+        "test_acc_sd": statistics.stdev(values) if len(values) > 1 else None,
+        "test_acc_low": low,
+        "test_acc_high": high,
+    }
 
 
-def best_of(groups: Iterable[Group]) -> Group | None:
-    """The best: of highest mean validation accuracy; ties go to the shorter training or fit, then
-    to the name. Test accuracy has no part in it. None where no group has a validation accuracy."""
-
-    def rank(group: Group) -> tuple[float, float, str]:
-        cost_ms = group.mean(cost_of(group.rows[0]))
-        duration_ms = math.inf if cost_ms is None else cost_ms
-        return -group.mean("val_acc"), duration_ms, settings_of(group.rows[0], "seed")
-
-    known = [group for group in groups if group.mean("val_acc") is not None]
-    return min(known, key=rank, default=None)
-
-
-def pick_best(rows: Sequence[Row]) -> list[Group]:
-    """The best network, and the best SVM, of each data set and split."""
-    kinds: dict[tuple[str, ...], list[Group]] = {}
-    for group in configurations(rows):
-        kinds.setdefault((group.rows[0]["kind"], *division(group.config)), []).append(group)
-    return [best for groups in kinds.values() if (best := best_of(groups))]
+def choice_record(group: Group) -> Row:
+    """A chosen configuration in words and numbers."""
+    row = group.first()
+    return accuracy_record(group) | {
+        "name": describe(group.config, [] if group.kind == "svm" else ["epochs"]),
+        "run_id": row["run_id"],
+        "cost_ms": group.cost_ms(),
+        "n_test": number(row, "metrics", "n_test"),
+        "device": get(row, "env", "device"),
+        "protocol": group.protocol,
+    }
 
 
-def division(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What tells one division of the images from another."""
-    return tuple(str(config.get(k)) for k in ("dataset", "split", "split_seed"))
-
-
-def trajectory(best: Row, epochs: Sequence[Row]) -> list[Row]:
-    """The epoch rows behind a run, of the run that was really trained where it is shared."""
-    trained = get(best, "metrics", "shared_with") or best["run_id"]
-    length = number(best, "config", "epochs") or 0
-    found = [row for row in epochs if row["run_id"] == trained]
-    found = [row for row in found if (number(row, "metrics", "epoch") or 0) <= length]
-    return sorted(found, key=lambda row: number(row, "metrics", "epoch") or 0)
+# --- in words -------------------------------------------------------------------------------------
 
 
 def slug(text: str) -> str:
@@ -226,12 +267,16 @@ def shorten(dataset: str) -> str:
     return kind + colon + path.rsplit("/", 1)[-1]
 
 
-def load_published() -> list[Row]:
-    """Every figure of the study's tables; accuracies are fractions, times are milliseconds."""
-    return json.loads(Path(__file__).with_name("published.json").read_text())
+def plain(value: Any) -> str:
+    """A setting's value in words."""
+    if value is None:
+        return "default"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-# --- published beside measured --------------------------------------------------------------------
+def in_words(config: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """The settings of these names."""
+    return [f"{name.replace('_', ' ')} {plain(config.get(name))}" for name in names]
 
 
 def deviations(config: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
@@ -241,17 +286,9 @@ def deviations(config: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
         other = {k: v for k, v in other.items() if k not in ("flip", "tta")}  # they do nothing
     if not other:
         return ""
-    smaller = {k for k in ("image_size", "samples") if isinstance(other.get(k), int)}
-    reduced = other.get("limit") or any(other[k] < (protocol[k] or 0) for k in smaller)
-    settings = ", ".join(f"{k.replace('_', ' ')} {plain(value)}" for k, value in other.items())
-    return f"{'reduced' if reduced else 'other'} protocol: {settings}"
-
-
-def plain(value: Any) -> str:
-    """A setting's value in words."""
-    if value is None:
-        return "default"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    sizes = [k for k in ("image_size", "samples") if isinstance(other.get(k), int)]
+    reduced = other.get("limit") or any(other[k] < (protocol[k] or 0) for k in sizes)
+    return f"{'reduced' if reduced else 'other'} protocol: {', '.join(in_words(other, other))}"
 
 
 def varying_settings(
@@ -262,138 +299,49 @@ def varying_settings(
     return [k for k in names if len({json.dumps(c.get(k)) for c in configs}) > 1]
 
 
-def describe(config: Mapping[str, Any], varying: Sequence[str]) -> str:
+def describe(config: Mapping[str, Any], varying: Iterable[str]) -> str:
     """A run in words: its model, and of its settings those named."""
     if "model" in config:
-        said = [plain(config["model"]), plain(config.get("opt")), f"rate {plain(config.get('lr'))}"]
+        names = [
+            plain(config["model"]),
+            plain(config.get("opt")),
+            f"rate {plain(config.get('lr'))}",
+        ]
     else:
-        said = ["SVM", plain(config.get("kernel"))]
-    told = {"dataset", "model", "opt", "lr", "kernel"}
-    said += [f"{k.replace('_', ' ')} {plain(config.get(k))}" for k in varying if k not in told]
-    return ", ".join(said)
+        names = ["SVM", plain(config.get("kernel"))]
+    shown = {"dataset", "model", "opt", "lr", "kernel"}
+    return ", ".join([*names, *in_words(config, (name for name in varying if name not in shown))])
 
 
 def describe_all(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Runs in words, each told from the others of the same model and data set."""
-    kinds: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    keys = [tuple(str(c.get(k)) for k in ("dataset", "model", "kernel")) for c in configs]
-    for key, config in zip(keys, configs, strict=True):
-        kinds.setdefault(key, []).append(config)
-    varying = {key: varying_settings(kind) for key, kind in kinds.items()}
-    return [describe(c, varying[key]) for key, c in zip(keys, configs, strict=True)]
+
+    def kind(config: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(str(config.get(name)) for name in ("dataset", "model", "kernel"))
+
+    varying = {key: varying_settings(same) for key, same in grouped(configs, kind).items()}
+    return [describe(config, varying[kind(config)]) for config in configs]
 
 
-def order_of(config: Mapping[str, Any]) -> tuple[Any, ...]:
+def order_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Sorting key of configurations, the study's factors first."""
     names = ("model", "kernel", "opt", "lr", "epochs", "pin_memory")
-    return (*(str(config.get(k)) for k in names), json.dumps(config, sort_keys=True))
+    return (*(str(config.get(name)) for name in names), json.dumps(config, sort_keys=True))
 
 
-def side_by_side(
-    groups: Sequence[Group], published: Sequence[Row], protocol: Row, factors: Sequence[str],
-    command: str,
-) -> list[Row]:  # fmt: skip
-    """A record for each configuration measured, the study's protocol first, and for each published
-    one that was not, with the command that measures it.
-
-    A published figure enters the record of a run only if that run kept to the study's protocol.
-    """
-    figures = {tuple(row[k] for k in factors): row for row in published}
-    waiting = dict(figures)
-    varying = varying_settings([g.config for g in groups], {*factors, *protocol})
-    records = []
-    for group in groups:
-        other = deviations(group.config, protocol)
-        key = tuple(group.config.get(k) for k in factors)
-        record = {k: group.config.get(k) for k in (*factors, *protocol)} | accuracy_record(group)
-        if not other and key in figures:
-            record |= _published(figures[key]) | difference_record(group, figures[key])
-            waiting.pop(key, None)
-        extra = [f"{k.replace('_', ' ')} {plain(group.config.get(k))}" for k in varying]
-        apart = record.pop("disagreement", "")
-        record["note"] = join_notes(other, *extra, *map(busy_note, group.rows), apart)
-        records.append((1 if other else 0, order_of(group.config), record | {"group": group}))
-    for row in waiting.values():
-        rest = {k: row[k] for k in (*TRAIN_FACTORS, "kernel", "samples") if k in row}
-        rest |= _published(row)
-        records.append((2, order_of(row), rest | {"note": unmeasured_note(command)}))
-    return [record for *_, record in sorted(records, key=lambda item: item[:2])]
+# --- notes ----------------------------------------------------------------------------------------
 
 
-def unmeasured_note(command: str, reason: str = "no finished run of it in the log") -> str:
-    """Why nothing stands beside a published figure, and what would."""
-    return f"not measured, {reason}: {command} measures it"
-
-
-def _published(row: Row) -> Row:
-    return {
-        "published_test_acc": row["test_acc"],
-        "published_val_acc": row.get("val_acc"),
-        "published_fit_ms": row.get("fit_ms"),
-    }
-
-
-def difference_record(group: Group, figure: Row) -> Row:
-    """Mean test accuracy minus the published one, of one run on other images, whose seed is taken
-    to vary as these do; and the reason where its 95 % interval does not hold zero."""
-    values, images = group.values("test_acc"), number(group.rows[0], "metrics", "n_test")
-    if not values:
-        return {}
-    record: Row = {"difference": statistics.fmean(values) - figure["test_acc"]}
-    if not images:
-        return record
-    found = difference_of(values, [figure["test_acc"]], (int(images), STUDY_TEST_IMAGES))
-    low, high = found.interval()
-    record |= {"difference_low": low, "difference_high": high}
-    if not low <= 0 <= high:
-        reason = explain_difference(group, figure)
-        record["disagreement"] = f"differs from the published figure: {reason}"
-    return record
-
-
-def explain_difference(group: Group, figure: Row) -> str:
-    """What is known to differ between a configuration's runs and the study's."""
-    names = [k for k in (*TRAIN_FACTORS, "kernel") if k in figure and k != "pin_memory"]
-    protocol = SVM_PROTOCOL if "kernel" in figure else TRAIN_PROTOCOL
-    factors = {k: figure[k] for k in names}
-    known = [deviations(group.config, {**protocol, **factors})]
-    if any(get(row, "metrics", "converged") is False for row in group.rows):
-        known.append("max_iter stopped the solver, whose path may be another")
-    if any(get(row, "metrics", "precision") == "fp32" for row in group.rows):
-        known.append("trained in fp32, not in mixed precision")
-    one = "; one seed, whose noise is not measured" if len(group.values("test_acc")) == 1 else ""
-    return join_notes(*known) or f"unexplained{one}"
-
-
-def accuracy_record(group: Group) -> Row:
-    """Mean, spread over seeds and interval of a configuration's accuracy."""
-    values = group.values("test_acc")
-    low, high = accuracy_interval(group) or (None, None)
-    return {
-        "seeds": len(group.rows),
-        "val_acc": group.mean("val_acc"),
-        "test_acc": group.mean("test_acc"),
-        "test_acc_sd": statistics.stdev(values) if len(values) > 1 else None,
-        "test_acc_low": low,
-        "test_acc_high": high,
-    }
-
-
-def choice_record(group: Group) -> Row:
-    """A chosen configuration in words and numbers; the cost of a machine is its fit."""
-    row = group.first()
-    svm = row["kind"] == "svm"
-    return accuracy_record(group) | {
-        "name": describe(group.config, [] if svm else ["epochs"]),
-        "run_id": row["run_id"], "cost_ms": group.mean(cost_of(row)),
-        "n_test": number(row, "metrics", "n_test"), "device": get(row, "env", "device"),
-        "protocol": deviations(group.config, SVM_PROTOCOL if svm else TRAIN_PROTOCOL),
-    }  # fmt: skip
-
-
-def join_notes(*notes: str) -> str | None:
+def join_notes(*notes: str | None) -> str | None:
     """The notes that say anything, each once."""
     return "; ".join(dict.fromkeys(filter(None, notes))) or None
+
+
+def load_of(row: Row) -> float:
+    """The load average of the minute before a row was written; 0 where it is not known."""
+    load = get(row, "env", "load_average")
+    known = isinstance(load, list) and load and isinstance(load[0], int | float)
+    return float(load[0]) if known else 0.0
 
 
 def busy_note(row: Row) -> str:
@@ -404,20 +352,22 @@ def busy_note(row: Row) -> str:
     return f"busy machine: load {load:.1f} on {cpus:g} CPUs"
 
 
-def load_of(row: Row) -> float:
-    """The load average of the minute before a row was written; 0 where it is not known."""
-    load = get(row, "env", "load_average")
-    known = isinstance(load, list) and load and isinstance(load[0], int | float)
-    return float(load[0]) if known else 0.0
-
-
 def noise_note(row: Row) -> str:
     """Says that a timing spread more than it should."""
     noise = number(row, "metrics", "noise")
     return f"noisy: IQR {noise:.0%} of the median" if noise and noise > NOISY else ""
 
 
+def machine_notes(rows: Sequence[Row]) -> list[str]:
+    """The device of each row, where they are of several machines; else nothing."""
+    if len({machine_of(row["env"]) for row in rows}) < 2:  # whatever their devices
+        return [""] * len(rows)
+    names = [(get(row, "env", "device"), get(row, "env", "cpu_model")) for row in rows]
+    return [", ".join(filter(None, pair)) for pair in names]
+
+
 def devices_note(rows: Iterable[Row]) -> str:
     """The devices behind a table, with the number of rows of each."""
-    found = Counter(str(get(row, "env", "device")) for row in rows)
-    return "Measured on " + ", ".join(f"{k} (rows: {n})" for k, n in found.items()) if found else ""
+    counts = Counter(str(get(row, "env", "device")) for row in rows)
+    devices = ", ".join(f"{device} (rows: {n})" for device, n in counts.items())
+    return f"Measured on {devices}" if devices else ""

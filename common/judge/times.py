@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from common.base.log import machine_of
+from common.judge.published import STUDY_TEST_IMAGES
 from common.judge.rows import (
-    STUDY_TEST_IMAGES,
     Row,
     busy_note,
     by_seed,

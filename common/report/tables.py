@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.base.log import KINDS, STATUSES
+from common.judge.published import load_published, side_by_side, unmeasured_note
 from common.judge.rows import (
     ACCURACY_INTERVAL,
     SVM_FACTORS,
@@ -30,17 +31,14 @@ from common.judge.rows import (
     get,
     join_notes,
     latest_ok,
-    load_published,
     machine_notes,
     noise_note,
     number,
     pick_best,
     plain,
     shorten,
-    side_by_side,
     slug,
     trajectory,
-    unmeasured_note,
 )
 from common.judge.tables import Table, make_table, significant
 from common.judge.times import COMMAND, representative, sides

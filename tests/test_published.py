@@ -13,7 +13,7 @@ from common.base.config import (
     parse_command_line,
     preset_of,
 )
-from common.judge.replication import published_table, results_table
+from common.judge.published import published_table, results_table
 from common.judge.rows import latest_ok
 from common.judge.stats import Estimate, newcombe_interval, sample_spread, wilson_interval
 
