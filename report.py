@@ -326,7 +326,7 @@ def readme_results(rows: Sequence[Row], folder: Path) -> str:
     """The table of results with its notes, and what became of the study's claims, in Markdown: the
     README's, of the committed log."""
     from common.judge.claims import judge_claims
-    from common.judge.evidence import collect
+    from common.judge.compare import collect
     from common.judge.findings import verdict_lines
     from common.judge.published import results_table
     from common.judge.rows import latest_ok
@@ -334,7 +334,7 @@ def readme_results(rows: Sequence[Row], folder: Path) -> str:
     table = results_table(latest_ok(rows, "train"), latest_ok(rows, "svm"))
     if table.missing:
         raise UsageError("--readme: the log holds no accuracy yet; run make q1a first")
-    results = judge_claims(collect(rows, lambda row: load_predictions(folder, row)), rows)
+    results = judge_claims(collect(rows, lambda row: load_predictions(folder, row)))
     claims = [f"- {escape_markdown(line)}" for line in verdict_lines(results)]
     notes = map(escape_markdown, table.notes)
     head = f"Of the study's {len(results)} claims, tested on these rows:"

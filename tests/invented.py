@@ -6,7 +6,7 @@ import numpy as np
 
 from common.base.config import HwTrainConfig, SvmConfig, TrainConfig, as_dict
 from common.base.log import run_id
-from common.judge.evidence import collect
+from common.judge.compare import collect
 
 IMAGES = 14_000
 

@@ -10,21 +10,19 @@ import pytest
 from invented import IMAGES, Invented, wrong_on
 from scipy import stats
 
-from common.judge.claims import CLAIMS, claims_tables, judge_claims
-from common.judge.contrasts import contrast_records
-from common.judge.evidence import Evidence
+from common.judge.claims import CLAIMS, claims_tables, judge_claims, points_part
+from common.judge.compare import contrast_records, tie_records
 from common.judge.findings import (
     claim_findings,
-    divisions,
+    contests_of,
     findings_tables,
     preferences,
     recommend_cheapest,
     recommend_engines,
     recommend_variants,
 )
-from common.judge.noise import tie_records
 from common.judge.stats import Estimate, Spread
-from common.judge.verdicts import BEATS, Level, between, decide_accuracy, judge, leads, more_data
+from common.judge.verdicts import BEATS, judge, leads, more_data
 
 RISING = {"mnist": [0.97, 0.985, 0.988, 0.989, 0.990], "fashion": [0.85, 0.88, 0.90, 0.91, 0.915]}
 
@@ -114,7 +112,7 @@ def results_of(scenario):
     invent_trainings(log, TRUTHS[scenario])
     invent_speeds(log, TRUTHS[scenario])
     evidence = log.evidence()
-    return judge_claims(evidence, log.rows), evidence
+    return judge_claims(evidence), evidence
 
 
 @pytest.mark.parametrize("scenario", TRUTHS)
@@ -130,7 +128,7 @@ def test_devices_that_were_compared_in_one_part_only_leave_their_claim_open():
     for (device, ms), seed in itertools.product((("cpu", 1000.0), ("cuda", 40.0)), range(3)):
         log.speed(ms, ms * 0.001, n=30, model="resnet18", opt="sgd", device=device, test_acc=0.85,
                   seed=seed)  # fmt: skip
-    claim = judge_claims(log.evidence(), log.rows)[8]
+    claim = judge_claims(log.evidence())[8]
     assert [part.verdict for part in claim.parts].count("supported") == 1
     assert len(claim.parts) == 4
     assert claim.verdict == "undecided"
@@ -142,12 +140,12 @@ def test_times_of_two_machines_are_not_compared(cpu, verdict):
     for device, ms, machine in (("cpu", 1000.0, "one machine"), ("cuda", 40.0, cpu)):
         log.speed(ms, 0.1, n=30, model="resnet18", opt="sgd", device=device)
         log.rows[-1]["env"] = log.rows[-1]["env"] | {"cpu": machine}
-    part = judge_claims(log.evidence(), log.rows)[7].parts[0]
+    part = judge_claims(log.evidence())[7].parts[0]
     assert (part.subject, part.verdict) == ("ResNet-18 with sgd", verdict)
 
 
 def test_on_an_empty_log_nothing_is_said_but_how_to_measure():
-    results = judge_claims(Evidence((), (), {}), [])
+    results = judge_claims(Invented().evidence())
     assert {result.verdict for result in results} == {"undecided"}
     for part in itertools.chain.from_iterable(result.parts for result in results):
         assert part.effect is part.interval is None
@@ -159,13 +157,13 @@ def test_on_an_empty_log_nothing_is_said_but_how_to_measure():
 def test_fewer_than_three_seeds_decide_nothing_of_accuracy_and_lean(seeds):
     log = Invented()
     invent_trainings(log, TRUTHS["present"], range(seeds))
-    for result in judge_claims(log.evidence(), log.rows):
+    for result in judge_claims(log.evidence()):
         for part in result.parts:
             if part.effect is not None:
                 assert part.verdict == "undecided"
                 assert part.note.startswith("leans to supported; three seeds: make q1")
                 assert "ARGS='--seed 0 1 2'" in part.note
-    (part, _) = judge_claims(log.evidence(), log.rows)[0].parts
+    (part, _) = judge_claims(log.evidence())[0].parts
     assert ("one seed: the interval holds" in part.note) == (seeds == 1)
 
 
@@ -176,7 +174,7 @@ def test_one_setting_of_one_seed_keeps_a_claim_open():
                 and r["config"]["dataset"] == "fashion" and r["config"]["lr"] == 1e-3)  # fmt: skip
     for seed in (1, 2):
         log.rows = [r for r in log.rows if r["config"] != last["config"] | {"seed": seed}]
-    verdicts = {p.subject: p.verdict for p in CLAIMS[0].parts(log.evidence(), log.rows)}
+    verdicts = {p.subject: p.verdict for p in CLAIMS[0].parts(log.evidence())}
     assert verdicts == {"MNIST": "supported", "FashionMNIST": "undecided"}
 
 
@@ -187,7 +185,7 @@ def test_thirty_seeds_of_one_setting_do_not_turn_a_claim_round():
     for (epochs, opt), count in wrong.items():
         for seed in range(30 if (epochs, opt) == (5, "sgd") else 1):
             log.train(wrong_on((0, count)), dataset="fashion", opt=opt, epochs=epochs, seed=seed)
-    (part,) = CLAIMS[2].parts(log.evidence(), log.rows)
+    (part,) = CLAIMS[2].parts(log.evidence())
     assert part.effect == pytest.approx((55 - 30) / 2 / IMAGES)
     assert part.interval[0] < part.effect < part.interval[1]
     assert part.verdict == "undecided"
@@ -244,7 +242,7 @@ def test_seeds_that_disagree_leave_open_what_test_images_would_decide():
         for opt, wrong in (("sgd", 100), ("adam", 100 + worse)):
             log.train(wrong_on((0, wrong)), dataset="mnist", opt=opt, seed=seed)
     evidence = log.evidence()
-    (part,) = CLAIMS[1].parts(evidence, log.rows)
+    (part,) = CLAIMS[1].parts(evidence)
     effect = contrast_records(evidence)[1]
     assert effect["image_low"] > 0.001 > 0 > effect["low"]
     assert part.interval[0] == effect["low"]
@@ -263,7 +261,7 @@ def by_rate(low, high, seeds=3):
     for (lr, lead), opt, seed in itertools.product(leads.items(), ("sgd", "adam"), range(seeds)):
         error = 1200 + 50 * seed + (1000 if lr < 1e-3 else 0) + (lead if opt == "sgd" else 0)
         log.train(wrong_on((0, error)), dataset="fashion", opt=opt, lr=lr, seed=seed)
-    (part,) = CLAIMS[2].parts(log.evidence(), log.rows)
+    (part,) = CLAIMS[2].parts(log.evidence())
     return part
 
 
@@ -278,26 +276,31 @@ def test_a_claim_of_another_sign_at_another_learning_rate_is_mixed():
 
 
 def test_a_sign_that_may_be_noise_is_never_plainly_supported():
-    levels = [Level("opt", "opt sgd", 0.02, (0.01, 0.03), 3),
-              Level("opt", "opt adam", -0.001, (-0.01, 0.008), 3)]  # fmt: skip
-    estimate = Estimate(0.01, (0.008, 0.012))
-    known = {"seeds": 3, "images": 100, "command": "make q1a", "basis": "", "runs": ()}
-    part = decide_accuracy("x", BEATS, estimate, levels=levels, **known)
+
+    def level(name, effect, low, high, seeds=3):
+        level = {"factor": "opt", "level": f"opt {name}", "seeds": seeds}
+        return level | {"difference": effect, "low": low, "high": high}
+
+    def decided(estimate, other):
+        effect = {"estimate": estimate, "seeds": 3, "images": 100}
+        effect |= {"basis": "", "runs": (), "note": None}
+        levels = [level("sgd", 0.02, 0.01, 0.03), other]
+        return points_part("x", BEATS, None, "make q1a", effect, levels)
+
+    better, worse = Estimate(0.01, (0.008, 0.012)), Estimate(-0.01, (-0.012, -0.008))
+    noise = level("adam", -0.001, -0.01, 0.008)
+    part = decided(better, noise)
     assert part.verdict == "undecided"
     assert part.note == (
         "leans to supported; depends on opt: +2.00 points at opt sgd, -0.10 at opt adam, which may "
         "be noise"
     )
-    worse = Estimate(-0.01, (-0.012, -0.008))
-    part = decide_accuracy("x", BEATS, worse, levels=levels, **known)
+    part = decided(worse, noise)
     assert (part.verdict, part.note) == ("contradicted", None)
-    levels[1] = Level("opt", "opt adam", -0.01, (-0.02, -0.001), 3)
-    assert decide_accuracy("x", BEATS, worse, levels=levels, **known).verdict == "mixed"
-    assert decide_accuracy("x", BEATS, estimate, levels=levels, **known).verdict == "mixed"
-    levels[1] = Level("opt", "opt adam", -0.01, (-0.02, -0.001), 2)  # too few to be sure
-    assert decide_accuracy("x", BEATS, estimate, levels=levels, **known).verdict == "undecided"
-    levels[1] = Level("opt", "opt adam", 0.01, (0.005, 0.015), 3)
-    assert decide_accuracy("x", BEATS, estimate, levels=levels, **known).verdict == "supported"
+    sure = level("adam", -0.01, -0.02, -0.001)
+    assert decided(worse, sure).verdict == decided(better, sure).verdict == "mixed"
+    assert decided(better, sure | {"seeds": 2}).verdict == "undecided"  # too few to be sure
+    assert decided(better, level("adam", 0.01, 0.005, 0.015)).verdict == "supported"
 
 
 def test_a_claim_that_holds_everywhere_depends_on_nothing():
@@ -311,7 +314,7 @@ def claim_two(wrong, **more):
         for row in log.rows:
             if settings.items() <= row["config"].items():
                 row["metrics"]["val_acc"] = None
-    (part,) = CLAIMS[1].parts(log.evidence(), log.rows)
+    (part,) = CLAIMS[1].parts(log.evidence())
     return part
 
 
@@ -341,7 +344,7 @@ def test_at_the_edge_nothing_leans():
     log = Invented()
     for opt, count in (("sgd", 100), ("adam", 114)):
         log.train(wrong_on((0, count)), dataset="mnist", opt=opt)
-    (part,) = CLAIMS[1].parts(log.evidence(), log.rows)
+    (part,) = CLAIMS[1].parts(log.evidence())
     assert part.note.startswith("three seeds: make q1a")
 
 
@@ -364,7 +367,7 @@ def test_a_lead_counts_from_a_tenth_of_a_point(interval, side):
 
 
 def parts_of(log, number):
-    return {p.subject: p for p in CLAIMS[number - 1].parts(log.evidence(), log.rows)}
+    return {p.subject: p for p in CLAIMS[number - 1].parts(log.evidence())}
 
 
 @pytest.mark.parametrize(("deep", "verdict"), [(30.0, "supported"), (20.0, "contradicted")])
@@ -452,26 +455,25 @@ def test_other_work_than_the_study_s_says_nothing_of_its_speed():
     for device, ms in (("cpu", 1000.0), ("cuda", 40.0)):
         log.speed(ms, model="resnet18", device=device, image_size=64)
     for number in (8, 10):
-        assert {p.effect for p in CLAIMS[number - 1].parts(log.evidence(), log.rows)} == {None}
+        assert {p.effect for p in CLAIMS[number - 1].parts(log.evidence())} == {None}
 
 
-@pytest.mark.parametrize("form", [{"interval": [24.5, 26.5]}, {"low": 24.5, "high": 26.5}])
-def test_a_ratio_that_was_measured_with_its_interval_is_taken_as_it_is(form):
+def test_a_ratio_that_was_measured_with_its_interval_is_taken_as_it_is():
     log = Invented()
     cpu = log.speed(1000.0, model="resnet18", opt="sgd", device="cpu")
     log.speed(50.0, model="resnet18", opt="sgd", device="cuda",
-              speedup={"ratio": 25.5, "baseline": cpu} | form)  # fmt: skip
-    part = CLAIMS[7].parts(log.evidence(), log.rows)[0]
+              speedup={"ratio": 25.5, "baseline": cpu, "interval": [24.5, 26.5]})  # fmt: skip
+    part = next(CLAIMS[7].parts(log.evidence()))
     assert (part.effect, part.interval, part.verdict) == (25.5, (24.5, 26.5), "supported")
     log.rows[-1]["metrics"]["speedup"]["baseline"] = "another"
-    assert CLAIMS[7].parts(log.evidence(), log.rows)[0].effect == pytest.approx(20)
+    assert next(CLAIMS[7].parts(log.evidence())).effect == pytest.approx(20)
 
 
 def test_a_reduced_protocol_is_named_in_the_verdict():
     log = Invented()
     for seed, (opt, wrong) in itertools.product(range(3), (("sgd", 100), ("adam", 300))):
         log.train(wrong_on((0, wrong)), dataset="mnist", opt=opt, limit=100, epochs=2, seed=seed)
-    (part,) = CLAIMS[1].parts(log.evidence(), log.rows)
+    (part,) = CLAIMS[1].parts(log.evidence())
     assert part.verdict == "supported"
     assert "reduced protocol: limit 100" in part.note
 
@@ -482,8 +484,8 @@ def test_a_reduced_protocol_is_named_in_the_verdict():
         (BEATS, (0.0011, 0.01), "supported"), (BEATS, (0.0001, 0.0005), "contradicted"),
         (BEATS, (-0.0005, 0.0009), "contradicted"), (BEATS, (-0.02, -0.01), "contradicted"),
         (BEATS, (-0.001, 0.002), "undecided"), (BEATS, (0.0001, 0.002), "undecided"),
-        (between(1, 2), (1.1, 1.9), "supported"), (between(1, 2), (2.1, 3), "contradicted"),
-        (between(1, 2), (0, 0.9), "contradicted"), (between(1, 2), (0.5, 2.5), "undecided"),
+        ((1, 2), (1.1, 1.9), "supported"), ((1, 2), (2.1, 3), "contradicted"),
+        ((1, 2), (0, 0.9), "contradicted"), ((1, 2), (0.5, 2.5), "undecided"),
     ],
 )  # fmt: skip
 def test_an_interval_decides_only_on_one_side(rule, interval, verdict):
@@ -555,7 +557,7 @@ def test_findings_keep_the_notes_of_what_they_rest_on():
     log = Invented()
     for seed, (opt, wrong) in itertools.product(range(3), (("sgd", 100), ("adam", 300))):
         log.train(wrong_on((0, wrong)), dataset="mnist", opt=opt, limit=100, epochs=2, seed=seed)
-    results = judge_claims(log.evidence(), log.rows)
+    results = judge_claims(log.evidence())
     (line,) = (found for found in claim_findings(results) if "(claim 2)" in found)
     assert "reduced protocol: limit 100" in line
 
@@ -580,12 +582,12 @@ def test_what_is_nearly_as_accurate_at_half_the_cost_is_named():
                                      ("resnet50", 0.989, 4600.0)):  # fmt: skip
         metrics = {"train_ms": train_ms, "val_acc": val_acc}
         log.train(wrong_on((0, 400)), metrics, dataset="mnist", model=model)
-    (records,) = divisions(tie_records(log.evidence()))
+    (records,) = contests_of(tie_records(log.evidence()))
     line = recommend_cheapest(records)
     assert line.startswith("MNIST, where 0.5 points of validation accuracy may be lost: model vgg5")
     assert "225 times cheaper: 0.0 s of training in place of 9.0 s" in line
     assert "on test the chosen one minus it: +2.14 points" in line
-    assert recommend_cheapest([r for r in records if r["model"].config["model"] != "vgg5"]) is None
+    assert recommend_cheapest([r for r in records if r["group"].config["model"] != "vgg5"]) is None
 
 
 def test_the_cost_of_unlike_threads_is_that_of_their_cores_and_a_busy_machine_is_named():
@@ -595,13 +597,13 @@ def test_the_cost_of_unlike_threads_is_that_of_their_cores_and_a_busy_machine_is
         metrics = {"train_ms": 9000.0 if threads == 1 else 45.0, "val_acc": 0.99 - threads / 1000}
         log.train(wrong_on((0, 100 * threads)), metrics, dataset="mnist", model=model)
         log.rows[-1]["env"] = env | {"threads": threads, "load_average": [load, 0, 0]}
-    (records,) = divisions(tie_records(log.evidence()))
+    (records,) = contests_of(tie_records(log.evidence()))
     assert (
         "100 times cheaper: 0.1 core-seconds (2 threads) of training in place of 9.0 core-seconds "
         "(1 thread); busy machine: load 3.5 on 2 CPUs;"
     ) in recommend_cheapest(records)
     log.rows[-1]["env"]["cpu_model"] = "another"
-    (records,) = divisions(tie_records(log.evidence()))
+    (records,) = contests_of(tie_records(log.evidence()))
     assert recommend_cheapest(records) is None
 
 

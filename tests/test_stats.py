@@ -11,7 +11,6 @@ from scipy import stats
 from common.judge.stats import (
     Estimate,
     Spread,
-    binomial_sd,
     difference_of,
     holm,
     lend,
@@ -160,12 +159,6 @@ def test_the_mean_over_seeds_is_student_s():
     assert t_interval(values) == pytest.approx(expected)
     assert t_interval([0.99]) is None
     assert t_interval([0.99, 0.99]) == (0.99, 0.99)
-
-
-def test_the_noise_of_test_images_is_binomial():
-    drawn = np.random.default_rng(3).binomial(500, 0.9, 200_000) / 500
-    assert binomial_sd(0.9, 500) == pytest.approx(drawn.std(), rel=0.01)
-    assert binomial_sd(1.0, 500) == 0.0
 
 
 def test_the_ratio_of_medians_covers_the_truth_as_often_as_it_says():

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from common.base.log import machine_of, timed_on
-from common.judge.claims import Result, claims_tables, judge_claims
-from common.judge.contrasts import contrast_records, contrast_tables, interaction_records
-from common.judge.evidence import Load, collect
-from common.judge.noise import ALPHA, noise_tables, tie_records
+from common.judge.claims import Part, Result, claims_tables, judge_claims
+from common.judge.compare import (
+    ALPHA,
+    Load,
+    collect,
+    comparison_tables,
+    contrast_records,
+    tie_records,
+)
 from common.judge.published import published_table, results_table
 from common.judge.rows import (
     Row,
     busy_note,
     display,
+    division,
     get,
+    grouped,
     join_notes,
     latest_ok,
     noise_note,
     number,
 )
-from common.judge.tables import Table, make_table
-from common.judge.times import logged_interval
-from common.judge.verdicts import SEEDS, VERDICTS, Part, dependence_text, leads
+from common.judge.tables import Table, judged_table
+from common.judge.times import speedup_interval
+from common.judge.verdicts import SEEDS, VERDICTS, dependence_text, leads
 
 NEAR = 0.005  # of validation accuracy: what a user may give for a cheaper training
 
@@ -34,47 +42,35 @@ def judged_tables(rows: Sequence[Row], load: Load) -> list[Table]:
     """
     evidence = collect(rows, load)
     train, svm = latest_ok(rows, "train"), latest_ok(rows, "svm")
-    results = judge_claims(evidence, rows)
+    results = judge_claims(evidence)
     contrasts, ties = contrast_records(evidence), tie_records(evidence)
-    interactions = interaction_records(evidence)
     return [
         results_table(train, svm),
         *findings_tables(results, contrasts, ties, rows),
         *claims_tables(results),
-        *contrast_tables(evidence, contrasts, interactions),
-        *noise_tables(evidence, train, ties),
+        *comparison_tables(evidence, contrasts, ties, train),
         published_table(train, svm),
     ]
 
 
 def findings_tables(
-    results: Sequence[Result], contrasts: Sequence[Row], tied: Sequence[Row], rows: Sequence[Row]
+    results: Sequence[Result], contrasts: Sequence[Row], ties: Sequence[Row], rows: Sequence[Row]
 ) -> list[Table]:
     """Both tables, from the claims, the records of the tables of contrasts and of ties, and the
     log's rows of speeds."""
-    choose = (recommend_configuration, recommend_cheapest)
-    recommended = [tell(records) for records in divisions(tied) for tell in choose]
-    recommended += preferences(contrasts)
-    recommended += [line for result in results if (line := recommend_device(result))]
-    recommended += [*recommend_variants(latest_ok(rows, "hw_train")),
-                    *recommend_engines(latest_ok(rows, "hw_infer"))]  # fmt: skip
-    recommended = [line for line in recommended if line]
+    contests = contests_of(ties)
+    findings = [*claim_findings(results), *map(chosen_finding, contests)]
+    recommended = [
+        *(tell(contest) for contest in contests for tell in (recommend_chosen, recommend_cheapest)),
+        *preferences(contrasts),
+        *map(recommend_device, results),
+        *recommend_variants(latest_ok(rows, "hw_train")),
+        *recommend_engines(latest_ok(rows, "hw_infer")),
+    ]
     return [
-        sentences(
-            "findings", "Key findings", "finding",
-            [*claim_findings(results), *chosen_findings(tied)],
-        ),
-        sentences(
-            "recommendations", "Recommendations", "recommendation", recommended,
-            "" if recommended else "None: the log holds no difference that a choice could rest on.",
-        ),
-    ]  # fmt: skip
-
-
-def sentences(key: str, title: str, name: str, lines: Sequence[str], *notes: str) -> Table:
-    """A table of one sentence a row."""
-    records = [{name: line} for line in lines]
-    return make_table("findings", key, title, name, records, *notes)
+        judged_table("findings", [{"finding": line} for line in findings]),
+        judged_table("recommendations", [{"recommendation": line} for line in recommended if line]),
+    ]
 
 
 def interval_text(effect: float, low: float, high: float, unit: str = "points") -> str:
@@ -84,75 +80,83 @@ def interval_text(effect: float, low: float, high: float, unit: str = "points") 
     return f"{100 * effect:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
 
 
+# --- claims ---------------------------------------------------------------------------------------
+
+
 def claim_findings(results: Sequence[Result]) -> list[str]:
     """How many claims stand, and each that was decided with its numbers."""
-    numbers = {v: [r.claim.number for r in results if r.verdict == v] for v in VERDICTS}
-    counts = [f"{len(n)} {v}" + (f" ({', '.join(map(str, n))})" if n else "")
-              for v, n in numbers.items()]  # fmt: skip
+    numbers = {v: [str(r.claim.number) for r in results if r.verdict == v] for v in VERDICTS}
+    counts = [f"{len(n)} {v}" + (f" ({', '.join(n)})" if n else "") for v, n in numbers.items()]
     lines = [f"Of the study's {len(results)} claims: {', '.join(counts)}."]
     for result in results:
         if result.verdict != "undecided":
-            deciding = [part for part in result.parts if part.verdict == result.verdict]
-            shown = "; ".join(map(part_text, deciding))
-            lines.append(
-                f"{result.claim.text} (claim {result.claim.number}): {result.verdict}. {shown}."
-            )
+            deciding = [part_text(p) for p in result.parts if p.verdict == result.verdict]
+            claim = f"{result.claim.text} (claim {result.claim.number}): {result.verdict}"
+            lines.append(f"{claim}. {'; '.join(deciding)}.")
     return lines
 
 
 def verdict_lines(results: Sequence[Result]) -> list[str]:
     """The claims in words, a line for each verdict that there is."""
-    said = {v: [r.claim for r in results if r.verdict == v] for v in VERDICTS}
+    claims = {v: [r.claim for r in results if r.verdict == v] for v in VERDICTS}
     return [
-        f"{verdict}: " + "; ".join(f"({claim.number}) {claim.text}" for claim in claims)
-        for verdict, claims in said.items() if claims
-    ]  # fmt: skip
+        f"{verdict}: " + "; ".join(f"({claim.number}) {claim.text}" for claim in same)
+        for verdict, same in claims.items()
+        if same
+    ]
 
 
 def part_text(part: Part) -> str:
     """A measured part with its number."""
-    said = f"{part.subject}: {interval_text(part.effect, *part.interval, part.unit)}"
-    return f"{said}, {part.note}" if part.note else said
+    text = f"{part.subject}: {interval_text(part.effect, *part.interval, part.unit)}"
+    return f"{text}, {part.note}" if part.note else text
 
 
-def divisions(tied: Sequence[Row]) -> list[list[Row]]:
-    """The records of the table of ties, by division of the images; the chosen one is the first."""
-    found: dict[tuple, list[Row]] = {}
-    for record in tied:
-        found.setdefault(record["model"].images, []).append(record)
-    return list(found.values())
+def recommend_device(result: Result) -> str | None:
+    """Train on the accelerator, where it was measured to be faster than the CPU."""
+    faster = [p for p in result.parts if p.interval and p.interval[0] > 1]
+    faster = [part_text(p) for p in faster if "over ResNet" not in p.subject]
+    if result.claim.number != 8 or not faster:
+        return None
+    return f"Train on the accelerator: {'; '.join(faster)} as fast as the CPU."
 
 
-def chosen_findings(tied: Sequence[Row]) -> list[str]:
+# --- configurations -------------------------------------------------------------------------------
+
+
+def contests_of(ties: Sequence[Row]) -> list[list[Row]]:
+    """The records of the table of ties, by split of the images; the chosen one is the first."""
+    return list(grouped(ties, lambda record: division(record["group"].config)).values())
+
+
+def chosen_finding(contest: Sequence[Row]) -> str:
     """What was chosen on validation, how accurate it is, and how many it cannot be told from."""
-    lines = []
-    for chosen, *rivals in divisions(tied):
-        tied = [record["tied"] for record in rivals]
-        counts = f"Rivals: {len(tied)}, statistically tied with it: {tied.count(True)}"
-        counts += f", open for want of seeds: {tied.count(None)}" if None in tied else ""
-        ends = (chosen["test_acc_low"], chosen["test_acc_high"])
-        known = "" if None in ends else f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f} on "
-        lines.append(
-            f"{display(str(chosen['dataset']))}: chosen on validation, {chosen['setting']}, "
-            f"{100 * chosen['test_acc']:.2f} % on test ({known}{len(chosen['model'].right):,} "
-            f"images, seeds: {chosen['seeds']}). "
-            + (f"{counts}." if tied else "Nothing else was measured on these images.")
-        )  # fmt: skip
-    return lines
+    chosen, *rivals = contest
+    tied = [record["tied"] for record in rivals]
+    counts = f"Rivals: {len(tied)}, statistically tied with it: {tied.count(True)}"
+    counts += f", open for want of seeds: {tied.count(None)}" if None in tied else ""
+    low, high = chosen["test_acc_low"], chosen["test_acc_high"]
+    interval = "" if low is None else f"{100 * low:.2f} to {100 * high:.2f} on "
+    images = len(chosen["group"].rows[0]["right"])
+    return (
+        f"{display(str(chosen['dataset']))}: chosen on validation, {chosen['setting']}, "
+        f"{100 * chosen['test_acc']:.2f} % on test ({interval}{images:,} images, seeds: "
+        f"{chosen['seeds']}). {counts if tied else 'Nothing else was measured on these images'}."
+    )
 
 
 def training_cost(record: Row) -> tuple[float, str] | None:
     """What a configuration's training took and in words: on a CPU seconds of its cores, so that
     runs of unlike threads can be compared."""
-    row = record["model"].row
+    row = record["group"].rows[0]
     ms, threads = number(row, "metrics", "train_ms"), number(row, "env", "threads")
     if not ms:
         return None
     if not threads or get(row, "env", "device") != get(row, "env", "cpu"):
         return ms / 1e3, join_notes(f"{ms / 1e3:,.1f} s", busy_note(row))
-    cost = ms / 1e3 * threads
-    said = f"{cost:,.1f} core-seconds ({threads:g} thread{'s' if threads > 1 else ''})"
-    return cost, join_notes(said, busy_note(row))
+    cost, plural = ms / 1e3 * threads, "s" if threads > 1 else ""
+    text = f"{cost:,.1f} core-seconds ({threads:g} thread{plural})"
+    return cost, join_notes(text, busy_note(row))
 
 
 def cheapest(
@@ -160,13 +164,14 @@ def cheapest(
 ) -> tuple[tuple[float, str], tuple[float, str], Row] | None:
     """The chosen one's cost, the least of rivals on the same machine, and whose it is; None where
     there is none to compare."""
-    own, here = training_cost(chosen), timed_on(chosen["model"].row["env"])
-    mine = [rival for rival in rivals if timed_on(rival["model"].row["env"]) == here]
-    costs = [(cost, i) for i, rival in enumerate(mine) if (cost := training_cost(rival))]
+    here = timed_on(chosen["group"].rows[0]["env"])
+    alike = [rival for rival in rivals if timed_on(rival["group"].rows[0]["env"]) == here]
+    costs = [(cost, i) for i, rival in enumerate(alike) if (cost := training_cost(rival))]
+    own = training_cost(chosen)
     if own is None or not costs:
         return None
     cost, i = min(costs)
-    return own, cost, mine[i]
+    return own, cost, alike[i]
 
 
 def lead_text(record: Row) -> str:
@@ -174,34 +179,34 @@ def lead_text(record: Row) -> str:
     return interval_text(record["difference"], record["low"], record["high"])
 
 
-def recommend_configuration(records: Sequence[Row]) -> str | None:
+def recommend_chosen(contest: Sequence[Row]) -> str | None:
     """The one chosen on validation, and the cheapest of those that the test images cannot tell from
     it: test images choose nothing here, the reader may."""
-    chosen, *rivals = records
+    chosen, *rivals = contest
     if not rivals:
         return None
     tied = [record for record in rivals if record["tied"] is True]
     line = f"{display(str(chosen['dataset']))}: {chosen['setting']}, chosen on validation."
-    found = cheapest(chosen, tied)
-    if not found or found[1][0] >= found[0][0]:
+    costs = cheapest(chosen, tied)
+    if not costs or costs[1][0] >= costs[0][0]:
         return line
-    (_, own), (_, less), best = found
+    (_, own), (_, less), best = costs
     return (
         f"{line} Cheapest of the {len(tied)} tied with it: {best['setting']}, {less} of training "
         f"in place of {own}; the chosen one minus it: {lead_text(best)}."
     )
 
 
-def recommend_cheapest(records: Sequence[Row]) -> str | None:
+def recommend_cheapest(contest: Sequence[Row]) -> str | None:
     """Of those whose validation accuracy is near the chosen one's the cheapest, if it costs at most
     half as much."""
-    chosen, *rivals = records
+    chosen, *rivals = contest
     least = chosen["val_acc"] - NEAR
     near = [r for r in rivals if r["val_acc"] is not None and r["val_acc"] >= least]
-    found = cheapest(chosen, near)
-    if not found or found[1][0] > found[0][0] / 2:
+    costs = cheapest(chosen, near)
+    if not costs or costs[1][0] > costs[0][0] / 2:
         return None
-    (much, own), (little, less), best = found
+    (much, own), (little, less), best = costs
     return (
         f"{display(str(chosen['dataset']))}, where {100 * NEAR:g} points of validation accuracy "
         f"may be lost: {best['setting']}, {much / little:,.0f} times cheaper: {less} of training "
@@ -218,46 +223,42 @@ def preferences(contrasts: Sequence[Row]) -> list[str]:
             continue
         effect = [record[k] for k in ("difference", "low", "high")]
         ahead, name = leads(tuple(effect[1:])), display(str(record["dataset"]))
-        (better, worse), where = record["sides"], record["tuned"]
+        better, worse = record["sides"]
         if surely := [apart for apart in record["apart"] if apart[-1]]:
-            told = "; ".join(map(dependence_text, surely))
-            lines.append(f"{name}: {better} or {worse}: which is better {told}.")
+            levels = "; ".join(map(dependence_text, surely))
+            lines.append(f"{name}: {better} or {worse}: which is better {levels}.")
         elif ahead and not record["apart"] and record["p_holm"] <= ALPHA:
             if ahead < 0:
                 better, worse = worse, better
                 effect = [-effect[0], -effect[2], -effect[1]]
             lines.append(
-                f"{name}: {better} rather than {worse}{where} ({interval_text(*effect)}, "
-                f"pairs: {record['pairs']})."
+                f"{name}: {better} rather than {worse}{record['tuned']} "
+                f"({interval_text(*effect)}, pairs: {record['pairs']})."
             )
     return lines
 
 
-def recommend_device(result: Result) -> str | None:
-    """Train on the accelerator, where it was measured to be faster than the CPU."""
-    faster = [p for p in result.parts if p.interval and p.interval[0] > 1]
-    faster = [p for p in faster if "over ResNet" not in p.subject]
-    if result.claim.number != 8 or not faster:
-        return None
-    return f"Train on the accelerator: {'; '.join(map(part_text, faster))} as fast as the CPU."
+# --- speeds ---------------------------------------------------------------------------------------
 
 
 def recommend_variants(rows: Sequence[Row]) -> list[str]:
     """The fastest way to train each network, where its lead over the first one is beyond noise."""
 
-    def work(row: Row) -> tuple[object, ...]:
+    def work(row: Row) -> tuple[Any, ...]:
         names = ("model", "opt", "image_size", "batch_size")
-        return machine_of(row["env"]), *(get(row, "config", name) for name in names)
+        return machine_of(row["env"]), *map(row["config"].get, names)
 
     lines = []
     for (_, model, opt, size, batch), row, group in fastest(rows, work):
-        found, same = row["metrics"], ("metrics", "speedup", "baseline")
-        rivals = [r for r in group if get(r, *same) == get(row, *same)]
+        best, speedup = row["metrics"], row["metrics"]["speedup"]
+        rivals = [
+            r for r in group if get(r, "metrics", "speedup", "baseline") == speedup.get("baseline")
+        ]
         lines.append(
             f"Train {model} with {opt} at {size}x{size}, batches of {batch}, on "
-            f"{get(row, 'env', 'device')}: {found['label']}, {rate_of(row):,.0f} images/s, "
-            f"{interval_text(found['speedup']['ratio'], *lead_of(row), 'times')} as fast as "
-            f"{found['speedup'].get('baseline_label')}{overlaps(row, rivals, 'label')}."
+            f"{get(row, 'env', 'device')}: {best['label']}, {rate_of(row):,.0f} images/s, "
+            f"{interval_text(speedup['ratio'], *lead_of(row), 'times')} as fast as "
+            f"{speedup.get('baseline_label')}{overlaps(row, rivals, 'label')}."
         )
     return lines
 
@@ -266,55 +267,48 @@ def recommend_engines(rows: Sequence[Row]) -> list[str]:
     """The fastest engine for single images and for batches of each exported network, where its lead
     over eager is beyond noise; each lost no more accuracy than its gate allows."""
 
-    def work(row: Row) -> tuple[object, ...]:
+    def work(row: Row) -> tuple[Any, ...]:
         names = ("dataset", "model", "scenario")
-        return (timed_on(row["env"]), get(row, "config", "train_run_id"),
-                *(get(row, "metrics", name) for name in names))  # fmt: skip
+        run = row["config"].get("train_run_id")
+        return timed_on(row["env"]), run, *map(row["metrics"].get, names)
+
+    def baseline(row: Row) -> tuple[Any, ...]:
+        """What two engines must share for both speed-ups to be over the same eager."""
+        paths = (("metrics", "batch_size"), ("config", "threads"), ("env", "threads"))
+        return tuple(get(row, *path) for path in paths)
 
     full = [row for row in rows if not get(row, "metrics", "quick")]
     lines = []
     for (_, run, dataset, model, scenario), row, group in fastest(full, work):
-        found = row["metrics"]
-        asked = "one image" if scenario == "single" else f"batches of {found['batch_size']}"
-        said = f"{number(found, 'latency_ms', 'p50'):.2f} ms" if scenario == "single" else (
-            f"{found['images_per_s']:,.0f} images/s"
-        )  # fmt: skip
-        measured = len({r["metrics"]["engine"] for r in group})
-        lead = interval_text(found["speedup_vs_eager"], *lead_of(row), "times")
-        lines.append(join_notes(
-            f"Answer {asked} by {model} ({display(str(dataset))}, run {run}) on "
-            f"{get(row, 'env', 'device')} with {found['engine']}, the fastest of {measured} "
-            f"measured: {said}, {lead} as fast as eager, at {100 * found['test_acc']:.2f} % on test"
-            f"{overlaps(row, [r for r in group if same_work(r, row)], 'engine')}", noise_note(row),
-        ) + ".")  # fmt: skip
+        best = row["metrics"]
+        query, speed = f"batches of {best['batch_size']}", f"{best['images_per_s']:,.0f} images/s"
+        if scenario == "single":
+            query, speed = "one image", f"{number(best, 'latency_ms', 'p50'):.2f} ms"
+        engines = len({r["metrics"]["engine"] for r in group})
+        rivals = [r for r in group if baseline(r) == baseline(row)]
+        line = (
+            f"Answer {query} by {model} ({display(str(dataset))}, run {run}) on "
+            f"{get(row, 'env', 'device')} with {best['engine']}, the fastest of {engines} "
+            f"measured: {speed}, {interval_text(best['speedup_vs_eager'], *lead_of(row), 'times')} "
+            f"as fast as eager, at {100 * best['test_acc']:.2f} % on test"
+            f"{overlaps(row, rivals, 'engine')}"
+        )
+        lines.append(join_notes(line, noise_note(row)) + ".")
     return lines
 
 
 def fastest(
-    rows: Sequence[Row], work: Callable[[Row], tuple[object, ...]]
-) -> Iterator[tuple[tuple[object, ...], Row, list[Row]]]:
+    rows: Sequence[Row], work: Callable[[Row], tuple[Any, ...]]
+) -> Iterator[tuple[tuple[Any, ...], Row, list[Row]]]:
     """Of each work the fastest row whose lead over the first one is beyond noise, and all rows."""
-    works: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        works.setdefault(work(row), []).append(row)
-    for key, group in works.items():
+    for key, group in grouped(rows, work).items():
         if sure := [row for row in group if lead_of(row)[0] > 1]:
             yield key, max(sure, key=rate_of), group
 
 
 def lead_of(row: Row) -> tuple[float, float]:
     """The interval of a row's speed-up; (0, 0) where it has none."""
-    engine = get(row, "metrics", "speedup_interval")
-    if isinstance(engine, list) and len(engine) == 2:
-        return engine[0], engine[1]
-    return logged_interval(row) or (0.0, 0.0)
-
-
-def same_work(first: Row, second: Row) -> bool:
-    """Whether two engines' rows are of one size of batch and number of threads, so that both
-    speed-ups are over the same eager."""
-    names = (("metrics", "batch_size"), ("config", "threads"), ("env", "threads"))
-    return all(get(first, *name) == get(second, *name) for name in names)
+    return speedup_interval(row) or (0.0, 0.0)
 
 
 def overlaps(best: Row, rivals: Sequence[Row], name: str) -> str:
@@ -324,6 +318,6 @@ def overlaps(best: Row, rivals: Sequence[Row], name: str) -> str:
     return f"; not told apart from {', '.join(near)}" if near else ""
 
 
-def rate_of(row: Row | None) -> float:
+def rate_of(row: Row) -> float:
     """A row's images a second."""
     return number(row, "metrics", "images_per_s") or 0.0

@@ -36,7 +36,7 @@ from common.judge.rows import (
     varying_settings,
 )
 from common.judge.stats import difference_of
-from common.judge.tables import Table, make_table, significant
+from common.judge.tables import Table, judged_table, significant
 
 STUDY_TEST_IMAGES = 14_000
 
@@ -143,17 +143,12 @@ def results_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     ]
     order = datasets_of([*train, *svm])
     records.sort(key=lambda record: order.index(record["dataset"]))
-    return make_table(
-        "findings",
+    return judged_table(
         "results",
-        "Results: what was chosen on validation, beside the study's best",
-        "dataset config seeds test_acc interval published_test_acc training",
         [record | {"dataset": display(record["dataset"])} for record in records],
-        f"{ACCURACY_INTERVAL}; accuracy and time are then means. Of a single seed it holds no "
-        "noise of training. Published: the study's best network, or support vector machine (SVM), "
-        "where the test images are the same. Training of an SVM: its fit.",
         devices_note(row for groups in contests for group in groups for row in group.rows),
         missing=not records,
+        accuracy_interval=ACCURACY_INTERVAL,
     )
 
 
@@ -219,17 +214,7 @@ def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     for part, rows in (("q1a", train), ("q1b", svm)):
         groups = configurations(rows)
         records += [_nearest_record(figure, groups) for figure in published(part)]
-    return make_table(
-        "statistics",
-        "published",
-        "Published accuracies beside the nearest run",
-        "dataset setting published_test_acc test_acc seeds difference difference_low "
-        "difference_high runs note",
-        records,
-        "The nearest run has the same data set, network and optimiser, or kernel, and the fewest "
-        "other settings. The study's own figures are taken to be of one run each on 14,000 images. "
-        "Runs of one split share its test images: the differences of a data set move together.",
-    )
+    return judged_table("published", records)
 
 
 def _nearest_record(figure: Row, groups: Iterable[Group]) -> Row:

@@ -46,7 +46,6 @@ PROTOCOLS = {"train": (TRAIN_PROTOCOL, TRAIN_FACTORS), "svm": (SVM_PROTOCOL, SVM
 # They change how images reach a device, and no arithmetic: two runs that differ in them alone are
 # one training done twice.
 TRANSPORT = ("pin_memory", "data_on")
-ONE_SEED = "one seed: the interval holds the noise of test images only"
 ACCURACY_INTERVAL = (
     "95 %: Wilson's interval on the test images and Student's over the seeds, where there are "
     "several, joined as independent noises"

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 from scipy.optimize import brentq
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest, chi2, norm, t
 
 Interval = tuple[float, float]
 
@@ -41,12 +40,9 @@ def newcombe_interval(
     Raises: ValueError, as wilson_interval.
     Source: Newcombe, Statistics in Medicine 17 (1998), 873-890, method 10.
     """
-    p, q = first[0] / max(first[1], 1), second[0] / max(second[1], 1)
     (p_low, p_high), (q_low, q_high) = (wilson_interval(*c, confidence) for c in (first, second))
-    return (
-        p - q - math.hypot(p - p_low, q_high - q),
-        p - q + math.hypot(p_high - p, q - q_low),
-    )
+    p, q = first[0] / first[1], second[0] / second[1]
+    return p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
@@ -72,7 +68,7 @@ def sign_flip_test(sums: np.ndarray) -> float:
     step = int(np.gcd.reduce(magnitudes))
     chance = np.ones(1)
     for magnitude, count in zip((magnitudes // step).tolist(), counts.tolist(), strict=True):
-        terms = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        terms = binom.pmf(np.arange(count + 1), count, 0.5)
         wider = np.zeros(len(chance) + magnitude * count)
         for i in np.flatnonzero(terms):
             wider[i * magnitude : i * magnitude + len(chance)] += terms[i] * chance
@@ -113,8 +109,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     p = np.asarray(p_values, float)
     order = np.argsort(p)
     adjusted = np.empty_like(p)
-    factors = np.arange(len(p), 0, -1)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(factors * p[order]))
+    steps = np.arange(len(p), 0, -1) * p[order]
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
     return adjusted.tolist()
 
 
@@ -123,13 +119,8 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | 
     if len(values) < 2:
         return None
     mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
     return mean - half, mean + half
-
-
-def binomial_sd(accuracy: float, images: int) -> float:
-    """Standard deviation that the choice of so many test images alone gives an accuracy."""
-    return math.sqrt(accuracy * (1 - accuracy) / images)
 
 
 def median_ratio_interval(
@@ -143,7 +134,7 @@ def median_ratio_interval(
     """
     errors = [1.2533 * iqr / 1.349 / math.sqrt(n) / median for median, iqr, n in (first, second)]
     degrees = max(1, min(first[2], second[2]) - 1)
-    half = float(stats.t.ppf((1 + confidence) / 2, degrees)) * math.hypot(*errors)
+    half = float(t.ppf((1 + confidence) / 2, degrees)) * math.hypot(*errors)
     ratio = first[0] / second[0]
     return ratio * math.exp(-half), ratio * math.exp(half)
 
@@ -239,20 +230,20 @@ class Estimate:
     @property
     def degrees(self) -> float:
         """Student's degrees of freedom of the seeds; infinite where they add nothing."""
-        found = [math.inf]
-        for name in ("variance", "scale"):
-            parts = [getattr(spread, name) for spread in self.spreads]
-            if any(parts):
-                squares = sum(p * p / s.degrees for p, s in zip(parts, self.spreads, strict=True))
-                found.append(sum(parts) ** 2 / squares)
-        return min(found)
+
+        def welch(parts: list[float]) -> float:
+            squares = sum(p * p / s.degrees for p, s in zip(parts, self.spreads, strict=True))
+            return sum(parts) ** 2 / squares if squares else math.inf
+
+        return min(
+            welch([s.variance for s in self.spreads]), welch([s.scale for s in self.spreads])
+        )
 
     def interval(self, level: float = 0.05) -> Interval:
         """Two-sided interval that misses the truth with a probability of at most `level`."""
-        scale = stats.norm.isf(level / 2) / stats.norm.isf(0.025)
-        error = self.seed_error
-        seed = stats.t.isf(level / 2, self.degrees) * error if error else 0.0
+        scale = norm.isf(level / 2) / norm.isf(0.025)
         low, high = (scale * (end - self.value) for end in self.image)
+        seed = t.isf(level / 2, self.degrees) * self.seed_error if self.seed_error else 0.0
         return self.value - math.hypot(low, seed), self.value + math.hypot(high, seed)
 
     def p(self) -> float:
@@ -262,23 +253,23 @@ class Estimate:
             low, high = self.interval(math.exp(log_p))
             return low if self.value > 0 else -high
 
-        least = math.log(1e-100)
         if self.value == 0:
             return 1.0
+        least = math.log(1e-100)
         return math.exp(brentq(beyond, least, 0.0)) if beyond(least) < 0 else 0.0
 
     def power(self, low: float, high: float) -> float:
         """How often the interval lies between low and high, were the value the truth."""
-        error = (self.image[1] - self.image[0]) / 2 / stats.norm.isf(0.025)
-        half = np.full(1, error * stats.norm.isf(0.025))
+        error = (self.image[1] - self.image[0]) / 2 / norm.isf(0.025)
+        half = np.full(1, error * norm.isf(0.025))
         total = math.hypot(error, self.seed_error)
         if self.seed_error:
             chances = (np.arange(400) + 0.5) / 400
-            drawn = stats.chi2.ppf(chances, self.degrees) / self.degrees
-            wide = stats.t.isf(0.025, self.degrees) * self.seed_error
+            drawn = chi2.ppf(chances, self.degrees) / self.degrees
+            wide = t.isf(0.025, self.degrees) * self.seed_error
             half = np.hypot(half, wide * np.sqrt(drawn))
-        inside = stats.norm.cdf((high - half - self.value) / total)
-        inside -= stats.norm.cdf((low + half - self.value) / total)
+        inside = norm.cdf((high - half - self.value) / total)
+        inside -= norm.cdf((low + half - self.value) / total)
         return float(np.maximum(inside, 0).mean())
 
     def at(self, seeds: int) -> Estimate:

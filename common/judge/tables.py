@@ -3,10 +3,14 @@ common/report."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from common.judge.rows import Row
+
+WORDS = tomllib.loads(Path(__file__).with_name("tables.toml").read_text())
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,17 @@ def make_table(
     return Table(
         section, key, title, names, kept, () if missing else tuple(filter(None, notes)), missing
     )
+
+
+def judged_table(
+    key: str, records: Iterable[Row], *notes: str, missing: bool = False, **values: object
+) -> Table:
+    """A table whose words are in tables.toml, where values fill the braces; more notes follow."""
+    words, records = WORDS[key], list(records)
+    text = words.get("notes", "") if records or "empty" not in words else words["empty"]
+    own = [" ".join(paragraph.split()).format(**values) for paragraph in text.split("\n\n")]
+    names = words["section"], key, words["title"], words["columns"]
+    return make_table(*names, records, *own, *notes, missing=missing)
 
 
 def significant(value: float) -> str:

@@ -10,24 +10,20 @@ from scipy import stats
 
 from common.base.config import TrainConfig, as_dict
 from common.base.log import read_rows
-from common.judge.claims import machine_parts
-from common.judge.contrasts import (
+from common.judge.claims import CLAIMS
+from common.judge.compare import (
+    comparison_tables,
     contrast_records,
-    contrast_tables,
     interaction_records,
-    interactions_table,
-    pairs_table,
-)
-from common.judge.evidence import best_setting, by_setting, matched, measure_effect
-from common.judge.findings import preferences
-from common.judge.noise import (
-    evidence_tables,
-    noise_tables,
-    optimism_table,
+    matched,
+    measure_effect,
+    optimism_records,
+    pair_records,
     seeds_table,
     tie_records,
 )
-from common.judge.rows import ONE_SEED, by_seed, latest_ok, pick_best, trained_by
+from common.judge.findings import preferences
+from common.judge.rows import best_of, by_seed, latest_ok, pick_best, trained_by
 from common.judge.stats import mcnemar, newcombe_interval, paired_interval
 
 
@@ -85,7 +81,7 @@ def test_rows_of_one_training_are_one_piece_of_evidence(log):
     add_shared(log, "adam")
     evidence = log.evidence()
     assert len(log.rows) == 8
-    assert len(evidence.models) == 4
+    assert len(evidence.groups) == 4
     assert evidence.counts[0]["same_training"] == 4
     records = contrast_records(evidence)
     for name in ("opt sgd - adam", "epochs 5 - 3"):
@@ -118,7 +114,8 @@ def test_the_study_s_protocol_goes_before_more_pairs_of_another(log):
             log.train(wrong_on((0, 120)), dataset="mnist", image_size=image_size, seed=seed,
                       opt="adam")  # fmt: skip
     record = only(contrast_records(log.evidence()), dataset="mnist", contrast="opt sgd - adam")
-    assert (record["pairs"], record["note"]) == (1, ONE_SEED)
+    assert record["pairs"] == 1
+    assert record["note"] == "one seed: the interval holds the noise of test images only"
 
 
 def sides(log, first, second, seeds=(range(99), range(99)), **settings):
@@ -229,7 +226,7 @@ def test_an_interaction_is_the_difference_of_two_effects(log):
     wrong = {("sgd", 1e-3): 100, ("adam", 1e-3): 150, ("sgd", 1e-4): 100, ("adam", 1e-4): 300}
     for (opt, lr), count in wrong.items():
         log.train(wrong_on((0, count)), dataset="mnist", opt=opt, lr=lr)
-    (record,) = interactions_table(interaction_records(log.evidence())).records
+    (record,) = interaction_records(log.evidence())
     assert record["contrast"] == "(opt sgd - adam) at lr 0.001 - at 0.0001"
     assert record["difference"] == pytest.approx((50 - 200) / IMAGES)
     assert record["high"] < 0
@@ -239,7 +236,7 @@ def test_each_pair_has_its_row_with_both_accuracies(log):
     for lr in (1e-3, 1e-4):
         log.train(wrong_on((0, 140)), dataset="mnist", opt="sgd", lr=lr)
         log.train(wrong_on((0, 280)), dataset="mnist", opt="adam", lr=lr)
-    records = [r for r in pairs_table(log.evidence()).records if r["contrast"].startswith("opt")]
+    records = [r for r in pair_records(log.evidence()) if r["contrast"].startswith("opt")]
     assert [r["setting"] for r in records] == [
         "model resnet18, lr 0.001, epochs 5", "model resnet18, lr 0.0001, epochs 5",
     ]  # fmt: skip
@@ -267,7 +264,7 @@ def test_a_side_of_one_seed_is_taken_to_vary_as_the_other_does_and_decides_nothi
     half = stats.t.isf(0.025, 2) * 40 / IMAGES * math.sqrt(1 / 3 + 1)
     assert record["difference"] - record["low"] > half
     assert record["note"] == "settings of one seed are taken to vary as those of several do"
-    (part, _) = machine_parts(log.evidence(), log.rows)
+    (part, _) = CLAIMS[6].parts(log.evidence())
     assert part.verdict == "undecided"
     assert "three seeds: make q1a q1b ARGS='--seed 0 1 2'" in part.note
     assert preferences([record]) == []
@@ -284,9 +281,10 @@ def test_a_row_older_than_a_setting_is_of_its_default(log):
     assert record["difference"] == pytest.approx(-200 / IMAGES)
     log.train(wrong_on((0, 150)), dataset="mnist", opt="adam", data_on="host")
     evidence = log.evidence()
-    assert len(evidence.models) == 3
+    assert len(evidence.groups) == 3
     log.rows.append(old | {"time_utc": "later"})  # trained once more
-    assert sum(m.row is log.rows[-1] for m in log.evidence().models) == 1
+    times = [row["time_utc"] for group in log.evidence().groups for row in group.rows]
+    assert times.count("later") == 1
     log.rows.pop()
     record = only(contrast_records(evidence), dataset="mnist", contrast="opt sgd - adam")
     assert record["difference"] == pytest.approx(-150 / IMAGES)
@@ -334,8 +332,7 @@ def test_test_accuracy_has_no_part_in_the_choice(log):
     log.train(wrong_on((0, 900)), {"val_acc": 0.99, "train_ms": 5}, dataset="mnist", lr=0.1)
     log.train(wrong_on(), {"val_acc": 0.98}, dataset="mnist", lr=0.2)
     log.train(wrong_on((0, 9)), {"val_acc": 0.99, "train_ms": 4}, dataset="mnist", lr=0.3)
-    (chosen,) = best_setting(by_setting(log.evidence().models))
-    assert chosen.config["lr"] == 0.3  # the shorter of two equals
+    assert best_of(log.evidence().groups).config["lr"] == 0.3  # the shorter of two equals
 
 
 def test_the_best_is_the_same_whoever_asks(log):
@@ -353,17 +350,16 @@ def test_the_best_is_the_same_whoever_asks(log):
     network, svm = pick_best(done)
     assert (network.config["lr"], len(network.rows)) == (0.2, 3)
     assert svm.rows[0]["kind"] == "svm"
-    settings = by_setting(m for m in log.evidence().models if m.row["kind"] == "train")
-    assert {m.row["run_id"] for m in best_setting(settings)} == {r["run_id"] for r in network.rows}
-    assert tie_records(log.evidence())[0]["model"].config["lr"] == 0.2
+    chosen = tie_records(log.evidence())[0]["group"]
+    assert {row["run_id"] for row in chosen.rows} == {row["run_id"] for row in network.rows}
 
 
 def test_seeds_with_and_without_pinned_memory_are_of_one_configuration(log):
     for seed in range(3):
         log.train(wrong_on((0, 90)), dataset="mnist", seed=seed, pin_memory=seed > 0)
     (best,) = pick_best(latest_ok(log.rows, "train"))
-    (setting,) = by_setting(log.evidence().models)
-    assert len(best.rows) == len(setting) == 3
+    (group,) = log.evidence().groups
+    assert len(best.rows) == len(group.rows) == 3
 
 
 def test_the_best_of_both_kinds_meet_on_the_test_images_that_both_have(log):
@@ -382,7 +378,7 @@ def test_optimism_is_validation_minus_test_of_the_chosen(log):
         for pin in (False, True):
             log.train(wrong_on((0, 280)), {"val_acc": val_acc}, dataset="mnist", lr=lr,
                       pin_memory=pin)  # fmt: skip
-    (record,) = optimism_table(latest_ok(log.rows, "train")).records
+    (record,) = optimism_records(latest_ok(log.rows, "train"))
     assert record["optimism"] == pytest.approx(0.01)
     expected = newcombe_interval((6930, 7000), (13_720, 14_000))
     assert (record["low"], record["high"]) == pytest.approx(expected)
@@ -426,7 +422,7 @@ def test_what_cannot_be_compared_is_counted_with_its_reason(log):
     counts = evidence.counts[0]
     assert (counts["rows"], counts["models"], counts["unusable"]) == (8, 3, 5)
     assert (counts["failed"], counts["interrupted"], counts["partial"]) == (1, 1, 1)
-    assert failed not in {model.row["run_id"] for model in evidence.models}
+    assert failed not in {row["run_id"] for group in evidence.groups for row in group.rows}
     assert evidence.reasons == {
         "the row names no predictions": 1,
         f"run {names[1]}: {IMAGES} predictions for 5 images": 1,
@@ -434,7 +430,7 @@ def test_what_cannot_be_compared_is_counted_with_its_reason(log):
         f"run {names[3]}: other test images or labels than the rest": 1,
         f"run {names[4]}: other test images or labels than the rest": 1,
     }
-    rows, reasons = evidence_tables(evidence)
+    *_, rows, reasons = comparison_tables(evidence, [], [], [])
     assert len(rows.records) == 1
     assert sum(row["rows"] for row in reasons.records) == 5
 
@@ -449,11 +445,9 @@ def test_the_last_of_repeated_runs_counts(log):
 
 def test_of_an_empty_log_every_table_says_what_it_lacks():
     evidence = Invented().evidence()
-    contrasts, *rest = contrast_tables(
-        evidence, contrast_records(evidence), interaction_records(evidence)
-    )
+    contrasts, *rest = comparison_tables(evidence, contrast_records(evidence), [], [])
     assert contrasts.missing
-    for table in (*rest, *noise_tables(evidence, [], [])):
+    for table in rest:
         assert not table.records
         assert table.notes or table.key == "seeds"
 

@@ -1,0 +1,512 @@
+"""Configurations compared on the test images that both answered: matched pairs, the predeclared
+contrasts, what the noise leaves open, and the tables of all of it.
+
+Configurations that share a training are one here, however many rows tell of it: a row that only
+repeats another's predictions is no further evidence. They are chosen on validation images and
+compared on test images. Every contrast is named here, before any row is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common.base.config import preset_of
+from common.judge import stats
+from common.judge.rows import (
+    PROTOCOLS,
+    TRANSPORT,
+    Group,
+    Row,
+    accuracy_record,
+    best_of,
+    by_seed,
+    configurations,
+    datasets_of,
+    distinct,
+    division,
+    grouped,
+    in_words,
+    join_notes,
+    latest_ok,
+    number,
+    pick_best,
+    plain,
+)
+from common.judge.tables import Table, judged_table
+from common.judge.verdicts import BEATS, MARGIN, SEEDS, dependence, leads
+
+ALPHA = 0.05
+Load = Callable[[Row], tuple[Mapping[str, Any] | None, str | None]]
+Pair = tuple[Group, Group]
+
+
+# --- what can be compared -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The log, and of it the configurations whose predictions can be compared; of each data set and
+    kind of model how many rows there are, and why some are not among them.
+
+    Shapes: in each row of the groups `right` (N,) bool, whether it answered each test image
+    rightly, `images` a digest of which images these are.
+    """
+
+    rows: Sequence[Row]
+    groups: tuple[Group, ...]
+    counts: tuple[Row, ...]
+    reasons: Mapping[str, int]
+
+    def of(self, dataset: str, kind: str) -> list[Group]:
+        """The configurations of one data set and kind."""
+        return [g for g in self.groups if g.config.get("dataset") == dataset and g.kind == kind]
+
+    @property
+    def datasets(self) -> list[str]:
+        """The study's data sets, then the others that can be compared."""
+        return datasets_of(group.rows[0] for group in self.groups)
+
+
+def collect(rows: Sequence[Row], load: Load) -> Evidence:
+    """Every distinct model with predictions that can be used, by data set as in the report.
+
+    `load` returns a row's predictions, or the reason why there are none.
+    """
+    groups, counts, reasons = [], [], Counter()
+    for kind in PROTOCOLS:
+        done = latest_ok(rows, kind)
+        for dataset in datasets_of(done):
+            finished = [row for row in done if row["config"].get("dataset") == dataset]
+            single = distinct(finished)
+            tested = [row for run in single if (row := _tested(run, load, reasons))]
+            by_images = grouped(tested, lambda row: division(row["config"])).values()
+            kept = [row for same in by_images for row in _same_images(same, reasons)]
+            groups += by_seed(kept, *TRANSPORT)
+            counts.append(
+                {
+                    "dataset": dataset,
+                    "kind": kind,
+                    "rows": len(finished),
+                    "same_training": len(finished) - len(single),
+                    "unusable": len(single) - len(kept),
+                    "models": len(kept),
+                    **_unfinished(rows, kind, dataset),
+                }
+            )
+    return Evidence(rows, tuple(groups), tuple(counts), reasons)
+
+
+def _tested(row: Row, load: Load, reasons: Counter[str]) -> Row | None:
+    answers, problem = load(row)
+    logged = number(row, "metrics", "n_test")
+    if answers is None:
+        named = isinstance(row["metrics"].get("predictions"), str)
+        reasons[str(problem) if named else "the row names no predictions"] += 1
+    elif logged is not None and logged != len(answers["label"]):
+        count = len(answers["label"])
+        reasons[f"run {row['run_id']}: {count} predictions for {logged} images"] += 1
+    else:
+        images = np.stack([answers["label"], answers["index"]]).astype("<i8").tobytes()
+        right = np.asarray(answers["pred"] == answers["label"])
+        return row | {"right": right, "images": hashlib.sha256(images).hexdigest()}
+    return None
+
+
+def _same_images(rows: Sequence[Row], reasons: Counter[str]) -> list[Row]:
+    """Those that were tested on the same images with the same labels, and whose training split,
+    for as many images, was the same one: the majority."""
+
+    def limit(row: Row) -> Any:
+        return row["config"].get("limit")
+
+    def split(row: Row) -> Any:
+        return row["metrics"].get("split_sha256")
+
+    def majority(values: Iterable[Any]) -> Any:
+        return Counter(values).most_common(1)[0][0]
+
+    images = majority(row["images"] for row in rows)
+    splits = {n: majority(map(split, same)) for n, same in grouped(rows, limit).items()}
+    kept = []
+    for row in rows:
+        if row["images"] != images:
+            reasons[f"run {row['run_id']}: other test images or labels than the rest"] += 1
+        elif split(row) != splits[limit(row)]:
+            reasons[f"run {row['run_id']}: another split_sha256 than the rest"] += 1
+        else:
+            kept.append(row)
+    return kept
+
+
+def _unfinished(rows: Sequence[Row], kind: str, dataset: str) -> Row:
+    """Runs that did not end well, each once: failed, interrupted, or epochs without a result."""
+    own = [row for row in rows if row["config"].get("dataset") == dataset]
+    ended = grouped((r for r in own if r["kind"] == kind), lambda row: row["run_id"])
+    statuses = {name: [row["status"] for row in same] for name, same in ended.items()}
+    last = Counter(each[-1] for each in statuses.values() if "ok" not in each)
+    begun = {row["run_id"] for row in own if row["kind"] == "epoch" and kind == "train"}
+    return {
+        "failed": last["failed"],
+        "interrupted": last["interrupted"],
+        "partial": len(begun - ended.keys()),
+    }
+
+
+# --- matched pairs --------------------------------------------------------------------------------
+
+
+def matched(
+    groups: Iterable[Group], factor: str, first: Any, second: Any, tuned: Sequence[str] = ()
+) -> list[Pair]:
+    """Pairs of configurations that differ in one factor alone, on the same test images; and in
+    those that are `tuned`, of which each side has its best on validation, chosen among those values
+    that both sides have, or where they share none among its own."""
+    pairs = []
+    for same in grouped(groups, lambda group: group.without(factor, *tuned)).values():
+        sides = [
+            {tuple(map(g.config.get, tuned)): g for g in same if g.config.get(factor) == level}
+            for level in (first, second)
+        ]
+        common = sides[0].keys() & sides[1].keys() or sides[0].keys() | sides[1].keys()
+        choices = [[g for value, g in side.items() if value in common] for side in sides]
+        pair = tuple(c[0] if len(c) == 1 else best_of(c) for c in choices)
+        if all(pair):
+            pairs.append(pair)
+    return pairs
+
+
+def main_recipe(groups: Iterable[tuple[Group, ...]]) -> list[Any]:
+    """The pairs, or single configurations, of one recipe, which is all but what the study varied:
+    the study's own where there are any, else that of most."""
+    recipes = grouped(groups, lambda pair: pair[0].without(*PROTOCOLS[pair[0].kind][1]))
+
+    def rank(recipe: str) -> tuple[bool, int, str]:
+        return recipes[recipe][0][0].protocol != "", -len(recipes[recipe]), recipe
+
+    return recipes[min(recipes, key=rank)] if recipes else []
+
+
+def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = ()) -> Row:
+    """A difference of test accuracies, first minus second: of means over seeds, the mean over
+    matched pairs; minus that of `others`, where it is an interaction of pairs matched one by one.
+
+    Returns: `estimate` with both noises, its value and ends, and p; the ends of the interval over
+    test images alone, for these models as they were trained; `seeds`, the fewest on a side;
+    `first_only`, the images that of two models drawn from a pair the first alone gets right, on
+    average, summed over pairs; what is to be noted. Units: fractions.
+    Raises: ValueError where there are no pairs.
+    """
+    if not pairs:
+        raise ValueError("an effect needs at least one pair")
+    weights: dict[Group, int] = Counter()
+    for sign, side in ((1, pairs), (-1, others)):
+        for first, second in side:
+            weights[first] += sign
+            weights[second] -= sign
+    # In whole numbers: equal differences of an image must not differ by rounding.
+    whole = math.lcm(*(len(g.rows) for g in weights)) * len(pairs)
+    shares = {g: w * whole // (len(pairs) * len(g.rows)) for g, w in weights.items()}
+    rights = {g: np.array([row["right"] for row in g.rows], np.int64) for g in weights}
+    sums = sum(share * rights[g].sum(0) for g, share in shares.items())
+    value, image = float(sums.mean()) / whole, stats.paired_interval(sums, whole)
+    spreads, shared = _spreads({g: share / whole for g, share in shares.items()}, rights)
+    # What differs from image to image between seeds is in the seeds' variance already.
+    alone = math.sqrt(max(0.0, 1 - shared * whole**2 * len(sums) / max(sums.var(), 1e-12)))
+    narrow = (value + alone * (image[0] - value), value + alone * (image[1] - value))
+    estimate = stats.Estimate(value, narrow, spreads) if spreads else stats.Estimate(value, image)
+    seeds, (low, high) = min(len(g.rows) for g in weights), estimate.interval()
+    one_seed = "one seed: the interval holds the noise of test images only"
+    if spreads:
+        one_seed = "settings of one seed are taken to vary as those of several do"
+    trainings = {(_family(g), row["config"].get("seed")) for g in weights for row in g.rows}
+    both = [(rights[a].mean(0), rights[b].mean(0)) for a, b in pairs]
+    return {
+        "estimate": estimate,
+        "difference": value,
+        "low": low,
+        "high": high,
+        "image_low": image[0],
+        "image_high": image[1],
+        "p": estimate.p() if spreads else stats.sign_flip_test(sums),
+        "pairs": len(pairs),
+        "seeds": seeds,
+        "trajectories": len(trainings),
+        "images": len(sums),
+        "runs": [row["run_id"] for g in weights for row in g.rows],
+        "first_only": round(sum(float((a * (1 - b)).sum()) for a, b in both)),
+        "second_only": round(sum(float((b * (1 - a)).sum()) for a, b in both)),
+        "note": join_notes(one_seed if seeds == 1 else "", *(first.protocol for first, _ in pairs)),
+    }
+
+
+def _family(group: Group) -> str:
+    """The trainings that it is of, whatever their seed: at a constant learning rate those of any
+    length are epochs of one."""
+    constant = group.config.get("schedule", "constant") == "constant"
+    return group.without("epochs") if constant else group.without()
+
+
+def _spreads(
+    shares: Mapping[Group, float], rights: Mapping[Group, np.ndarray]
+) -> tuple[tuple[stats.Spread, ...], float]:
+    """What the seeds add to the variance of the sum of right answers, each times its group's share,
+    and how much of that differs from image to image.
+
+    Groups that are epochs of the same trainings are taken together, seed by seed.
+    """
+    known, by_image = [], 0.0
+    for family in grouped((g for g in shares if len(g.rows) > 1), _family).values():
+        seeds: dict[Any, np.ndarray | float] = Counter()
+        for g in family:
+            scale = shares[g] * math.sqrt(len(g.rows) / (len(g.rows) - 1))
+            for row, off in zip(g.rows, rights[g] - rights[g].mean(0), strict=True):
+                seed = row["config"].get("seed")
+                seeds[seed] = seeds[seed] + scale * off
+        luck = sum(float((off**2).mean()) / len(off) for off in seeds.values())
+        by_image += luck
+        # No less than the luck of single answers gives: a few seeds may agree by chance.
+        variance = max(luck, sum(float(off.mean()) ** 2 for off in seeds.values()))
+        n = min(len(g.rows) for g in family)
+        total = sum(shares[g] ** 2 * len(g.rows) for g in family)
+        known.append(stats.Spread(variance, total, n, n - 1))
+    return stats.lend(known, [shares[g] ** 2 for g in shares if len(g.rows) == 1]), by_image
+
+
+# --- contrasts ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two levels of a factor; a difference is the first's accuracy minus the second's, each at its
+    own best of the settings that are `tuned`, chosen on validation."""
+
+    kind: str
+    factor: str
+    first: Any
+    second: Any
+    command: str
+    tuned: tuple[str, ...] = ()
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """Both levels in words."""
+        return f"{self.factor} {plain(self.first)}", f"{self.factor} {plain(self.second)}"
+
+    @property
+    def name(self) -> str:
+        """As it stands in the tables."""
+        return f"{self.sides[0]} - {plain(self.second)}"
+
+    def pairs(self, evidence: Evidence, dataset: str, tuned: bool = True) -> list[Pair]:
+        """Its matched pairs; not `tuned`: at every level of what would be."""
+        levels = self.factor, self.first, self.second
+        groups = evidence.of(dataset, self.kind)
+        return main_recipe(matched(groups, *levels, self.tuned if tuned else ()))
+
+    def levels(self, pairs: Iterable[Pair]) -> list[Row]:
+        """What its effect is at each level of the other factors."""
+        levels = []
+        for other in CONTRASTS:
+            if other.kind == self.kind and other is not self:
+                there = grouped(pairs, lambda pair, k=other.factor: pair[0].config.get(k))
+                for level, same in there.items() if len(there) > 1 else ():
+                    name = {"factor": other.factor, "level": f"{other.factor} {plain(level)}"}
+                    levels.append(measure_effect(same) | name)
+        return levels
+
+
+CONTRASTS = (
+    Contrast("train", "model", "resnet18", "resnet50", "make q1a", ("lr",)),
+    Contrast("train", "opt", "sgd", "adam", "make q1a", ("lr",)),
+    Contrast("train", "epochs", 5, 3, "make q1a", ("lr",)),
+    Contrast("train", "lr", 1e-3, 1e-4, "make q1a"),
+    Contrast("svm", "kernel", "rbf", "poly", "make q1b"),
+)
+TUNED = ", each at its best learning rate"
+
+
+def best_pairs(evidence: Evidence, dataset: str) -> list[Pair]:
+    """The best ResNet and the best SVM, each chosen on validation, on the same test images."""
+    networks = [g for g in evidence.of(dataset, "train")
+                if str(g.config.get("model")).startswith("resnet")]  # fmt: skip
+    sides = networks, evidence.of(dataset, "svm")
+    common = set.intersection(*({g.rows[0]["images"] for g in side} for side in sides))
+    network, svm = (
+        best_of(g for (g,) in main_recipe((g,) for g in side if g.rows[0]["images"] in common))
+        for side in sides
+    )
+    alike = network and svm and network.rows[0]["images"] == svm.rows[0]["images"]
+    return [(network, svm)] if alike else []
+
+
+def add_holm(records: list[Row]) -> list[Row]:
+    """Adjust the p-values of a table, which is one family."""
+    tested = [record for record in records if "p" in record]
+    for record, p in zip(tested, stats.holm([record["p"] for record in tested]), strict=True):
+        record["p_holm"] = p
+    return records
+
+
+def contrast_records(evidence: Evidence) -> list[Row]:
+    """The main effect of each factor by matched pairs, each level at its best of what is tuned and
+    averaged over it, and the best network against the best SVM."""
+    records = []
+    for dataset in evidence.datasets:
+        for c in CONTRASTS:
+            averaged, pairs = (c.pairs(evidence, dataset, tuned) for tuned in (False, True))
+            more = {
+                "tuned": "" if averaged == pairs else TUNED,
+                "apart": dependence(BEATS, c.levels(averaged)),
+            }
+            name = c.name + more["tuned"]
+            records.append(_contrast_record(dataset, name, c.sides, c.command, pairs) | more)
+            if averaged and more["tuned"]:
+                name = f"{c.name}, averaged"
+                records.append(_contrast_record(dataset, name, c.sides, c.command, averaged))
+        sides = "best ResNet", "best SVM"
+        pairs = best_pairs(evidence, dataset)
+        best = _contrast_record(dataset, " - ".join(sides), sides, "make q1a q1b", pairs)
+        records.append(best | {"tuned": "", "apart": []})
+    return add_holm(records)
+
+
+def _contrast_record(
+    dataset: str, name: str, sides: tuple[str, str], command: str, pairs: Sequence[Pair]
+) -> Row:
+    effect = measure_effect(pairs) if pairs else {"note": f"no pair in the log: {command}"}
+    return effect | {"dataset": dataset, "contrast": name, "sides": sides}
+
+
+def interaction_records(evidence: Evidence) -> list[Row]:
+    """How the effect of one factor changes with another, by matched fours."""
+    records = []
+    factors = [contrast for contrast in CONTRASTS if contrast.kind == "train"]
+    for dataset, (one, other) in itertools.product(
+        evidence.datasets, itertools.combinations(factors, 2)
+    ):
+        names, pairs = (one.factor, other.factor), one.pairs(evidence, dataset, tuned=False)
+        first, second = (
+            {a.without(*names): (a, b) for a, b in pairs if a.config.get(other.factor) == level}
+            for level in (other.first, other.second)
+        )
+        if both := [key for key in first if key in second]:
+            effect = measure_effect([first[key] for key in both], [second[key] for key in both])
+            levels = f"at {other.factor} {plain(other.first)} - at {plain(other.second)}"
+            records.append(effect | {"dataset": dataset, "contrast": f"({one.name}) {levels}"})
+    return add_holm(records)
+
+
+def setting_of(group: Group, *left_out: str) -> str:
+    """A configuration in the study's factors, and how it differs from the study's protocol: the
+    preset that it is of, or its settings."""
+    hidden = {"dataset", "pin_memory", *left_out}
+    names = [name for name in PROTOCOLS[group.kind][1] if name not in hidden]
+    preset = preset_of(group.config) if group.protocol and group.kind == "train" else None
+    other = f"--preset {preset}" if preset else group.protocol
+    return ", ".join(in_words(group.config, names)) + (f" ({other})" if other else "")
+
+
+def pair_records(evidence: Evidence) -> list[Row]:
+    """Each matched pair of configurations behind the contrasts."""
+    records = []
+    for dataset, contrast in itertools.product(evidence.datasets, CONTRASTS):
+        for pair in contrast.pairs(evidence, dataset, tuned=False):
+            first, second = (float(np.mean([r["right"] for r in side.rows])) for side in pair)
+            records.append(
+                measure_effect([pair])
+                | {"dataset": dataset, "contrast": contrast.name, "first_acc": first}
+                | {"second_acc": second, "setting": setting_of(pair[0], contrast.factor)}
+            )
+    return add_holm(records)
+
+
+# --- what the noise leaves open -------------------------------------------------------------------
+
+
+def tie_records(evidence: Evidence) -> list[Row]:
+    """Each configuration against the chosen one, for every split of the images."""
+    records = []
+    for dataset in evidence.datasets:
+        rivals = grouped(evidence.of(dataset, "train"), lambda group: division(group.config))
+        records += [record for groups in rivals.values() for record in compare_with_chosen(groups)]
+    return records
+
+
+def compare_with_chosen(groups: Sequence[Group]) -> list[Row]:
+    """The chosen configuration of one split of the images, then its rivals by validation accuracy,
+    each with its test against it."""
+    chosen = best_of(groups)
+    records = []
+    for group in groups if chosen else ():
+        effect = {"tied": "chosen"} if group is chosen else measure_effect([(chosen, group)])
+        names = {"dataset": group.config.get("dataset"), "setting": setting_of(group)}
+        records.append(effect | accuracy_record(group) | names | {"group": group})
+    for record in add_holm(records):
+        if "p" in record:
+            apart = record["p_holm"] <= ALPHA and leads((record["low"], record["high"])) != 0
+            enough = min(len(chosen.rows), record["seeds"]) >= SEEDS
+            record["tied"] = None if apart and not enough else not apart
+    return sorted(records, key=lambda r: (r["tied"] != "chosen", -(r["val_acc"] or 0)))
+
+
+def optimism_records(train: Sequence[Row]) -> list[Row]:
+    """How much the validation accuracy of a chosen configuration promised too much."""
+    tried = Counter(division(group.config) for group in configurations(train))
+    records = []
+    for group in pick_best(train):
+        record = group.config | accuracy_record(group)
+        accuracies = record["val_acc"], record["test_acc"]
+        images = [number(group.rows[0], "metrics", name) for name in ("n_val", "n_test")]
+        if all(images) and accuracies[1] is not None:
+            counts = [(round(a * n), int(n)) for a, n in zip(accuracies, images, strict=True)]
+            record["low"], record["high"] = stats.newcombe_interval(*counts)
+            record["optimism"] = accuracies[0] - accuracies[1]
+            records.append(record | {"tried": tried[division(group.config)]})
+    return records
+
+
+def seeds_table(train: Sequence[Row]) -> Table:
+    """Noise of training beside noise of the test images, where a configuration has seeds."""
+    records, single = [], 0
+    for group in configurations(train):
+        values, images = group.values("test_acc"), number(group.rows[0], "metrics", "n_test")
+        if len(values) < 2 or not images:
+            single += 1
+            continue
+        record = group.config | accuracy_record(group)
+        record["mean_low"], record["mean_high"] = stats.t_interval(values)
+        mean = record["test_acc"]
+        record["image_sd"] = math.sqrt(mean * (1 - mean) / int(images))
+        records.append(record)
+    note = "Configurations with a single seed, whose noise of training is not measured"
+    return judged_table("seeds", records, f"{note}: {single}." if single else "")
+
+
+def comparison_tables(
+    evidence: Evidence, contrasts: Sequence[Row], ties: Sequence[Row], train: Sequence[Row]
+) -> list[Table]:
+    """What was compared, what differs, what the noise leaves open, and what was left out: from the
+    records of contrasts and of ties, and the train rows that are ok."""
+    reasons = [{"reason": text, "rows": n} for text, n in evidence.reasons.items()]
+    told = ("rows", "failed", "interrupted", "partial")
+    counts = [record for record in evidence.counts if any(record[k] for k in told)]
+    unmeasured = all("p" not in record for record in contrasts)
+    margin = {"alpha": ALPHA, "points": 100 * MARGIN, "seeds": SEEDS}
+    return [
+        judged_table("contrasts", contrasts, missing=unmeasured),
+        judged_table("interactions", interaction_records(evidence)),
+        judged_table("pairs", pair_records(evidence)),
+        judged_table("tied", ties, **margin),
+        judged_table("optimism", optimism_records(train)),
+        seeds_table(train),
+        judged_table("evidence", counts),
+        judged_table("unusable", reasons),
+    ]
