@@ -22,102 +22,100 @@ import itertools
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 from scipy.special import ndtr
+from scipy.stats import norm
+from tabulate import tabulate
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.base.cli import run_script  # noqa: E402
-from common.base.config import TrainConfig, as_dict  # noqa: E402
-from common.judge.evidence import Model, Pair, Setting, measure_effect  # noqa: E402
-from common.judge.noise import compare_with_chosen  # noqa: E402
-from common.judge.rows import Group, accuracy_interval  # noqa: E402
-from common.judge.verdicts import BEATS, MARGIN, SEEDS, judge, more_data  # noqa: E402
+from common.base.cli import run_script
+from common.base.config import TrainConfig, as_dict
+from common.judge.compare import Pair, compare_with_chosen, measure_effect
+from common.judge.rows import TRANSPORT, Group, accuracy_interval, by_seed
+from common.judge.verdicts import BEATS, MARGIN, SEEDS, judge, more_data
 
 MEAN, IMAGE_SD, LUCK_SD = 1.9, 1.25, 0.35  # 92.8 % right; two seeds disagree on 5 % of images
+WIDE = float(np.hypot(IMAGE_SD, LUCK_SD))
+BASE = float(ndtr(MEAN / WIDE))  # the accuracy of a recipe without a lead
 TRUTHS = (0.0, MARGIN, 0.003)  # true differences
 DESIGNS = {
     "equal": [(range(n), range(n)) for n in (2, 3, 5, 10)],
     "unbalanced": [(range(2), range(10)), (range(3), range(10)), (range(10), range(3))],
     "disjoint": [(range(2), range(2, 4)), (range(3), range(3, 6)), (range(5), range(10, 20))],
 }
+# Pairs, noise of seeds and lead at which the number of seeds that is named is checked.
+NUMBERS = ((1, 1, 0.004), (1, 2, 0.006), (1, 3, 0.008), (4, 3, 0.005), (4, 2, 0.0033),
+           (1, 0.5, 0.0025))  # fmt: skip
 
 
-def skill_of(accuracy: float, seed_sd: float) -> float:
-    """The mean skill of a recipe of this true accuracy."""
-    return float(stats.norm.ppf(accuracy)) * np.sqrt(IMAGE_SD**2 + LUCK_SD**2 + seed_sd**2)
-
-
-def draw_setting(
-    rng: np.random.Generator, difficulty: np.ndarray, skill: float, seed_sd: float,
-    seeds: range, **settings: object,
-) -> Setting:  # fmt: skip
-    """The trainings of one recipe on images of these difficulties, one for each seed."""
-    models = []
+def draw_group(
+    rng: np.random.Generator, difficulty: np.ndarray, accuracy: float, seed_sd: float, seeds: range,
+    **settings: object,
+) -> Group:  # fmt: skip
+    """The trainings of a recipe of this true accuracy on images of these difficulties."""
+    skill = norm.ppf(accuracy) * np.hypot(WIDE, seed_sd)
+    rows = []
     for seed in seeds:
         chance = ndtr((skill + rng.normal(0, seed_sd) - difficulty) / LUCK_SD)
         right = rng.random(len(difficulty)) < chance
-        config = as_dict(TrainConfig(seed=seed, **settings))
         metrics = {"val_acc": settings["lr"], "test_acc": right.mean(), "n_test": len(right)}
-        row = {"kind": "train", "run_id": f"{settings} {seed}", "config": config,
-               "metrics": metrics}  # fmt: skip
-        models.append(Model(row, right))
-    return tuple(models)
+        config = as_dict(TrainConfig(seed=seed, **settings))
+        name = f"{settings} {seed}"
+        rows.append({"kind": "train", "run_id": name, "config": config, "metrics": metrics,
+                     "right": right})  # fmt: skip
+    return by_seed(rows, *TRANSPORT)[0]
 
 
 def draw_pairs(
-    rng: np.random.Generator, images: int, pairs: int, seeds: tuple[range, range],
-    seed_sds: tuple[float, float], lead: float,
+    rng: np.random.Generator, images: int, pairs: int, seeds: Sequence[range],
+    seed_sds: Sequence[float], lead: float,
 ) -> list[Pair]:  # fmt: skip
     """Matched pairs of recipes, the first ahead by so much in truth, on new images."""
     difficulty = rng.normal(0, IMAGE_SD, images)
-    base = float(ndtr(MEAN / np.hypot(IMAGE_SD, LUCK_SD)))
+    sides = list(zip(("sgd", "adam"), (BASE + lead, BASE), seed_sds, seeds, strict=True))
     return [
-        tuple(
-            draw_setting(rng, difficulty, skill_of(base + gain, sd), sd, of, opt=opt, lr=0.1 + k)
-            for opt, of, sd, gain in zip(("sgd", "adam"), seeds, seed_sds, (lead, 0), strict=True)
-        )
+        tuple(draw_group(rng, difficulty, *side, opt=opt, lr=0.1 + k) for opt, *side in sides)
         for k in range(pairs)
-    ]  # fmt: skip
+    ]
 
 
 def seed_sd_of(ratio: float, images: int) -> float:
     """The sd of skill that moves an accuracy by `ratio` times as much as the choice of images."""
-    wide = np.hypot(IMAGE_SD, LUCK_SD)
-    accuracy = ndtr(MEAN / wide)
-    image_sd = np.sqrt(accuracy * (1 - accuracy) / images)
-    return float(ratio * image_sd * wide / stats.norm.pdf(MEAN / wide))
+    image_sd = np.sqrt(BASE * (1 - BASE) / images)
+    return float(ratio * image_sd * WIDE / norm.pdf(MEAN / WIDE))
+
+
+def interval_of(pairs: Sequence[Pair]) -> tuple[float, float]:
+    """The report's interval of their difference."""
+    return measure_effect(pairs)["estimate"].interval()
 
 
 def check_design(
-    seeds: tuple[range, range], pairs: int, ratio: float, uneven: bool, images: int, sims: int
+    seeds: Sequence[range], pairs: int, ratio: float, uneven: bool, images: int, sims: int
 ) -> dict[str, float]:
     """How often each of the things that the table names happens."""
     rng = np.random.default_rng([len(seeds[0]), len(seeds[1]), pairs, round(10 * ratio), uneven])
     sd = seed_sd_of(ratio, images)
     seed_sds = (1.5 * sd, 0.5 * sd) if uneven else (sd, sd)
-    base = float(ndtr(MEAN / np.hypot(IMAGE_SD, LUCK_SD)))
-    held = known = apart = 0
+    covered = known = apart = 0
     wrong = dict.fromkeys(TRUTHS, 0)
-    for _ in range(sims):
-        for lead in TRUTHS:
-            drawn = draw_pairs(rng, images, pairs, seeds, seed_sds, lead)
-            interval = measure_effect(drawn).interval
-            verdict = judge(BEATS, interval)
-            wrong[lead] += verdict == ("contradicted" if lead > MARGIN else "supported")
-            held += interval[0] <= lead <= interval[1]
-            if lead == 0:
-                first = drawn[0][0]
-                low, high = accuracy_interval(Group({}, tuple(m.row for m in first)))
-                known += low <= base <= high
-                apart += compare_with_chosen(drawn[0])[1]["tied"] is False
+    for _, lead in itertools.product(range(sims), TRUTHS):
+        drawn = draw_pairs(rng, images, pairs, seeds, seed_sds, lead)
+        low, high = interval_of(drawn)
+        verdict = judge(BEATS, (low, high))
+        wrong[lead] += verdict == ("contradicted" if lead > MARGIN else "supported")
+        covered += low <= lead <= high
+        if lead == 0:
+            low, high = accuracy_interval(drawn[0][0])
+            known += low <= BASE <= high
+            apart += compare_with_chosen(drawn[0])[1]["tied"] is False
     return {
-        "coverage": held / sims / len(TRUTHS), "accuracy": known / sims,
+        "coverage": covered / sims / len(TRUTHS), "accuracy": known / sims,
         "told apart": apart / sims, "wrong": max(wrong.values()) / sims,
     }  # fmt: skip
 
@@ -126,56 +124,52 @@ def check_number(pairs: int, ratio: float, lead: float, images: int, sims: int) 
     """The seeds that would decide, by an estimate whose noises are nearly the true ones, and how
     often so many do."""
     rng = np.random.default_rng([pairs, round(10 * ratio)])
-    sd, many = seed_sd_of(ratio, images), 400
-    pilot = measure_effect(draw_pairs(rng, images, pairs, (range(many),) * 2, (sd, sd), lead))
-    shift = lead - pilot.difference
+    sds, many = (seed_sd_of(ratio, images),) * 2, 400
+    pilot = measure_effect(draw_pairs(rng, images, pairs, (range(many),) * 2, sds, lead))[
+        "estimate"
+    ]
+    share = many / SEEDS
     spreads = tuple(
-        replace(s, variance=s.variance * many / SEEDS, scale=s.scale * many / SEEDS, seeds=SEEDS,
-                degrees=SEEDS - 1)
-        for s in pilot.estimate.spreads
-    )  # fmt: skip
-    image = tuple(end + shift for end in pilot.estimate.image)
-    estimate = replace(pilot.estimate, value=lead, image=image, spreads=spreads)
-    advice = more_data(BEATS, estimate, SEEDS, images)
-    named = re.search(r"about (\d+) of each", advice)
-    found = {"pairs": pairs, "noise": ratio, "lead": lead, "advice": advice, "power": None}
-    if named:
+        replace(
+            s, variance=s.variance * share, scale=s.scale * share, seeds=SEEDS, degrees=SEEDS - 1
+        )
+        for s in pilot.spreads
+    )
+    image = tuple(end + lead - pilot.value for end in pilot.image)
+    advice = more_data(
+        BEATS, replace(pilot, value=lead, image=image, spreads=spreads), SEEDS, images
+    )
+    power = None
+    if named := re.search(r"about (\d+) of each", advice):
         seeds = (range(int(named[1])), range(100, 100 + int(named[1])))
-        found["power"] = sum(
-            judge(BEATS, measure_effect(
-                draw_pairs(rng, images, pairs, seeds, (sd, sd), lead)).interval) == "supported"
+        decided = (
+            judge(BEATS, interval_of(draw_pairs(rng, images, pairs, seeds, sds, lead)))
             for _ in range(sims)
-        ) / sims  # fmt: skip
-    return found
+        )
+        power = sum(verdict == "supported" for verdict in decided) / sims
+    return {"pairs": pairs, "noise": ratio, "lead": lead, "advice": advice, "power": power}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Simulate every design, and print the tables."""
-    from tabulate import tabulate
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--sims", type=int, default=300, help="simulations of each line and true difference [300]"
-    )
-    parser.add_argument("--images", type=int, default=2000, help="test images [2000]")
-    parser.add_argument("--noise", type=float, nargs="+", default=[0, 1, 3],
-                        help="noise of seeds over that of images [0 1 3]")  # fmt: skip
+    add = parser.add_argument
+    add("--sims", type=int, default=300, help="simulations of each line and true difference [300]")
+    add("--images", type=int, default=2000, help="test images [2000]")
+    add("--noise", type=float, nargs="+", default=[0, 1, 3],
+        help="noise of seeds over that of images [0 1 3]")  # fmt: skip
     args = parser.parse_args(argv)
     lines = []
     for (name, designs), pairs in itertools.product(DESIGNS.items(), (1, 4)):
         for seeds, ratio, uneven in itertools.product(designs, args.noise, (False, True)):
-            if uneven and not ratio:
-                continue
-            case = {"seeds": f"{name} {len(seeds[0])}, {len(seeds[1])}", "pairs": pairs,
-                    "noise": ratio, "uneven": uneven}  # fmt: skip
-            found = check_design(seeds, pairs, ratio, uneven, args.images, args.sims)
-            lines.append(case | found)
+            if ratio or not uneven:
+                sizes = f"{name} {len(seeds[0])}, {len(seeds[1])}"
+                case = {"seeds": sizes, "pairs": pairs, "noise": ratio, "uneven": uneven}
+                lines.append(
+                    case | check_design(seeds, pairs, ratio, uneven, args.images, args.sims)
+                )
     print(tabulate(lines, headers="keys", tablefmt="pipe", floatfmt=".3f"), flush=True)
-    numbers = [
-        check_number(pairs, ratio, lead, 14_000, args.sims)
-        for pairs, ratio, lead in ((1, 1, 0.004), (1, 2, 0.006), (1, 3, 0.008), (4, 3, 0.005),
-                                   (4, 2, 0.0033), (1, 0.5, 0.0025))
-    ]  # fmt: skip
+    numbers = [check_number(*case, 14_000, args.sims) for case in NUMBERS]
     print(tabulate(numbers, headers="keys", tablefmt="pipe", floatfmt=".3f"))
     ends = {"coverage": min, "accuracy": min, "told apart": max, "wrong": max}
     worst = {name: end(line[name] for line in lines) for name, end in ends.items()}
