@@ -13,16 +13,16 @@ from scipy import stats
 from common.judge.claims import CLAIMS, claims_tables, judge_claims, points_part
 from common.judge.compare import contrast_records, tie_records
 from common.judge.findings import (
-    claim_findings,
-    contests_of,
+    NEAR,
+    best_engines,
+    best_variants,
+    contest_records,
     findings_tables,
     preferences,
-    recommend_cheapest,
-    recommend_engines,
-    recommend_variants,
+    sentences,
 )
 from common.judge.stats import Estimate, Spread
-from common.judge.verdicts import BEATS, judge, leads, more_data
+from common.judge.verdicts import BEATS, VERDICTS, judge, leads, more_data
 
 RISING = {"mnist": [0.97, 0.985, 0.988, 0.989, 0.990], "fashion": [0.85, 0.88, 0.90, 0.91, 0.915]}
 
@@ -52,7 +52,7 @@ TRUTHS = {
     "reversed": Truth(-0.6, -0.5, -0.4, -0.5, -1.0, (-2, -2), (0.5, 0.4), 0.9, 6.0, 0.05),
     "little": Truth(gpu_accuracy=3.0, fall=0.01, images=150, n_val=100, spread=0.5),
 }
-VERDICTS = {
+EXPECTED = {
     "present": dict.fromkeys(range(1, 12), "supported"),
     "absent": dict.fromkeys(range(1, 12), "contradicted") | {1: "supported", 9: "supported"},
     "reversed": dict.fromkeys(range(1, 12), "contradicted"),
@@ -120,7 +120,7 @@ def results_of(scenario):
 def test_the_verdict_is_the_truth(scenario, number):
     result = results_of(scenario)[0][number - 1]
     assert result.claim.number == number
-    assert result.verdict == VERDICTS[scenario][number], result.parts
+    assert result.verdict == EXPECTED[scenario][number], result.parts
 
 
 def test_devices_that_were_compared_in_one_part_only_leave_their_claim_open():
@@ -527,15 +527,23 @@ def by(**levels):
     return tuple(levels.items())
 
 
+def preferred(contrasts):
+    return sentences("preferences", list(preferences(contrasts)))
+
+
+def recommended(log):
+    return sentences("recommended", contest_records(tie_records(log.evidence())), NEAR)
+
+
 def test_an_effect_beyond_any_doubt_is_recommended():
     wrong = {by(opt="sgd", epochs=5): 100, by(opt="adam", epochs=5): 130,
              by(opt="sgd", epochs=3): 100, by(opt="adam", epochs=3): 4000}  # fmt: skip
     contrasts = contrast_records(grid_of(wrong).evidence())
     opt = next(record for record in contrasts if record["contrast"] == "opt sgd - adam")
     assert opt["p_holm"] < 1e-9
-    lines = preferences(contrasts)
+    lines = preferred(contrasts)
     assert lines[0].startswith("MNIST: opt sgd rather than opt adam (+14.04 points (")
-    assert preferences(contrast_records(grid_of(wrong, 1).evidence())) == []  # decides nothing
+    assert preferred(contrast_records(grid_of(wrong, 1).evidence())) == []  # decides nothing
 
 
 def test_what_is_better_here_and_worse_there_is_not_recommended_but_told():
@@ -543,13 +551,13 @@ def test_what_is_better_here_and_worse_there_is_not_recommended_but_told():
         by(opt="sgd", model="resnet18"): 100, by(opt="adam", model="resnet18"): 200,
         by(opt="sgd", model="resnet50"): 240, by(opt="adam", model="resnet50"): 200,
     }  # fmt: skip
-    lines = preferences(contrast_records(grid_of(wrong).evidence()))
+    lines = preferred(contrast_records(grid_of(wrong).evidence()))
     assert lines[1] == (
         "MNIST: opt sgd or opt adam: which is better depends on model: +0.71 points at model "
         "resnet18, -0.29 at model resnet50."
     )
     wrong[by(opt="sgd", model="resnet50")] = 203  # a lead that counts as none
-    lines = preferences(contrast_records(grid_of(wrong).evidence()))
+    lines = preferred(contrast_records(grid_of(wrong).evidence()))
     assert not any("opt sgd rather" in line for line in lines)
 
 
@@ -558,7 +566,7 @@ def test_findings_keep_the_notes_of_what_they_rest_on():
     for seed, (opt, wrong) in itertools.product(range(3), (("sgd", 100), ("adam", 300))):
         log.train(wrong_on((0, wrong)), dataset="mnist", opt=opt, limit=100, epochs=2, seed=seed)
     results = judge_claims(log.evidence())
-    (line,) = (found for found in claim_findings(results) if "(claim 2)" in found)
+    (line,) = (found for found in sentences("claims", results, VERDICTS) if "(claim 2)" in found)
     assert "reduced protocol: limit 100" in line
 
 
@@ -582,12 +590,12 @@ def test_what_is_nearly_as_accurate_at_half_the_cost_is_named():
                                      ("resnet50", 0.989, 4600.0)):  # fmt: skip
         metrics = {"train_ms": train_ms, "val_acc": val_acc}
         log.train(wrong_on((0, 400)), metrics, dataset="mnist", model=model)
-    (records,) = contests_of(tie_records(log.evidence()))
-    line = recommend_cheapest(records)
+    _, line = recommended(log)
     assert line.startswith("MNIST, where 0.5 points of validation accuracy may be lost: model vgg5")
     assert "225 times cheaper: 0.0 s of training in place of 9.0 s" in line
     assert "on test the chosen one minus it: +2.14 points" in line
-    assert recommend_cheapest([r for r in records if r["group"].config["model"] != "vgg5"]) is None
+    log.rows = [row for row in log.rows if row["config"]["model"] != "vgg5"]
+    assert len(recommended(log)) == 1
 
 
 def test_the_cost_of_unlike_threads_is_that_of_their_cores_and_a_busy_machine_is_named():
@@ -597,14 +605,12 @@ def test_the_cost_of_unlike_threads_is_that_of_their_cores_and_a_busy_machine_is
         metrics = {"train_ms": 9000.0 if threads == 1 else 45.0, "val_acc": 0.99 - threads / 1000}
         log.train(wrong_on((0, 100 * threads)), metrics, dataset="mnist", model=model)
         log.rows[-1]["env"] = env | {"threads": threads, "load_average": [load, 0, 0]}
-    (records,) = contests_of(tie_records(log.evidence()))
     assert (
         "100 times cheaper: 0.1 core-seconds (2 threads) of training in place of 9.0 core-seconds "
         "(1 thread); busy machine: load 3.5 on 2 CPUs;"
-    ) in recommend_cheapest(records)
+    ) in recommended(log)[1]
     log.rows[-1]["env"]["cpu_model"] = "another"
-    (records,) = contests_of(tie_records(log.evidence()))
-    assert recommend_cheapest(records) is None
+    assert len(recommended(log)) == 1
 
 
 def test_the_fastest_variant_and_engine_are_named_where_they_surely_lead():
@@ -618,7 +624,7 @@ def test_the_fastest_variant_and_engine_are_named_where_they_surely_lead():
                    "baseline": run}  # fmt: skip
         log.speed(100.0, device="cpu", model="resnet18", threads=threads, speedup=speedup)
         log.rows[-1]["metrics"] |= {"images_per_s": rate, "label": f"{threads} threads"}
-    assert recommend_variants(log.rows) == [
+    assert sentences("variants", list(best_variants(log.rows))) == [
         "Train resnet18 with sgd at 224x224, batches of 16, on a CPU: 8 threads, 310 images/s, "
         "1.50 times (1.40 to 1.60) as fast as the first; not told apart from 7 threads."
     ]
@@ -635,7 +641,7 @@ def test_the_fastest_variant_and_engine_are_named_where_they_surely_lead():
                    "speedup_interval": interval, "latency_ms": {"p50": 10 / ratio},
                    "test_acc": 0.99, "quick": quick, "noise": 0.24}  # fmt: skip
         log.add("hw_infer", config, metrics)
-    assert recommend_engines(log.rows[5:]) == [
+    assert sentences("engines", list(best_engines(log.rows[5:]))) == [
         "Answer one image by vgg5 (MNIST, run abc) on a CPU with onnxruntime, the fastest of 3 "
         "measured: 2.50 ms, 4.00 times (3.00 to 5.00) as fast as eager, at 99.00 % on test; "
         "not told apart from openvino; noisy: IQR 24% of the median."
@@ -656,7 +662,7 @@ def test_an_engine_is_told_apart_only_from_those_of_the_same_work():
             "model": "vgg5", "images_per_s": rate, "speedup_vs_eager": ratio,
             "speedup_interval": interval, "test_acc": 0.99, "quick": False,
         })  # fmt: skip
-    (line,) = recommend_engines(log.rows)
+    (line,) = sentences("engines", list(best_engines(log.rows)))
     assert "with onnxruntime, the fastest of 5 measured" in line
     assert line.endswith("; not told apart from openvino.")
 

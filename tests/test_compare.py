@@ -267,7 +267,7 @@ def test_a_side_of_one_seed_is_taken_to_vary_as_the_other_does_and_decides_nothi
     (part, _) = CLAIMS[6].parts(log.evidence())
     assert part.verdict == "undecided"
     assert "three seeds: make q1a q1b ARGS='--seed 0 1 2'" in part.note
-    assert preferences([record]) == []
+    assert list(preferences([record])) == []
 
 
 def test_a_row_older_than_a_setting_is_of_its_default(log):

@@ -1,4 +1,4 @@
-"""The study's claims, an entry each in CLAIMS: what it says, when it holds, and what measures it.
+"""The study's claims, an entry each in ENTRIES: what it says, when it holds, and what measures it.
 
 Each claim's rule was fixed before any row was read: where its effect must lie for the claim to
 hold, and where it must lie to contradict it. An interval that lies wholly in one of the two
@@ -27,7 +27,9 @@ from common.judge.verdicts import BEATS, SEEDS, Rule, judge
 
 UNITS = {"points": 100.0, "times": 1.0}  # a unit's size in that of the effects
 NAMES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}
-WORKS = tuple(itertools.product(NAMES, ("sgd", "adam")))
+OPTIMIZERS = ("sgd", "adam")
+DEVICES = ("cpu", "gpu")
+WORKS = [{"model": model, "opt": opt} for model in NAMES for opt in OPTIMIZERS]
 LENGTH = 5  # epochs of the study's longer runs; a shorter run cannot speak of learning curves
 
 
@@ -149,6 +151,19 @@ def matched_gap(part: str, dataset: str, factor: str, first: object, second: obj
     return statistics.fmean(s[first] - s[second] for s in levels if {first, second} <= s.keys())
 
 
+def effect_of(
+    estimate: Estimate,
+    seeds: int,
+    images: int,
+    basis: str,
+    own: Iterable[Row],
+    note: str | None = None,
+) -> Row:
+    """An effect that is no paired one, with what it rests on."""
+    sizes = {"estimate": estimate, "seeds": seeds, "images": images}
+    return sizes | {"basis": basis, "runs": [row["run_id"] for row in own], "note": note}
+
+
 def compared(pairs: Sequence[tuple[rows.Group, rows.Group]], basis: str) -> Row | None:
     """The effect of matched pairs, where there are any, with what it rests on."""
     if not pairs:
@@ -235,44 +250,35 @@ def speedups(log: Evidence) -> Iterator[Part]:
     """Of each network and optimiser, then the deeper network's over the other's."""
     rules = {"resnet18": (24.0, 27.0), "resnet50": (37.0, 38.0)}
     parts = {}
-    for model, opt in WORKS:
-        cpu_ms, gpu_ms = (
-            published_q2("train_ms", model=model, opt=opt, device=device)
-            for device in ("cpu", "gpu")
-        )
-        subject, work = (
-            f"{NAMES[model]} with {opt}",
-            times.study_rows(log.rows, model=model, opt=opt),
-        )
-        cpu, gpu = map(times.representative, times.sides(work))
-        ratio = cpu_ms / gpu_ms
-        parts[model, opt] = step_part(subject, rules[model], ratio, cpu, gpu, times.COMMAND)
+    for work in WORKS:
+        cpu_ms, gpu_ms = (published_q2("train_ms", **work, device=device) for device in DEVICES)
+        sides = times.sides(times.study_rows(log.rows, **work))
+        cpu, gpu = map(times.representative, sides)
+        model, opt = work.values()
+        subject, figure = f"{NAMES[model]} with {opt}", cpu_ms / gpu_ms
+        parts[model, opt] = step_part(subject, rules[model], figure, cpu, gpu, times.COMMAND)
     yield from parts.values()
-    for opt in ("sgd", "adam"):
-        deep, shallow = (parts[model, opt] for model in ("resnet50", "resnet18"))
+    for opt in OPTIMIZERS:
+        deep, shallow = parts["resnet50", opt], parts["resnet18", opt]
         if deep.interval and shallow.interval:
             widths = (math.log(p.interval[1] / p.interval[0]) / 2 for p in (deep, shallow))
             half, ratio = math.exp(math.hypot(*widths)), deep.effect / shallow.effect
-            yield times_part(
+            subject, figure = (
                 f"ResNet-50 over ResNet-18 with {opt}",
-                (1.0, math.inf),
                 deep.published / shallow.published,
-                (ratio, (ratio / half, ratio * half)),
-                "ratio of the speed-ups above",
-                (*deep.runs, *shallow.runs),
-                None,
             )
+            because = "ratio of the speed-ups above", (*deep.runs, *shallow.runs), None
+            interval = ratio / half, ratio * half
+            yield times_part(subject, (1.0, math.inf), figure, (ratio, interval), *because)
 
 
 def device_accuracy(log: Evidence) -> list[Part]:
     """Whole epochs of hw_bench.py, and trainings that differ in their device alone. Of what was
     begun no part that was not measured is left out: it keeps the claim open."""
     rule = (-0.03, 0.03)
-    basis, command = (
-        "cuda minus cpu, all else equal",
-        "python train.py --preset q1a --device cpu cuda",
-    )
-    epochs = [epoch_part(log, rule, model, opt) for model, opt in WORKS]
+    basis = "cuda minus cpu, all else equal"
+    command = "python train.py --preset q1a --device cpu cuda"
+    epochs = [epoch_part(log, rule, **work) for work in WORKS]
     trainings = []
     for dataset, name in STUDY_DATASETS.items():
         pairs = main_recipe(matched(log.of(dataset, "train"), "device", "cuda", "cpu"))
@@ -292,14 +298,9 @@ def epoch_part(log: Evidence, rule: Rule, model: str, opt: str) -> Part:
     effect = None
     if cpu and gpu:
         values = [[row["metrics"]["test_acc"] for row in side] for side in (gpu, cpu)]
-        effect = {
-            "estimate": stats.difference_of(*values, (STUDY_TEST_IMAGES, STUDY_TEST_IMAGES)),
-            "seeds": min(len(gpu), len(cpu)),
-            "images": STUDY_TEST_IMAGES,
-            "basis": "GPU minus CPU, one epoch",
-            "runs": [row["run_id"] for row in (*cpu, *gpu)],
-            "note": None,
-        }
+        images, seeds = STUDY_TEST_IMAGES, min(len(gpu), len(cpu))
+        estimate = stats.difference_of(*values, (images, images))
+        effect = effect_of(estimate, seeds, images, "GPU minus CPU, one epoch", (*cpu, *gpu))
     command = "python hw_bench.py --preset q2 --device cpu cuda --full-epoch"
     return points_part(f"{NAMES[model]} with {opt}", rule, gpu_acc - cpu_acc, command, effect)
 
@@ -309,11 +310,9 @@ def adam_cost(log: Evidence) -> Iterator[Part]:
     two took turns, for a machine's drift is as large as the difference."""
     for model in NAMES:
         sides = times.sides(times.study_rows(log.rows, model=model))
-        for device, side in zip(("cpu", "gpu"), sides, strict=True):
-            adam_ms, sgd_ms = (
-                published_q2("train_ms", model=model, opt=opt, device=device)
-                for opt in ("adam", "sgd")
-            )
+        for device, side in zip(DEVICES, sides, strict=True):
+            work = {"model": model, "device": device}
+            adam_ms, sgd_ms = (published_q2("train_ms", **work, opt=opt) for opt in ("adam", "sgd"))
             turns = [
                 (sgd, adam)
                 for sgd, adam in itertools.product(side, side)
@@ -324,13 +323,11 @@ def adam_cost(log: Evidence) -> Iterator[Part]:
             ]
             chosen = times.representative(sgd for sgd, _ in turns)
             sgd, adam = next((pair for pair in turns if pair[0] is chosen), (None, None))
-            subject, command = f"{NAMES[model]} on a {device.upper()}", times.COMMAND
-            command = "make q2" if device == "cpu" else command
+            subject = f"{NAMES[model]} on a {device.upper()}"
+            command = "make q2" if device == "cpu" else times.COMMAND
             part = step_part(subject, (1.03, 1.05), adam_ms / sgd_ms, adam, sgd, command)
-            if part.effect is None and {row["config"].get("opt") for row in side} >= {
-                "adam",
-                "sgd",
-            }:
+            there = {row["config"].get("opt") for row in side}
+            if part.effect is None and there.issuperset(OPTIMIZERS):
                 why = f"steps of both did not take turns: {command} measures it"
                 part = replace(part, note=why)
             yield part
@@ -392,17 +389,11 @@ def curve_part(
     if runs:
         values, intervals = zip(*(change(*run) for run in runs), strict=True)
         image = tuple(statistics.fmean(ends) for ends in zip(*intervals, strict=True))
-        protocols = (rows.deviations(row["config"], TRAIN_PROTOCOL) for row, _ in runs)
-        effect = {
-            "estimate": Estimate(
-                statistics.fmean(values), image, tuple(stats.sample_spread(values))
-            ),
-            "seeds": len(values),
-            "images": runs[0][1][0][1],
-            "basis": f"the ResNet chosen on validation, seeds: {len(values)}",
-            "runs": [row["run_id"] for row, _ in runs],
-            "note": join_notes(*protocols),
-        }
+        estimate = Estimate(statistics.fmean(values), image, tuple(stats.sample_spread(values)))
+        note = join_notes(*(rows.deviations(row["config"], TRAIN_PROTOCOL) for row, _ in runs))
+        basis, seeds = f"the ResNet chosen on validation, seeds: {len(values)}", len(values)
+        (_, ((_, images), *_)), *_ = runs
+        effect = effect_of(estimate, seeds, images, basis, [row for row, _ in runs], note)
     return points_part(subject, (-math.inf, below), None, "make q1a", effect)
 
 
@@ -434,78 +425,51 @@ def overfitting(row: Row, curve: Curve) -> Change:
 # --- the claims -----------------------------------------------------------------------------------
 
 LEAD = "difference above 0.1 points; a smaller one counts as none"
-CLAIMS = (
-    Claim(
-        1,
-        "ResNet-18 is as accurate as ResNet-50 or better, on both data sets",
+ENTRIES = {  # what it says: when it holds, and what measures it
+    "ResNet-18 is as accurate as ResNet-50 or better, on both data sets": (
         "ResNet-18 minus ResNet-50 is above -0.2 points",
         contrasts("model", (-0.002, math.inf)),
     ),
-    Claim(
-        2,
-        "On MNIST, SGD is more accurate than Adam",
+    "On MNIST, SGD is more accurate than Adam": (
         LEAD,
         contrasts("opt", BEATS, ["mnist"], best=True),
     ),
-    Claim(
-        3,
-        "On FashionMNIST, Adam is more accurate than SGD",
+    "On FashionMNIST, Adam is more accurate than SGD": (
         LEAD,
         contrasts("opt", BEATS, ["fashion"], best=True, swap=True),
     ),
-    Claim(
-        4,
-        "Five epochs give 0.3 to 0.5 points more than three",
+    "Five epochs give 0.3 to 0.5 points more than three": (
         "difference between 0.3 and 0.5 points",
         contrasts("epochs", (0.003, 0.005)),
     ),
-    Claim(
-        5,
-        "The best models are better at a rate of 0.001 than at 0.0001",
-        LEAD,
-        best_of_rates,
-    ),
-    Claim(
-        6,
-        "The RBF kernel is more accurate than the polynomial one, on both data sets",
+    "The best models are better at a rate of 0.001 than at 0.0001": (LEAD, best_of_rates),
+    "The RBF kernel is more accurate than the polynomial one, on both data sets": (
         LEAD,
         contrasts("kernel", BEATS),
     ),
-    Claim(
-        7,
-        "The best ResNet leads the best SVM by 2.98 points on MNIST, 5.87 on FashionMNIST",
+    "The best ResNet leads the best SVM by 2.98 points on MNIST, 5.87 on FashionMNIST": (
         "difference within 0.5 points of the published one",
         best_of_kinds,
     ),
-    Claim(
-        8,
-        "A GPU trains ResNet-18 24 to 27 times, ResNet-50 37 to 38 times as fast as a CPU; the "
-        "deeper network gains more",
-        "ratios within these bounds; ratio of ratios above 1",
-        speedups,
-    ),
-    Claim(
-        9,
-        "CPU and GPU end at the same accuracy, within 3 points",
+    "A GPU trains ResNet-18 24 to 27 times, ResNet-50 37 to 38 times as fast as a CPU; the deeper "
+    "network gains more": ("ratios within these bounds; ratio of ratios above 1", speedups),
+    "CPU and GPU end at the same accuracy, within 3 points": (
         "difference between -3 and 3 points",
         device_accuracy,
     ),
-    Claim(
-        10,
-        "Adam costs 3 to 5 % more training time than SGD",
+    "Adam costs 3 to 5 % more training time than SGD": (
         "ratio of step times between 1.03 and 1.05",
         adam_cost,
     ),
-    Claim(
-        11,
-        "On MNIST most is learned in two epochs, FashionMNIST needs all five; accuracy does not "
-        "oscillate, and there is little overfitting",
+    "On MNIST most is learned in two epochs, FashionMNIST needs all five; accuracy does not "
+    "oscillate, and there is little overfitting": (
         "left to gain on MNIST after epoch 2: below 1 point of validation accuracy; FashionMNIST, "
         "5 minus 3 epochs: above 0.1 points; largest fall between epochs: below 1 point; training "
         "minus validation accuracy: below 2 points",
         curves,
     ),
-)
+}
+CLAIMS = [Claim(n, text, *entry) for n, (text, entry) in enumerate(ENTRIES.items(), 1)]
 
 
 def judge_claims(log: Evidence) -> list[Result]:
