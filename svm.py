@@ -25,7 +25,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.base.cli import UsageError, first_line, run_script
+from common.base.cli import UsageError, first_line, need, run_script
 from common.base.config import (
     SVM_PRESETS,
     GridOptions,
@@ -35,7 +35,6 @@ from common.base.config import (
     parse_command_line,
 )
 from common.base.log import Log, run_id, save_predictions
-from common.data.datasets import explain_images, pin_dataset, print_once
 from common.train.workers import Job, count_workers, print_commands, share_out
 
 if TYPE_CHECKING:
@@ -47,19 +46,19 @@ HOG_CELL = 4  # pixels a side: divides the 28 of the data sets and the 8 of the 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where an SVC comes from, how it is installed, and whether its predict may be threaded."""
+    """Where an SVC comes from, its package, and whether its predict may be threaded."""
 
     module: str
-    install: str
+    package: str
     threaded: bool = False
 
 
 # libsvm predicts without the GIL and image by image, so threads change nothing but the time. The
 # other engines use all cores, or a GPU, by themselves.
 ENGINES = {
-    "sklearn": Engine("sklearn.svm", "pip install scikit-learn", threaded=True),
-    "sklearnex": Engine("sklearnex.svm", "pip install scikit-learn-intelex"),
-    "cuml": Engine("cuml.svm", "pip install cuml-cu12"),
+    "sklearn": Engine("sklearn.svm", "scikit-learn", threaded=True),
+    "sklearnex": Engine("sklearnex.svm", "scikit-learn-intelex"),
+    "cuml": Engine("cuml.svm", "cuml-cu12"),
 }
 
 
@@ -78,14 +77,6 @@ class Parts:
     y_test: np.ndarray
     test_index: np.ndarray
     features_ms: float
-
-
-def import_or_explain(flag: str, module: str, install: str) -> Any:
-    """Import what a flag needs. Raises: UsageError with the command that installs it."""
-    try:
-        return importlib.import_module(module)
-    except (ImportError, OSError, RuntimeError) as error:  # a missing driver is one of the latter
-        raise UsageError(f"{flag}: {first_line(error)}; install it with: {install}") from None
 
 
 @cache
@@ -109,9 +100,9 @@ def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
     Raises: UsageError.
     """
     for name in dict.fromkeys(c.engine for c in configs):
-        import_or_explain(f"--engine {name}", ENGINES[name].module, ENGINES[name].install)
+        need(ENGINES[name].module, f"--engine {name}", ENGINES[name].package)
     if any(c.features == "hog" for c in configs):
-        import_or_explain("--features hog", "skimage.feature", "pip install scikit-image")
+        need("skimage.feature", "--features hog", "scikit-image")
     for c in configs:
         _, split = load_split(c.dataset, c.split, c.split_seed, c.image_size, data_dir)
         if c.samples > len(split.train):
@@ -278,6 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Fit every configuration that the log does not have, and print them all."""
     grid, options = parse_command_line(argv, __doc__, SvmConfig, GridOptions, SVM_PRESETS)
     expand_grid(SvmConfig, grid)  # a bad value is said before any image is read
+    from common.data.datasets import explain_images, pin_dataset, print_once
+
     grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
     configs = expand_grid(SvmConfig, grid)
     check_configs(configs, options.data_dir)

@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.base.cli import UsageError, first_line, is_out_of_memory, run_script
+from common.base.cli import UsageError, first_line, is_out_of_memory, need, run_script
 from common.base.config import (
     TRAIN_PRESETS,
     TrainConfig,
@@ -171,16 +171,6 @@ def train_trajectory(trajectory: Trajectory, log: Log, options: TrainOptions, wo
     if writer:
         writer.close()
     state_file.unlink(missing_ok=True)
-
-
-def check_tensorboard() -> None:
-    """Raises: UsageError where event files cannot be written."""
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"--tensorboard: {first_line(error)}; install it with: pip install tensorboard"
-        ) from None
 
 
 def open_tensorboard(run: Run, log: Log) -> SummaryWriter:
@@ -451,7 +441,7 @@ def main(argv: list[str] | None = None) -> int:
     for format in options.export:
         check_format(format)
     if options.tensorboard:
-        check_tensorboard()
+        need("torch.utils.tensorboard", "--tensorboard", "tensorboard")
     log = Log(options.results_dir, options.shard)
     configs = choose_configs(grid, options.best, log)
     force = options.force and not options.best  # what --best finds is exported again, not trained

@@ -1,14 +1,16 @@
-"""The networks, by name. A new one is one entry in MODELS; torchvision's need none."""
+"""The networks, by name. torchvision's need no more; one of our own has its name in MODELS of
+common/base/config.py, which --help shows, and what builds it here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from common.base.cli import UsageError, check_name, find_name
+import torch
+import torchvision.models
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
 
-if TYPE_CHECKING:  # torch is imported where it is used: the names here also feed --help
-    from torch import nn
+from common.base.config import MODELS
 
 PLAIN = {"aux_logits": False, "init_weights": True}  # no second output that only training has
 
@@ -23,8 +25,6 @@ def _told(name: str, image_size: int) -> dict[str, Any]:
 
 
 def _torchvision(name: str, classes: int, image_size: int) -> nn.Module:
-    import torchvision.models
-
     told = _told(name, image_size)
     return torchvision.models.get_model(name, weights=None, num_classes=classes, **told)
 
@@ -44,7 +44,6 @@ def _vgg5(classes: int) -> nn.Module:
     It halves its input at once, and ends in the maximum over all positions, so that it takes any
     size from 8 pixels up; BatchNorm follows every convolution, so that no scale of one matters.
     """
-    from torch import nn
 
     def conv(inputs: int, outputs: int, pool: bool = False) -> list[nn.Module]:
         layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
@@ -62,9 +61,6 @@ def _resnet14(classes: int) -> nn.Module:
     """A ResNet for images of about 28 pixels, four times as wide as its authors': three stages of
     two blocks, of 64, 128 and 256 channels, the first at the images' own resolution; 2.8 million
     weights. Source: He et al. 2015, arXiv 1512.03385, section 4.2, n = 2."""
-    from torch import nn
-    from torchvision.models.resnet import BasicBlock, ResNet
-
     model = ResNet(BasicBlock, [2, 2, 2, 1], num_classes=classes)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -73,33 +69,7 @@ def _resnet14(classes: int) -> nn.Module:
     return model
 
 
-# Networks of our own, and the study's, by the number of classes; timm's by name and image side too.
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "resnet18": lambda classes: _torchvision("resnet18", classes, 0),
-    "resnet34": lambda classes: _torchvision("resnet34", classes, 0),
-    "resnet50": lambda classes: _torchvision("resnet50", classes, 0),
-    "vgg5": _vgg5,
-    "resnet14": _resnet14,
-    "timm:NAME": _timm,
-}
-
-
-def check_model(flag: str, name: str, known: Sequence[str]) -> None:
-    """Raises: UsageError, with the nearest name, for one that is neither in `known`, nor
-    torchvision's, nor, after timm:, timm's."""
-    if name in known:
-        return
-    if find_name(name, known):
-        try:
-            import timm
-        except ImportError:
-            raise UsageError(f"{flag} {name}: timm is not installed: pip install timm") from None
-        check_name(f"{flag} timm:NAME", name.removeprefix("timm:"), timm.list_models())
-        return
-    import torchvision.models
-
-    names = torchvision.models.list_models(module=torchvision.models)
-    check_name(flag, name, tuple(dict.fromkeys((*known, *names))))
+MODELS |= {"vgg5": _vgg5, "resnet14": _resnet14}
 
 
 def build_model(name: str, classes: int, seed: int = 0, image_size: int = 224) -> nn.Module:
@@ -108,20 +78,16 @@ def build_model(name: str, classes: int, seed: int = 0, image_size: int = 224) -
     image_size matters to networks with a weight for each position, such as ViTs, alone.
     Shapes: the network maps (B, 3, H, W) to (B, classes) logits.
     """
-    import torch
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name in MODELS:
-            return MODELS[name](classes)
+        if build := MODELS.get(name):
+            return build(classes)
         family = _timm if name.startswith("timm:") else _torchvision
         return family(name, classes, image_size)
 
 
 def build_on_meta(name: str, classes: int, image_size: int) -> nn.Module:
     """The network as shapes without values, on PyTorch's meta device."""
-    import torch
-
     try:
         with torch.device("meta"):
             return build_model(name, classes, image_size=image_size)

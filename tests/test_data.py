@@ -23,7 +23,7 @@ from torchvision.transforms.functional import erase
 from common.base.cli import UsageError
 from common.data import datasets as data
 from common.data.datasets import (
-    DATASETS,
+    PUBLISHED,
     Batches,
     Dataset,
     draw_views,
@@ -53,15 +53,15 @@ def four_files():
         rng.integers(0, 256, (10, 28, 28), dtype=np.uint8),
         np.arange(10, dtype=np.uint8),
     ]
-    return dict(zip(DATASETS["mnist"].files, map(idx_bytes, arrays), strict=True))
+    return dict(zip(PUBLISHED["mnist"].files, map(idx_bytes, arrays), strict=True))
 
 
 @pytest.fixture
 def spec(four_files, monkeypatch):
     """mnist, its checksums those of the four small files and its only source the disk."""
     digests = tuple(hashlib.sha256(content).hexdigest() for content in four_files.values())
-    small = replace(DATASETS["mnist"], sha256=digests, package=None)
-    monkeypatch.setitem(DATASETS, "mnist", small)
+    small = replace(PUBLISHED["mnist"], sha256=digests, package=None)
+    monkeypatch.setitem(PUBLISHED, "mnist", small)
     monkeypatch.setattr(data, "_mirrors", lambda spec: [])
     return small
 
@@ -204,7 +204,7 @@ def test_a_mirror_that_hangs_costs_its_time_and_no_more(tmp_path, spec, mirror, 
 
 
 def test_emnists_archive_is_stored_once_it_is_verified(tmp_path, four_files, mirror, monkeypatch):
-    names = DATASETS["emnist-digits"].files
+    names = PUBLISHED["emnist-digits"].files
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, content in zip(names, four_files.values(), strict=True):
@@ -260,10 +260,10 @@ def test_relatives_are_trusted_on_torchvisions_md5_alone(tmp_path, four_files, m
 
 @pytest.mark.parametrize("name", ["kmnist", "qmnist"])
 def test_torchvision_knows_a_checksum_and_a_mirror_for_every_file(name):
-    known = data._torchvision_md5(DATASETS[name])
-    assert {f"{file}.gz" for file in DATASETS[name].files} <= known.keys()
+    known = data._torchvision_md5(PUBLISHED[name])
+    assert {f"{file}.gz" for file in PUBLISHED[name].files} <= known.keys()
     assert all(url.startswith("http") and url.endswith("/") for url in
-               data._mirrors(DATASETS[name]))  # fmt: skip
+               data._mirrors(PUBLISHED[name]))  # fmt: skip
 
 
 def test_digits_are_scikit_learns():

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import importlib.util
 import json
+import sys
 import warnings
 
 import numpy as np
@@ -381,10 +382,7 @@ def test_pixels_are_the_images_resized_and_scaled(log):
 
 
 def test_a_missing_package_is_named_with_its_command(log, weights, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name)
-    )
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     row = add_run(log, "tiny", weights)
     with pytest.raises(UsageError, match="pip install onnxscript"):
         export.export_run(log, row, "onnx", "data")

@@ -169,7 +169,7 @@ def test_timm_is_asked_for_an_untrained_network_of_three_channels(monkeypatch):
 
 def test_without_timm_its_command_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UsageError, match="timm is not installed: pip install timm"):
+    with pytest.raises(UsageError, match=r"--model timm:resnet10t: .*pip install timm"):
         TrainConfig(model="timm:resnet10t")
 
 

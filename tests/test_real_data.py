@@ -11,7 +11,7 @@ import svm
 import train
 from common.base.cli import UsageError
 from common.data import datasets as data
-from common.data.datasets import DATASETS, load_dataset, measure_pixels, split_dataset
+from common.data.datasets import PUBLISHED, load_dataset, measure_pixels, split_dataset
 from common.deploy.predict import load_model
 
 DATA = Path(__file__).parent.parent / "data"
@@ -41,7 +41,7 @@ def test_the_files_of_one_set_in_the_folder_of_the_other_are_refused(tmp_path, m
     (tmp_path / "MNIST").mkdir()
     (tmp_path / "MNIST" / "raw").symlink_to((DATA / "FashionMNIST" / "raw").resolve())
     monkeypatch.setattr(data, "_mirrors", lambda spec: [])
-    monkeypatch.setitem(DATASETS, "mnist", replace(DATASETS["mnist"], package=None))
+    monkeypatch.setitem(PUBLISHED, "mnist", replace(PUBLISHED["mnist"], package=None))
     with pytest.raises(UsageError, match=r"no source has train-images.*SHA-256"):
         load_dataset("mnist", tmp_path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import signal
 import sys
@@ -47,6 +48,18 @@ def check_name(what: str, value: str, known: Sequence[str]) -> None:
     near = difflib.get_close_matches(value, list(known), n=1, cutoff=0.75)  # not xpu for gpu
     hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
     raise UsageError(f"{what}: unknown value {value!r}; {hint}")
+
+
+def need(module: str, what: str, package: str | None = None) -> Any:
+    """Import what only some need. Raises: UsageError that says what needs it and how to install it;
+    package: its name where it is another than the module's."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:  # a missing driver is one of the latter
+        package = package or module.partition(".")[0]
+        raise UsageError(
+            f"{what}: {first_line(error)}; install it with: pip install {package}"
+        ) from None
 
 
 class Terminated(KeyboardInterrupt):

@@ -12,14 +12,23 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
-from common.base.cli import UsageError, check_name
-from common.data.datasets import DATASETS, may_mirror
-from common.models import MODELS, check_model
+from common.base.cli import UsageError, check_name, find_name, need
 
+DATASETS = (
+    "mnist", "fashion", "digits", "kmnist", "qmnist", "emnist-letters", "emnist-digits",
+    "folder:PATH", "npz:FILE",
+)  # fmt: skip
+OWN = DATASETS[-2:]  # your own images: one folder a class; MedMNIST's layout, or X and y
+# A mirrored shoe is a shoe, a mirrored digit is none; of your own images the flag is your word.
+MIRRORABLE = ("fashion", *OWN)
+# common/models.py adds how to build, by the number of classes, those that are not torchvision's.
+MODELS: dict[str, Callable[[int], Any] | None] = dict.fromkeys(
+    ("resnet18", "resnet34", "resnet50", "vgg5", "resnet14", "timm:NAME")
+)
 OPTIMIZERS = ("sgd", "nesterov", "muon", "adam", "adamw")
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 MAX_SEED = 2**32 - 1  # numpy's
@@ -72,6 +81,30 @@ def _check_value(flag: str, value: Any, metadata: Any) -> None:
         raise UsageError(f"{flag}: {value} must be at least {metadata['minimum']}")
     if "maximum" in metadata and value > metadata["maximum"]:
         raise UsageError(f"{flag}: {value} must be at most {metadata['maximum']}")
+
+
+def is_own(name: str) -> bool:
+    """Whether these are your own images and no published set."""
+    return find_name(name, DATASETS) in OWN
+
+
+def may_mirror(name: str) -> bool:
+    """Whether the classes of a data set outlive a mirror."""
+    return find_name(name, DATASETS) in MIRRORABLE
+
+
+def check_model(flag: str, name: str, known: Sequence[str]) -> None:
+    """Raises: UsageError, with the nearest name, for one that is neither in `known`, nor
+    torchvision's, nor, after timm:, timm's."""
+    if name in known:
+        return
+    if find_name(name, known):
+        models = need("timm", f"{flag} {name}").list_models()
+        return check_name(f"{flag} timm:NAME", name.removeprefix("timm:"), models)
+    import torchvision.models
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    check_name(flag, name, tuple(dict.fromkeys((*known, *names))))
 
 
 # --- what identifies a piece of work: all of it is hashed into the run_id -------------------------

@@ -4,12 +4,11 @@
 
 A data set is one uint8 tensor (N, C, H, W) in published order, training images first. Whatever a
 file's source, its bytes are checked on every load. Your own images are read by common/data/own.py.
-torch is imported where it is used, since the names of DATASETS also feed every script's --help.
+A new set is an entry in PUBLISHED here, and its name in DATASETS of common/base/config.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import gzip
 import hashlib
@@ -29,15 +28,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from common.base.cli import UsageError, check_name, find_name, run_script
-from common.data import own
+import numpy as np
+import torch
+import torchvision.datasets
+from torch.nn.functional import interpolate, pad
+
+from common.base.cli import UsageError
+from common.base.config import is_own
 from common.base.log import write_atomically
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
+from common.data import own
 
 DIGITS = tuple("0123456789")
 CLOTHES = (
@@ -86,7 +87,7 @@ def _emnist(split: str, **fields: Any) -> IdxSet:
     return IdxSet("EMNIST", "EMNIST", files=names, archive="gzip.zip", **fields)
 
 
-DATASETS: dict[str, IdxSet | Callable[[str, Path, int | None], Dataset]] = {
+PUBLISHED = {
     "mnist": IdxSet(
         "MNIST",
         "MNIST",
@@ -111,7 +112,6 @@ DATASETS: dict[str, IdxSet | Callable[[str, Path, int | None], Dataset]] = {
         ),
         package="apt dataset-fashion-mnist",
     ),
-    "digits": lambda *_: _load_digits(),  # the 1,797 inside scikit-learn: no file, no network
     "kmnist": IdxSet("KMNIST", "KMNIST", KUZUSHIJI),
     "qmnist": IdxSet(
         "QMNIST",
@@ -128,14 +128,7 @@ DATASETS: dict[str, IdxSet | Callable[[str, Path, int | None], Dataset]] = {
         "letters", classes=tuple("abcdefghijklmnopqrstuvwxyz"), first_label=1
     ),
     "emnist-digits": _emnist("digits", classes=DIGITS),
-    "folder:PATH": lambda *asked: _load_own(*asked),  # one folder a class
-    "npz:FILE": lambda *asked: _load_own(*asked),  # MedMNIST's layout, or X and y
 }
-OWN = ("folder:PATH", "npz:FILE")
-# A mirrored shoe is a shoe, a mirrored digit is none; of your own images the flag is your word.
-MIRRORABLE = ("fashion", *OWN)
-
-
 FEW_IMAGES = 400  # fewer know an accuracy of 50 % no better than to 5 points
 
 
@@ -178,8 +171,6 @@ def parse_idx(data: bytes) -> np.ndarray:
 
     Source: the format as the MNIST page describes it: two zero bytes, type, rank, big-endian sizes.
     """
-    import numpy as np
-
     if len(data) < 4 or data[:2] != b"\0\0":
         raise ValueError("not an IDX file")
     dtype, rank = IDX_TYPES.get(data[2]), data[3]
@@ -193,16 +184,6 @@ def parse_idx(data: bytes) -> np.ndarray:
     if len(data) != expected:
         raise ValueError(f"{len(data)} bytes where the IDX header says {expected}")
     return np.frombuffer(data, dtype, offset=start).reshape(shape)
-
-
-def is_own(name: str) -> bool:
-    """Whether these are your own images and no published set."""
-    return find_name(name, DATASETS) in OWN
-
-
-def may_mirror(name: str) -> bool:
-    """Whether the classes of a data set outlive a mirror."""
-    return find_name(name, DATASETS) in MIRRORABLE
 
 
 def pin_dataset(name: str) -> str:
@@ -219,12 +200,11 @@ def load_dataset(
     they are; the published ones come in theirs, and are resized while they train.
     Raises: UsageError when no source has a file with the right bytes; it says what to place where.
     """
-    import numpy as np
-    import torch
-
-    spec = DATASETS[find_name(name, DATASETS)]
-    if callable(spec):
-        return spec(name, Path(data_dir), image_size)
+    if name == "digits":  # the 1,797 inside scikit-learn: no file, no network
+        return _load_digits()
+    if is_own(name):
+        return _load_own(name, Path(data_dir), image_size)
+    spec = PUBLISHED[name]
     folder = Path(data_dir) / spec.folder / "raw"
     arrays = [parse_idx(data) for data in _read_files(spec, folder, fetch)]
     for images, labels in (arrays[:2], arrays[2:]):
@@ -251,8 +231,7 @@ def _class_column(labels: np.ndarray) -> np.ndarray:
 
 
 def _load_digits() -> Dataset:
-    import torch
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # half a second
 
     pixels, labels = load_digits(return_X_y=True)  # 0 to 16
     images = torch.from_numpy((pixels * (255 / 16)).round().astype("uint8")).view(-1, 1, 8, 8)
@@ -260,8 +239,6 @@ def _load_digits() -> Dataset:
 
 
 def _load_own(name: str, data_dir: Path, image_size: int | None) -> Dataset:
-    import torch
-
     source, images = own.read_images(name, data_dir, image_size)
     _, val, test = source.sizes or (None, 0, None)
     labels = torch.from_numpy(source.labels)
@@ -328,8 +305,6 @@ def _sources(
 
 
 def _mirrors(spec: IdxSet) -> list[str]:
-    import torchvision.datasets
-
     published = getattr(torchvision.datasets, spec.torchvision)
     if spec.archive:
         return [published.url]
@@ -339,8 +314,6 @@ def _mirrors(spec: IdxSet) -> list[str]:
 
 
 def _torchvision_md5(spec: IdxSet) -> dict[str, str]:
-    import torchvision.datasets
-
     listed = getattr(torchvision.datasets, spec.torchvision).resources
     pairs = listed["train"] + listed["test"] if isinstance(listed, dict) else listed
     return {url.rsplit("/", 1)[-1]: md5 for url, md5 in pairs}
@@ -400,8 +373,6 @@ class _Archive:
         self.content: bytes | None = None
 
     def __call__(self, name: str) -> bytes:
-        import torchvision.datasets
-
         if self.content is None:
             content = _download(self.url) if self.url else self.target.read_bytes()
             if hashlib.md5(content).hexdigest() != torchvision.datasets.EMNIST.md5:
@@ -476,9 +447,6 @@ def split_dataset(dataset: Dataset, split: str, seed: int, limit: int | None = N
     `limit` keeps the first so many training images; validation and test stay whole.
     Raises: UsageError for `official` where no test part was published, and for an empty part.
     """
-    import numpy as np
-    import torch
-
     # RandomState's stream is frozen by numpy's compatibility policy, Generator's is not.
     random = np.random.RandomState(seed)
     n = len(dataset.labels)
@@ -510,8 +478,6 @@ def describe_split(dataset: Dataset, split: Split) -> dict[str, Any]:
     the most frequent class of training. test_duplicates: test images that are, pixel for pixel,
     among those trained or validated on.
     """
-    import torch
-
     parts = {"train": split.train, "val": split.val, "test": split.test}
     counts = {
         name: torch.bincount(dataset.labels[part], minlength=len(dataset.classes)).tolist()
@@ -589,8 +555,6 @@ def measure_pixels(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Shapes: images (N, C, H, W) uint8 -> (C,), (C,) float32.
     """
-    import torch
-
     values = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for channel in images.unbind(1):
@@ -605,9 +569,6 @@ def measure_pixels(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def epoch_order(n: int, seed: int, epoch: int) -> torch.Tensor:
     """The order of the n training images in one epoch: a function of seed and epoch alone, so that
     a run resumes, and a shorter run shares its first epochs with a longer one, without state."""
-    import numpy as np
-    import torch
-
     return torch.from_numpy(np.random.RandomState([seed, epoch]).permutation(n))
 
 
@@ -624,9 +585,6 @@ def draw_views(
     Source: alternating flip, cifar10-airbench (Jordan 2024, arXiv 2404.00498), section 3.6;
     Random Erasing (Zhong et al. 2017, arXiv 1708.04896), algorithm 1, sides cut to the image's.
     """
-    import numpy as np
-    import torch
-
     random = np.random.RandomState([seed, epoch, 1])
     shifts = torch.from_numpy(random.randint(-translate, translate + 1, (len(order), 2)))
     first = np.random.RandomState([seed, 2]).randint(0, 2, int(order.max()) + 1)
@@ -659,8 +617,6 @@ class Batches:
         device: torch.device, *, data_on: str = "device", pin_memory: bool = False,
         channels_last: bool = True,
     ) -> None:  # fmt: skip
-        import torch
-
         self.device, self.image_size = device, image_size
         self.staged = device.type != "cpu" and data_on == "host"
         self.pin_memory = pin_memory
@@ -702,16 +658,12 @@ class Batches:
     def _gather(self, source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         # A fresh page-locked buffer each time: the caching allocator knows which ones a copy still
         # reads, so none is overwritten in flight.
-        import torch
-
         shape = (len(index), *source.shape[1:])
         batch = torch.empty(shape, dtype=source.dtype, pin_memory=self.pin_memory)
         return torch.index_select(source, 0, index, out=batch)
 
     def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
         """Shapes: pixels (B, C, H, W) uint8, C 1 or 3 -> (B, 3, S, S) float32, normalised."""
-        from torch.nn.functional import interpolate
-
         inputs = pixels.float()
         size = (self.image_size, self.image_size)
         if inputs.shape[-2:] != size:
@@ -728,9 +680,6 @@ def move_images(
 
     Shapes: pixels (B, C, H, W) uint8, the others (B,) int64 -> (B, C, H, W).
     """
-    import torch
-    from torch.nn.functional import pad
-
     height, width = pixels.shape[-2:]
     image, row, column = (
         torch.arange(n, device=pixels.device) for n in (len(pixels), height, width)
@@ -752,8 +701,6 @@ def erase_patches(
 
     Shapes: pixels (B, C, H, W) uint8, rectangles (B,) int64, value (1, C, 1, 1) -> (B, C, H, W).
     """
-    import torch
-
     row, column = (torch.arange(n, device=pixels.device) for n in pixels.shape[-2:])
     top, left, height, width = (t[:, None] for t in (top, left, height, width))
     rows = (row >= top) & (row < top + height)
@@ -764,8 +711,6 @@ def erase_patches(
 def split_batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
     """Cut an order into batches, every image once. A last batch of one joins the one before it,
     since BatchNorm cannot train on a single 1x1 feature map."""
-    import torch
-
     batches = list(order.split(batch_size))
     if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]

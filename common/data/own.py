@@ -3,7 +3,6 @@
 They are named by their content: folder:photos becomes folder:photos@3f2a9c1b2d3e, after the SHA-256
 of every file's name and bytes, so that changed images are other work in the log. Decoded once, to
 one size, they are kept as uint8 under the data folder, by content, size and Pillow's version.
-numpy and Pillow are imported where they are used: the kinds also feed every script's --help.
 """
 
 from __future__ import annotations
@@ -18,13 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from PIL import __version__ as pillow
 
 from common.base.cli import UsageError, first_line
 from common.base.log import write_atomically
-
-if TYPE_CHECKING:
-    import numpy as np
+from common.data.images import Unreadable, decoding, open_image, to_pixels
 
 PARTS = ("train", "val", "test")
 # What folders of these parts are called, in any case.
@@ -102,9 +102,6 @@ def read_images(name: str, data_dir: Path, side: int | None) -> tuple[Source, np
 
     Shapes: (N, C, H, W) uint8, H and W being `side` unless that is None.
     """
-    import numpy as np
-    from PIL import __version__ as pillow
-
     kind, path, _ = split_name(pin_name(name))
     source = find_images(kind, path)
     file = data_dir / "own" / f"{source.sha256[:32]}-{side or 'as-it-is'}-pillow{pillow}.npz"
@@ -124,8 +121,6 @@ def read_images(name: str, data_dir: Path, side: int | None) -> tuple[Source, np
 
 
 def _find_folder(folder: Path) -> Source:
-    import numpy as np
-
     parts, classes = _find_classes(folder)
     files, labels, sizes = [], [], []
     empty = []
@@ -224,9 +219,6 @@ def _read_files(
     folder: Path, files: Sequence[Path], digests: Sequence[bytes], side: int | None
 ) -> np.ndarray:
     """Decode all files. Raises: UsageError that names every one that cannot be used."""
-    import numpy as np
-
-    from common.data.images import Unreadable, decoding, open_image, to_pixels
 
     def read(file: Path, digest: bytes) -> np.ndarray | str:
         if file.exists() and not file.is_file():
@@ -269,8 +261,6 @@ def _read_files(
 
 
 def _find_npz(file: Path) -> Source:
-    import numpy as np
-
     try:
         content = file.read_bytes()
         if not zipfile.is_zipfile(io.BytesIO(content)):
@@ -342,11 +332,6 @@ def resize_pixels(pool: np.ndarray, side: int | None) -> np.ndarray:
 
     Shapes: (N, C, H, W) uint8 -> (N, C, S, S).
     """
-    import numpy as np
-    from PIL import Image
-
-    from common.data.images import to_pixels
-
     if side is None or pool.shape[2:] == (side, side):
         return np.ascontiguousarray(pool)
     grey = pool.shape[1] == 1

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from common.base.cli import UsageError, first_line
-from common.base.config import ExportOptions, NoGrid, parse_command_line
+from common.base.config import ExportOptions, NoGrid, is_own, parse_command_line
 from common.base.log import Log, git_state, locate, log_files, write_atomically
-from common.data.datasets import Batches, Dataset, cached_dataset, is_own, split_dataset
+from common.data.datasets import Batches, Dataset, cached_dataset, split_dataset
 from common.deploy.network import Deployable, fold, load_deployable
 from common.deploy.runtimes import (
     ENGINES,

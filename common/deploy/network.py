@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.base.cli import UsageError
-from common.data.datasets import may_mirror
+from common.base.config import may_mirror
 from common.models import build_model
 from common.train.checkpoint import load_checkpoint, load_weights
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.base.cli import UsageError
+from common.base.cli import need
 from common.deploy.network import load_deployable
 
 # On Python 3.14 torch no longer vouches for TorchScript; there the gate decides as anywhere else.
@@ -139,6 +139,6 @@ def load_engine(name: str, file: Path, threads: int) -> Run:
 
 def check_packages(name: str, packages: tuple[str, ...]) -> None:
     """Raises: UsageError when what a format or engine needs is not installed."""
-    missing = [p for p in packages if importlib.util.find_spec(p) is None]
-    if missing:
-        raise UsageError(f"{name} needs {', '.join(missing)}: pip install {' '.join(missing)}")
+    for package in packages:
+        if importlib.util.find_spec(package) is None:  # they are not imported yet: some take long
+            need(package, name)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from common.base.cli import UsageError, find_name
+from common.base.config import DATASETS
 from common.judge.rows import Group, Row, display, distinct, pick_best, slug
 from common.judge.stats import wilson_interval
 from common.judge.tables import Table, make_table
@@ -222,7 +223,7 @@ def load_images(
 
     Shapes: each (H, W) or, in colour, (H, W, 3) uint8.
     """
-    from common.data.datasets import DATASETS, load_dataset
+    from common.data.datasets import load_dataset
 
     if not find_name(dataset, DATASETS):
         return {}, f"The images are not shown: {dataset} is no data set of this version."

@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common.base.cli import UsageError, first_line
+from common.base.cli import UsageError, first_line, need
 from common.base.config import GridOptions, as_dict, to_flags
 from common.base.log import Log, run_id
 
@@ -268,16 +268,11 @@ def _open_backend(options: GridOptions, workers: int) -> Iterator[None]:
             if options.backend == "dask":
                 stack.enter_context(_connect_dask(options.cluster, workers))
             elif options.backend == "ray":
-                import ray
+                ray = need("ray", "--backend ray")
                 from ray.util.joblib import register_ray
 
                 ray.init(options.cluster, **({} if options.cluster else {"num_cpus": workers}))
                 register_ray()
-        except ModuleNotFoundError as error:
-            install = {"dask": "pip install distributed", "ray": "pip install ray"}
-            raise UsageError(
-                f"--backend {options.backend}: {error}; {install[options.backend]}"
-            ) from None
         except UsageError:
             raise
         except (OSError, ValueError) as error:  # ValueError: an address without a port
@@ -290,8 +285,7 @@ def _open_backend(options: GridOptions, workers: int) -> Iterator[None]:
 
 
 def _connect_dask(address: str | None, workers: int) -> Any:
-    from distributed import Client
-
+    Client = need("distributed", "--backend dask").Client
     alone = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
     client = Client(address, timeout=WAIT_S, **({} if address else alone))
     client.wait_for_workers(1, timeout=WAIT_S)

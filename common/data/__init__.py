@@ -1,0 +1,1 @@
+"""The images: fetched, verified, split, and made into batches."""
