@@ -18,15 +18,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from common.base.cli import first_line, run_script
-from common.base.config import (
-    FLOPS_PRESETS,
-    FlopsConfig,
-    Options,
-    as_dict,
-    expand_grid,
-    parse_command_line,
-)
+from common.base.cli import as_dict, expand_grid, first_line, parse_command_line, run_script
+from common.base.config import FLOPS_PRESETS, FlopsConfig, Options
 from common.base.log import Log, run_id
 
 if TYPE_CHECKING:

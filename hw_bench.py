@@ -44,7 +44,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from common.base.cli import UsageError, check_name, run_script
+from common.base.cli import (
+    UsageError,
+    as_dict,
+    check_name,
+    expand_grid,
+    parse_command_line,
+    run_script,
+)
 from common.base.config import (
     HW_INFER_PRESETS,
     HW_PRESETS,
@@ -52,9 +59,6 @@ from common.base.config import (
     HwInferConfig,
     HwOptions,
     HwTrainConfig,
-    as_dict,
-    expand_grid,
-    parse_command_line,
 )
 from common.base.log import Log, locate, run_id
 

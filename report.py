@@ -31,8 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
-from common.base.cli import UsageError, run_script
-from common.base.config import NoGrid, Validated, option, parse_command_line
+from common.base.cli import UsageError, Validated, option, parse_command_line, run_script
 from common.base.log import locate, log_files, read_log, write_atomically, write_together
 
 if TYPE_CHECKING:  # imported after the command line is parsed, so that --help answers at once
@@ -368,7 +367,7 @@ def summary(sections: Sequence[Section], problems: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report of a results folder."""
-    _, options = parse_command_line(argv, __doc__, NoGrid, ReportOptions)
+    _, options = parse_command_line(argv, __doc__, options_class=ReportOptions)
     folder = Path(options.results_dir)
     if options.watch:
         from common.train.watch import watch

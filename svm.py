@@ -25,15 +25,16 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.base.cli import UsageError, first_line, need, run_script
-from common.base.config import (
-    SVM_PRESETS,
-    GridOptions,
-    SvmConfig,
+from common.base.cli import (
+    UsageError,
     as_dict,
     expand_grid,
+    first_line,
+    need,
     parse_command_line,
+    run_script,
 )
+from common.base.config import SVM_PRESETS, GridOptions, SvmConfig
 from common.base.log import Log, run_id, save_predictions
 from common.train.workers import Job, count_workers, print_commands, share_out
 

@@ -24,16 +24,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.base.cli import UsageError, first_line, is_out_of_memory, need, run_script
+from common.base.cli import (
+    UsageError,
+    as_dict,
+    expand_grid,
+    first_line,
+    is_out_of_memory,
+    need,
+    parse_command_line,
+    run_script,
+)
 from common.base.config import (
     TRAIN_PRESETS,
     TrainConfig,
     TrainOptions,
     Trajectory,
-    as_dict,
-    expand_grid,
     group_trajectories,
-    parse_command_line,
     pin_memory_effect,
     plainest_twin,
 )

@@ -33,8 +33,8 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.base.cli import run_script
-from common.base.config import TrainConfig, as_dict
+from common.base.cli import as_dict, run_script
+from common.base.config import TrainConfig
 from common.judge.compare import Pair, compare_with_chosen, measure_effect
 from common.judge.rows import TRANSPORT, Group, accuracy_interval, by_seed
 from common.judge.verdicts import BEATS, MARGIN, SEEDS, judge, more_data

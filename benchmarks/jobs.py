@@ -31,7 +31,8 @@ from joblib import cpu_count  # noqa: E402
 from simulate import Grid, simulate  # noqa: E402
 
 from common.base.cli import UsageError, run_script  # noqa: E402
-from common.base.log import describe_machine, git_state, read_rows  # noqa: E402
+from common.base.log import read_rows  # noqa: E402
+from common.base.machine import describe_machine, git_state  # noqa: E402
 
 
 def run_block(flags: list[str], jobs: int, threads: int) -> tuple[float, list[float]]:

@@ -35,14 +35,9 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from common.base.cli import UsageError, run_script  # noqa: E402
-from common.base.config import (  # noqa: E402
-    TRAIN_PRESETS,
-    TrainConfig,
-    expand_grid,
-    group_trajectories,
-)
-from common.base.log import describe_machine, git_state  # noqa: E402
+from common.base.cli import UsageError, expand_grid, run_script  # noqa: E402
+from common.base.config import TRAIN_PRESETS, TrainConfig, group_trajectories  # noqa: E402
+from common.base.machine import describe_machine, git_state  # noqa: E402
 from common.cost import count_costs  # noqa: E402
 from common.models import build_model  # noqa: E402
 from common.speed.peaks import random_values  # noqa: E402

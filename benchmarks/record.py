@@ -32,12 +32,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import scipy.stats  # noqa: E402
 import torch  # noqa: E402
-import torch._dynamo  # noqa: E402 - which torch.optim imports at its first optimiser
+import torch._dynamo  # noqa: E402
 from notebook import WARMUP_STEPS, Side  # noqa: E402
 
-from common.base.cli import UsageError, run_script  # noqa: E402
-from common.base.config import TRAIN_PRESETS, TrainConfig, expand_grid  # noqa: E402
-from common.base.log import describe_machine, git_state  # noqa: E402
+from common.base.cli import UsageError, expand_grid, run_script  # noqa: E402
+from common.base.config import TRAIN_PRESETS, TrainConfig  # noqa: E402
+from common.base.machine import describe_machine, git_state  # noqa: E402
 from common.cost import count_costs  # noqa: E402
 from common.data.datasets import cached_dataset  # noqa: E402
 from common.judge.published import load_published  # noqa: E402

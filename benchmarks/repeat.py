@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common.base.cli import UsageError, run_script  # noqa: E402
-from common.base.log import describe_machine, git_state, read_rows  # noqa: E402
+from common.base.log import read_rows  # noqa: E402
+from common.base.machine import describe_machine, git_state  # noqa: E402
 
 Interval = tuple[float, float]
 

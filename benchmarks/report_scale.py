@@ -30,14 +30,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.base.config import (
-    TRAIN_PRESETS,
-    SvmConfig,
-    TrainConfig,
-    as_dict,
-    expand_grid,
-    group_trajectories,
-)
+from common.base.cli import as_dict, expand_grid
+from common.base.config import TRAIN_PRESETS, SvmConfig, TrainConfig, group_trajectories
 from common.base.log import dumps_strict, run_id, save_predictions
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 with atheris.instrument_imports(include=["common"]):
     from common.base.log import ROW_KEYS, append_line, dumps_strict, read_rows
-    from common.data.datasets import parse_idx
+    from common.data.fetch import parse_idx
 
 
 def fuzz_idx(data: bytes) -> None:

@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 
-from common.base.config import HwTrainConfig, SvmConfig, TrainConfig, as_dict
+from common.base.cli import as_dict
+from common.base.config import HwTrainConfig, SvmConfig, TrainConfig
 from common.base.log import run_id
 from common.judge.compare import collect
 

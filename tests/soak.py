@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -26,11 +27,10 @@ sys.path.insert(0, str(ROOT))
 from common.base.log import read_rows  # noqa: E402
 from common.train.checkpoint import load_checkpoint  # noqa: E402
 
-GRID = [
-    "train.py", "--dataset", "digits", "--limit", "256", "--image-size", "16", "--model", "vgg5",
-    "--opt", "sgd", "nesterov", "muon", "adam", "adamw", "--schedule", "triangular", "--epochs",
-    "3", "--translate", "1", "--erase", "0.3", "--threads", "1",
-]  # fmt: skip
+GRID = shlex.split(
+    "train.py --dataset digits --limit 256 --image-size 16 --model vgg5 --epochs 3 --threads 1 "
+    "--opt sgd nesterov muon adam adamw --schedule triangular --translate 1 --erase 0.3"
+)
 STARTUP_S = 1.5  # of which nothing can be lost: kills come later
 LIFE_S = 4.0  # and not after this
 
@@ -46,23 +46,22 @@ def outcome(folder: Path) -> tuple[list[tuple], dict[str, dict[str, np.ndarray]]
     rows, problems = read_rows(folder / "log.jsonl")
     if problems:
         print("\n".join(problems))
-    kept = sorted(
-        (row["kind"], row["run_id"], row["metrics"].get("epoch", 0), row["metrics"]["val_loss"],
-         row["metrics"].get("test_acc", 0.0))
-        for row in rows
-    )  # fmt: skip
+    names = ("epoch", "val_loss", "test_acc")
+    kept = [(r["kind"], r["run_id"], *(r["metrics"].get(n, 0) for n in names)) for r in rows]
     arrays = {file.name: dict(np.load(file)) for file in folder.glob("predictions/*.npz")}
     for file in folder.glob("checkpoints/*.pt"):
         weights = load_checkpoint(file)["model"]
         arrays[file.name] = {name: tensor.numpy() for name, tensor in weights.items()}
-    return kept, arrays
+    return sorted(kept), arrays
 
 
-def same(a: tuple, b: tuple) -> bool:
+def same(ours: tuple, theirs: tuple) -> bool:
     """Whether two grids left the same."""
-    return a[0] == b[0] and a[1].keys() == b[1].keys() and all(
-        np.array_equal(a[1][file][name], b[1][file][name]) for file in b[1] for name in b[1][file]
-    )  # fmt: skip
+    try:
+        np.testing.assert_equal(ours, theirs)
+    except AssertionError:
+        return False
+    return True
 
 
 def main() -> int:
@@ -90,8 +89,8 @@ def main() -> int:
                     kills += 1
             grids += 1
             survived += status == 0 and same(outcome(folder), expected)
-            print(f"{kills} kills; {survived} of {grids} grids as if undisturbed, "
-                  f"{time.strftime('%H:%M:%S')}", flush=True)  # fmt: skip
+            now = time.strftime("%H:%M:%S")
+            print(f"{kills} kills; {survived} of {grids} grids as undisturbed, {now}", flush=True)
     return 0 if survived == grids else 1
 
 

@@ -8,7 +8,8 @@ import pytest
 from invented import IMAGES, Invented, wrong_on
 from scipy import stats
 
-from common.base.config import TrainConfig, as_dict
+from common.base.cli import as_dict
+from common.base.config import TrainConfig
 from common.base.log import read_rows
 from common.judge.claims import CLAIMS
 from common.judge.compare import (

@@ -16,8 +16,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import train
-from common.base.cli import UsageError
-from common.base.config import TrainConfig, as_dict
+from common.base.cli import UsageError, as_dict
+from common.base.config import TrainConfig
 from common.base.log import run_id
 from common.models import MODELS
 from common.train.checkpoint import load_checkpoint

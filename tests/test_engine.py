@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from common.base.cli import UsageError
-from common.data.datasets import Batches, draw_views, load_dataset, measure_pixels, split_batches
+from common.data.batches import Batches, draw_views, measure_pixels, split_batches
+from common.data.datasets import load_dataset
 from common.models import MODELS, build_model
 from common.train import loop as engine
 from common.train.checkpoint import load_checkpoint, load_weights, save_checkpoint

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from common.base.config import SvmConfig, TrainConfig, as_dict
+from common.base.cli import as_dict
+from common.base.config import SvmConfig, TrainConfig
 from common.data.datasets import load_dataset
 from common.judge import mistakes as errors
 
@@ -173,10 +174,10 @@ def test_images_come_from_the_data_set():
 def test_without_the_images_it_says_why_and_fetches_nothing(
     dataset, label, said, tmp_path, monkeypatch
 ):
-    import common.data.datasets
+    import common.data.fetch
 
     for name in ("_download", "_run"):
-        monkeypatch.setattr(common.data.datasets, name, lambda *args: pytest.fail("it fetches"))
+        monkeypatch.setattr(common.data.fetch, name, lambda *args: pytest.fail("it fetches"))
     images, why = errors.load_images(dataset, 64, held_of(label, label, 10), {0}, tmp_path)
     assert images == {}
     assert why.startswith("The images are not shown: ")

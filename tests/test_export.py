@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 import train
-from common.base.cli import UsageError
-from common.base.config import TrainConfig, as_dict
+from common.base.cli import UsageError, as_dict
+from common.base.config import TrainConfig
 from common.base.log import Log
 from common.data.datasets import cached_dataset, load_dataset
 from common.deploy import export

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from common.base.config import OPTIMIZERS
-from common.base.log import LEFTOVER_S, read_rows, write_atomically
+from common.base.log import read_rows
 from common.train.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -30,10 +30,9 @@ def start(*command, limits=(), **kwargs):
         for name, value in limits:
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, preexec_fn=limit if limits else None, **kwargs,
-    )  # fmt: skip
+    kwargs |= {"cwd": ROOT, "text": True, "preexec_fn": limit if limits else None}
+    kwargs |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, *map(str, command)], **kwargs)
 
 
 def run(*command, **kwargs):
@@ -85,26 +84,6 @@ def test_a_checkpoint_killed_at_any_moment_loads_whole(tmp_path):
         assert len(values) == 1
         seen |= values
     assert max(seen) > 0
-
-
-def test_what_a_killed_writer_left_is_removed_and_a_living_ones_part_is_not(tmp_path):
-    target = tmp_path / "run.pt"
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    parts = {
-        "dead": tmp_path / f".run.pt.{gone.pid}.part",
-        "alive": tmp_path / f".run.pt.{os.getppid()}.part",
-        "nobody's": tmp_path / ".run.pt.x.part",
-        "another file's": tmp_path / f".run.pt2.{gone.pid}.part",
-        "fresh, perhaps another machine's": tmp_path / f".run.pt.{2**22 + 1}.part",
-    }
-    for name, part in parts.items():
-        part.write_bytes(b"half")
-        if not name.startswith("fresh"):
-            os.utime(part, (0, time.time() - LEFTOVER_S - 1))
-    write_atomically(target, b"whole")
-    del parts["dead"]
-    assert set(tmp_path.iterdir()) == {target, *parts.values()}
 
 
 AMP = ["--opt", *OPTIMIZERS, "--epochs", "2", "--model", "vgg5", "--amp", "true"]
@@ -270,10 +249,8 @@ def test_a_report_that_does_not_fit_leaves_the_old_one(tmp_path):
 
 
 def test_too_little_memory_fails_the_row_with_what_to_lower_and_the_grid_goes_on(tmp_path):
-    status, out, _ = train(
-        tmp_path, "--limit", "600", "--image-size", "512", "32", "--batch-size", "600",
-        "--epochs", "1", "--threads", "1", limits=[("AS", 7 << 30)],
-    )  # fmt: skip
+    flags = ["--limit", "600", "--image-size", "512", "32", "--batch-size", "600", "--epochs", "1"]
+    status, out, _ = train(tmp_path, *flags, "--threads", "1", limits=[("AS", 7 << 30)])
     assert status == 1
     failed, done = sorted(log_of(tmp_path, "train"), key=lambda row: row["status"])
     assert (failed["status"], done["status"]) == ("failed", "ok")
@@ -288,27 +265,17 @@ ODD = 'it\'s "a" $(touch owned) `; & <b>%s&amp; \\ ü 数'
 
 def test_any_folder_name_clock_zone_and_locale_will_do(tmp_path):
     shared_memory = Path("/dev/shm")  # another file system than that of the link
-    if not os.access(shared_memory, os.W_OK):
-        shared_memory = tmp_path
-    with tempfile.TemporaryDirectory(dir=shared_memory) as real:
-        use_an_odd_folder(tmp_path, Path(real))
-
-
-def use_an_odd_folder(tmp_path, real):
+    where = shared_memory if os.access(shared_memory, os.W_OK) else tmp_path
+    env = {"TZ": "Pacific/Apia", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    train = ["train.py", *TINY, "--epochs", "1", "--export", "onnx"]
     folder = tmp_path / ODD
-    folder.symlink_to(real)
-    env = os.environ | {
-        "TZ": "Pacific/Apia", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"
-    }  # fmt: skip
-    for command in (
-        ["train.py", *TINY, "--epochs", "1", "--export", "onnx"],
-        ["flops.py"],
-        ["report.py"],
-    ):
-        status, out, err = run(*command, "--results-dir", folder, env=env)
-        assert (status, "Traceback" in out + err) == (0, False), err
-    [row] = log_of(real, "train")
-    assert (real / row["metrics"]["checkpoint"]).exists()
+    with tempfile.TemporaryDirectory(dir=where) as real:
+        folder.symlink_to(real)
+        for command in (train, ["flops.py"], ["report.py"]):
+            status, out, err = run(*command, "--results-dir", folder, env=os.environ | env)
+            assert (status, "Traceback" in out + err) == (0, False), err
+        [row] = log_of(Path(real), "train")
+        assert Path(real, row["metrics"]["checkpoint"]).exists()
     assert abs(time.time() - datetime.fromisoformat(row["time_utc"]).timestamp()) < 600
     assert "owned" not in {file.name for file in [*ROOT.iterdir(), *tmp_path.rglob("*")]}
 
@@ -343,7 +310,7 @@ def test_a_clock_set_back_between_and_ahead_of_everything_changes_no_result(tmp_
     ("flags", "said"),
     [
         (["--lr", "nan"], "--lr: nan is not a finite number"),
-        (["--lr", "-1"], "--lr: -1.0 must be greater than 0"),
+        (["--lr", "0"], "--lr: 0.0 must be greater than 0"),
         (["--epochs", "0"], "--epochs: 0 must be at least 1"),
         (["--batch-size", "-16"], "--batch-size: -16 must be at least 1"),
         (["--limit", "0"], "--limit: 0 must be at least 1"),
@@ -359,6 +326,11 @@ def test_a_clock_set_back_between_and_ahead_of_everything_changes_no_result(tmp_
         (["--amp", "false", "--amp-dtype", "bf16"], "--amp-dtype bf16: --amp is false"),
         (["--amp-dtype", "fp16", "--device", "cpu"], "use bf16 or auto on a CPU"),
         (["--threads", "0"], "--threads: 0 must be at least 1"),
+        (["--pin-memory", "maybe"], "'maybe' is neither true nor false"),
+        (["--preset", "q1"], "did you mean 'q1a'?"),
+        (["--export", "onyx"], "did you mean 'onnx'?"),
+        (["--ep", "3"], "unrecognized arguments: --ep"),
+        (["stray"], "unrecognized arguments: stray"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -13,12 +13,8 @@ import torch
 from torch import nn
 
 import hw_bench
-from common.base.cli import UsageError
-from common.base.config import (
-    HwTrainConfig,
-    TrainConfig,
-    parse_command_line,
-)
+from common.base.cli import UsageError, parse_command_line
+from common.base.config import HwTrainConfig, TrainConfig
 from common.base.log import run_id
 from common.cost import count_costs
 from common.models import MODELS

@@ -15,8 +15,8 @@ import torch
 
 import hw_bench
 from common.base import config
-from common.base.cli import UsageError, first_line
-from common.base.config import ENGINE_NAMES, TrainConfig, as_dict
+from common.base.cli import UsageError, as_dict, first_line
+from common.base.config import ENGINE_NAMES, TrainConfig
 from common.base.log import Log, run_id
 from common.cost import count_costs
 from common.deploy import export

@@ -17,16 +17,8 @@ import pytest
 import report
 import svm
 import train
-from common.base.cli import UsageError
-from common.base.config import (
-    SvmConfig,
-    TrainConfig,
-    TrainOptions,
-    as_dict,
-    expand_grid,
-    parse_command_line,
-    to_flags,
-)
+from common.base.cli import UsageError, as_dict, expand_grid, parse_command_line, to_flags
+from common.base.config import SvmConfig, TrainConfig, TrainOptions
 from common.base.log import Log
 from common.train import workers as jobs
 from common.train.watch import read_plan

@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from common.base.config import SvmConfig, TrainConfig, as_dict
+from common.base.cli import as_dict
+from common.base.config import SvmConfig, TrainConfig
 from common.base.log import save_predictions
 from common.data.datasets import load_dataset
 from common.judge.stats import wilson_interval

@@ -9,21 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
-from common.base.cli import UsageError
-from common.base.config import TrainConfig, TrainOptions, expand_grid, parse_command_line
+from common.base.cli import UsageError, expand_grid, parse_command_line
+from common.base.config import TrainConfig, TrainOptions
 from common.base.log import append_line, dumps_strict, read_rows
-from common.data.datasets import IDX_TYPES, parse_idx
+from common.data.fetch import IDX_TYPES, parse_idx
 from common.judge.stats import wilson_interval
 
-ROW = {
-    "schema": 1, "kind": "flops", "run_id": "0123456789ab", "time_utc": "2026-01-01T00:00:00+00:00",
-    "git": {"commit": None, "dirty": None}, "status": "ok", "error": None, "config": {}, "env": {},
-    "metrics": {},
-}  # fmt: skip
+ROW = {"schema": 1, "kind": "flops", "git": {}, "config": {}, "env": {}, "metrics": {}}
+ROW |= {"run_id": "0123456789ab", "time_utc": "2026-01-01", "status": "ok", "error": None}
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10,
-)  # fmt: skip
+    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10
+)
 
 
 @given(st.lists(st.binary(max_size=60) | json_values.map(lambda v: json.dumps(v).encode())))
@@ -54,8 +51,10 @@ def test_bytes_that_are_no_idx_are_a_value_error(data):
     assert len(data) == 4 + 4 * array.ndim + array.nbytes
 
 
-@given(st.sampled_from(sorted(IDX_TYPES)), st.lists(st.integers(0, 5), min_size=1, max_size=4),
-       st.randoms(use_true_random=False), st.integers(-3, 3))  # fmt: skip
+shapes = st.lists(st.integers(0, 5), min_size=1, max_size=4)
+
+
+@given(st.sampled_from(sorted(IDX_TYPES)), shapes, st.randoms(), st.integers(-3, 3))
 def test_idx_round_trips_and_any_other_length_is_refused(code, shape, random, change):
     dtype = np.dtype(IDX_TYPES[code])
     content = random.randbytes(math.prod(shape) * dtype.itemsize)
@@ -67,39 +66,25 @@ def test_idx_round_trips_and_any_other_length_is_refused(code, shape, random, ch
             parse_idx(data + b"\0" * change if change > 0 else data[:change])
 
 
-flags = st.sampled_from(
-    [
-        "--lr",
-        "--epochs",
-        "--opt",
-        "--amp",
-        "--limit",
-        "--weights",
-        "--seed",
-        "--preset",
-        "--no-resume",
-    ]
-)
+FLAGS = ["--lr", "--epochs", "--opt", "--amp", "--limit", "--seed", "--preset", "--no-resume"]
+words = st.sampled_from(FLAGS) | st.text(max_size=8) | (st.integers() | st.floats()).map(str)
 
 
 @settings(max_examples=300)
-@given(st.lists(flags | st.text(max_size=8) | st.integers().map(str) | st.floats().map(str)))
+@given(st.lists(words))
 def test_any_command_line_is_configurations_or_one_line(argv):
+    presets, stopped = {"a": {"lr": [1.0]}}, None
     try:
-        grid, options = parse_command_line(
-            argv, "", TrainConfig, TrainOptions, {"a": {"lr": [1.0]}}
-        )
+        grid, options = parse_command_line(argv, "", TrainConfig, TrainOptions, presets)
         configs = expand_grid(TrainConfig, grid)
     except (UsageError, SystemExit) as error:
         stopped = error
-    else:
-        stopped = None
     if stopped:
         assert len(str(stopped).splitlines()) == 1
         assert isinstance(stopped, UsageError) or {"-h", "--help"} & set(argv)
-        return
-    assert isinstance(options, TrainOptions)
-    assert all(math.isfinite(c.lr) and c.lr > 0 and c.epochs >= 1 for c in configs)
+    else:
+        assert isinstance(options, TrainOptions)
+        assert all(math.isfinite(c.lr) and c.lr > 0 and c.epochs >= 1 for c in configs)
 
 
 @given(st.integers(1, 10**6), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.95, 0.99]))

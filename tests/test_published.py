@@ -5,14 +5,8 @@ import statistics
 import pytest
 from invented import Invented, wrong_on
 
-from common.base.config import (
-    TRAIN_PRESETS,
-    TrainConfig,
-    as_dict,
-    expand_grid,
-    parse_command_line,
-    preset_of,
-)
+from common.base.cli import as_dict, expand_grid, parse_command_line
+from common.base.config import TRAIN_PRESETS, TrainConfig, preset_of
 from common.judge.published import published_table, results_table
 from common.judge.rows import latest_ok
 from common.judge.stats import Estimate, newcombe_interval, sample_spread, wilson_interval

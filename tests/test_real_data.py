@@ -10,8 +10,9 @@ from sklearn.svm import SVC
 import svm
 import train
 from common.base.cli import UsageError
-from common.data import datasets as data
-from common.data.datasets import PUBLISHED, load_dataset, measure_pixels, split_dataset
+from common.data.batches import measure_pixels
+from common.data.datasets import load_dataset, split_dataset
+from common.data.fetch import PUBLISHED
 from common.deploy.predict import load_model
 
 DATA = Path(__file__).parent.parent / "data"
@@ -40,8 +41,8 @@ def test_the_files_of_one_set_in_the_folder_of_the_other_are_refused(tmp_path, m
         pytest.skip("make data has not fetched them")
     (tmp_path / "MNIST").mkdir()
     (tmp_path / "MNIST" / "raw").symlink_to((DATA / "FashionMNIST" / "raw").resolve())
-    monkeypatch.setattr(data, "_mirrors", lambda spec: [])
-    monkeypatch.setitem(PUBLISHED, "mnist", replace(PUBLISHED["mnist"], package=None))
+    alone = replace(PUBLISHED["mnist"], mirrors=(), package=None)
+    monkeypatch.setitem(PUBLISHED, "mnist", alone)
     with pytest.raises(UsageError, match=r"no source has train-images.*SHA-256"):
         load_dataset("mnist", tmp_path)
 

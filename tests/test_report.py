@@ -17,15 +17,8 @@ import numpy as np
 import pytest
 
 import report
-from common.base.cli import UsageError
-from common.base.config import (
-    FlopsConfig,
-    HwInferConfig,
-    HwTrainConfig,
-    SvmConfig,
-    TrainConfig,
-    as_dict,
-)
+from common.base.cli import UsageError, as_dict
+from common.base.config import FlopsConfig, HwInferConfig, HwTrainConfig, SvmConfig, TrainConfig
 from common.base.log import append_line, dumps_strict, read_rows, run_id, save_predictions
 
 MARKUP = r"a_b & 50% #1 <b>x</b> | $y$ ^~ {z} \w `c` *d* --e [f](g) → é"

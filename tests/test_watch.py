@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from common.base.cli import UsageError
-from common.base.config import TrainConfig, as_dict, expand_grid, group_trajectories
+from common.base.cli import UsageError, as_dict, expand_grid
+from common.base.config import TrainConfig, group_trajectories
 from common.base.log import append_line
 from common.train import watch
 

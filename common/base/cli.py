@@ -1,14 +1,34 @@
-"""What the scripts share; see each module's first line. Here: how a script says no, and ends."""
+"""What the scripts share: flags made of dataclasses, how a script says no, and how it ends.
+
+A setting is declared once, as a field of a frozen dataclass: option() gives it a default, a help
+text, choices and bounds, and flags, help and validation are made of them. A preset sets several
+fields; an explicit flag wins over a preset, a preset over a default. Nothing heavy is imported
+here, so that --help answers at once.
+"""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import difflib
 import importlib
+import itertools
+import math
+import operator
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+BOUNDS = {
+    "above": (operator.gt, "greater than"),
+    "minimum": (operator.ge, "at least"),
+    "maximum": (operator.le, "at most"),
+}
+TRUTH = {"true": True, "1": True, "yes": True, "on": True}
+TRUTH |= {"false": False, "0": False, "no": False, "off": False}
 
 
 class UsageError(ValueError):
@@ -20,17 +40,16 @@ class UsageError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line: its type, and the first line of what it says."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0][:200]}" if said else type(error).__name__
+    """An error in one line: its type, and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host ran out of memory; torch has a type for the former alone."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(
-        error
-    )
+    by_type = names & {"MemoryError", "OutOfMemoryError"}
+    return bool(by_type) or "can't allocate memory" in str(error)
 
 
 def find_name(value: str, known: Iterable[str]) -> str | None:
@@ -56,10 +75,11 @@ def need(module: str, what: str, package: str | None = None) -> Any:
     try:
         return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:  # a missing driver is one of the latter
-        package = package or module.partition(".")[0]
-        raise UsageError(
-            f"{what}: {first_line(error)}; install it with: pip install {package}"
-        ) from None
+        hint = f"install it with: pip install {package or module.partition('.')[0]}"
+        raise UsageError(f"{what}: {first_line(error)}; {hint}") from None
+
+
+# --- how a script ends ----------------------------------------------------------------------------
 
 
 class Terminated(KeyboardInterrupt):
@@ -75,20 +95,196 @@ def run_script(main: Callable[[], int]) -> None:
     SIGTERM), 141 when whoever reads the output has gone."""
     signal.signal(signal.SIGTERM, _terminate)
     sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
+    last_line = None
     try:
         status = main()
         sys.stdout.flush()
-        sys.exit(status)
     except UsageError as error:
-        print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}", file=sys.stderr)
-        sys.exit(2)
+        status, last_line = 2, f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}"
     except ModuleNotFoundError as error:
-        print(f"{error}; install what is missing: make setup, then .venv/bin/python ...",
-              file=sys.stderr)  # fmt: skip
-        sys.exit(2)
+        hint = "install what is missing: make setup, then .venv/bin/python ..."
+        status, last_line = 2, f"{error}; {hint}"
     except KeyboardInterrupt as error:
-        print("interrupted; everything finished so far is kept", file=sys.stderr)
-        sys.exit(143 if isinstance(error, Terminated) else 130)
+        status = 143 if isinstance(error, Terminated) else 130
+        last_line = "interrupted; everything finished so far is kept"
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else exiting flushes again
-        sys.exit(141)
+        status = 141
+    if last_line:
+        print(last_line, file=sys.stderr)
+    sys.exit(status)
+
+
+# --- settings as fields ---------------------------------------------------------------------------
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """Declare a field that becomes a flag.
+
+    metadata: choices (names allowed), check (a function to call with them instead of looking among
+    them), minimum and maximum (inclusive), above (exclusive), many (the flag takes one or more
+    values and the field holds a tuple; in a grid class every field does), flag (False: the field
+    has none, a script fills it in), positional (given without its name), silent (at its default the
+    field is not in the log, nor in the run_id: it came after rows that it changes nothing in).
+    """
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass(frozen=True)
+class Validated:
+    """Checks every field against its metadata on construction."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            for item in value if isinstance(value, tuple) else (value,):
+                if item is not None:
+                    _check_value(flag_of(f.name), item, f.metadata)
+
+
+def _check_value(flag: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    if "choices" in metadata:
+        metadata.get("check", check_name)(flag, value, tuple(metadata["choices"]))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{flag}: {value} is not a finite number")
+    for bound, (holds, words) in BOUNDS.items():
+        if bound in metadata and not holds(value, metadata[bound]):
+            raise UsageError(f"{flag}: {value} must be {words} {metadata[bound]}")
+
+
+def defaults_of(config_class: type) -> dict[str, Any]:
+    """The defaults of all settings: what a row meant that is older than one."""
+    return {f.name: f.default for f in fields(config_class)}
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """All fields of a configuration, as the log holds them."""
+    silent = {f.name: f.default for f in fields(config) if f.metadata.get("silent")}
+    values = dataclasses.asdict(config)
+    return {n: v for n, v in values.items() if n not in silent or v != silent[n]}
+
+
+# --- from a command line to configurations, and back ----------------------------------------------
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field: pin_memory -> --pin-memory."""
+    return "--" + name.replace("_", "-")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:  # argparse would print the whole usage first
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in TRUTH:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return TRUTH[text.lower()]
+
+
+def _texts(value: Any) -> list[str]:
+    """A value, or each of several, as a command line has it."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
+
+
+def _add_flags(parser: argparse.ArgumentParser, cls: type, several: bool) -> None:
+    group = parser.add_argument_group(cls.__doc__.splitlines()[0].rstrip("."))
+    for f in fields(cls):
+        if not f.metadata.get("flag", True):
+            continue
+        text = f.metadata["help"].replace("%", "%%")
+        if "choices" in f.metadata:
+            text += f" ({', '.join(f.metadata['choices'])})"
+        if f.default not in (None, (), ""):
+            text += f" [{' '.join(_texts(f.default))}]"
+        # Annotations are text here: "int | None", "tuple[str, ...]".
+        kind = {"bool": bool, "int": int, "float": float}.get(f.type.split()[0], str)
+        extra: dict[str, Any] = {"type": kind, "metavar": f.name.upper()}
+        if several or f.metadata.get("many"):
+            # A bare --pin-memory means true, as everywhere else.
+            extra |= {"nargs": "*", "type": _truth} if kind is bool else {"nargs": "+"}
+        elif kind is bool:
+            extra = {"action": argparse.BooleanOptionalAction}
+        if not f.metadata.get("positional"):
+            extra["default"] = argparse.SUPPRESS
+        name = f.name if f.metadata.get("positional") else flag_of(f.name)
+        group.add_argument(name, help=text, **extra)
+
+
+def parse_command_line(
+    argv: Sequence[str] | None,
+    description: str,
+    config_class: type = Validated,
+    options_class: type = Validated,
+    presets: Mapping[str, dict[str, Any]] | None = None,
+    default_preset: str | None = None,
+) -> tuple[dict[str, list[Any]], Any]:
+    """Parse flags into the values asked for of each field, and the options.
+
+    Returns: ({field: [value, ...]} for every field of config_class, options).
+    Raises: UsageError on an unknown flag, name or value.
+    """
+    parser = _Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if presets:
+        text = f"a named set of flag values ({', '.join(presets)})"
+        text += f", which replace the defaults below [{default_preset}]" if default_preset else ""
+        parser.add_argument("--preset", default=default_preset, help=text)
+    _add_flags(parser, config_class, several=True)
+    _add_flags(parser, options_class, several=False)
+    given = vars(parser.parse_args(argv))
+    grid = {name: [default] for name, default in defaults_of(config_class).items()}
+    preset = given.pop("preset", None)
+    if preset is not None:
+        check_name("--preset", preset, tuple(presets))
+        grid |= presets[preset]
+    chosen = {}
+    for name, value in given.items():
+        if name in grid:
+            grid[name] = list(dict.fromkeys(value or [True]))  # a value given twice counts once
+        else:
+            chosen[name] = tuple(value) if isinstance(value, list) else value
+    return grid, options_class(**chosen)
+
+
+def expand_grid(config_class: type, grid: Mapping[str, Any]) -> list[Any]:
+    """The Cartesian product of the values, in the order of the fields, each one validated.
+
+    Where a preset's values depend on the data set, the product is each data set's own.
+    Raises: UsageError, also for a data set that such a preset has no values for.
+    """
+    configs = []
+    for dataset in grid.get("dataset", [None]):
+        own = {f.name: grid[f.name] for f in fields(config_class)}
+        own = {n: v.get(dataset) if isinstance(v, dict) else v for n, v in own.items()}
+        if missing := [flag_of(name) for name, values in own.items() if values is None]:
+            raise UsageError(
+                f"--dataset {dataset}: the preset has values for its own data sets alone; "
+                f"give {' and '.join(missing)} too"
+            )
+        if dataset is not None:
+            own["dataset"] = [dataset]
+        configs += [
+            config_class(**dict(zip(own, values, strict=True)))
+            for values in itertools.product(*own.values())
+        ]
+    return configs
+
+
+def to_flags(settings: Sequence[Any], several: bool) -> list[str]:
+    """The flags that give these configurations as a grid, or, not several, these options."""
+    flags = []
+    for f in fields(settings[0]):
+        values = list(dict.fromkeys(getattr(item, f.name) for item in settings))
+        if values == [f.default] or not f.metadata.get("flag", True):
+            continue
+        if isinstance(values[0], bool) and not several:
+            flags.append(flag_of(f.name if values[0] else f"no_{f.name}"))
+        else:
+            flags += [flag_of(f.name), *_texts(values if several else values[0])]
+    return flags

@@ -15,10 +15,10 @@ def main() -> int:
     args = parser.parse_args()
     for name in args.names:
         check_name("NAME", name, published)
-    from common.data.datasets import load_dataset
+    from common.data.fetch import read_dataset
 
     for name in args.names:
-        dataset = load_dataset(name, args.data_dir)
+        dataset = read_dataset(name, args.data_dir)
         print(f"{name}: {len(dataset.labels):,} images, {len(dataset.classes)} classes, verified")
     return 0
 

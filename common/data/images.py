@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from common.base.cli import first_line
+
 GREY_MODES = ("1", "L", "LA", "La")
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -39,24 +41,19 @@ def decoding() -> Iterator[None]:
 def open_image(source: Path | bytes) -> Image.Image:
     """An image file, decoded whole, in mode L or RGB. Raises: Unreadable."""
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        with image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()
             turned = ImageOps.exif_transpose(image)
-        if turned.mode in DEEP_MODES:
-            raise Unreadable(
-                f"mode {turned.mode}, over 8 bits a pixel: save it with 8, since which value is "
-                "white is yours to say"
-            )
-        return turned.convert("L" if turned.mode in GREY_MODES else "RGB")
-    except Unreadable:
-        raise
+        if turned.mode not in DEEP_MODES:
+            return turned.convert("L" if turned.mode in GREY_MODES else "RGB")
     except UnidentifiedImageError:
         raise Unreadable("no image that Pillow can read") from None
-    except OSError as error:
-        raise Unreadable(error.strerror or str(error)) from None
     except Exception as error:  # decoders meet damage with whatever they stumble over
-        raise Unreadable(f"{type(error).__name__}: {error}"[:200]) from None
+        raise Unreadable(getattr(error, "strerror", None) or first_line(error)) from None
+    raise Unreadable(
+        f"mode {turned.mode}, over 8 bits a pixel: save it with 8, since which value is white is "
+        "yours to say"
+    )
 
 
 def to_pixels(image: Image.Image, channels: int, side: int | None) -> np.ndarray:

@@ -21,10 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.base.cli import UsageError, first_line
-from common.base.config import ExportOptions, NoGrid, is_own, parse_command_line
-from common.base.log import Log, git_state, locate, log_files, write_atomically
-from common.data.datasets import Batches, Dataset, cached_dataset, split_dataset
+from common.base.cli import UsageError, first_line, parse_command_line
+from common.base.config import ExportOptions, is_own
+from common.base.log import Log, locate, log_files, write_atomically
+from common.base.machine import git_state
+from common.data.batches import Batches
+from common.data.datasets import Dataset, cached_dataset, split_dataset
 from common.deploy.network import Deployable, fold, load_deployable
 from common.deploy.runtimes import (
     ENGINES,
@@ -340,7 +342,7 @@ def find_run(name: str, log: Log) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export finished runs again, each from its checkpoint."""
-    _, options = parse_command_line(argv, __doc__, NoGrid, ExportOptions)
+    _, options = parse_command_line(argv, __doc__, options_class=ExportOptions)
     if not any(file.is_file() for file in log_files(Path(options.results_dir))):
         raise UsageError(
             f"--results-dir: {options.results_dir} has no log.jsonl; train.py writes it"

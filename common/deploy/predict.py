@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.base.cli import UsageError, first_line
-from common.base.config import NoGrid, PredictOptions, parse_command_line
+from common.base.cli import UsageError, first_line, parse_command_line
+from common.base.config import PredictOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,7 +93,7 @@ def format_table(found: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Classify every file, and name those that are no images."""
-    _, options = parse_command_line(argv, __doc__, NoGrid, PredictOptions)
+    _, options = parse_command_line(argv, __doc__, options_class=PredictOptions)
     from common.data.images import Unreadable, decoding
 
     run, facts = load_model(Path(options.model))

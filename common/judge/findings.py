@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from common.base.log import machine_of, timed_on
+from common.base.machine import machine_of, timed_on
 from common.judge import compare
 from common.judge.claims import Result, claims_tables, judge_claims
 from common.judge.published import published_table, results_table

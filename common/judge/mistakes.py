@@ -15,6 +15,7 @@ import numpy as np
 
 from common.base.cli import UsageError, find_name
 from common.base.config import DATASETS
+from common.data.fetch import read_dataset
 from common.judge.rows import Group, Row, display, distinct, pick_best, slug
 from common.judge.stats import wilson_interval
 from common.judge.tables import Table, make_table
@@ -223,18 +224,17 @@ def load_images(
 
     Shapes: each (H, W) or, in colour, (H, W, 3) uint8.
     """
-    from common.data.datasets import load_dataset
-
     if not find_name(dataset, DATASETS):
         return {}, f"The images are not shown: {dataset} is no data set of this version."
     try:
-        data = load_dataset(dataset, data_dir, image_size, fetch=False)
+        data = read_dataset(dataset, data_dir, image_size, fetch=False)
     except (UsageError, ValueError, OSError) as error:
         return {}, f"The images are not shown: {error}"
-    index, labels = held["index"], data.labels.numpy()
+    index, labels = held["index"], data.labels
     if index.min() < 0 or index.max() >= len(labels) or (labels[index] != held["label"]).any():
         return {}, "The images are not shown: the data set is not the one that was predicted."
-    return {i: data.images[i].movedim(0, -1).squeeze(-1).numpy() for i in sorted(wanted)}, ""
+    images = data.images[:, 0] if data.images.shape[1] == 1 else data.images.transpose(0, 2, 3, 1)
+    return {i: images[i] for i in sorted(wanted)}, ""
 
 
 # --- tables ---------------------------------------------------------------------------------------

@@ -16,8 +16,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.base.config import NOISY, SvmConfig, TrainConfig, defaults_of, may_mirror
-from common.base.log import TIMINGS, machine_of, timed_on
+from common.base.cli import defaults_of
+from common.base.config import NOISY, SvmConfig, TrainConfig, may_mirror
+from common.base.log import TIMINGS
+from common.base.machine import machine_of, timed_on
 from common.judge.stats import Estimate, Interval, sample_spread, wilson_interval
 
 Row = dict[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from common.base.log import machine_of
+from common.base.machine import machine_of
 from common.judge.rows import Row, by_seed, get, latest_ok, number
 from common.judge.stats import Interval, median_ratio_interval, ratio_interval
 

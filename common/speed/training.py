@@ -14,7 +14,8 @@ from torch import Tensor
 from common.base.cli import first_line
 from common.base.config import HwTrainConfig
 from common.cost import count_costs
-from common.data.datasets import Batches, Dataset, Split, epoch_order, measure_pixels, split_batches
+from common.data.batches import Batches, epoch_order, measure_pixels, split_batches
+from common.data.datasets import Dataset, Split
 from common.judge.stats import ratio_interval
 from common.models import build_model
 from common.speed.energy import open_meter

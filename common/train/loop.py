@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from common.base.cli import UsageError
-from common.data.datasets import Batches, split_batches
+from common.data.batches import Batches, split_batches
 from common.speed.timing import now_ms
 from common.train.conv import use_matmul
 from common.train.distributed import ALONE, World

@@ -11,18 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.base.cli import UsageError, first_line
-from common.base.config import TrainConfig, as_dict
-from common.data.datasets import (
-    Batches,
-    Dataset,
-    cached_dataset,
-    draw_views,
-    epoch_order,
-    measure_pixels,
-    split_batches,
-    split_dataset,
-)
+from common.base.cli import UsageError, as_dict, first_line
+from common.base.config import TrainConfig
+from common.data.batches import Batches, draw_views, epoch_order, measure_pixels, split_batches
+from common.data.datasets import Dataset, cached_dataset, split_dataset
 from common.deploy.network import as_tested
 from common.models import build_model, build_on_meta
 from common.train import loop as engine

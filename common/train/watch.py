@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.base.cli import UsageError
-from common.base.config import TrainConfig, Trajectory, as_dict
-from common.base.log import check_row, run_id, write_atomically
+from common.base.cli import UsageError, as_dict
+from common.base.config import TrainConfig, Trajectory
+from common.base.log import parse_row, run_id, write_atomically
 from common.judge.rows import number
 
 INTERVAL_S = 2.0
@@ -60,9 +60,7 @@ def read_on(path: Path, start: int) -> tuple[list[Row], int]:
     rows = []
     for line in data.splitlines():
         with suppress(ValueError, RecursionError):  # the report names them
-            row = json.loads(line)
-            check_row(row)
-            rows.append(row)
+            rows.append(parse_row(line))
     return rows, start + len(data)
 
 

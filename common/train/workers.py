@@ -25,8 +25,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common.base.cli import UsageError, first_line, need
-from common.base.config import GridOptions, as_dict, to_flags
+from common.base.cli import UsageError, as_dict, first_line, need, to_flags
+from common.base.config import GridOptions
 from common.base.log import Log, run_id
 
 ROOT = Path(__file__).resolve().parents[2]

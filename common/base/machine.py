@@ -1,0 +1,95 @@
+"""What tells one machine, and the code that ran on it, from another: it stands in every row."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("torch", "torchvision", "sklearn", "sklearnex", "onnxruntime")
+
+
+@functools.cache
+def git_state() -> dict[str, Any]:
+    """Commit of the code that runs, and whether tracked files differ from it; nulls without git."""
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def describe_machine(device: str | None = None) -> dict[str, Any]:
+    """The machine and library versions behind a row, with the load average at this moment."""
+    cpu, cpu_model = _cpu()
+    env: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": cpu,
+        "cpu_model": cpu_model,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "cpu_count": os.cpu_count(),
+        "cpu_affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cpu_quota": _first_line("/sys/fs/cgroup/cpu.max"),
+        "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "load_average": list(os.getloadavg()),
+    }
+    used = [name for name in LIBRARIES if name in sys.modules]
+    env |= {name: getattr(sys.modules[name], "__version__", "unknown") for name in used}
+    if torch := sys.modules.get("torch"):
+        env["threads"] = torch.get_num_threads()
+        if device not in (None, "cpu"):
+            name_of = getattr(getattr(torch, device), "get_device_name", lambda: device)
+            env["device"] = name_of()
+    env.setdefault("device", cpu)
+    return env
+
+
+def machine_of(env: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells the machine of a row from others."""
+    return tuple(env.get(name) for name in ("cpu", "cpu_model", "cpu_count"))
+
+
+def timed_on(env: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells the machine and the device of a timing from others."""
+    return (*machine_of(env), env.get("device"))
+
+
+def timed_here(device: str | None) -> tuple[Any, ...] | None:
+    """timed_on of this machine and a device; None where torch lacks it, or it is not there."""
+    with suppress(AssertionError, AttributeError, RuntimeError):
+        return timed_on(describe_machine(device))
+    return None
+
+
+def _first_line(file: str) -> str | None:
+    """What the kernel says there: None where it says nothing."""
+    with suppress(OSError, IndexError):
+        return Path(file).read_text().splitlines()[0]
+    return None
+
+
+@functools.cache
+def _cpu() -> tuple[str, str | None]:
+    """The CPU's name, and what tells it from others of that name, as far as Linux says."""
+    facts = {}
+    with suppress(OSError):
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        pairs = (line.partition(":") for line in first.splitlines())
+        facts = {key.strip(): value.strip() for key, _, value in pairs}
+    parts = [
+        f"{k.split()[-1]} {facts[k]}" for k in ("cpu family", "model", "stepping") if k in facts
+    ]
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return name, ", ".join(parts) or None

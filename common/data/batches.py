@@ -1,0 +1,189 @@
+"""From images to batches: the order and the views of an epoch, and what a network takes in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from common.data.fetch import Dataset
+
+ERASED_AREA = (0.02, 0.33)  # share of the image, uniform
+ERASED_RATIO = 3.3  # of the sides at most, log-uniform
+
+
+def measure_pixels(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, pixels scaled to [0, 1], from counts of the 256
+    values. The deviation of a channel that never varies is 1, so that scaling makes zeros of it.
+
+    Shapes: images (N, C, H, W) uint8 -> (C,), (C,) float32.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in images.unbind(1):
+        share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
+        mean = (share * values).sum()
+        means.append(mean)
+        varies = share.count_nonzero() > 1
+        stds.append((share * (values - mean) ** 2).sum().sqrt() if varies else mean.new_ones(()))
+    return torch.stack(means).float(), torch.stack(stds).float()
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of the n training images in one epoch: a function of seed and epoch alone, so that
+    a run resumes, and a shorter run shares its first epochs with a longer one, without state."""
+    return torch.from_numpy(np.random.RandomState([seed, epoch]).permutation(n))
+
+
+def draw_views(
+    order: Tensor,
+    translate: int,
+    flip: bool,
+    seed: int,
+    epoch: int,
+    erase: float = 0.0,
+    sides: Sequence[int] = (0, 0),
+) -> Tensor:
+    """How each image of an epoch is seen: shifted at random, and mirrored in one epoch and not in
+    the next, half of the images in each. Like the order, a function of seed and epoch alone.
+
+    Shapes: order (N,) -> (N, 4) int64: image, rows down and columns right from -translate to
+    translate, and 1 where it is mirrored. With `erase`, (N, 8): also top, left, height and width
+    of a rectangle inside the `sides` of an image, of no height but with that probability.
+    Source: alternating flip, cifar10-airbench (Jordan 2024, arXiv 2404.00498), section 3.6;
+    Random Erasing (Zhong et al. 2017, arXiv 1708.04896), algorithm 1, sides cut to the image's.
+    """
+    random = np.random.RandomState([seed, epoch, 1])
+    shifts = torch.from_numpy(random.randint(-translate, translate + 1, (len(order), 2)))
+    first = np.random.RandomState([seed, 2]).randint(0, 2, int(order.max()) + 1)
+    mirrored = (torch.from_numpy(first)[order] + epoch) % 2 if flip else torch.zeros_like(order)
+    views = torch.column_stack([order, shifts, mirrored])
+    if not erase:
+        return views
+    random = np.random.RandomState([seed, epoch, 3])
+    n, (height, width) = len(order), sides
+    area = random.uniform(*ERASED_AREA, n) * height * width
+    ratio = np.exp(random.uniform(-math.log(ERASED_RATIO), math.log(ERASED_RATIO), n))
+    tall = np.sqrt(area * ratio).round().clip(1, height) * (random.rand(n) < erase)
+    wide = np.sqrt(area / ratio).round().clip(1, width)
+    top, left = (random.rand(2, n) * [height - tall + 1, width - wide + 1]) // 1
+    patch = np.stack([top, left, tall, wide], 1).astype(np.int64)
+    return torch.cat([views, torch.from_numpy(patch)], 1)
+
+
+class Batches:
+    """Turns lists of indices into network inputs: gather, move, resize, normalise, repeat channels.
+
+    On an accelerator with data_on="device" the images live there. With "host" a batch's uint8
+    pixels are gathered on the host, in page-locked memory where pin_memory is set, and copied
+    asynchronously; the rest is done on the device. On a CPU the two are the same. Indices are
+    best where the images are, at `home`: a step then waits for nothing.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        statistics: tuple[Tensor, Tensor],
+        image_size: int,
+        device: torch.device,
+        *,
+        data_on: str = "device",
+        pin_memory: bool = False,
+        channels_last: bool = True,
+    ) -> None:
+        self.device, self.image_size, self.pin_memory = device, image_size, pin_memory
+        self.staged = device.type != "cpu" and data_on == "host"
+        self.home = torch.device("cpu") if self.staged else device
+        self.images, self.labels = dataset.images.to(self.home), dataset.labels.to(self.home)
+        mean, std = (s.to(device).view(1, -1, 1, 1) for s in statistics)
+        self.scale, self.shift = 1 / (255 * std), -mean / std
+        self.mean_pixels = (255 * mean).round().to(dataset.images.dtype)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def load(
+        self, index: Tensor, lap: Callable[[str], None] = lambda phase: None
+    ) -> tuple[Tensor, Tensor]:
+        """The images of some indices, or of some views as draw_views makes them; `lap` is called
+        with the name of each phase at its end.
+
+        Shapes: (B,), (B, 4) or (B, 8) -> inputs (B, 3, S, S) float32, labels (B,) int64, both on
+        the device.
+        """
+        views = index if index.ndim == 2 else None
+        if views is not None:
+            index = views[:, 0]
+        if self.staged:
+            batch = [self._gather(source, index) for source in (self.images, self.labels)]
+            lap("data")
+            pixels, labels = (part.to(self.device, non_blocking=True) for part in batch)
+            lap("copy")
+        else:
+            pixels, labels = self.images[index], self.labels[index]
+        if views is not None:
+            views = views.to(self.device, non_blocking=True)
+            pixels = move_images(pixels, views[:, 1:4])
+            if views.shape[1] > 4:
+                pixels = erase_patches(pixels, views[:, 4:], self.mean_pixels)
+        inputs = self.prepare(pixels)
+        lap("data")
+        return inputs, labels
+
+    def _gather(self, source: Tensor, index: Tensor) -> Tensor:
+        # A fresh page-locked buffer each time: the caching allocator knows which ones a copy still
+        # reads, so none is overwritten in flight.
+        shape = (len(index), *source.shape[1:])
+        batch = torch.empty(shape, dtype=source.dtype, pin_memory=self.pin_memory)
+        return torch.index_select(source, 0, index, out=batch)
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Shapes: pixels (B, C, H, W) uint8, C 1 or 3 -> (B, 3, S, S) float32, normalised."""
+        inputs = pixels.float()
+        size = (self.image_size, self.image_size)
+        if inputs.shape[-2:] != size:
+            shrinking = min(inputs.shape[-2:]) > self.image_size
+            inputs = interpolate(inputs, size, mode="bilinear", antialias=shrinking)
+        inputs = inputs * self.scale + self.shift
+        return inputs.expand(-1, 3, -1, -1).contiguous(memory_format=self.memory_format)
+
+
+def move_images(pixels: Tensor, moves: Tensor) -> Tensor:
+    """Mirror images left to right where that is asked for, then shift each; black comes in.
+
+    Shapes: pixels (B, C, H, W) uint8; moves (B, 3): down, right, mirrored -> (B, C, H, W).
+    """
+    count, _, height, width = pixels.shape
+    image, row, column = (torch.arange(n, device=pixels.device) for n in (count, height, width))
+    down, right, mirrored = moves[:, None].unbind(-1)
+    # In a frame of one black pixel, whatever lies outside is at the frame.
+    rows = (row + 1 - down).clamp(0, height + 1)
+    columns = (column + 1 - right).clamp(0, width + 1)
+    columns = torch.where(mirrored > 0, width + 1 - columns, columns)
+    framed = pad(pixels, (1, 1, 1, 1))
+    moved = framed[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return moved.movedim(-1, 1)
+
+
+def erase_patches(pixels: Tensor, patches: Tensor, value: Tensor) -> Tensor:
+    """Fill a rectangle of each image with one value a channel.
+
+    Shapes: pixels (B, C, H, W) uint8; patches (B, 4): top, left, height, width; value (1, C, 1, 1)
+    -> (B, C, H, W).
+    """
+    row, column = (torch.arange(n, device=pixels.device) for n in pixels.shape[-2:])
+    top, left, height, width = patches[:, None].unbind(-1)
+    rows = (row >= top) & (row < top + height)
+    columns = (column >= left) & (column < left + width)
+    return torch.where(rows[:, None, :, None] & columns[:, None, None, :], value, pixels)
+
+
+def split_batches(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Cut an order into batches, every image once. A last batch of one joins the one before it,
+    since BatchNorm cannot train on a single 1x1 feature map."""
+    batches = list(order.split(batch_size))
+    if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
