@@ -39,10 +39,14 @@ def only(records, **where):
     return found[0]
 
 
+def contrast_of(log, name="opt sgd - adam"):
+    return only(contrast_records(log.evidence()), dataset="mnist", contrast=name)
+
+
 def test_a_contrast_of_one_pair_is_mcnemar_s_test(log):
     log.train(wrong_on((0, 140), (500, 20)), dataset="mnist", opt="sgd")
     log.train(wrong_on((0, 140), (900, 50)), dataset="mnist", opt="adam")
-    record = only(contrast_records(log.evidence()), dataset="mnist", contrast="opt sgd - adam")
+    record = contrast_of(log)
     assert (record["first_only"], record["second_only"]) == (50, 20)
     assert record["difference"] == pytest.approx(30 / IMAGES)
     assert record["p"] == pytest.approx(mcnemar(50, 20))
@@ -96,7 +100,7 @@ def test_a_training_repeated_elsewhere_under_pinned_memory_is_no_second_one(log)
         for opt, wrong in (("sgd", 100), ("adam", 130)):
             log.train(wrong_on((0, wrong + pin)), dataset="mnist", opt=opt, pin_memory=pin,
                       data_on="host", device="cuda")  # fmt: skip
-    record = only(contrast_records(log.evidence()), dataset="mnist", contrast="opt sgd - adam")
+    record = contrast_of(log)
     assert record["pairs"] == 1
 
 
@@ -114,7 +118,7 @@ def test_the_study_s_protocol_goes_before_more_pairs_of_another(log):
             log.train(wrong_on((0, 100)), dataset="mnist", image_size=image_size, seed=seed)
             log.train(wrong_on((0, 120)), dataset="mnist", image_size=image_size, seed=seed,
                       opt="adam")  # fmt: skip
-    record = only(contrast_records(log.evidence()), dataset="mnist", contrast="opt sgd - adam")
+    record = contrast_of(log)
     assert record["pairs"] == 1
     assert record["note"] == "one seed: the interval holds the noise of test images only"
 
@@ -162,7 +166,7 @@ def test_seeds_that_agree_by_chance_leave_the_doubt_of_single_answers(log):
     for (opt, wrong), seed in itertools.product((("sgd", 100), ("adam", 120)), range(3)):
         start = 1000 * seed + 5000 * (opt == "adam")
         log.train(wrong_on((start, wrong)), dataset="mnist", opt=opt, seed=seed)
-    record = only(contrast_records(log.evidence()), dataset="mnist", contrast="opt sgd - adam")
+    record = contrast_of(log)
     luck = np.sqrt((100 + 120) / 3) / IMAGES  # of the mean of three counts each
     assert record["high"] - record["low"] > 2 * 1.9 * luck
     assert record["p"] > 0.02
@@ -182,7 +186,7 @@ def test_a_setting_counts_once_however_many_seeds_it_has(log):
     log.train(wrong_on((0, 201)), dataset="mnist", opt="adam", lr=1e-3)
     log.train(wrong_on((0, 900)), dataset="mnist", lr=1e-4, epochs=3)
     log.train(wrong_on((0, 600)), dataset="mnist", opt="adam", lr=1e-4, epochs=3)
-    record = only(contrast_records(log.evidence()), dataset="mnist", contrast="opt sgd - adam")
+    record = contrast_of(log)
     assert record["difference"] == pytest.approx((100 - 300) / 2 / IMAGES)
     assert (record["pairs"], record["seeds"], record["trajectories"]) == (2, 1, 33)
     assert "one seed" in record["note"]
@@ -196,7 +200,7 @@ def test_epochs_of_one_training_share_its_noise(log):
             right = wrong_on((0, count + shift))
             right[rng.integers(1000, IMAGES, 5)] = False
             log.train(right, dataset="mnist", epochs=epochs, seed=seed)
-    record = only(contrast_records(log.evidence()), dataset="mnist", contrast="epochs 5 - 3")
+    record = contrast_of(log, "epochs 5 - 3")
     assert record["low"] > 25 / IMAGES  # of two samples of trainings it would be -150
     assert record["high"] < 75 / IMAGES
 
@@ -218,7 +222,7 @@ def test_optimisers_meet_each_at_its_best_learning_rate_chosen_on_validation(log
 def test_equal_and_perfect_models_differ_by_nothing_but_doubt(log):
     for opt in ("sgd", "adam"):
         log.train(wrong_on(), dataset="mnist", opt=opt)
-    record = only(contrast_records(log.evidence()), dataset="mnist", contrast="opt sgd - adam")
+    record = contrast_of(log)
     assert (record["difference"], record["p"]) == (0, 1)
     assert record["low"] < 0 < record["high"]
 
@@ -250,8 +254,7 @@ def test_the_best_network_meets_the_best_machine_chosen_on_validation(log):
     log.train(wrong_on((0, 10)), {"val_acc": 0.99}, dataset="mnist", model="vgg5")
     log.svm(wrong_on((0, 500)), {"val_acc": 0.8}, dataset="mnist", kernel="rbf")
     log.svm(wrong_on((0, 300)), {"val_acc": 0.7}, dataset="mnist", kernel="poly")
-    records = contrast_records(log.evidence())
-    record = only(records, dataset="mnist", contrast="best ResNet - best SVM")
+    record = contrast_of(log, "best ResNet - best SVM")
     assert record["difference"] == pytest.approx(300 / IMAGES)
 
 
@@ -259,8 +262,7 @@ def test_a_side_of_one_seed_is_taken_to_vary_as_the_other_does_and_decides_nothi
     for seed in range(3):
         log.train(wrong_on((0, 100 + 40 * seed)), {"val_acc": 0.9}, dataset="mnist", seed=seed)
     log.svm(wrong_on((0, 400)), dataset="mnist")
-    records = contrast_records(log.evidence())
-    record = only(records, dataset="mnist", contrast="best ResNet - best SVM")
+    record = contrast_of(log, "best ResNet - best SVM")
     assert (record["pairs"], record["seeds"]) == (1, 1)
     half = stats.t.isf(0.025, 2) * 40 / IMAGES * math.sqrt(1 / 3 + 1)
     assert record["difference"] - record["low"] > half
@@ -278,7 +280,7 @@ def test_a_row_older_than_a_setting_is_of_its_default(log):
     old["config"] = {k: v for k, v in old["config"].items() if k not in ("erase", "flip")}
     for lr, wrong in ((1e-3, 300), (1e-4, 400)):
         log.train(wrong_on((0, wrong)), dataset="mnist", opt="sgd", lr=lr)
-    record = only(contrast_records(log.evidence()), dataset="mnist", contrast="opt sgd - adam")
+    record = contrast_of(log)
     assert record["difference"] == pytest.approx(-200 / IMAGES)
     log.train(wrong_on((0, 150)), dataset="mnist", opt="adam", data_on="host")
     evidence = log.evidence()
@@ -369,8 +371,7 @@ def test_the_best_of_both_kinds_meet_on_the_test_images_that_both_have(log):
     for opt in ("sgd", "adam"):
         name = log.train(wrong_on((0, 100)), dataset="mnist", opt=opt, split_seed=1)
         log.held[name]["index"] = log.held[name]["index"] + 1
-    record = only(contrast_records(log.evidence()), dataset="mnist",
-                  contrast="best ResNet - best SVM")  # fmt: skip
+    record = contrast_of(log, "best ResNet - best SVM")
     assert record["difference"] == pytest.approx(300 / IMAGES)
 
 
@@ -440,7 +441,7 @@ def test_the_last_of_repeated_runs_counts(log):
     log.train(wrong_on((0, 900)), dataset="mnist", opt="sgd")
     log.train(wrong_on((0, 100)), dataset="mnist", opt="sgd")
     log.train(wrong_on((0, 130)), dataset="mnist", opt="adam")
-    record = only(contrast_records(log.evidence()), dataset="mnist", contrast="opt sgd - adam")
+    record = contrast_of(log)
     assert record["difference"] == pytest.approx(30 / IMAGES)
 
 

@@ -344,10 +344,17 @@ def curves(log: Evidence) -> Iterator[Part]:
     for dataset, name in STUDY_DATASETS.items():
         runs = curves_of(log.rows, dataset)
         if dataset == "mnist":
-            yield curve_part(f"{name}: left after epoch 2", 0.01, left_after_two, runs)
-        yield curve_part(f"{name}: largest fall", 0.01, largest_fall, runs)
+            left = [change_of(curve[-1], curve[1]) for _, curve in runs]
+            yield curve_part(f"{name}: left after epoch 2", 0.01, left, runs)
+        # Of four falls from an epoch to the next: each interval has a quarter of the error.
+        falls = [
+            max(change_of(*step, 1 - 0.05 / (LENGTH - 1)) for step in itertools.pairwise(curve))
+            for _, curve in runs
+        ]
+        yield curve_part(f"{name}: largest fall", 0.01, falls, runs)
         tested = [run for run in runs if number(run[0], "metrics", "train_acc") is not None]
-        part = curve_part(f"{name}: overfitting", 0.02, overfitting, tested)
+        gaps = [overfitting(*run) for run in tested]
+        part = curve_part(f"{name}: overfitting", 0.02, gaps, tested)
         if runs and not tested:
             again = "these runs were not tested on training images: --force trains them again"
             part = replace(part, note=again)
@@ -380,19 +387,19 @@ def curves_of(log: Sequence[Row], dataset: str) -> list[tuple[Row, Curve]]:
 def curve_part(
     subject: str,
     below: float,
-    change: Callable[[Row, Curve], Change],
+    changes: Iterable[Change],
     runs: Sequence[tuple[Row, Curve]],
 ) -> Part:
     """The verdict of a change in the curves: the mean over seeds, of the values and of the ends of
     their intervals over images."""
     effect = None
     if runs:
-        values, intervals = zip(*(change(*run) for run in runs), strict=True)
+        values, intervals = zip(*changes, strict=True)
         image = tuple(statistics.fmean(ends) for ends in zip(*intervals, strict=True))
         estimate = Estimate(statistics.fmean(values), image, tuple(stats.sample_spread(values)))
         note = join_notes(*(rows.deviations(row["config"], TRAIN_PROTOCOL) for row, _ in runs))
         basis, seeds = f"the ResNet chosen on validation, seeds: {len(values)}", len(values)
-        (_, ((_, images), *_)), *_ = runs
+        images = int(number(runs[0][0], "metrics", "n_val"))
         effect = effect_of(estimate, seeds, images, basis, [row for row, _ in runs], note)
     return points_part(subject, (-math.inf, below), None, "make q1a", effect)
 
@@ -401,18 +408,6 @@ def change_of(first: tuple[int, int], second: tuple[int, int], confidence: float
     """As if on different images, though they are the same: wider than need be."""
     value = first[0] / first[1] - second[0] / second[1]
     return value, stats.newcombe_interval(first, second, confidence)
-
-
-def left_after_two(row: Row, curve: Curve) -> Change:
-    """Validation accuracy after the last epoch minus after the second."""
-    return change_of(curve[-1], curve[1])
-
-
-def largest_fall(row: Row, curve: Curve) -> Change:
-    """The largest loss of validation accuracy from an epoch to the next, of four: each interval has
-    a quarter of the error."""
-    confidence = 1 - 0.05 / (LENGTH - 1)
-    return max(change_of(*step, confidence) for step in itertools.pairwise(curve))
 
 
 def overfitting(row: Row, curve: Curve) -> Change:

@@ -61,10 +61,12 @@ def findings_tables(
     """Both tables, from the claims, the records of the tables of contrasts and of ties, and the
     log's rows of speeds."""
     contests = contest_records(ties)
+    speedups = [part for result in results if result.claim.number == 8 for part in result.parts]
+    faster = [p for p in speedups if p.interval and p.interval[0] > 1]
     recommended = [
         *sentences("recommended", contests, NEAR),
         *sentences("preferences", list(preferences(contrasts))),
-        *sentences("devices", faster_devices(results)),
+        *sentences("devices", [p for p in faster if "over ResNet" not in p.subject]),
         *sentences("variants", list(best_variants(latest_ok(rows, "hw_train")))),
         *sentences("engines", list(best_engines(latest_ok(rows, "hw_infer")))),
     ]
@@ -89,12 +91,6 @@ def verdict_lines(results: Sequence[Result]) -> list[str]:
         for verdict in VERDICTS
         if verdict in claims
     ]
-
-
-def faster_devices(results: Sequence[Result]) -> list[Any]:
-    """The parts of claim 8 in which the accelerator was surely faster than the CPU."""
-    parts = [part for result in results if result.claim.number == 8 for part in result.parts]
-    return [p for p in parts if p.interval and p.interval[0] > 1 and "over ResNet" not in p.subject]
 
 
 # --- configurations -------------------------------------------------------------------------------

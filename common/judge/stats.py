@@ -68,11 +68,9 @@ def sign_flip_test(sums: np.ndarray) -> float:
     step = int(np.gcd.reduce(magnitudes))
     chance = np.ones(1)
     for magnitude, count in zip((magnitudes // step).tolist(), counts.tolist(), strict=True):
-        terms = binom.pmf(np.arange(count + 1), count, 0.5)
-        wider = np.zeros(len(chance) + magnitude * count)
-        for i in np.flatnonzero(terms):
-            wider[i * magnitude : i * magnitude + len(chance)] += terms[i] * chance
-        chance = wider
+        terms = np.zeros(count * magnitude + 1)
+        terms[::magnitude] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chance = np.convolve(chance, terms)
     deviation = np.abs(2 * np.arange(len(chance)) - (len(chance) - 1))
     return float(min(1.0, chance[deviation >= abs(int(sums.sum())) // step].sum()))
 
