@@ -56,6 +56,7 @@ class Invented:
         return name
 
     def train(self, right, metrics=None, **settings):
+        """Of the study's protocol, on MNIST, but for these settings."""
         config = as_dict(TrainConfig(**{"device": "cpu"} | settings))
         return self.tested("train", config, right, {"train_ms": 1000.0} | (metrics or {}))
 

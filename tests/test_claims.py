@@ -240,7 +240,7 @@ def test_seeds_that_disagree_leave_open_what_test_images_would_decide():
     log = Invented()
     for seed, worse in enumerate((20, 400, 60)):
         for opt, wrong in (("sgd", 100), ("adam", 100 + worse)):
-            log.train(wrong_on((0, wrong)), dataset="mnist", opt=opt, seed=seed)
+            log.train(wrong_on((0, wrong)), opt=opt, seed=seed)
     evidence = log.evidence()
     (part,) = CLAIMS[1].parts(evidence)
     effect = contrast_records(evidence)[1]
@@ -343,7 +343,7 @@ def test_a_single_setting_needs_no_validation_accuracy_to_be_compared():
 def test_at_the_edge_nothing_leans():
     log = Invented()
     for opt, count in (("sgd", 100), ("adam", 114)):
-        log.train(wrong_on((0, count)), dataset="mnist", opt=opt)
+        log.train(wrong_on((0, count)), opt=opt)
     (part,) = CLAIMS[1].parts(log.evidence())
     assert part.note.startswith("three seeds: make q1a")
 
@@ -472,7 +472,7 @@ def test_a_ratio_that_was_measured_with_its_interval_is_taken_as_it_is():
 def test_a_reduced_protocol_is_named_in_the_verdict():
     log = Invented()
     for seed, (opt, wrong) in itertools.product(range(3), (("sgd", 100), ("adam", 300))):
-        log.train(wrong_on((0, wrong)), dataset="mnist", opt=opt, limit=100, epochs=2, seed=seed)
+        log.train(wrong_on((0, wrong)), opt=opt, limit=100, epochs=2, seed=seed)
     (part,) = CLAIMS[1].parts(log.evidence())
     assert part.verdict == "supported"
     assert "reduced protocol: limit 100" in part.note
@@ -518,7 +518,7 @@ def grid_of(wrong, seeds=3):
     """MNIST trainings with so many wrong answers for each setting, and one more a seed."""
     log = Invented()
     for (settings, count), seed in itertools.product(wrong.items(), range(seeds)):
-        log.train(wrong_on((0, count + seed)), dataset="mnist", seed=seed, **dict(settings))
+        log.train(wrong_on((0, count + seed)), seed=seed, **dict(settings))
     return log
 
 
@@ -564,7 +564,7 @@ def test_what_is_better_here_and_worse_there_is_not_recommended_but_told():
 def test_findings_keep_the_notes_of_what_they_rest_on():
     log = Invented()
     for seed, (opt, wrong) in itertools.product(range(3), (("sgd", 100), ("adam", 300))):
-        log.train(wrong_on((0, wrong)), dataset="mnist", opt=opt, limit=100, epochs=2, seed=seed)
+        log.train(wrong_on((0, wrong)), opt=opt, limit=100, epochs=2, seed=seed)
     results = judge_claims(log.evidence())
     (line,) = (found for found in sentences("claims", results, VERDICTS) if "(claim 2)" in found)
     assert "reduced protocol: limit 100" in line
@@ -572,9 +572,9 @@ def test_findings_keep_the_notes_of_what_they_rest_on():
 
 def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
     log = Invented()
-    log.train(wrong_on((0, 100)), {"train_ms": 9000.0, "val_acc": 0.99}, dataset="mnist")
-    log.train(wrong_on((1, 100)), {"train_ms": 5000.0, "val_acc": 0.98}, dataset="mnist", lr=0.01)
-    log.train(wrong_on((0, 900)), {"train_ms": 1000.0, "val_acc": 0.90}, dataset="mnist", lr=0.1)
+    log.train(wrong_on((0, 100)), {"train_ms": 9000.0, "val_acc": 0.99})
+    log.train(wrong_on((1, 100)), {"train_ms": 5000.0, "val_acc": 0.98}, lr=0.01)
+    log.train(wrong_on((0, 900)), {"train_ms": 1000.0, "val_acc": 0.90}, lr=0.1)
     evidence = log.evidence()
     tables = findings_tables([], contrast_records(evidence), tie_records(evidence), [])
     (line,) = (r["recommendation"] for r in tables[1].records)
@@ -585,11 +585,11 @@ def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
 
 def test_what_is_nearly_as_accurate_at_half_the_cost_is_named():
     log = Invented()
-    log.train(wrong_on((0, 100)), {"train_ms": 9000.0, "val_acc": 0.99}, dataset="mnist")
+    log.train(wrong_on((0, 100)), {"train_ms": 9000.0, "val_acc": 0.99})
     for model, val_acc, train_ms in (("vgg5", 0.986, 40.0), ("resnet34", 0.984, 20.0),
                                      ("resnet50", 0.989, 4600.0)):  # fmt: skip
         metrics = {"train_ms": train_ms, "val_acc": val_acc}
-        log.train(wrong_on((0, 400)), metrics, dataset="mnist", model=model)
+        log.train(wrong_on((0, 400)), metrics, model=model)
     _, line = recommended(log)
     assert line.startswith("MNIST, where 0.5 points of validation accuracy may be lost: model vgg5")
     assert "225 times cheaper: 0.0 s of training in place of 9.0 s" in line
@@ -603,7 +603,7 @@ def test_the_cost_of_unlike_threads_is_that_of_their_cores_and_a_busy_machine_is
     env = {"cpu": "a CPU", "device": "a CPU", "cpu_count": 2}
     for model, threads, load in (("resnet18", 1, 3.5), ("vgg5", 2, 0.1)):
         metrics = {"train_ms": 9000.0 if threads == 1 else 45.0, "val_acc": 0.99 - threads / 1000}
-        log.train(wrong_on((0, 100 * threads)), metrics, dataset="mnist", model=model)
+        log.train(wrong_on((0, 100 * threads)), metrics, model=model)
         log.rows[-1]["env"] = env | {"threads": threads, "load_average": [load, 0, 0]}
     assert (
         "100 times cheaper: 0.1 core-seconds (2 threads) of training in place of 9.0 core-seconds "

@@ -44,8 +44,8 @@ def contrast_of(log, name="opt sgd - adam"):
 
 
 def test_a_contrast_of_one_pair_is_mcnemar_s_test(log):
-    log.train(wrong_on((0, 140), (500, 20)), dataset="mnist", opt="sgd")
-    log.train(wrong_on((0, 140), (900, 50)), dataset="mnist", opt="adam")
+    log.train(wrong_on((0, 140), (500, 20)), opt="sgd")
+    log.train(wrong_on((0, 140), (900, 50)), opt="adam")
     record = contrast_of(log)
     assert (record["first_only"], record["second_only"]) == (50, 20)
     assert record["difference"] == pytest.approx(30 / IMAGES)
@@ -76,8 +76,9 @@ def add_shared(log, opt, lengths=(5, 3)):
     for epochs in lengths:
         right = wrong_on((0, 100 + 40 * (epochs == 3) + 30 * (opt == "adam")))
         for pin in (False, True):
-            name = log.train(right, {"shared_with": trained}, dataset="mnist", opt=opt,
-                             epochs=epochs, pin_memory=pin)  # fmt: skip
+            name = log.train(
+                right, {"shared_with": trained}, opt=opt, epochs=epochs, pin_memory=pin
+            )
             trained = trained or name
 
 
@@ -98,26 +99,26 @@ def test_rows_of_one_training_are_one_piece_of_evidence(log):
 def test_a_training_repeated_elsewhere_under_pinned_memory_is_no_second_one(log):
     for pin in (False, True):
         for opt, wrong in (("sgd", 100), ("adam", 130)):
-            log.train(wrong_on((0, wrong + pin)), dataset="mnist", opt=opt, pin_memory=pin,
-                      data_on="host", device="cuda")  # fmt: skip
+            log.train(
+                wrong_on((0, wrong + pin)), opt=opt, pin_memory=pin, data_on="host", device="cuda"
+            )
     record = contrast_of(log)
     assert record["pairs"] == 1
 
 
 def test_runs_that_differ_in_something_else_too_are_no_pair(log):
-    log.train(wrong_on((0, 100)), dataset="mnist", opt="sgd")
-    log.train(wrong_on((0, 200)), dataset="mnist", opt="adam", batch_size=8)
+    log.train(wrong_on((0, 100)), opt="sgd")
+    log.train(wrong_on((0, 200)), opt="adam", batch_size=8)
     log.train(wrong_on((0, 200)), dataset="fashion", opt="adam")
-    log.train(wrong_on((0, 200)), dataset="mnist", opt="adam", split_seed=3)
+    log.train(wrong_on((0, 200)), opt="adam", split_seed=3)
     assert all("p" not in record for record in contrast_records(log.evidence()))
 
 
 def test_the_study_s_protocol_goes_before_more_pairs_of_another(log):
     for image_size, seeds in ((64, 1), (32, 3)):
         for seed in range(seeds):
-            log.train(wrong_on((0, 100)), dataset="mnist", image_size=image_size, seed=seed)
-            log.train(wrong_on((0, 120)), dataset="mnist", image_size=image_size, seed=seed,
-                      opt="adam")  # fmt: skip
+            log.train(wrong_on((0, 100)), image_size=image_size, seed=seed)
+            log.train(wrong_on((0, 120)), image_size=image_size, seed=seed, opt="adam")
     record = contrast_of(log)
     assert record["pairs"] == 1
     assert record["note"] == "one seed: the interval holds the noise of test images only"
@@ -127,7 +128,7 @@ def sides(log, first, second, seeds=(range(99), range(99)), **settings):
     """Two optimisers on MNIST with as many wrong answers, seed by seed, as the lists say."""
     for opt, wrong, numbers in zip(("sgd", "adam"), (first, second), seeds, strict=True):
         for count, seed in zip(wrong, numbers, strict=False):
-            log.train(wrong_on((0, count)), dataset="mnist", opt=opt, seed=seed, **settings)
+            log.train(wrong_on((0, count)), opt=opt, seed=seed, **settings)
     records = contrast_records(log.evidence())
     return next(r for r in records if r["contrast"].startswith("opt ") and "p" in r)
 
@@ -165,7 +166,7 @@ def test_seeds_that_agree_by_chance_leave_the_doubt_of_single_answers(log):
     """Three seeds of each, no image missed twice, every seed as often wrong as the others."""
     for (opt, wrong), seed in itertools.product((("sgd", 100), ("adam", 120)), range(3)):
         start = 1000 * seed + 5000 * (opt == "adam")
-        log.train(wrong_on((start, wrong)), dataset="mnist", opt=opt, seed=seed)
+        log.train(wrong_on((start, wrong)), opt=opt, seed=seed)
     record = contrast_of(log)
     luck = np.sqrt((100 + 120) / 3) / IMAGES  # of the mean of three counts each
     assert record["high"] - record["low"] > 2 * 1.9 * luck
@@ -182,10 +183,10 @@ def test_every_run_of_both_sides_is_used(log):
 def test_a_setting_counts_once_however_many_seeds_it_has(log):
     """One pair of two has thirty seeds: the effect stays the mean of the two."""
     for seed in range(30):
-        log.train(wrong_on((0, 100 + seed % 3)), dataset="mnist", lr=1e-3, seed=seed)
-    log.train(wrong_on((0, 201)), dataset="mnist", opt="adam", lr=1e-3)
-    log.train(wrong_on((0, 900)), dataset="mnist", lr=1e-4, epochs=3)
-    log.train(wrong_on((0, 600)), dataset="mnist", opt="adam", lr=1e-4, epochs=3)
+        log.train(wrong_on((0, 100 + seed % 3)), lr=1e-3, seed=seed)
+    log.train(wrong_on((0, 201)), opt="adam", lr=1e-3)
+    log.train(wrong_on((0, 900)), lr=1e-4, epochs=3)
+    log.train(wrong_on((0, 600)), opt="adam", lr=1e-4, epochs=3)
     record = contrast_of(log)
     assert record["difference"] == pytest.approx((100 - 300) / 2 / IMAGES)
     assert (record["pairs"], record["seeds"], record["trajectories"]) == (2, 1, 33)
@@ -199,7 +200,7 @@ def test_epochs_of_one_training_share_its_noise(log):
         for epochs, count in ((5, 300), (3, 350)):
             right = wrong_on((0, count + shift))
             right[rng.integers(1000, IMAGES, 5)] = False
-            log.train(right, dataset="mnist", epochs=epochs, seed=seed)
+            log.train(right, epochs=epochs, seed=seed)
     record = contrast_of(log, "epochs 5 - 3")
     assert record["low"] > 25 / IMAGES  # of two samples of trainings it would be -150
     assert record["high"] < 75 / IMAGES
@@ -210,7 +211,7 @@ def test_optimisers_meet_each_at_its_best_learning_rate_chosen_on_validation(log
     wrong = {("sgd", 1e-3): 100, ("adam", 1e-3): 150, ("sgd", 1e-4): 900, ("adam", 1e-4): 120}
     val = {("sgd", 1e-3): 0.99, ("adam", 1e-3): 0.98, ("sgd", 1e-4): 0.9, ("adam", 1e-4): 0.97}
     for (opt, lr), count in wrong.items():
-        log.train(wrong_on((0, count)), {"val_acc": val[opt, lr]}, dataset="mnist", opt=opt, lr=lr)
+        log.train(wrong_on((0, count)), {"val_acc": val[opt, lr]}, opt=opt, lr=lr)
     records = contrast_records(log.evidence())
     name = "opt sgd - adam"
     tuned = only(records, dataset="mnist", contrast=f"{name}, each at its best learning rate")
@@ -221,7 +222,7 @@ def test_optimisers_meet_each_at_its_best_learning_rate_chosen_on_validation(log
 
 def test_equal_and_perfect_models_differ_by_nothing_but_doubt(log):
     for opt in ("sgd", "adam"):
-        log.train(wrong_on(), dataset="mnist", opt=opt)
+        log.train(wrong_on(), opt=opt)
     record = contrast_of(log)
     assert (record["difference"], record["p"]) == (0, 1)
     assert record["low"] < 0 < record["high"]
@@ -230,7 +231,7 @@ def test_equal_and_perfect_models_differ_by_nothing_but_doubt(log):
 def test_an_interaction_is_the_difference_of_two_effects(log):
     wrong = {("sgd", 1e-3): 100, ("adam", 1e-3): 150, ("sgd", 1e-4): 100, ("adam", 1e-4): 300}
     for (opt, lr), count in wrong.items():
-        log.train(wrong_on((0, count)), dataset="mnist", opt=opt, lr=lr)
+        log.train(wrong_on((0, count)), opt=opt, lr=lr)
     (record,) = interaction_records(log.evidence())
     assert record["contrast"] == "(opt sgd - adam) at lr 0.001 - at 0.0001"
     assert record["difference"] == pytest.approx((50 - 200) / IMAGES)
@@ -239,8 +240,8 @@ def test_an_interaction_is_the_difference_of_two_effects(log):
 
 def test_each_pair_has_its_row_with_both_accuracies(log):
     for lr in (1e-3, 1e-4):
-        log.train(wrong_on((0, 140)), dataset="mnist", opt="sgd", lr=lr)
-        log.train(wrong_on((0, 280)), dataset="mnist", opt="adam", lr=lr)
+        log.train(wrong_on((0, 140)), opt="sgd", lr=lr)
+        log.train(wrong_on((0, 280)), opt="adam", lr=lr)
     records = [r for r in pair_records(log.evidence()) if r["contrast"].startswith("opt")]
     assert [r["setting"] for r in records] == [
         "model resnet18, lr 0.001, epochs 5", "model resnet18, lr 0.0001, epochs 5",
@@ -249,19 +250,19 @@ def test_each_pair_has_its_row_with_both_accuracies(log):
 
 
 def test_the_best_network_meets_the_best_machine_chosen_on_validation(log):
-    log.train(wrong_on((0, 100)), {"val_acc": 0.9}, dataset="mnist")
-    log.train(wrong_on((0, 200)), {"val_acc": 0.95}, dataset="mnist", opt="adam")
-    log.train(wrong_on((0, 10)), {"val_acc": 0.99}, dataset="mnist", model="vgg5")
-    log.svm(wrong_on((0, 500)), {"val_acc": 0.8}, dataset="mnist", kernel="rbf")
-    log.svm(wrong_on((0, 300)), {"val_acc": 0.7}, dataset="mnist", kernel="poly")
+    log.train(wrong_on((0, 100)), {"val_acc": 0.9})
+    log.train(wrong_on((0, 200)), {"val_acc": 0.95}, opt="adam")
+    log.train(wrong_on((0, 10)), {"val_acc": 0.99}, model="vgg5")
+    log.svm(wrong_on((0, 500)), {"val_acc": 0.8}, kernel="rbf")
+    log.svm(wrong_on((0, 300)), {"val_acc": 0.7}, kernel="poly")
     record = contrast_of(log, "best ResNet - best SVM")
     assert record["difference"] == pytest.approx(300 / IMAGES)
 
 
 def test_a_side_of_one_seed_is_taken_to_vary_as_the_other_does_and_decides_nothing(log):
     for seed in range(3):
-        log.train(wrong_on((0, 100 + 40 * seed)), {"val_acc": 0.9}, dataset="mnist", seed=seed)
-    log.svm(wrong_on((0, 400)), dataset="mnist")
+        log.train(wrong_on((0, 100 + 40 * seed)), {"val_acc": 0.9}, seed=seed)
+    log.svm(wrong_on((0, 400)))
     record = contrast_of(log, "best ResNet - best SVM")
     assert (record["pairs"], record["seeds"]) == (1, 1)
     half = stats.t.isf(0.025, 2) * 40 / IMAGES * math.sqrt(1 / 3 + 1)
@@ -275,14 +276,14 @@ def test_a_side_of_one_seed_is_taken_to_vary_as_the_other_does_and_decides_nothi
 
 def test_a_row_older_than_a_setting_is_of_its_default(log):
     """A grid is compared with it, and its own row of that configuration takes its place."""
-    log.train(wrong_on((0, 100)), dataset="mnist", opt="adam")
+    log.train(wrong_on((0, 100)), opt="adam")
     old = log.rows[-1]
     old["config"] = {k: v for k, v in old["config"].items() if k not in ("erase", "flip")}
     for lr, wrong in ((1e-3, 300), (1e-4, 400)):
-        log.train(wrong_on((0, wrong)), dataset="mnist", opt="sgd", lr=lr)
+        log.train(wrong_on((0, wrong)), opt="sgd", lr=lr)
     record = contrast_of(log)
     assert record["difference"] == pytest.approx(-200 / IMAGES)
-    log.train(wrong_on((0, 150)), dataset="mnist", opt="adam", data_on="host")
+    log.train(wrong_on((0, 150)), opt="adam", data_on="host")
     evidence = log.evidence()
     assert len(evidence.groups) == 3
     log.rows.append(old | {"time_utc": "later"})  # trained once more
@@ -297,44 +298,42 @@ def test_a_row_older_than_a_setting_is_of_its_default(log):
 
 
 def test_what_is_tied_with_the_chosen_one_is_told_from_what_is_not(log):
-    log.train(wrong_on((0, 200)), {"val_acc": 0.99}, dataset="mnist", lr=0.1)
-    log.train(wrong_on((0, 190), (500, 12)), {"val_acc": 0.98}, dataset="mnist", lr=0.2)
-    log.train(wrong_on((0, 300)), {"val_acc": 0.97}, dataset="mnist", lr=0.3)
-    log.train(wrong_on((0, 100)), {"val_acc": 0.96}, dataset="mnist", lr=0.4)
+    log.train(wrong_on((0, 200)), {"val_acc": 0.99}, lr=0.1)
+    log.train(wrong_on((0, 190), (500, 12)), {"val_acc": 0.98}, lr=0.2)
+    log.train(wrong_on((0, 300)), {"val_acc": 0.97}, lr=0.3)
+    log.train(wrong_on((0, 100)), {"val_acc": 0.96}, lr=0.4)
     records = tie_records(log.evidence())
     assert records[2]["p_holm"] == pytest.approx(3 * mcnemar(100, 0))
     # One seed decides nothing but that not even the test images tell two apart.
     assert [record["tied"] for record in records] == ["chosen", True, None, None]
     for seed, lr in itertools.product((1, 2), (0.1, 0.2, 0.3, 0.4)):
         (row,) = (r for r in log.rows if r["config"]["lr"] == lr and r["config"]["seed"] == 0)
-        log.train(
-            log.held[row["run_id"]]["pred"] == 1, row["metrics"], dataset="mnist", lr=lr, seed=seed
-        )
+        log.train(log.held[row["run_id"]]["pred"] == 1, row["metrics"], lr=lr, seed=seed)
     records = tie_records(log.evidence())
     assert [record["tied"] for record in records] == ["chosen", True, False, False]
 
 
 def test_a_lead_below_the_margin_is_a_tie_however_sure(log):
     for seed, (lr, wrong) in itertools.product(range(3), ((0.1, 100), (0.2, 111))):
-        log.train(wrong_on((0, wrong)), {"val_acc": 1 - lr}, dataset="mnist", lr=lr, seed=seed)
+        log.train(wrong_on((0, wrong)), {"val_acc": 1 - lr}, lr=lr, seed=seed)
     _, rival = tie_records(log.evidence())
     assert rival["p_holm"] < 0.01
     assert rival["tied"] is True
 
 
 def test_a_rival_among_many_is_not_worse_for_a_p_that_many_tests_would_give(log):
-    log.train(wrong_on((0, 200)), {"val_acc": 0.99}, dataset="mnist", lr=0.1)
+    log.train(wrong_on((0, 200)), {"val_acc": 0.99}, lr=0.1)
     for number in range(4):
-        log.train(wrong_on((0, 207)), {"val_acc": 0.9}, dataset="mnist", lr=0.2 + number)
+        log.train(wrong_on((0, 207)), {"val_acc": 0.9}, lr=0.2 + number)
     rivals = tie_records(log.evidence())[1:]
     assert {record["p"] < 0.05 for record in rivals} == {True}
     assert [record["tied"] for record in rivals] == [True] * 4
 
 
 def test_test_accuracy_has_no_part_in_the_choice(log):
-    log.train(wrong_on((0, 900)), {"val_acc": 0.99, "train_ms": 5}, dataset="mnist", lr=0.1)
-    log.train(wrong_on(), {"val_acc": 0.98}, dataset="mnist", lr=0.2)
-    log.train(wrong_on((0, 9)), {"val_acc": 0.99, "train_ms": 4}, dataset="mnist", lr=0.3)
+    log.train(wrong_on((0, 900)), {"val_acc": 0.99, "train_ms": 5}, lr=0.1)
+    log.train(wrong_on(), {"val_acc": 0.98}, lr=0.2)
+    log.train(wrong_on((0, 9)), {"val_acc": 0.99, "train_ms": 4}, lr=0.3)
     assert best_of(log.evidence().groups).config["lr"] == 0.3  # the shorter of two equals
 
 
@@ -344,11 +343,9 @@ def test_the_best_is_the_same_whoever_asks(log):
     for seed in range(3):
         for pin in (False, True):
             metrics = {"val_acc": 0.9 + 0.01 * seed, "train_ms": 7.0}
-            log.train(
-                wrong_on((0, 90)), metrics, dataset="mnist", lr=0.2, seed=seed, pin_memory=pin
-            )
-    log.train(wrong_on((0, 50)), {"val_acc": 0.91, "train_ms": 9.0}, dataset="mnist", lr=0.1)
-    log.svm(wrong_on((0, 10)), {"val_acc": 0.99, "fit_ms": 5.0}, dataset="mnist")
+            log.train(wrong_on((0, 90)), metrics, lr=0.2, seed=seed, pin_memory=pin)
+    log.train(wrong_on((0, 50)), {"val_acc": 0.91, "train_ms": 9.0}, lr=0.1)
+    log.svm(wrong_on((0, 10)), {"val_acc": 0.99, "fit_ms": 5.0})
     done = [*latest_ok(log.rows, "train"), *latest_ok(log.rows, "svm")]
     network, svm = pick_best(done)
     assert (network.config["lr"], len(network.rows)) == (0.2, 3)
@@ -359,17 +356,17 @@ def test_the_best_is_the_same_whoever_asks(log):
 
 def test_seeds_with_and_without_pinned_memory_are_of_one_configuration(log):
     for seed in range(3):
-        log.train(wrong_on((0, 90)), dataset="mnist", seed=seed, pin_memory=seed > 0)
+        log.train(wrong_on((0, 90)), seed=seed, pin_memory=seed > 0)
     (best,) = pick_best(latest_ok(log.rows, "train"))
     (group,) = log.evidence().groups
     assert len(best.rows) == len(group.rows) == 3
 
 
 def test_the_best_of_both_kinds_meet_on_the_test_images_that_both_have(log):
-    log.train(wrong_on((0, 100)), dataset="mnist")
-    log.svm(wrong_on((0, 400)), dataset="mnist")
+    log.train(wrong_on((0, 100)))
+    log.svm(wrong_on((0, 400)))
     for opt in ("sgd", "adam"):
-        name = log.train(wrong_on((0, 100)), dataset="mnist", opt=opt, split_seed=1)
+        name = log.train(wrong_on((0, 100)), opt=opt, split_seed=1)
         log.held[name]["index"] = log.held[name]["index"] + 1
     record = contrast_of(log, "best ResNet - best SVM")
     assert record["difference"] == pytest.approx(300 / IMAGES)
@@ -378,8 +375,7 @@ def test_the_best_of_both_kinds_meet_on_the_test_images_that_both_have(log):
 def test_optimism_is_validation_minus_test_of_the_chosen(log):
     for lr, val_acc in ((0.1, 0.95), (0.2, 0.99)):
         for pin in (False, True):
-            log.train(wrong_on((0, 280)), {"val_acc": val_acc}, dataset="mnist", lr=lr,
-                      pin_memory=pin)  # fmt: skip
+            log.train(wrong_on((0, 280)), {"val_acc": val_acc}, lr=lr, pin_memory=pin)
     (record,) = optimism_records(latest_ok(log.rows, "train"))
     assert record["optimism"] == pytest.approx(0.01)
     expected = newcombe_interval((6930, 7000), (13_720, 14_000))
@@ -389,8 +385,8 @@ def test_optimism_is_validation_minus_test_of_the_chosen(log):
 
 def test_the_noise_of_seeds_stands_beside_that_of_test_images(log):
     for seed, wrong in enumerate((100, 140, 180)):
-        log.train(wrong_on((0, wrong)), dataset="mnist", seed=seed)
-    log.train(wrong_on((0, 140)), dataset="mnist", opt="adam")
+        log.train(wrong_on((0, wrong)), seed=seed)
+    log.train(wrong_on((0, 140)), opt="adam")
     table = seeds_table(latest_ok(log.rows, "train"))
     (record,) = table.records
     assert record["test_acc"] == pytest.approx(0.99)
@@ -406,9 +402,9 @@ def test_the_noise_of_seeds_stands_beside_that_of_test_images(log):
 
 def test_what_cannot_be_compared_is_counted_with_its_reason(log):
     for lr in (0.1, 0.2, 0.3):
-        log.train(wrong_on((0, 100)), dataset="mnist", lr=lr)
+        log.train(wrong_on((0, 100)), lr=lr)
     names = [
-        log.train(wrong_on((0, 100)), settings, dataset="mnist", lr=lr)
+        log.train(wrong_on((0, 100)), settings, lr=lr)
         for lr, settings in ((0.4, {"predictions": None}), (0.5, {"n_test": 5}),
                              (0.6, {"split_sha256": "b"}), (0.7, {}), (0.8, {}))
     ]  # fmt: skip
@@ -438,9 +434,9 @@ def test_what_cannot_be_compared_is_counted_with_its_reason(log):
 
 
 def test_the_last_of_repeated_runs_counts(log):
-    log.train(wrong_on((0, 900)), dataset="mnist", opt="sgd")
-    log.train(wrong_on((0, 100)), dataset="mnist", opt="sgd")
-    log.train(wrong_on((0, 130)), dataset="mnist", opt="adam")
+    log.train(wrong_on((0, 900)), opt="sgd")
+    log.train(wrong_on((0, 100)), opt="sgd")
+    log.train(wrong_on((0, 130)), opt="adam")
     record = contrast_of(log)
     assert record["difference"] == pytest.approx(30 / IMAGES)
 
@@ -464,7 +460,7 @@ def test_rows_keep_one_copy_of_what_they_repeat(tmp_path, log):
     import json
 
     for seed in (0, 1):
-        log.train(wrong_on(), dataset="mnist", seed=seed)
+        log.train(wrong_on(), seed=seed)
     path = tmp_path / "log.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [*log.rows, log.rows[0]]))
     rows, _ = read_rows(path)

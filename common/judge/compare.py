@@ -19,27 +19,8 @@ from typing import Any
 import numpy as np
 
 from common.base.config import preset_of
-from common.judge import stats
-from common.judge.rows import (
-    PROTOCOLS,
-    TRANSPORT,
-    Group,
-    Row,
-    accuracy_record,
-    best_of,
-    by_seed,
-    configurations,
-    datasets_of,
-    distinct,
-    division,
-    grouped,
-    in_words,
-    join_notes,
-    latest_ok,
-    number,
-    pick_best,
-    plain,
-)
+from common.judge import rows, stats
+from common.judge.rows import PROTOCOLS, Group, Row, best_of, division, grouped, join_notes, number
 from common.judge.tables import Table, judged_table
 from common.judge.verdicts import BEATS, MARGIN, SEEDS, dependence, leads
 
@@ -72,24 +53,24 @@ class Evidence:
     @property
     def datasets(self) -> list[str]:
         """The study's data sets, then the others that can be compared."""
-        return datasets_of(group.rows[0] for group in self.groups)
+        return rows.datasets_of(group.rows[0] for group in self.groups)
 
 
-def collect(rows: Sequence[Row], load: Load) -> Evidence:
+def collect(log: Sequence[Row], load: Load) -> Evidence:
     """Every distinct model with predictions that can be used, by data set as in the report.
 
     `load` returns a row's predictions, or the reason why there are none.
     """
     groups, counts, reasons = [], [], Counter()
     for kind in PROTOCOLS:
-        done = latest_ok(rows, kind)
-        for dataset in datasets_of(done):
+        done = rows.latest_ok(log, kind)
+        for dataset in rows.datasets_of(done):
             finished = [row for row in done if row["config"].get("dataset") == dataset]
-            single = distinct(finished)
+            single = rows.distinct(finished)
             tested = [row for run in single if (row := _tested(run, load, reasons))]
             by_images = grouped(tested, lambda row: division(row["config"])).values()
             kept = [row for same in by_images for row in _same_images(same, reasons)]
-            groups += by_seed(kept, *TRANSPORT)
+            groups += rows.by_seed(kept, *rows.TRANSPORT)
             counts.append(
                 {
                     "dataset": dataset,
@@ -98,10 +79,10 @@ def collect(rows: Sequence[Row], load: Load) -> Evidence:
                     "same_training": len(finished) - len(single),
                     "unusable": len(single) - len(kept),
                     "models": len(kept),
-                    **_unfinished(rows, kind, dataset),
+                    **_unfinished(log, kind, dataset),
                 }
             )
-    return Evidence(rows, tuple(groups), tuple(counts), reasons)
+    return Evidence(log, tuple(groups), tuple(counts), reasons)
 
 
 def _tested(row: Row, load: Load, reasons: Counter[str]) -> Row | None:
@@ -120,7 +101,7 @@ def _tested(row: Row, load: Load, reasons: Counter[str]) -> Row | None:
     return None
 
 
-def _same_images(rows: Sequence[Row], reasons: Counter[str]) -> list[Row]:
+def _same_images(same: Sequence[Row], reasons: Counter[str]) -> list[Row]:
     """Those that were tested on the same images with the same labels, and whose training split,
     for as many images, was the same one: the majority."""
 
@@ -133,10 +114,10 @@ def _same_images(rows: Sequence[Row], reasons: Counter[str]) -> list[Row]:
     def majority(values: Iterable[Any]) -> Any:
         return Counter(values).most_common(1)[0][0]
 
-    images = majority(row["images"] for row in rows)
-    splits = {n: majority(map(split, same)) for n, same in grouped(rows, limit).items()}
+    images = majority(row["images"] for row in same)
+    splits = {n: majority(map(split, of)) for n, of in grouped(same, limit).items()}
     kept = []
-    for row in rows:
+    for row in same:
         if row["images"] != images:
             reasons[f"run {row['run_id']}: other test images or labels than the rest"] += 1
         elif split(row) != splits[limit(row)]:
@@ -146,9 +127,9 @@ def _same_images(rows: Sequence[Row], reasons: Counter[str]) -> list[Row]:
     return kept
 
 
-def _unfinished(rows: Sequence[Row], kind: str, dataset: str) -> Row:
+def _unfinished(log: Sequence[Row], kind: str, dataset: str) -> Row:
     """Runs that did not end well, each once: failed, interrupted, or epochs without a result."""
-    own = [row for row in rows if row["config"].get("dataset") == dataset]
+    own = [row for row in log if row["config"].get("dataset") == dataset]
     ended = grouped((r for r in own if r["kind"] == kind), lambda row: row["run_id"])
     statuses = {name: [row["status"] for row in same] for name, same in ended.items()}
     last = Counter(each[-1] for each in statuses.values() if "ok" not in each)
@@ -298,12 +279,12 @@ class Contrast:
     @property
     def sides(self) -> tuple[str, str]:
         """Both levels in words."""
-        return f"{self.factor} {plain(self.first)}", f"{self.factor} {plain(self.second)}"
+        return f"{self.factor} {rows.plain(self.first)}", f"{self.factor} {rows.plain(self.second)}"
 
     @property
     def name(self) -> str:
         """As it stands in the tables."""
-        return f"{self.sides[0]} - {plain(self.second)}"
+        return f"{self.sides[0]} - {rows.plain(self.second)}"
 
     def pairs(self, evidence: Evidence, dataset: str, tuned: bool = True) -> list[Pair]:
         """Its matched pairs; not `tuned`: at every level of what would be."""
@@ -318,7 +299,7 @@ class Contrast:
             if other.kind == self.kind and other is not self:
                 there = grouped(pairs, lambda pair, k=other.factor: pair[0].config.get(k))
                 for level, same in there.items() if len(there) > 1 else ():
-                    name = {"factor": other.factor, "level": f"{other.factor} {plain(level)}"}
+                    name = {"factor": other.factor, "level": f"{other.factor} {rows.plain(level)}"}
                     levels.append(measure_effect(same) | name)
         return levels
 
@@ -399,7 +380,7 @@ def interaction_records(evidence: Evidence) -> list[Row]:
         )
         if both := [key for key in first if key in second]:
             effect = measure_effect([first[key] for key in both], [second[key] for key in both])
-            levels = f"at {other.factor} {plain(other.first)} - at {plain(other.second)}"
+            levels = f"at {other.factor} {rows.plain(other.first)} - at {rows.plain(other.second)}"
             records.append(effect | {"dataset": dataset, "contrast": f"({one.name}) {levels}"})
     return add_holm(records)
 
@@ -411,7 +392,7 @@ def setting_of(group: Group, *left_out: str) -> str:
     names = [name for name in PROTOCOLS[group.kind][1] if name not in hidden]
     preset = preset_of(group.config) if group.protocol and group.kind == "train" else None
     other = f"--preset {preset}" if preset else group.protocol
-    return ", ".join(in_words(group.config, names)) + (f" ({other})" if other else "")
+    return ", ".join(rows.in_words(group.config, names)) + (f" ({other})" if other else "")
 
 
 def pair_records(evidence: Evidence) -> list[Row]:
@@ -448,7 +429,7 @@ def compare_with_chosen(groups: Sequence[Group]) -> list[Row]:
     for group in groups if chosen else ():
         effect = {"tied": "chosen"} if group is chosen else measure_effect([(chosen, group)])
         names = {"dataset": group.config.get("dataset"), "setting": setting_of(group)}
-        records.append(effect | accuracy_record(group) | names | {"group": group})
+        records.append(effect | rows.accuracy_record(group) | names | {"group": group})
     for record in add_holm(records):
         if "p" in record:
             apart = record["p_holm"] <= ALPHA and leads((record["low"], record["high"])) != 0
@@ -459,10 +440,10 @@ def compare_with_chosen(groups: Sequence[Group]) -> list[Row]:
 
 def optimism_records(train: Sequence[Row]) -> list[Row]:
     """How much the validation accuracy of a chosen configuration promised too much."""
-    tried = Counter(division(group.config) for group in configurations(train))
+    tried = Counter(division(group.config) for group in rows.configurations(train))
     records = []
-    for group in pick_best(train):
-        record = group.config | accuracy_record(group)
+    for group in rows.pick_best(train):
+        record = group.config | rows.accuracy_record(group)
         accuracies = record["val_acc"], record["test_acc"]
         images = [number(group.rows[0], "metrics", name) for name in ("n_val", "n_test")]
         if all(images) and accuracies[1] is not None:
@@ -476,12 +457,12 @@ def optimism_records(train: Sequence[Row]) -> list[Row]:
 def seeds_table(train: Sequence[Row]) -> Table:
     """Noise of training beside noise of the test images, where a configuration has seeds."""
     records, single = [], 0
-    for group in configurations(train):
+    for group in rows.configurations(train):
         values, images = group.values("test_acc"), number(group.rows[0], "metrics", "n_test")
         if len(values) < 2 or not images:
             single += 1
             continue
-        record = group.config | accuracy_record(group)
+        record = group.config | rows.accuracy_record(group)
         record["mean_low"], record["mean_high"] = stats.t_interval(values)
         mean = record["test_acc"]
         record["image_sd"] = math.sqrt(mean * (1 - mean) / int(images))

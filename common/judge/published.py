@@ -9,32 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from common.base.config import preset_of
-from common.judge.rows import (
-    ACCURACY_INTERVAL,
-    PROTOCOLS,
-    SVM_FACTORS,
-    TRAIN_FACTORS,
-    Group,
-    Row,
-    accuracy_record,
-    best_of,
-    busy_note,
-    choice_record,
-    configurations,
-    datasets_of,
-    deviations,
-    devices_note,
-    display,
-    division,
-    get,
-    grouped,
-    in_words,
-    join_notes,
-    load_of,
-    number,
-    order_of,
-    varying_settings,
-)
+from common.judge import rows
+from common.judge.rows import PROTOCOLS, Group, Row, deviations, get, grouped, join_notes, number
 from common.judge.stats import difference_of
 from common.judge.tables import Table, judged_table, significant
 
@@ -71,26 +47,27 @@ def side_by_side(
     """
     known = {tuple(figure[k] for k in factors): figure for figure in figures}
     waiting = dict(known)
-    varying = varying_settings([g.config for g in groups], {*factors, *protocol})
+    varying = rows.varying_settings([g.config for g in groups], {*factors, *protocol})
     records = []
     for group in groups:
         other = deviations(group.config, protocol)
         key = tuple(group.config.get(k) for k in factors)
-        record = {k: group.config.get(k) for k in (*factors, *protocol)} | accuracy_record(group)
+        record = {k: group.config.get(k) for k in (*factors, *protocol)}
+        record |= rows.accuracy_record(group)
         if not other and key in known:
             record |= _figure_record(known[key]) | difference_record(group, known[key])
             waiting.pop(key, None)
         record["note"] = join_notes(
             other,
-            *in_words(group.config, varying),
-            *map(busy_note, group.rows),
+            *rows.in_words(group.config, varying),
+            *map(rows.busy_note, group.rows),
             record.pop("disagreement", ""),
         )
-        records.append((bool(other), order_of(group.config), record | {"group": group}))
+        records.append((bool(other), rows.order_of(group.config), record | {"group": group}))
     for figure in waiting.values():
-        record = {k: figure[k] for k in (*TRAIN_FACTORS, "kernel", "samples") if k in figure}
+        record = {k: figure[k] for k in (*rows.TRAIN_FACTORS, "kernel", "samples") if k in figure}
         record |= _figure_record(figure) | {"note": unmeasured_note(command)}
-        records.append((2, order_of(figure), record))
+        records.append((2, rows.order_of(figure), record))
     return [record for *_, record in sorted(records, key=lambda item: item[:2])]
 
 
@@ -139,21 +116,22 @@ def results_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     records = [
         _result_record(best, len({group.without("engine") for group in groups}))
         for groups in contests
-        if (best := best_of(groups))
+        if (best := rows.best_of(groups))
     ]
-    order = datasets_of([*train, *svm])
+    order = rows.datasets_of([*train, *svm])
     records.sort(key=lambda record: order.index(record["dataset"]))
     return judged_table(
         "results",
-        [record | {"dataset": display(record["dataset"])} for record in records],
-        devices_note(row for groups in contests for group in groups for row in group.rows),
+        [record | {"dataset": rows.display(record["dataset"])} for record in records],
+        rows.devices_note(row for groups in contests for group in groups for row in group.rows),
         missing=not records,
-        accuracy_interval=ACCURACY_INTERVAL,
+        accuracy_interval=rows.ACCURACY_INTERVAL,
     )
 
 
-def _by_division(rows: Sequence[Row]) -> list[list[Group]]:
-    return list(grouped(configurations(rows), lambda group: division(group.config)).values())
+def _by_division(runs: Sequence[Row]) -> list[list[Group]]:
+    groups = grouped(rows.configurations(runs), lambda group: rows.division(group.config))
+    return list(groups.values())
 
 
 def _by_recipe(networks: Sequence[Group]) -> list[list[Group]]:
@@ -166,7 +144,7 @@ def _by_recipe(networks: Sequence[Group]) -> list[list[Group]]:
 
 def _result_record(group: Group, tried: int) -> Row:
     """A configuration that was chosen of so many, beside the study's best of its kind."""
-    record, row = choice_record(group), group.first()
+    record, row = rows.choice_record(group), group.first()
     dataset, split = str(row["config"].get("dataset")), row["config"].get("split", "study")
     ends = record["test_acc_low"], record["test_acc_high"]
     figures = published("q1b" if group.kind == "svm" else "best", dataset=dataset)
@@ -190,7 +168,7 @@ def _result_record(group: Group, tried: int) -> Row:
         "training": join_notes(
             "" if cost_ms is None else f"{significant(cost_ms / 1e3)} s",
             *map(_threads_of, group.rows),
-            busy_note(max(group.rows, key=load_of)),
+            rows.busy_note(max(group.rows, key=rows.load_of)),
         ),
     }
 
@@ -211,8 +189,8 @@ def _threads_of(row: Row) -> str:
 def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     """The study's accuracies beside the nearest run, whatever its protocol."""
     records = []
-    for part, rows in (("q1a", train), ("q1b", svm)):
-        groups = configurations(rows)
+    for part, runs in (("q1a", train), ("q1b", svm)):
+        groups = rows.configurations(runs)
         records += [_nearest_record(figure, groups) for figure in published(part)]
     return judged_table("published", records)
 
@@ -220,24 +198,24 @@ def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
 def _nearest_record(figure: Row, groups: Iterable[Group]) -> Row:
     """A published accuracy beside the configuration that differs in the fewest settings; its data
     set, network and optimiser, or kernel, must be the same."""
-    same = SVM_FACTORS if "kernel" in figure else ("dataset", "model", "opt")
+    same = rows.SVM_FACTORS if "kernel" in figure else ("dataset", "model", "opt")
     length = {name: figure[name] for name in ("lr", "epochs") if name in figure}
     protocol = PROTOCOLS["svm" if "kernel" in figure else "train"][0] | length
     factors = [name for name in ("model", "opt", "lr", "epochs", "kernel") if name in figure]
     record = {
         "dataset": figure["dataset"],
-        "setting": ", ".join(in_words(figure, factors)),
+        "setting": ", ".join(rows.in_words(figure, factors)),
         "published_test_acc": figure["test_acc"],
     }
 
     def distance(group: Group) -> tuple[int, int, tuple[str, ...]]:
         other = sum(group.config.get(k, value) != value for k, value in protocol.items())
-        return other, -len(group.rows), order_of(group.config)
+        return other, -len(group.rows), rows.order_of(group.config)
 
     near = [g for g in groups if all(g.config.get(k) == figure[k] for k in same)]
     if not (group := min(near, key=distance, default=None)):
         return record | {"note": unmeasured_note(f"make {figure['part']}")}
-    record |= accuracy_record(group) | difference_record(group, figure)
+    record |= rows.accuracy_record(group) | difference_record(group, figure)
     noise = "test images and seeds" if record["seeds"] > 1 else "test images"
     other = deviations(group.config, protocol)
     within = f"within the noise of {noise}{f', in spite of {other}' if other else ''}"
