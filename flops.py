@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from common.base.cli import as_dict, expand_grid, first_line, parse_command_line, run_script
+from common.base.cli import as_dict, expand_grid, parse_command_line, run_script
 from common.base.config import FLOPS_PRESETS, FlopsConfig, Options
 from common.base.log import Log, run_id
 
@@ -52,12 +52,11 @@ def to_metrics(costs: Costs) -> dict[str, Any]:
 def count_or_fail(config: FlopsConfig, convention: str, log: Log, done: dict) -> Costs | None:
     """Count, and log what the log does not have yet. Returns: None where it failed."""
     settings = as_dict(config) | {"convention": convention}
-    try:
+    with log.failed_rows("flops", [settings]) as failed:
         costs = count(config, convention)
-    except Exception as error:  # whatever one count fails of, the rest go on
-        row = log.append("flops", settings, {}, status="failed", error=first_line(error))
+    if failed:
         label = f"{config.model} at {config.image_size}, {convention}"
-        print(f"{label}: failed, {row['error']}", file=sys.stderr)
+        print(f"{label}: failed, {failed[0]['error']}", file=sys.stderr)
         return None
     metrics = to_metrics(costs)
     earlier = done.get(run_id("flops", settings))

@@ -90,7 +90,7 @@ def expand_variants(name: str, grid: dict[str, list[Any]], alone: bool) -> list[
     """
     import torch
 
-    from common.train.loop import compile_obstacle, resolve_precision
+    from common.train.device import compile_obstacle, resolve_precision
 
     every = torch.get_num_threads()
     amp = resolve_precision(True, "auto", torch.device(name))
@@ -123,7 +123,7 @@ def expand_groups(grid: dict[str, list[Any]]) -> list[list[HwTrainConfig]]:
     """What is to be measured: a group for each network, of variants to compare, in which each
     variant's optimisers follow one another."""
     from common.data.datasets import pin_dataset
-    from common.train.loop import resolve_device
+    from common.train.device import resolve_device
 
     grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
     devices = list(dict.fromkeys(resolve_device(name).type for name in grid["device"]))
@@ -148,7 +148,7 @@ def load_images(config: HwTrainConfig, data_dir: str) -> tuple[Dataset, Split]:
 
 def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
     """Say what is wrong with a group before anything is measured. Raises: UsageError."""
-    from common.train.run import check_network, find_one_pixel_convolution
+    from common.train.run import check_bf16, check_network
 
     config = group[0]
     n_train = len(load_images(config, data_dir)[1].train)
@@ -163,13 +163,7 @@ def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
             raise UsageError(f"--opt {opt}: the notebook loop has sgd and adam; use --loop ours")
         check_network(config.model, config.image_size, opt, min(2, config.batch_size))
     if any(c.device == "cpu" and c.precision == "bf16" for c in group):
-        name = find_one_pixel_convolution(config.model, config.image_size)
-        if name:
-            raise UsageError(
-                f"--image-size {config.image_size}: {name} would see a single pixel, where oneDNN "
-                "leaves part of its bf16 weight gradient unset; use larger images or "
-                "--precision fp32"
-            )
+        check_bf16(config.model, config.image_size, "--precision fp32")
 
 
 # --- training: the rows --------------------------------------------------------------------------
@@ -338,7 +332,7 @@ def expand_queries(
     Raises: UsageError for an engine that was asked for by name and has no file or package.
     """
     from common.deploy.runtimes import ENGINES, check_packages
-    from common.train.loop import compile_obstacle
+    from common.train.device import compile_obstacle
 
     asked = None if grid["engine"] == [None] else grid["engine"]
     engines = []

@@ -20,79 +20,41 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from tabulate import tabulate
 
 from common.base.cli import (
     UsageError,
     as_dict,
     expand_grid,
-    first_line,
     need,
     parse_command_line,
     run_script,
 )
 from common.base.config import SVM_PRESETS, GridOptions, SvmConfig
 from common.base.log import Log, run_id, save_predictions
-from common.train.workers import Job, count_workers, print_commands, share_out
 
-if TYPE_CHECKING:
-    import numpy as np
-
+Array = Any  # of numpy, which like all else that takes time is imported after the flags are read
 SHOWN = ("dataset", "kernel", "features", "engine")  # settings named even where they do not vary
+IMAGES = ("dataset", "split", "split_seed", "image_size", "seed", "samples", "features")
 HOG_CELL = 4  # pixels a side: divides the 28 of the data sets and the 8 of the digits
-
-
-@dataclass(frozen=True)
-class Engine:
-    """Where an SVC comes from, its package, and whether its predict may be threaded."""
-
-    module: str
-    package: str
-    threaded: bool = False
-
-
-# libsvm predicts without the GIL and image by image, so threads change nothing but the time. The
-# other engines use all cores, or a GPU, by themselves.
+# Where an SVC comes from, and how that is installed.
 ENGINES = {
-    "sklearn": Engine("sklearn.svm", "scikit-learn", threaded=True),
-    "sklearnex": Engine("sklearnex.svm", "scikit-learn-intelex"),
-    "cuml": Engine("cuml.svm", "cuml-cu12"),
+    "sklearn": ("sklearn.svm", "scikit-learn"),
+    "sklearnex": ("sklearnex.svm", "scikit-learn-intelex"),
+    "cuml": ("cuml.svm", "cuml-cu12"),
 }
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Features and labels of what one machine is fitted on and judged by.
-
-    Shapes: x (n, D) float64; y (n,) int64; test_index (n_test,) int64 into the pool.
-    """
-
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_val: np.ndarray
-    y_val: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-    test_index: np.ndarray
-    features_ms: float
-
-
-@cache
-def load_split(
-    dataset: str, split: str, split_seed: int, image_size: int | None, data_dir: str
-) -> tuple[Any, Any]:
-    """A data set, its images resized where that is asked for, and its split."""
-    import torch
-
+def load_split(config: SvmConfig, data_dir: str) -> tuple[Any, Any]:
+    """A data set and its split."""
     from common.data.datasets import cached_dataset, split_dataset
-    from common.data.own import resize_pixels
 
-    loaded = cached_dataset(dataset, data_dir, image_size)
-    images = torch.from_numpy(resize_pixels(loaded.images.numpy(), image_size))
-    return replace(loaded, images=images), split_dataset(loaded, split, split_seed)
+    dataset = cached_dataset(config.dataset, data_dir, config.image_size)
+    return dataset, split_dataset(dataset, config.split, config.split_seed)
 
 
 def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
@@ -100,20 +62,26 @@ def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
 
     Raises: UsageError.
     """
+    from common.data.datasets import explain_images, print_once
+
     for name in dict.fromkeys(c.engine for c in configs):
-        need(ENGINES[name].module, f"--engine {name}", ENGINES[name].package)
+        module, package = ENGINES[name]
+        need(module, f"--engine {name}", package)
     if any(c.features == "hog" for c in configs):
         need("skimage.feature", "--features hog", "scikit-image")
     for c in configs:
-        _, split = load_split(c.dataset, c.split, c.split_seed, c.image_size, data_dir)
-        if c.samples > len(split.train):
+        n_train = len(load_split(c, data_dir)[1].train)
+        if c.samples > n_train:
             raise UsageError(
-                f"--samples: {c.samples} is more than the {len(split.train)} training images of "
+                f"--samples: {c.samples} is more than the {n_train} training images of "
                 f"{c.dataset}; ask for at most as many"
             )
+    print_once(
+        explain_images(c.dataset, data_dir, c.image_size, c.split, c.split_seed) for c in configs
+    )
 
 
-def compute_features(images: np.ndarray, kind: str) -> np.ndarray:
+def compute_features(images: Array, kind: str) -> Array:
     """Pixels in [0, 1], or HOG descriptors of them (9 directions, blocks of 2 x 2 cells), at each
     pixel of the colour channel of the strongest gradient.
 
@@ -132,35 +100,39 @@ def compute_features(images: np.ndarray, kind: str) -> np.ndarray:
 
 @lru_cache(maxsize=2)  # raw and hog, shared by the kernels of a grid; more would cost memory
 def prepare_parts(
-    dataset: str, split: str, split_seed: int, image_size: int | None, seed: int, samples: int,
-    features: str, data_dir: str,
-) -> Parts:  # fmt: skip
-    """Choose the training images and compute all features."""
+    config: SvmConfig, data_dir: str
+) -> tuple[dict[str, Array], dict[str, Array], float]:
+    """Choose the training images and compute all features, for all that but the SVC is set of.
+
+    Returns: features and labels of train, val and test, and milliseconds.
+    """
     import numpy as np
 
-    pool, parts = load_split(dataset, split, split_seed, image_size, data_dir)
+    from common.data.own import resize_pixels
+
+    pool, split = load_split(config, data_dir)
+    images = resize_pixels(pool.images.numpy(), config.image_size)
     # RandomState's stream is frozen by numpy's compatibility policy, Generator's is not.
-    chosen = np.random.RandomState(seed).permutation(len(parts.train))[:samples]
-    index = [parts.train.numpy()[chosen], parts.val.numpy(), parts.test.numpy()]
-    images, labels = pool.images.numpy(), pool.labels.numpy()
+    chosen = np.random.RandomState(config.seed).permutation(len(split.train))[: config.samples]
+    parts = {"train": split.train.numpy()[chosen], "val": split.val.numpy()}
+    parts["test"] = split.test.numpy()
     start = time.perf_counter()
-    x_train, x_val, x_test = (compute_features(images[i], features) for i in index)
+    x = {name: compute_features(images[i], config.features) for name, i in parts.items()}
     features_ms = (time.perf_counter() - start) * 1e3
-    y_train, y_val, y_test = (labels[i] for i in index)
-    return Parts(x_train, y_train, x_val, y_val, x_test, y_test, index[2], features_ms)
+    return x, {name: pool.labels.numpy()[i] for name, i in parts.items()}, features_ms
 
 
-def fit(config: SvmConfig, x: np.ndarray, y: np.ndarray) -> Any:
+def fit(config: SvmConfig, x: Array, y: Array) -> Any:
     """Fit an SVC of the configuration's engine and of no other.
 
     Raises: RuntimeError when scikit-learn-intelex leaves the work to scikit-learn.
     """
     from sklearn.exceptions import ConvergenceWarning
 
-    svc = importlib.import_module(ENGINES[config.engine].module).SVC
+    svc = importlib.import_module(ENGINES[config.engine][0]).SVC
     model = svc(kernel=config.kernel, C=config.C, gamma=config.gamma, max_iter=config.max_iter)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # main says it in one line
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it is said in one line
         model.fit(x, y)
     # It has no setting that forbids this, and says so only to its own log.
     if config.engine == "sklearnex" and not hasattr(model, "_onedal_estimator"):
@@ -168,17 +140,15 @@ def fit(config: SvmConfig, x: np.ndarray, y: np.ndarray) -> Any:
     return model
 
 
-def predict(model: Any, x: np.ndarray, jobs: int) -> np.ndarray:
+def predict(model: Any, x: Array, jobs: int) -> Array:
     """Predict in as many threads as jobs. Shapes: (N, D) -> (N,)."""
     import numpy as np
     from joblib import Parallel, delayed
 
     if jobs == 1:
         return np.asarray(model.predict(x))
-    parts = np.array_split(x, jobs)
-    return np.concatenate(
-        Parallel(jobs, prefer="threads")(delayed(model.predict)(p) for p in parts)
-    )
+    parts = map(delayed(model.predict), np.array_split(x, jobs))
+    return np.concatenate(Parallel(jobs, prefer="threads")(parts))
 
 
 def read_convergence(config: SvmConfig, model: Any) -> dict[str, Any]:
@@ -186,11 +156,13 @@ def read_convergence(config: SvmConfig, model: Any) -> dict[str, Any]:
     max_iter stopped; nulls where the engine does not tell."""
     if config.engine != "sklearn":
         return {"converged": None, "n_iter_max": None, "pairs_stopped": None}
-    converged = bool(model.fit_status_ == 0)
+    converged, iterations = bool(model.fit_status_ == 0), model.n_iter_
+    stopped = 0 if converged else int((iterations >= config.max_iter).sum())
     return {
-        "converged": converged, "n_iter_max": int(model.n_iter_.max()),
-        "pairs_stopped": 0 if converged else int((model.n_iter_ >= config.max_iter).sum()),
-    }  # fmt: skip
+        "converged": converged,
+        "n_iter_max": int(iterations.max()),
+        "pairs_stopped": stopped,
+    }
 
 
 def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
@@ -200,56 +172,57 @@ def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
 
     from common.data.datasets import describe_split
 
-    images = (config.dataset, config.split, config.split_seed, config.image_size)
-    pool, split = load_split(*images, options.data_dir)
-    parts = prepare_parts(*images, config.seed, config.samples, config.features, options.data_dir)
-    jobs = (options.threads or cpu_count()) if ENGINES[config.engine].threaded else 1
+    pool, split = load_split(config, options.data_dir)
+    of_images = SvmConfig(**{name: getattr(config, name) for name in IMAGES})
+    x, y, features_ms = prepare_parts(of_images, options.data_dir)
+    # libsvm predicts without the GIL and image by image, so threads change nothing but the time.
+    # The other engines use all cores, or a GPU, by themselves.
+    jobs = (options.threads or cpu_count()) if config.engine == "sklearn" else 1
     start = time.perf_counter()
-    model = fit(config, parts.x_train, parts.y_train)
+    model = fit(config, x["train"], y["train"])
     fitted = time.perf_counter()
-    pred = predict(model, parts.x_test, jobs)
+    pred = predict(model, x["test"], jobs)
     predicted = time.perf_counter()
-    val_acc = float((predict(model, parts.x_val, jobs) == parts.y_val).mean())
-    predictions = f"predictions/{run_id('svm', as_dict(config))}.npz"
-    save_predictions(
-        Path(options.results_dir) / predictions, pred=pred, label=parts.y_test,
-        index=parts.test_index, classes=pool.classes,
-    )  # fmt: skip
+    file = f"predictions/{run_id('svm', as_dict(config))}.npz"
+    row = {"label": y["test"], "index": split.test, "classes": pool.classes}
+    save_predictions(Path(options.results_dir) / file, pred=pred, **row)
     return {
-        "test_acc": float((pred == parts.y_test).mean()), "val_acc": val_acc,
-        "fit_ms": (fitted - start) * 1e3, "predict_ms": (predicted - fitted) * 1e3,
-        "predict_jobs": jobs, "features_ms": parts.features_ms,
-        "n_support": int(np.sum(model.n_support_)), **read_convergence(config, model),
-        "engine": config.engine, "n_train": len(parts.y_train), "n_val": len(parts.y_val),
-        "n_test": len(parts.y_test), "split_sha256": split.sha256(), "predictions": predictions,
+        "test_acc": float((pred == y["test"]).mean()),
+        "val_acc": float((predict(model, x["val"], jobs) == y["val"]).mean()),
+        "fit_ms": (fitted - start) * 1e3,
+        "predict_ms": (predicted - fitted) * 1e3,
+        "predict_jobs": jobs,
+        "features_ms": features_ms,
+        "n_support": int(np.sum(model.n_support_)),
+        **read_convergence(config, model),
+        "engine": config.engine,
+        **{f"n_{name}": len(labels) for name, labels in y.items()},
+        "split_sha256": split.sha256(),
+        "predictions": file,
         **describe_split(pool, split),
-    }  # fmt: skip
+    }
 
 
-def fit_or_fail(config: SvmConfig, options: GridOptions, log: Log, label: str) -> dict[str, Any]:
-    """Measure one configuration and log it, as failed if it does. Returns: the row."""
-    settings = as_dict(config)
-    try:
+def measure_and_log(
+    config: SvmConfig, options: GridOptions, log: Log, label: str
+) -> dict[str, Any]:
+    """Measure one configuration. Returns: its row, a failed one whatever it failed of."""
+    with log.failed_rows("svm", [as_dict(config)]) as failed:
         metrics = measure(config, options)
-    except UsageError:
-        raise
-    except Exception as error:  # whatever one machine fails of, the rest go on
-        row = log.append("svm", settings, {}, status="failed", error=first_line(error))
-        print(f"{label}: failed, {row['error']}", file=sys.stderr)
-        return row
+    if failed:
+        print(f"{label}: failed, {failed[0]['error']}", file=sys.stderr)
+        return failed[0]
     if metrics["converged"] is False:
         print(
             f"{label}: warning: --max-iter {config.max_iter} stopped the solver before it "
             f"converged, in {metrics['pairs_stopped']} pairs of classes",
             file=sys.stderr,
         )
-    return log.append("svm", settings, metrics)
+    return log.append("svm", as_dict(config), metrics)
 
 
 def format_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     """A table of the rows, led by the settings of those names."""
-    from tabulate import tabulate
-
     lines = []
     for row in rows:
         settings, m = [row["config"][name] for name in names], row["metrics"]
@@ -270,35 +243,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Fit every configuration that the log does not have, and print them all."""
     grid, options = parse_command_line(argv, __doc__, SvmConfig, GridOptions, SVM_PRESETS)
     expand_grid(SvmConfig, grid)  # a bad value is said before any image is read
-    from common.data.datasets import explain_images, pin_dataset, print_once
+    from common.data.datasets import pin_dataset
+    from common.train import workers
 
+    workers.in_worker()  # which ends with the grid that this is a piece of
     grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
     configs = expand_grid(SvmConfig, grid)
     check_configs(configs, options.data_dir)
-    print_once(
-        explain_images(c.dataset, options.data_dir, c.image_size, c.split, c.split_seed)
-        for c in configs
-    )
     log = Log(options.results_dir, options.shard)
     done = {} if options.force else log.finished("svm")
     names = [name for name in grid if name in SHOWN or len(grid[name]) > 1]
     labels = {config: " ".join(str(as_dict(config)[name]) for name in names) for config in configs}
-    todo = [config for config in configs if run_id("svm", as_dict(config)) not in done]
-    jobs = [Job((config,), config, labels[config]) for config in todo]
+    ids = {config: run_id("svm", as_dict(config)) for config in configs}
+    todo = {ids[config]: config for config in configs if ids[config] not in done}
+    jobs = [workers.Job("svm", [config], labels[config]) for config in todo.values()]
     if options.list_commands:
-        print_commands("svm", jobs, options)
+        workers.print_commands(jobs, options)
         return 0
-    workers = count_workers(options)
-    if workers > 1 or options.backend != "loky":
-        share_out("svm", "svm", jobs, log, options, workers)
-        asked = {run_id("svm", as_dict(config)) for config in todo}
-        done |= {row["run_id"]: row for row in log.read("svm") if row["run_id"] in asked}
+    count = workers.count_workers(options)
+    if count > 1 or options.backend != "loky":
+        workers.share_out(jobs, log, options, count)
+        done |= {row["run_id"]: row for row in log.read("svm") if row["run_id"] in todo}
     rows = []
     for number, config in enumerate(configs, 1):
         label = f"[{number}/{len(configs)}] {labels[config]}"
-        row = done.get(run_id("svm", as_dict(config)))
+        row = done.get(ids[config])
         print(f"{label}: in the log" if row else label, flush=True)
-        rows.append(row or fit_or_fail(config, options, log, label))
+        rows.append(row or measure_and_log(config, options, log, label))
     print(format_table(rows, names))
     return int(any(row["status"] != "ok" for row in rows))
 

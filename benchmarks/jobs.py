@@ -34,15 +34,15 @@ from common.base.cli import UsageError, run_script  # noqa: E402
 from common.base.log import read_rows  # noqa: E402
 from common.base.machine import describe_machine, git_state  # noqa: E402
 
+TRAIN = ("dataset", "model", "opt", "batch_size", "image_size", "limit", "data_dir")  # passed on
+
 
 def run_block(flags: list[str], jobs: int, threads: int) -> tuple[float, list[float]]:
     """One grid, once. Returns: its seconds, and those of each epoch's steps."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable, str(ROOT / "train.py"), *flags, "--results-dir", folder,
-            "--jobs", str(jobs), "--threads", str(threads), "--device", "cpu",
-        ]  # fmt: skip
+        flags = [*flags, "--results-dir", folder, "--jobs", str(jobs), "--threads", str(threads)]
         start = time.perf_counter()
+        command = [sys.executable, str(ROOT / "train.py"), *flags]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - start
         if done.returncode:
@@ -71,40 +71,37 @@ def main(argv: list[str] | None = None) -> int:
     if cores < 2:
         raise UsageError("one core: there is nothing to compare")
     trajectories = cores * args.per_job
-    flags = [
-        "--dataset", args.dataset, "--model", args.model, "--opt", args.opt, "--epochs", "1",
-        "--batch-size", str(args.batch_size), "--image-size", str(args.image_size),
-        "--limit", str(args.limit), "--data-dir", args.data_dir,
-        "--seed", *map(str, range(trajectories)),
-    ]  # fmt: skip
-    sides = [(1, cores), (cores, 1)]
-    print(f"{describe_machine()['cpu']}, {cores} cores, load "
-          f"{describe_machine()['load_average'][0]:.1f}; {args.model} {args.opt}, "
-          f"{trajectories} trajectories of {args.limit} images a block", flush=True)  # fmt: skip
-    found: dict[tuple[int, int], list[tuple[float, list[float]]]] = {side: [] for side in sides}
+    flags = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in TRAIN]
+    flags += ["--epochs", "1", "--device", "cpu", "--seed", *map(str, range(trajectories))]
+    env, sides = describe_machine(), [(1, cores), (cores, 1)]
+    print(
+        f"{env['cpu']}, {cores} cores, load {env['load_average'][0]:.1f}; {args.model} {args.opt}, "
+        f"{trajectories} trajectories of {args.limit} images a block",
+        flush=True,
+    )
+    blocks: dict[tuple[int, int], list[tuple[float, list[float]]]] = {side: [] for side in sides}
     for pair in range(args.pairs):
         for side in sides[:: -1 if pair % 2 else 1]:
-            found[side].append(run_block(flags, *side))
+            blocks[side].append(run_block(flags, *side))
     print("| jobs x threads | trajectories an hour (range) | simulated | measured / simulated |")
     print("|---|---|---|---|")
     results: list[dict[str, Any]] = []
-    for (jobs, threads), blocks in found.items():
-        speeds = [trajectories / seconds * 3600 for seconds, _ in blocks]
-        epoch_s = statistics.median(s for _, epochs in blocks for s in epochs)
+    for (jobs, threads), own in blocks.items():
+        speeds = [trajectories / seconds * 3600 for seconds, _ in own]
+        epoch_s = statistics.median(s for _, epochs in own for s in epochs)
         end = simulate(Grid(trajectories, jobs, epoch_s, epochs=1))
         simulated, speed = trajectories / end.makespan_s * 3600, statistics.median(speeds)
-        print(f"| {jobs} x {threads} | {speed:.1f} ({min(speeds):.1f} to {max(speeds):.1f}) | "
-              f"{simulated:.1f} | {speed / simulated:.2f} |")  # fmt: skip
-        results.append({
-            "jobs": jobs, "threads": threads, "block_s": [b[0] for b in blocks],
-            "epoch_s": [b[1] for b in blocks], "simulated_per_h": simulated,
-        })  # fmt: skip
-    one, many = (found[side] for side in sides)
-    ratios = [a[0] / b[0] for a, b in zip(one, many, strict=True)]
-    print(f"{cores} jobs of one thread do {statistics.median(ratios):.2f} times as many as one of "
-          f"{cores} threads ({min(ratios):.2f} to {max(ratios):.2f})")  # fmt: skip
-    print(json.dumps({"git": git_state(), "env": describe_machine(), "ratios": ratios,
-                      "results": results}))  # fmt: skip
+        measured = f"{speed:.1f} ({min(speeds):.1f} to {max(speeds):.1f})"
+        print(f"| {jobs} x {threads} | {measured} | {simulated:.1f} | {speed / simulated:.2f} |")
+        side = {"jobs": jobs, "threads": threads, "simulated_per_h": simulated}
+        results.append(side | {"block_s": [b[0] for b in own], "epoch_s": [b[1] for b in own]})
+    ratios = [a[0] / b[0] for a, b in zip(*blocks.values(), strict=True)]
+    print(
+        f"{cores} jobs of one thread do {statistics.median(ratios):.2f} times as many as one of "
+        f"{cores} threads ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+    record = {"git": git_state(), "env": env, "ratios": ratios, "results": results}
+    print(json.dumps(record))
     return 0
 
 

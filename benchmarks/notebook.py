@@ -35,13 +35,19 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from common.base.cli import UsageError, expand_grid, run_script  # noqa: E402
-from common.base.config import TRAIN_PRESETS, TrainConfig, group_trajectories  # noqa: E402
+from common.base.cli import (  # noqa: E402
+    UsageError,
+    expand_grid,
+    run_script,
+)
+from common.base.config import TRAIN_PRESETS, TrainConfig  # noqa: E402
 from common.base.machine import describe_machine, git_state  # noqa: E402
 from common.cost import count_costs  # noqa: E402
 from common.models import build_model  # noqa: E402
 from common.speed.peaks import random_values  # noqa: E402
-from common.speed.timing import alternate, prepare_process  # noqa: E402
+from common.speed.timing import alternate  # noqa: E402
+from common.train.device import prepare_process  # noqa: E402
+from common.train.grid import group_trajectories  # noqa: E402
 from common.train.loop import train_step  # noqa: E402
 from common.train.notebook import notebook_steps  # noqa: E402
 from common.train.run import Run  # noqa: E402
@@ -51,22 +57,33 @@ PEAK_SIDE = 2048  # of the square matrices
 N_TRAIN = 49_000  # the study's training split
 
 
-def our_steps(run: Run) -> Iterator[None]:
-    """One training step of train.py's loop at each turn."""
+def steps_of(name: str, config: TrainConfig, data_dir: str) -> Iterator[Any]:
+    """One step of a side at each turn: of train.py's loop, of the notebook's, or one large matrix
+    product in bf16."""
+    if name == "peak":
+        a, b = random_values((2, PEAK_SIDE, PEAK_SIDE), torch.bfloat16, torch.device("cpu"))
+        while True:
+            yield torch.mm(a, b)
+    run = Run(config, data_dir)
+    if name.startswith("notebook"):
+        images = (run.dataset, run.split.train, run.statistics)
+        yield from notebook_steps(config, *images, run.device, name.removeprefix("notebook "))
     run.model.train()
     for epoch in count(1):
         for index in run.order(epoch):
-            inputs, labels = run.batches.load(index)
-            train_step(run.forward, run.optimizer, run.scaler, inputs, labels, run.precision)
+            train_step(run.setup, *run.batches.load(index))
             yield
 
 
-def peak_steps() -> Iterator[None]:
-    """One large matrix product in bf16 at each turn."""
-    a, b = random_values((2, PEAK_SIDE, PEAK_SIDE), torch.bfloat16, torch.device("cpu"))
-    while True:
-        torch.mm(a, b)
-        yield
+def serve(pipe: Connection, name: str, config: TrainConfig, data_dir: str, threads: int) -> None:
+    """What a side's process does: so many steps as it is sent, until that is none."""
+    prepare_process(threads)
+    steps = steps_of(name, config, data_dir)
+    while n := pipe.recv():
+        start = time.perf_counter()
+        for _ in range(n):
+            next(steps)
+        pipe.send(time.perf_counter() - start)
 
 
 class Side:
@@ -74,11 +91,11 @@ class Side:
 
     def __init__(self, name: str, config: TrainConfig, data_dir: str, processes: int = 1) -> None:
         context = multiprocessing.get_context("spawn")
-        self.name, self.threads = name, torch.get_num_threads() // processes
-        self.pipes, self.processes = [], []
+        self.name, threads = name, torch.get_num_threads() // processes
+        self.pipes, self.processes, self.step_s = [], [], []
         for _ in range(processes):
             pipe, end = context.Pipe()
-            args = (end, name, config, data_dir, self.threads)
+            args = (end, name, config, data_dir, threads)
             self.processes.append(context.Process(target=serve, args=args, daemon=True))
             self.processes[-1].start()
             end.close()
@@ -90,6 +107,11 @@ class Side:
             pipe.send(steps)
         return max(pipe.recv() for pipe in self.pipes) / steps / len(self.pipes)
 
+    def time_block(self, steps: int) -> None:
+        """Time so many steps, after one to be back in the caches."""
+        self.run(1)
+        self.step_s.append(self.run(steps))
+
     def end(self) -> None:
         """Let the processes end, and wait for them."""
         for pipe, process in zip(self.pipes, self.processes, strict=True):
@@ -97,85 +119,69 @@ class Side:
             process.join()
 
 
-def serve(pipe: Connection, name: str, config: TrainConfig, data_dir: str, threads: int) -> None:
-    """What a side's process does: so many steps as it is sent, until that is none."""
-    prepare_process(threads)
-    if name == "peak":
-        steps = peak_steps()
-    elif name.startswith("ours"):
-        steps = our_steps(Run(config, data_dir))
-    else:
-        run = Run(config, data_dir)
-        precision = "bf16" if "bf16" in name else "fp32"
-        steps = notebook_steps(
-            config, run.dataset, run.split.train, run.statistics, run.device, precision
-        )
-    while n := pipe.recv():
-        start = time.perf_counter()
-        for _ in range(n):
-            next(steps)
-        pipe.send(time.perf_counter() - start)
-
-
-def measure(sides: list[Side], blocks: int, steps: int) -> dict[str, list[float]]:
-    """Seconds a step of each block of each side."""
-    for side in sides:
-        side.run(WARMUP_STEPS)
-    step_s: dict[str, list[float]] = {side.name: [] for side in sides}
-    for block in range(blocks):
-        for side in alternate(sides, block):
-            side.run(1)  # back into the caches, untimed
-            step_s[side.name].append(side.run(steps))
-    return step_s
-
-
 def compare(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any]:
-    """Measure one combination, print a line for each side, and return what was found."""
+    """Measure one combination, print a line for each side, and return the measurements."""
     cores = torch.get_num_threads()
     names = ["notebook fp32", "notebook bf16", "ours", "peak"]
     sides = [Side(name, config, args.data_dir) for name in names]
     if cores > 1:
         sides.append(Side(f"ours, {cores} jobs", config, args.data_dir, cores))
-    step_s = measure(sides, args.blocks, args.steps)
+    for side in sides:
+        side.run(WARMUP_STEPS)
+    for block in range(args.blocks):
+        for side in alternate(sides, block):
+            side.time_block(args.steps)
     for side in sides:
         side.end()
+    step_s = {side.name: side.step_s for side in sides}
     peaks = [2 * PEAK_SIDE**3 / s for s in step_s.pop("peak")]
     shape = (config.batch_size, 3, config.image_size, config.image_size)
     flops = count_costs(build_model(config.model, 10), shape, "conv_linear").train_step_flops
-    share = statistics.median(
-        flops / s / peak for s, peak in zip(step_s["ours"], peaks, strict=True)
-    )
-    what = {"model": config.model, "opt": config.opt, "peak_flops_per_s": peaks}
+    shares = [flops / s / peak for s, peak in zip(step_s["ours"], peaks, strict=True)]
+    label = f"{config.model} {config.opt:5}"
+    results = {"model": config.model, "opt": config.opt, "peak_flops_per_s": peaks}
     for name, own in step_s.items():
         ratio = statistics.median(a / b for a, b in zip(own, step_s["ours"], strict=True))
         speeds = [config.batch_size / s for s in own]
-        print(f"{config.model} {config.opt:5} {name:14} {statistics.median(speeds):6.1f} images/s "
-              f"({min(speeds):.1f} to {max(speeds):.1f})  ours / this {ratio:.2f}")  # fmt: skip
-        what[name] = {"step_s": own, "ours_over_this": ratio}
-    print(f"{config.model} {config.opt:5} ours reaches {share:.0%} of the machine's "
-          f"{statistics.median(peaks) / 1e9:.0f} GFLOP/s in bf16", flush=True)  # fmt: skip
-    return what | {"share_of_peak": share}
+        speed, span = statistics.median(speeds), f"{min(speeds):.1f} to {max(speeds):.1f}"
+        print(f"{label} {name:14} {speed:6.1f} images/s ({span})  ours / this {ratio:.2f}")
+        results[name] = {"step_s": own, "ours_over_this": ratio}
+    share, peak = statistics.median(shares), statistics.median(peaks)
+    print(
+        f"{label} ours reaches {share:.0%} of the machine's {peak / 1e9:.0f} GFLOP/s in bf16",
+        flush=True,
+    )
+    return results | {"share_of_peak": share}
 
 
-def print_grid(found: list[dict[str, Any]]) -> None:
+def print_grid(results: list[dict[str, Any]]) -> None:
     """The study's grid, 64 runs of the notebook loop, against the trajectories of make q1a."""
-    step_s = {(f["model"], f["opt"]): f for f in found}
+    measured = {(result["model"], result["opt"]): result for result in results}
     grid = {name: [value] for name, value in vars(TrainConfig(device="cpu")).items()}
     configs = expand_grid(TrainConfig, grid | TRAIN_PRESETS["q1a"])
-    if {(c.model, c.opt) for c in configs} - step_s.keys():
+    if {(c.model, c.opt) for c in configs} - measured.keys():
         return
     trained = [t.trained for t in group_trajectories(configs)]
 
     def hours(runs: list[TrainConfig], side: str) -> float:
-        step = {key: statistics.median(f[side]["step_s"]) for key, f in step_s.items()}
+        step_s = {key: statistics.median(m[side]["step_s"]) for key, m in measured.items()}
         steps_an_epoch = math.ceil(N_TRAIN / runs[0].batch_size)
-        return sum(step[c.model, c.opt] * steps_an_epoch * c.epochs for c in runs) / 3600
+        return sum(step_s[c.model, c.opt] * steps_an_epoch * c.epochs for c in runs) / 3600
 
     notebook = hours(configs, "notebook fp32")
-    for side in [name for name in found[0] if name.startswith("ours")]:
+    for side in [name for name in results[0] if name.startswith("ours")]:
         ours = hours(trained, side)
-        print(f"the grid, projected: {len(configs)} notebook runs {notebook:.1f} h, {side} on "
-              f"{len(trained)} trajectories {ours:.1f} h: {notebook / ours:.2f} times")  # fmt: skip
+        print(
+            f"the grid, projected: {len(configs)} notebook runs {notebook:.1f} h, {side} on "
+            f"{len(trained)} trajectories {ours:.1f} h: {notebook / ours:.2f} times"
+        )
+
+
+def print_machine() -> None:
+    """What is measured on."""
+    env, threads = describe_machine(), torch.get_num_threads()
+    load = env["load_average"][0]
+    print(f"{env['cpu']}, {threads} threads, torch {torch.__version__}, load {load:.1f}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -191,15 +197,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if min(args.blocks, args.steps) < 1:
         raise UsageError(f"--blocks {args.blocks}, --steps {args.steps}: give 1 or more of each")
-    print(f"{describe_machine()['cpu']}, {torch.get_num_threads()} threads, torch "
-          f"{torch.__version__}, load {describe_machine()['load_average'][0]:.1f}")  # fmt: skip
-    found = [
+    print_machine()
+    results = [
         compare(TrainConfig(dataset=args.dataset, model=model, opt=opt, device="cpu"), args)
         for model in args.model
         for opt in args.opt
     ]
-    print_grid(found)
-    print(json.dumps({"git": git_state(), "env": describe_machine(), "results": found}))
+    print_grid(results)
+    print(json.dumps({"git": git_state(), "env": describe_machine(), "results": results}))
     return 0
 
 

@@ -32,36 +32,37 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import scipy.stats  # noqa: E402
 import torch  # noqa: E402
-import torch._dynamo  # noqa: E402
-from notebook import WARMUP_STEPS, Side  # noqa: E402
+import torch._dynamo  # noqa: E402 - which torch.optim imports at its first optimiser
+from notebook import WARMUP_STEPS, Side, print_machine  # noqa: E402
 
-from common.base.cli import UsageError, expand_grid, run_script  # noqa: E402
+from common.base.cli import (  # noqa: E402
+    UsageError,
+    expand_grid,
+    run_script,
+)
 from common.base.config import TRAIN_PRESETS, TrainConfig  # noqa: E402
 from common.base.machine import describe_machine, git_state  # noqa: E402
 from common.cost import count_costs  # noqa: E402
 from common.data.datasets import cached_dataset  # noqa: E402
 from common.judge.published import load_published  # noqa: E402
 from common.models import build_model  # noqa: E402
-from common.speed.timing import alternate, prepare_process  # noqa: E402
+from common.speed.timing import alternate  # noqa: E402
+from common.train.device import prepare_process  # noqa: E402
 from common.train.run import Run  # noqa: E402
 
 STEPS = 10  # of the notebook loop between two seeds
+RECIPE = ("dataset", "model", "opt", "lr", "epochs")
 
 
 def study_recipes() -> dict[str, tuple[TrainConfig, float]]:
     """Of each data set the study's best configuration, and its published test accuracy."""
-    names = ("dataset", "model", "opt", "lr", "epochs")
-    return {
-        row["dataset"]: (
-            TrainConfig(device="cpu", **{name: row[name] for name in names}), row["test_acc"]
-        )
-        for row in load_published()
-        if row["part"] == "best"
-    }  # fmt: skip
+    best = [row for row in load_published() if row["part"] == "best"]
+    recipes = [TrainConfig(device="cpu", **{name: row[name] for name in RECIPE}) for row in best]
+    return {c.dataset: (c, row["test_acc"]) for c, row in zip(recipes, best, strict=True)}
 
 
 def train_once(pipe: Connection, config: TrainConfig, data_dir: str) -> None:
-    """In a process of its own: train, then test; send seconds, val_acc, test_acc."""
+    """In a process of its own: train, then test; send seconds, val_acc, test_acc, precision."""
     prepare_process(torch.get_num_threads())
     cached_dataset(config.dataset, data_dir)
     start = time.perf_counter()
@@ -79,9 +80,9 @@ def run_apart(config: TrainConfig, data_dir: str) -> tuple[float, float, float, 
     process = context.Process(target=train_once, args=(end, config, data_dir))
     process.start()
     end.close()
-    found = pipe.recv()
+    result = pipe.recv()
     process.join()
-    return found
+    return result
 
 
 def measure(dataset: str, configs: list[TrainConfig], data_dir: str) -> dict[str, Any]:
@@ -90,20 +91,17 @@ def measure(dataset: str, configs: list[TrainConfig], data_dir: str) -> dict[str
     sides = [Side(f"notebook {precision}", study, data_dir) for precision in ("fp32", "bf16")]
     for side in sides:
         side.run(WARMUP_STEPS)
-    step_s: dict[str, list[float]] = {side.name: [] for side in sides}
     seeds = []
-    for number, config in enumerate(configs):
+    for number, seed in enumerate(configs):
         for side in alternate(sides, number):
-            side.run(1)
-            step_s[side.name].append(side.run(STEPS))
-        seeds.append(run_apart(config, data_dir))
+            side.time_block(STEPS)
+        seeds.append(run_apart(seed, data_dir))
     for side in sides:
         side.end()
-    config = configs[0]
-    n = len(cached_dataset(dataset, data_dir).labels) * 7 // 10
+    config, n = configs[0], len(cached_dataset(dataset, data_dir).labels) * 7 // 10
     steps = math.ceil(n / study.batch_size) * study.epochs
-    study_s = {name: statistics.median(values) * steps for name, values in step_s.items()}
-    seconds, _, test, precision = zip(*seeds, strict=True)
+    study_s = {side.name: statistics.median(side.step_s) * steps for side in sides}
+    seconds, val, test, precision = zip(*seeds, strict=True)
     mean, sd = statistics.mean(test), statistics.stdev(test)
     half = scipy.stats.t.ppf(0.975, len(test) - 1) * sd / math.sqrt(len(test))
     shape = (1, 3, config.image_size, config.image_size)
@@ -119,11 +117,10 @@ def measure(dataset: str, configs: list[TrainConfig], data_dir: str) -> dict[str
         f"({study.model} {study.opt}, {study.epochs} epochs) in the loop of {beside}",
         flush=True,
     )
-    return {
-        "dataset": dataset, "test_acc": test, "val_acc": [s[1] for s in seeds],
-        "train_s": seconds, "train_flops": total, "notebook_step_s": step_s,
-        "study_s_extrapolated": study_s, "ratio": ratios,
-    }  # fmt: skip
+    accuracies = {"dataset": dataset, "test_acc": test, "val_acc": val}
+    times = {"train_s": seconds, "notebook_step_s": {side.name: side.step_s for side in sides}}
+    extra = {"train_flops": total, "study_s_extrapolated": study_s, "ratio": ratios}
+    return accuracies | times | extra
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -136,15 +133,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.seeds is not None and args.seeds < 2:
         raise UsageError(f"--seeds: {args.seeds} leave no standard deviation; give 2 or more")
-    print(f"{describe_machine()['cpu']}, {torch.get_num_threads()} threads, torch "
-          f"{torch.__version__}, load {describe_machine()['load_average'][0]:.1f}")  # fmt: skip
+    print_machine()
     grid = {name: [value] for name, value in vars(TrainConfig(device="cpu")).items()}
     configs = expand_grid(TrainConfig, grid | TRAIN_PRESETS["record"])
-    found = [
+    results = [
         measure(name, [c for c in configs if c.dataset == name][: args.seeds], args.data_dir)
         for name in args.dataset
     ]
-    print(json.dumps({"git": git_state(), "env": describe_machine(), "results": found}))
+    print(json.dumps({"git": git_state(), "env": describe_machine(), "results": results}))
     return 0
 
 

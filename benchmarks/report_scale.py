@@ -31,8 +31,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.base.cli import as_dict, expand_grid
-from common.base.config import TRAIN_PRESETS, SvmConfig, TrainConfig, group_trajectories
+from common.base.config import TRAIN_PRESETS, SvmConfig, TrainConfig
 from common.base.log import dumps_strict, run_id, save_predictions
+from common.train.grid import group_trajectories
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = {"grid": (10.0, 1.0), "epochs": (30.0, 1.0)}  # seconds, GB

@@ -16,25 +16,27 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 import math
 import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+
+from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common.base.cli import UsageError, run_script  # noqa: E402
-from common.base.log import append_line, read_rows  # noqa: E402
+from common.base.log import append_line, dumps_strict, read_rows  # noqa: E402
 
 READS = 3  # of the whole log by a command: what is done, which epochs, the last table
 FULL = 0.9  # share of the time from which on a part that serves one at a time is the limit
+ASK, STORE, LOG = range(3)  # what a worker does next
 
 
 @dataclass(frozen=True)
@@ -87,45 +89,37 @@ class Queue:
         return self.free_s
 
 
-ASK, STORE, LOG = range(3)  # what a worker does next
-
-
 def simulate(grid: Grid, seed: int = 0) -> Outcome:
     """Run the grid's events in the order of their times."""
-    random = Random(seed)
-    scheduler, files, log = Queue(), Queue(), Queue()
+    random, parts = Random(seed), (Queue(), Queue(), Queue())
+    scheduler, files, log = parts
     left, written, worked_s, now = grid.trajectories, 0, 0.0, 0.0
     trained = [0] * grid.workers  # epochs of the worker's trajectory
     own_s = [0.0] * grid.workers  # length of an epoch of it
     events = [(0.0, worker, ASK) for worker in range(min(grid.workers, grid.trajectories))]
     while events:
         now, worker, step = heapq.heappop(events)
+        if step == STORE:
+            heapq.heappush(events, (files.serve(now, grid.store_s), worker, LOG))
+            continue
         if step == ASK:
             if not left:
                 continue
-            left -= 1
-            trained[worker] = 0
+            left, trained[worker] = left - 1, 0
             own_s[worker] = grid.epoch_s * random.lognormvariate(-(grid.sigma**2) / 2, grid.sigma)
             read = 0 if grid.sharded else READS * written
-            begin = scheduler.serve(now, grid.dispatch_s) + grid.read_s * read
-            event = (begin + train(own_s[worker], grid, random), worker, STORE)
-        elif step == STORE:
-            event = (files.serve(now, grid.store_s), worker, LOG)
+            begin, done = scheduler.serve(now, grid.dispatch_s) + grid.read_s * read, False
         else:
             trained[worker] += 1
             worked_s += own_s[worker]
             done = trained[worker] == grid.epochs
             rows = 1 + grid.rows * done
             written += rows
-            served = now + rows * grid.append_s
-            if not grid.sharded:
-                served = log.serve(now, rows * grid.append_s)
-            if done:
-                event = (served, worker, ASK)
-            else:
-                event = (served + train(own_s[worker], grid, random), worker, STORE)
-        heapq.heappush(events, event)
-    shares = (part.busy_s / now if now else 0.0 for part in (scheduler, files, log))
+            served_s = rows * grid.append_s
+            begin = now + served_s if grid.sharded else log.serve(now, served_s)
+        next_step = (begin, ASK) if done else (begin + train(own_s[worker], grid, random), STORE)
+        heapq.heappush(events, (next_step[0], worker, next_step[1]))
+    shares = (part.busy_s / now if now else 0.0 for part in parts)
     return Outcome(now, worked_s / (grid.workers * now) if now else 1.0, *shares)
 
 
@@ -138,68 +132,57 @@ def train(epoch_s: float, grid: Grid, random: Random) -> float:
     return total_s
 
 
-# --- what is measured -----------------------------------------------------------------------------
+def median_s(work: Callable[[], object], n: int) -> float:
+    """The median of so many times."""
+    times = []
+    for _ in range(n):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def measure_epoch_s(folder: str, model: str) -> float:
     """The median epoch of a network in a log. Raises: UsageError when it has none."""
     rows = read_rows(Path(folder) / "log.jsonl")[0]
     epochs = [r for r in rows if r["kind"] == "epoch" and r["config"].get("model") == model]
-    times = [row["metrics"]["train_ms"] / 1e3 for row in epochs]
-    if not times:
+    if not epochs:
         raise UsageError(
             f"--results-dir: no epoch of {model} in the log of {folder}; give --epoch-s"
         )
-    return statistics.median(times)
+    return statistics.median(row["metrics"]["train_ms"] for row in epochs) / 1e3
 
 
-def measure_log(folder: str, n: int = 100) -> tuple[float, float]:
-    """Median seconds to append a log's last row durably, and mean seconds to read it."""
+def measure_append_s(folder: str, model: str) -> float:
+    """The median time to append a log's last row durably."""
     line = Path(folder, "log.jsonl").read_text().splitlines()[-1]
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        path, times = Path(scratch, "log.jsonl"), []
-        for _ in range(n):
-            start = time.perf_counter()
-            append_line(path, line)
-            times.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        read_rows(path)
-        return statistics.median(times), (time.perf_counter() - start) / n
+        return median_s(lambda: append_line(Path(scratch, "log.jsonl"), line), 100)
 
 
-def measure_store_s(folder: str, model: str, n: int = 5) -> float:
-    """Median seconds to save what a run of the network continues from, by momentum SGD."""
+def measure_read_s(folder: str, model: str) -> float:
+    """The time to read a row of a log."""
+    log = Path(folder, "log.jsonl")
+    return median_s(lambda: read_rows(log), 3) / len(read_rows(log)[0])
+
+
+def measure_store_s(folder: str, model: str) -> float:
+    """The median time to save what a run of the network continues from, by momentum SGD."""
     from common.models import build_model
     from common.train.checkpoint import save_checkpoint
 
     weights = build_model(model, 10).state_dict()
-    state, times = {"model": weights, "momentum": {k: v.clone() for k, v in weights.items()}}, []
+    state = {"model": weights, "momentum": {k: v.clone() for k, v in weights.items()}}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        for _ in range(n):
-            start = time.perf_counter()
-            save_checkpoint(Path(scratch, "run.pt"), state)
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        return median_s(lambda: save_checkpoint(Path(scratch, "run.pt"), state), 5)
 
 
-def fill_in(args: argparse.Namespace) -> Grid:
-    """The grid asked for, each part that was not given measured; says which is which."""
-    folder = args.results_dir
-    measures = {
-        "epoch_s": lambda: measure_epoch_s(folder, args.model),
-        "store_s": lambda: measure_store_s(folder, args.model),
-        "append_s": lambda: measure_log(folder)[0],
-        "read_s": lambda: measure_log(folder)[1],
-    }
-    parts = {}
-    for name, measure in measures.items():
-        given = getattr(args, name)
-        parts[name] = measure() if given is None else given
-        print(f"{name} {parts[name]:.6g} ({'measured' if given is None else 'given'})")
-    return Grid(
-        0, 0, epochs=args.epochs, rows=args.rows, sigma=args.sigma, mtbf_s=args.mtbf_s,
-        restart_s=args.restart_s, dispatch_s=args.dispatch_s, sharded=args.sharded, **parts,
-    )  # fmt: skip
+MEASURES = {
+    "epoch_s": measure_epoch_s,
+    "store_s": measure_store_s,
+    "append_s": measure_append_s,
+    "read_s": measure_read_s,
+}
 
 
 def duration(seconds: float) -> str:
@@ -212,11 +195,8 @@ def duration(seconds: float) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Simulate every combination of sizes, and print a table."""
-    from tabulate import tabulate
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    sizes = [10**k for k in range(2, 7)]
+    add, sizes = parser.add_argument, [10**k for k in range(2, 7)]
     add("--trajectories", type=int, nargs="+", default=sizes, help="[100 to 1000000]")
     add("--workers", type=int, nargs="+", default=[1, 10, 100, 1000, 10_000], help="[1 to 10000]")
     add("--epochs", type=int, default=5, help="of a trajectory [5]")
@@ -233,35 +213,27 @@ def main(argv: list[str] | None = None) -> int:
     add("--model", default="resnet18", help="whose epoch and checkpoint it is [resnet18]")
     add("--results-dir", default="reference", help="whose epochs, and where files are [reference]")
     add("--seed", type=int, default=0, help="of what is drawn [0]")
-    args = parser.parse_args(argv)
-    grid = fill_in(args)
-    lines, found = [], []
-    for n in args.trajectories:
-        for workers in (w for w in args.workers if w <= n):
-            case = replace(grid, trajectories=n, workers=workers)
-            end = simulate(case, args.seed)
-            lines.append([
-                f"{n:,}", f"{workers:,}", duration(end.makespan_s),
-                f"{n / end.makespan_s * 3600:,.0f}", f"{end.efficiency:.0%}",
-                *(f"{share:.0%}" for share in (end.scheduler, end.files, end.log)), end.limit,
-            ])  # fmt: skip
-            found.append(asdict(case) | asdict(end))
-    heads = ["trajectories", "workers", "takes", "an hour", "in epochs", "scheduler", "files",
-             "log", "limit"]  # fmt: skip
-    print(
-        tabulate(
-            lines, heads, tablefmt="pipe", disable_numparse=True, colalign=["right"] * 8 + ["left"]
-        )
-    )
-    print(json.dumps(_without_infinity(found)))
+    args = vars(parser.parse_args(argv))
+    seed, folder, model = (args.pop(name) for name in ("seed", "results_dir", "model"))
+    for name, measure in MEASURES.items():
+        how = "measured" if args[name] is None else "given"
+        args[name] = measure(folder, model) if args[name] is None else args[name]
+        print(f"{name} {args[name]:.6g} ({how})")
+    lines, results = [], []
+    sizes, workers = args.pop("trajectories"), args.pop("workers")
+    for case in (Grid(n, count, **args) for n in sizes for count in workers if count <= n):
+        end = simulate(case, seed)
+        shares = (f"{s:.0%}" for s in (end.efficiency, end.scheduler, end.files, end.log))
+        speed = f"{case.trajectories / end.makespan_s * 3600:,.0f}"
+        grid = (f"{case.trajectories:,}", f"{case.workers:,}", duration(end.makespan_s), speed)
+        lines.append([*grid, *shares, end.limit])
+        results.append(asdict(case) | asdict(end))
+    heads = ["trajectories", "workers", "takes", "an hour", "in epochs"]
+    heads += ["scheduler", "files", "log", "limit"]
+    aligned = ["right"] * 8 + ["left"]
+    print(tabulate(lines, heads, tablefmt="pipe", disable_numparse=True, colalign=aligned))
+    print(dumps_strict(results))
     return 0
-
-
-def _without_infinity(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in row.items()}
-        for row in found
-    ]
 
 
 if __name__ == "__main__":

@@ -6,12 +6,7 @@ from torch import nn
 from torch.nn.functional import conv2d, fold, unfold
 
 from common.models import build_model
-from common.train.conv import (
-    MatmulConv2d,
-    gather_neighbourhoods,
-    scatter_neighbourhoods,
-    use_matmul,
-)
+from common.train.conv import MatmulConv2d, Window, use_matmul
 
 
 @pytest.mark.parametrize(
@@ -21,7 +16,7 @@ def test_neighbourhoods_are_torchs_unfold(kernel, stride, padding):
     x = torch.randn(2, 5, 6, 7)
     expected = unfold(x, kernel, padding=padding, stride=stride)  # B, C K K, L
     expected = expected.view(2, 5, kernel[0] * kernel[1], -1).permute(0, 3, 2, 1).flatten(2)
-    assert torch.equal(gather_neighbourhoods(x, kernel, stride, padding), expected.flatten(0, 1))
+    assert torch.equal(Window(kernel, stride, padding).gather(x), expected.flatten(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -31,11 +26,11 @@ def test_neighbourhoods_are_torchs_unfold(kernel, stride, padding):
 )  # fmt: skip
 def test_scattering_is_torchs_fold(kernel, stride, padding):
     x = torch.randn(2, 5, 6, 7)
-    rows = gather_neighbourhoods(x, kernel, stride, padding)
+    window = Window(kernel, stride, padding)
+    rows = window.gather(x)
     columns = rows.view(2, -1, kernel[0] * kernel[1], 5).permute(0, 3, 2, 1).flatten(1, 2)
     expected = fold(columns, (6, 7), kernel, padding=padding, stride=stride)
-    found = scatter_neighbourhoods(rows, x.shape, kernel, stride, padding)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(window.scatter(rows, x.shape), expected)
 
 
 @pytest.mark.parametrize("needs_input", [True, False])

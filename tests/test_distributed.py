@@ -5,14 +5,11 @@ Every job is started by torchrun, with gloo, on loopback."""
 import os
 import signal
 import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import children, finish, start, wait_for, wait_until_gone
 from torch.nn.functional import cross_entropy
 
 import train
@@ -24,10 +21,8 @@ from common.train.checkpoint import load_checkpoint
 from common.train.distributed import World, check_world
 from common.train.run import Run
 
-ROOT = Path(__file__).parent.parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+TORCHRUN = ["-m", "torch.distributed.run"]
 TWO = [*TORCHRUN, "--standalone", "--nproc-per-node", "2"]
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
 # A network without BatchNorm, and what each test does with it.
 PLAIN = """
 import sys, torch
@@ -38,8 +33,8 @@ models.MODELS["plain"] = lambda classes: nn.Sequential(
     nn.Conv2d(3, 8, 3, stride=2), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, classes))
 """
 TRAIN = """
-import common.train.distributed, train
-common.train.distributed.join_world = lambda devices: world  # a process joins once
+import common.train.workers, train
+common.train.workers.join_world = lambda devices: world  # a process joins once
 del sys.argv[1]
 class Abort:  # as a thread of Gloo's sometimes does, once Python takes the process down
     __del__ = lambda self, abort=os.abort: abort()
@@ -57,44 +52,11 @@ config = TrainConfig("digits", model="plain", image_size=16, device="cpu", amp=F
 for n in (19, 5, 3, 2, 1):
     run = Run(config, "data", world)
     batch = run.order(1)[0].new_tensor(range(n))
-    train_epoch(run.forward, run.optimizer, run.scaler, run.batches, [batch], "fp32", world=world)
+    train_epoch(run.setup, [batch])
     grads = {name: p.grad for name, p in run.model.named_parameters()}
     torch.save(grads, os.path.join(sys.argv[1], f"{world.rank}-{n}.pt"))
 """
 FLAGS = ["--dataset", "digits", "--image-size", "16", "--model", "plain", "--amp", "false"]
-
-
-def job(*command, **kwargs):
-    return subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, env=ENV, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, start_new_session=True, **kwargs,
-    )  # fmt: skip
-
-
-def finish(process, status=0):
-    try:
-        out, err = process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError(process.communicate()) from None
-    assert process.returncode == status, err[-3000:]
-    return out, err
-
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def children(pid):
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def alive(pids):
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 def test_shares_make_up_every_batch_and_none_is_of_one_image_where_batchnorm_would_fail():
@@ -153,7 +115,7 @@ def test_without_batchnorm_two_processes_end_in_the_weights_of_one(tmp_path, row
     flags += ["--erase", "0.5", "--label-smoothing", "0.1", "--results-dir"]
     script = tmp_path / "script.py"
     script.write_text(PLAIN + GRADIENTS + TRAIN)
-    two = job(*TWO, script, tmp_path, *flags, tmp_path / "two")
+    two = start(*TWO, script, tmp_path, *flags, tmp_path / "two")
     assert train.main([*flags, str(tmp_path / "one")]) == 0
     out, _ = finish(two)
     assert out.count("val acc") == 1
@@ -211,7 +173,7 @@ def test_batchnorm_noise_failures_kills_restarts_and_two_machines(tmp_path, rows
     torchrun's restart continues it, and ends it when it has none left. Two agents, as on two
     machines, bring it to the undisturbed job's weights."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    undisturbed = job(
+    undisturbed = start(
         *TWO, "train.py", *BATCHNORM, "--lr", "1e30", "0.05", "--results-dir", whole
     )  # fmt: skip
     flags = ["train.py", *BATCHNORM, "--lr", "0.05", "--results-dir", killed]
@@ -224,17 +186,17 @@ def test_batchnorm_noise_failures_kills_restarts_and_two_machines(tmp_path, rows
     assert done["metrics"]["test_acc"] == pytest.approx(alone["metrics"]["test_acc"], abs=0.04)
     assert done["metrics"]["test_acc"] > 0.9
 
-    restarted = job(*TWO, "--max-restarts", "1", *flags)
+    restarted = start(*TWO, "--max-restarts", "1", *flags)
     log = killed / "log.jsonl"
     for kill in (1, 2):
         wait_for(lambda n=kill: log.exists() and log.read_text().count('"epoch",') >= n, restarted)
-        wait_for(lambda: len(children(restarted.pid)) == 2, restarted)
-        workers = children(restarted.pid)
+        wait_for(lambda: len(children(restarted)) == 2, restarted)
+        workers = children(restarted)
         os.kill(workers[1], signal.SIGKILL)
         if kill == 1:
-            wait_for(lambda: not alive(workers), restarted)  # noqa: B023
+            wait_until_gone(workers)
     finish(restarted, 1)
-    assert alive(workers) == []
+    wait_until_gone(workers)
     assert "ok" not in [row["status"] for row in rows("train", "killed")]
 
     with socket.socket() as free:
@@ -242,7 +204,7 @@ def test_batchnorm_noise_failures_kills_restarts_and_two_machines(tmp_path, rows
         port = free.getsockname()[1]
     meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "test"]
     agent = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--local-addr", "localhost"]
-    for process in [job(*agent, *meet, *flags) for _ in range(2)]:
+    for process in [start(*agent, *meet, *flags) for _ in range(2)]:
         finish(process)
     [row] = [row for row in rows("train", "killed") if row["status"] == "ok"]
     assert row["run_id"] == done["run_id"]
@@ -255,11 +217,11 @@ def test_batchnorm_noise_failures_kills_restarts_and_two_machines(tmp_path, rows
 def test_a_job_that_is_told_to_stop_leaves_nothing_running(tmp_path, rows):
     folder = tmp_path / "results"
     flags = [*BATCHNORM, "--epochs", "400", "--results-dir", folder]
-    process = job(*TWO, "train.py", *flags)
+    process = start(*TWO, "train.py", *flags)
     wait_for(lambda: (folder / "log.jsonl").exists() and rows("epoch"), process)
-    workers = children(process.pid)
+    workers = children(process)
     process.terminate()
     finish(process, 1)
     assert len(workers) == 2
-    assert alive(workers) == []
+    wait_until_gone(workers)
     assert [row["status"] for row in rows("train")] == ["interrupted"]

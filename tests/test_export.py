@@ -26,12 +26,12 @@ from common.deploy import network as deploy
 from common.deploy import runtimes as engines
 from common.judge.rows import TRAIN_PROTOCOL, deviations
 from common.models import MODELS, build_model
-from common.train import loop as engine
+from common.train import device
 from common.train.checkpoint import load_checkpoint, save_checkpoint
 from common.train.run import Run
 
 FORMATS = ("torchscript", "onnx", "onnx-int8")
-needs_compiler = pytest.mark.skipif(bool(engine.compile_obstacle()), reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(bool(device.compile_obstacle()), reason="no C++ compiler")
 EVERY = [*FORMATS, pytest.param("aotinductor", marks=needs_compiler)]
 
 

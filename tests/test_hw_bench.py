@@ -21,7 +21,7 @@ from common.models import MODELS
 from common.speed import peaks as roofline
 from common.speed import timing
 from common.speed import training as hw_train
-from common.train import loop as engine
+from common.train import device
 from common.train.notebook import notebook_loader, notebook_steps
 from common.train.run import Run
 
@@ -88,8 +88,8 @@ def labels(group):
 @pytest.fixture
 def four_cores(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(engine, "cpu_has_fast_bf16", lambda: True)
-    monkeypatch.setattr(engine, "compile_obstacle", lambda: None)
+    monkeypatch.setattr(device, "cpu_has_fast_bf16", lambda: True)
+    monkeypatch.setattr(device, "compile_obstacle", lambda: None)
 
 
 def test_a_cpu_alone_is_compared_with_itself(four_cores):
@@ -112,7 +112,7 @@ def test_flags_choose_among_the_variants(four_cores):
 
 
 def test_a_cpu_beside_an_accelerator_is_one_variant(four_cores, monkeypatch):
-    monkeypatch.setattr(engine, "resolve_device", torch.device)
+    monkeypatch.setattr(device, "resolve_device", torch.device)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     [group] = expand("--device", "cpu", "cuda")
     assert labels(group) == ["cpu, 4 threads, bf16, eager", "cuda, bf16, eager"]
@@ -129,7 +129,7 @@ def test_the_notebook_loop_is_measured_in_fp32_and_amp_and_never_compiled(four_c
     ]
     with pytest.raises(UsageError, match="the notebook loop is never compiled"):
         expand("--device", "cpu", "--loop", "notebook", "--compile", "true")
-    monkeypatch.setattr(engine, "resolve_device", torch.device)
+    monkeypatch.setattr(device, "resolve_device", torch.device)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     [group] = expand("--device", "cuda", "--loop", "notebook", "ours")
     assert labels(group) == [
@@ -139,8 +139,8 @@ def test_the_notebook_loop_is_measured_in_fp32_and_amp_and_never_compiled(four_c
 
 
 def test_what_the_machine_lacks_is_said_and_refused_if_asked_for(four_cores, monkeypatch, capsys):
-    monkeypatch.setattr(engine, "cpu_has_fast_bf16", lambda: False)
-    monkeypatch.setattr(engine, "compile_obstacle", lambda: "no compiler: apt-get install g++")
+    monkeypatch.setattr(device, "cpu_has_fast_bf16", lambda: False)
+    monkeypatch.setattr(device, "compile_obstacle", lambda: "no compiler: apt-get install g++")
     [group] = expand("--device", "cpu")
     assert labels(group) == ["cpu, 1 thread, fp32, eager", "cpu, 4 threads, fp32, eager"]
     said = capsys.readouterr().out
@@ -155,14 +155,14 @@ def test_what_the_machine_lacks_is_said_and_refused_if_asked_for(four_cores, mon
 def test_a_missing_compiler_is_found_out(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert "apt-get install g++" in engine.compile_obstacle()
+    assert "apt-get install g++" in device.compile_obstacle()
     for name in ("g++", "clang++"):
         (tmp_path / name).touch(mode=0o755)
     (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(engine.sysconfig, "get_path", lambda name: str(tmp_path))
-    assert engine.compile_obstacle() is None
+    monkeypatch.setattr(device.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert device.compile_obstacle() is None
     (tmp_path / "Python.h").unlink()
-    assert "python3-dev" in engine.compile_obstacle()
+    assert "python3-dev" in device.compile_obstacle()
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_the_notebook_loop_sees_the_images_and_learns_as_ours_does():
     epoch = len(run.order(1))
     losses = torch.stack([next(steps) for _ in range(3 * epoch)]).view(3, epoch).mean(1)
     for number, loss in enumerate(losses, 1):
-        assert loss.item() == pytest.approx(run.train_steps(number).loss, rel=0.2)
+        assert loss.item() == pytest.approx(run.train_steps(number)["train_loss"], rel=0.2)
 
 
 def test_variants_take_turns_from_alternating_ends(bench, monkeypatch):
@@ -381,9 +381,9 @@ def test_every_variant_has_seen_both_sizes_of_batches_before_its_epoch(compile, 
     side = hw_train.Side(config, dataset, split, run.statistics, run.batches, 1, alone=True)
     seen, sizes, step = [], [], hw_train.train_step
 
-    def record(model, optimizer, scaler, inputs, *args):
+    def record(setup, inputs, *args):
         sizes.append(len(inputs))
-        return step(model, optimizer, scaler, inputs, *args)
+        return step(setup, inputs, *args)
 
     monkeypatch.setattr(hw_train, "train_step", record)
     train_epoch = hw_train.train_epoch
@@ -426,7 +426,7 @@ def test_seeing_both_sizes_of_batches_trains_nothing():
     assert sizes == [16, 9] * 2
     for name, value in side.model.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert not side.optimizer.state
+    assert not side.setup.optimizer.state
 
 
 def test_the_price_of_compiling_is_that_of_a_first_time(monkeypatch, tmp_path):

@@ -13,7 +13,7 @@ from common.base.cli import UsageError
 from common.base.config import TrainConfig
 from common.cost import count_costs
 from common.models import build_model, build_on_meta
-from common.train import loop as engine
+from common.train import loop, optim
 from common.train.run import check_network
 
 CPU = torch.device("cpu")
@@ -38,13 +38,11 @@ def test_a_network_of_torchvision_is_torchvisions(name):
 def test_a_step_trains_every_weight(name, precision):
     model = build_model(name, 10, image_size=64).to(memory_format=torch.channels_last).train()
     before = [p.detach().clone() for p in model.parameters()]
-    forward = engine.prepare_forward(model, compile=False)
-    optimizer = engine.build_optimizer(model, "adam", 1e-3, None)
+    forward = loop.prepare_forward(model, compile=False)
+    optimizer = optim.build_optimizer(model, "adam", 1e-3, None)
     inputs = torch.randn(3, 3, 64, 64).to(memory_format=torch.channels_last)
-    loss, logits = engine.train_step(
-        forward, optimizer, engine.build_scaler(CPU, precision), inputs, torch.tensor([0, 5, 9]),
-        precision,
-    )  # fmt: skip
+    setup = loop.Setup(forward, optimizer, None, precision)
+    loss, logits = loop.train_step(setup, inputs, torch.tensor([0, 5, 9]))
     assert loss.isfinite()
     assert logits.shape == (3, 10)
     moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]

@@ -123,5 +123,5 @@ def test_no_process_is_started_that_is_not_tested_here():
         ]
         for target in re.findall(r"Process\(\s*target=(\w+)", path.read_text())
     }
-    assert started == {("hw_infer.py", "serve"), ("notebook.py", "serve"),
+    assert started == {("inference.py", "serve"), ("notebook.py", "serve"),
                        ("record.py", "train_once")}  # fmt: skip

@@ -17,7 +17,7 @@ import train
 from common import models
 from common.base.cli import UsageError
 from common.base.config import TrainConfig
-from common.train import loop as engine
+from common.train import loop
 from common.train.checkpoint import load_checkpoint
 from common.train.run import Run
 
@@ -29,6 +29,27 @@ def outcome(row):
     """A row's configuration and every figure that is not a time."""
     figures = {k: v for k, v in row["metrics"].items() if k not in TIMES}
     return json.dumps([row["kind"], row["run_id"], row["status"], row["config"], figures])
+
+
+@pytest.fixture
+def stopping(monkeypatch):
+    """A function: train, with these flags, until so many epochs of a run are done."""
+    trained = Run.train_one_epoch
+
+    def stop(epochs, flags, error=KeyboardInterrupt):
+        def train_one_epoch(run):
+            if len(run.history) == epochs:
+                raise error
+            return trained(run)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "train_one_epoch", train_one_epoch)
+            if error is not KeyboardInterrupt:
+                return train.main(flags)
+            with pytest.raises(KeyboardInterrupt):
+                train.main(flags)
+
+    return stop
 
 
 def by_config(rows, **values):
@@ -93,43 +114,32 @@ def test_finished_work_is_skipped_unless_forced(tiny, rows):
     assert outcome(rows("train")[1]) == outcome(before[0])
 
 
-def test_an_interrupted_force_leaves_what_was_finished_as_it_was(tiny, rows, tmp_path, monkeypatch):
+def test_an_interrupted_force_leaves_what_was_finished_as_it_was(tiny, rows, tmp_path, stopping):
     """The old row still names the files: they must be those that it measured."""
-
-    def interrupt(run, trajectory, log):
-        if len(run.history) == 1:
-            raise KeyboardInterrupt
-
     train.main([*tiny, "--epochs", "2"])
     folder = tmp_path / "results" / "checkpoints"
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert len(before) == 2
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "finish_milestone", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train.main([*tiny, "--epochs", "2", "--force"])
+    stopping(1, [*tiny, "--epochs", "2", "--force"])
     assert rows("train")[-1]["status"] == "interrupted"
     train.main([*tiny, "--epochs", "2"])
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
-def test_a_twin_in_the_log_is_not_trained_again(tiny, rows):
-    train.main([*tiny, "--epochs", "1"])
-    train.main([*tiny, "--epochs", "1", "--pin-memory"])
-    first, twin = rows("train")
-    assert twin["metrics"]["shared_with"] == first["run_id"]
-    assert twin["metrics"]["test_acc"] == first["metrics"]["test_acc"]
-    assert len(rows("epoch")) == 1
-
-
-def test_a_twin_is_stamped_with_the_machine_and_commit_that_measured_it(tiny, rows, tmp_path):
+def test_a_training_in_the_log_serves_another_configuration_too(tiny, rows, tmp_path):
+    """Whose row is stamped with the machine and commit that measured it."""
     train.main([*tiny, "--epochs", "1"])
     log = tmp_path / "results" / "log.jsonl"
-    [row] = rows("train")
     there = {"git": {"commit": "f" * 40, "dirty": False}, "env": {"cpu": "another machine"}}
-    log.write_text(json.dumps(row | there) + "\n")
+    log.write_text(
+        "".join(json.dumps(r | there) + "\n" for k in ("epoch", "train") for r in rows(k))
+    )
     train.main([*tiny, "--epochs", "1", "--pin-memory"])
-    assert {k: rows("train")[1][k] for k in there} == there
+    first, served = rows("train")
+    assert served["metrics"]["shared_with"] == first["run_id"]
+    assert served["metrics"]["test_acc"] == first["metrics"]["test_acc"]
+    assert {k: served[k] for k in there} == there
+    assert len(rows("epoch")) == 1
 
 
 def test_rows_of_another_version_stop_nothing(tiny, rows, tmp_path):
@@ -143,24 +153,56 @@ def test_rows_of_another_version_stop_nothing(tiny, rows, tmp_path):
     assert rows("train")[-1]["metrics"]["shared_with"] == row["run_id"]
 
 
-def test_batches_that_batchnorm_cannot_take_are_refused_before_any_training(tiny, rows):
-    """At 32 px ResNet-18's last feature map is one pixel: a batch of one has no variance."""
-    with pytest.raises(UsageError, match="cannot train at --image-size 32 on 1 images"):
-        train.main([*tiny, "--batch-size", "16", "1", "--epochs", "1"])
-    assert rows("train") == []
+def test_what_only_bf16_cannot_train_is_trained_in_fp32(tiny):
+    assert train.main([*tiny, "--image-size", "16", "--amp", "false", "--epochs", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        # At 32 px ResNet-18's last feature map is one pixel: a batch of one has no variance.
+        (["--batch-size", "16", "1"], "cannot train at --image-size 32 on 1 images"),
+        (["--image-size", "16", "--amp-dtype", "bf16"], r"layer4.0.conv1 would see a single pixel"),
+        (["--compile", "true"], r"--compile true: .* needs a C\+\+ compiler"),
+        (["--export", "onnx"], r"onnx: .*pip install onnxscript"),
+        (["--tensorboard"], "install it with: pip install tensorboard"),
+        (["--device", "cuda"], "--device cuda: not available"),
+        *(
+            (["--model", model, "--image-size", "64", "--opt", "muon"],
+             f"--opt muon: {model} has no convolution after its first")
+            for model in ("alexnet", "squeezenet1_0", "convnext_tiny", "vit_b_16")
+        ),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_cannot_be_trained_so_is_refused_before_any_training(
+    tiny, tmp_path, monkeypatch, flags, said
+):
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    if flags == ["--export", "onnx"]:
+        monkeypatch.setitem(sys.modules, "onnxscript", None)
+    if flags == ["--tensorboard"]:
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    if "cuda" in flags and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(UsageError, match=said) as caught:
+        train.main([*tiny, "--epochs", "1", *flags])
+    assert "\n" not in str(caught.value)
+    log = tmp_path / "results" / "log.jsonl"
+    assert not log.exists() or not log.read_bytes()
 
 
 def test_a_configuration_whose_steps_fail_costs_no_other_its_training(
     tiny, rows, capsys, monkeypatch
 ):
-    train_epoch = engine.train_epoch
+    train_epoch = loop.train_epoch
 
-    def fail(forward, optimizer, scaler, batches, order, *args, **kwargs):
+    def fail(setup, order, *args):
         if len(order[0]) == 8:
             raise RuntimeError("out of memory")
-        return train_epoch(forward, optimizer, scaler, batches, order, *args, **kwargs)
+        return train_epoch(setup, order, *args)
 
-    monkeypatch.setattr(engine, "train_epoch", fail)
+    monkeypatch.setattr(loop, "train_epoch", fail)
     assert train.main([*tiny, "--batch-size", "8", "16", "--epochs", "1"]) == 1
     assert "unknown, for some steps fail" in capsys.readouterr().out
     assert [row["status"] for row in rows("train")] == ["failed", "ok"]
@@ -170,25 +212,11 @@ def test_a_configuration_whose_steps_fail_costs_no_other_its_training(
 def test_what_a_run_compiled_is_let_go_after_it(tiny, rows, monkeypatch):
     """It keeps networks alive, and counts towards a limit of all compiled code."""
     resets = []
-    monkeypatch.setattr(engine, "compile_obstacle", lambda: None)
+    monkeypatch.setattr("common.train.run.compile_obstacle", lambda: None)
     monkeypatch.setattr(torch, "compile", lambda model, **settings: model)
     monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(len(rows("train"))))
     train.main([*tiny, "--epochs", "1", "--compile", "true", "--seed", "0", "1"])
     assert resets == [1, 2]
-
-
-def test_compiling_without_a_compiler_is_refused_before_any_training(tiny, rows, monkeypatch):
-    monkeypatch.setenv("CXX", "/nowhere/g++")
-    with pytest.raises(UsageError, match=r"--compile true: .* needs a C\+\+ compiler"):
-        train.main([*tiny, "--epochs", "1", "--compile", "true"])
-    assert not rows("train")
-
-
-@pytest.mark.parametrize("model", ["alexnet", "squeezenet1_0", "convnext_tiny", "vit_b_16"])
-def test_muon_is_refused_where_the_scale_of_weights_matters(tiny, model):
-    flags = ["--model", model, "--image-size", "64", "--opt", "muon", "--dry-run"]
-    with pytest.raises(UsageError, match=f"--opt muon: {model} has no convolution after its first"):
-        train.main([*tiny, *flags])
 
 
 def test_a_resumed_run_draws_on_from_the_devices_generator(monkeypatch):
@@ -208,22 +236,10 @@ def test_a_resumed_run_draws_on_from_the_devices_generator(monkeypatch):
     assert state["drawn"] == 5
 
 
-def test_an_interrupted_run_leaves_a_row_that_is_not_finished_work(tiny, rows, monkeypatch):
-    def interrupt(run):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("common.train.run.Run.train_one_epoch", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train.main([*tiny, "--epochs", "1"])
+def test_an_interrupted_run_leaves_a_row_that_is_not_finished_work(tiny, rows, stopping):
+    stopping(0, [*tiny, "--epochs", "1"])
     assert train.main([*tiny, "--epochs", "1"]) == 0
     assert [row["status"] for row in rows("train")] == ["interrupted", "ok"]
-
-
-def test_a_missing_export_package_is_said_before_training(tiny, rows, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UsageError, match=r"onnx: .*pip install onnxscript"):
-        train.main([*tiny, "--epochs", "1", "--export", "onnx"])
 
 
 def test_dry_run_says_the_plan_and_writes_nothing(tiny, tmp_path, capsys):
@@ -243,12 +259,6 @@ def test_a_diverged_run_leaves_a_failed_row_and_the_rest_goes_on(tiny, rows):
     assert failed["metrics"]["epoch"] == 1
     assert failed["metrics"]["step"] >= 2
     assert np.isfinite(failed["metrics"]["last_finite_loss"])
-
-
-def test_an_image_size_that_onednn_cannot_train_in_bf16_is_refused(tiny):
-    with pytest.raises(UsageError, match=r"layer4.0.conv1 would see a single pixel"):
-        train.main([*tiny, "--image-size", "16", "--amp-dtype", "bf16"])
-    assert train.main([*tiny, "--image-size", "16", "--amp", "false", "--epochs", "1"]) == 0
 
 
 GRID = ["--opt", "sgd", "adam", "--epochs", "1", "2", "--pin-memory", "false", "true"]
@@ -292,22 +302,13 @@ RECIPE = [
 
 
 def test_a_recipe_interrupted_after_each_epoch_ends_in_the_same_weights(
-    tiny, rows, tmp_path, monkeypatch
+    tiny, rows, tmp_path, stopping
 ):
     whole = [*tiny, *RECIPE, "--epochs", "3"]
     assert train.main(whole) == 0
     apart = [*tiny[:-1], str(tmp_path / "apart"), *RECIPE, "--epochs", "3"]
-
-    def interrupt(run, *args):
-        if run.history and len(run.history) < 3:
-            raise KeyboardInterrupt
-        return finish(run, *args)
-
-    finish = train.finish_milestone
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "finish_milestone", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train.main(apart)
+    stopping(1, apart)
+    stopping(2, apart)
     assert train.main(apart) == 0
     [one], [other] = rows("train"), [r for r in rows("train", "apart") if r["status"] == "ok"]
     assert outcome(one) == outcome(other)
@@ -330,7 +331,9 @@ def lagging_network(classes):
     )  # fmt: skip
 
 
-def test_a_network_whose_statistics_lag_is_tested_with_new_ones(rows, tmp_path, monkeypatch):
+def test_a_network_whose_statistics_lag_is_tested_with_new_ones(
+    rows, tmp_path, monkeypatch, stopping
+):
     """As checkpointed, resumed after each epoch, and after 1 of 2 epochs as after 1."""
     monkeypatch.setitem(models.MODELS, "lagging", lagging_network)
     flags = ["--dataset", "digits", "--model", "lagging", "--image-size", "16", "--opt", "adamw"]
@@ -338,9 +341,7 @@ def test_a_network_whose_statistics_lag_is_tested_with_new_ones(rows, tmp_path, 
     assert train.main([*flags, str(tmp_path / "results"), "--epochs", "1", "2"]) == 0
     assert train.main([*flags, str(tmp_path / "alone"), "--epochs", "1"]) == 0
     apart = [*flags, str(tmp_path / "apart"), "--epochs", "2"]
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "finish_milestone", lambda run, *_: run.history and 1 / 0)
-        train.main(apart)
+    assert stopping(1, apart, ZeroDivisionError) == 1
     assert train.main(apart) == 0
     [one, two], [alone] = rows("train"), rows("train", "alone")
     [resumed] = [row for row in rows("train", "apart") if row["status"] == "ok"]
@@ -376,15 +377,8 @@ def test_the_record_preset_trains_and_exports(tiny, rows):
     assert export["status"] == "ok"
 
 
-def test_no_resume_starts_afresh(tiny, rows, monkeypatch):
-    def interrupt(run, trajectory, log):
-        if len(run.history) == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "finish_milestone", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train.main([*tiny, "--epochs", "2"])
+def test_no_resume_starts_afresh(tiny, rows, stopping):
+    stopping(1, [*tiny, "--epochs", "2"])
     assert train.main([*tiny, "--epochs", "2", "--no-resume"]) == 0
     assert [row["metrics"]["epoch"] for row in rows("epoch")] == [1, 1, 2]
     assert len({outcome(row) for row in rows("epoch")}) == 2
@@ -423,38 +417,13 @@ def test_best_takes_the_configuration_of_highest_validation_accuracy(tiny, rows,
     assert len(rows("train")) == 2
 
 
-def test_asking_for_an_absent_device_is_one_line_and_exit_2(tiny, tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has CUDA")
-    done = subprocess.run(
-        [sys.executable, "train.py", *tiny, "--device", "cuda"], cwd=ROOT, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.startswith("train.py: --device cuda: not available")
-    assert done.stderr.count("\n") == 1
-
-
-# --- watched --------------------------------------------------------------------------------------
-
-
-def test_tensorboard_gets_every_epoch_of_a_resumed_run_once(tiny, tmp_path, monkeypatch):
+def test_tensorboard_gets_every_epoch_of_a_resumed_run_once(tiny, tmp_path, stopping):
     pytest.importorskip("tensorboard", reason="pip install tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     results = tmp_path / "results"
-    trained = Run.train_one_epoch
-
-    def stop_after_two(run):
-        if len(run.history) == 2:
-            raise KeyboardInterrupt
-        return trained(run)
-
     flags = [*tiny, "--epochs", "3", "--tensorboard"]
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "train_one_epoch", stop_after_two)
-        with pytest.raises(KeyboardInterrupt):
-            train.main(flags)
+    stopping(2, flags)
     assert train.main(flags) == 0
     (folder,) = (results / "tensorboard").iterdir()
     events = EventAccumulator(str(folder)).Reload()
@@ -465,10 +434,3 @@ def test_tensorboard_gets_every_epoch_of_a_resumed_run_once(tiny, tmp_path, monk
         found = [(e.step, e.value) for e in events.Scalars(name)]
         assert [step for step, _ in found] == [1, 2, 3]
         assert [v for _, v in found] == pytest.approx([r["metrics"][name] for r in rows], rel=1e-6)
-
-
-def test_without_tensorboard_it_says_so_before_any_work(tiny, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UsageError, match=r"install it with: pip install tensorboard"):
-        train.main([*tiny, "--tensorboard"])
-    assert not (tmp_path / "results").exists()

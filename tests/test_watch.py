@@ -3,83 +3,74 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from processes import finish, start
 
 from common.base.cli import UsageError, as_dict, expand_grid
-from common.base.config import TrainConfig, group_trajectories
+from common.base.config import TrainConfig
 from common.base.log import append_line
 from common.train import watch
+from common.train.grid import group_trajectories, train_id
 
-ROOT = Path(__file__).parent.parent
 STARTED = "2025-01-01T00:00:00+00:00"
 
 
-def grid(**values):
+def grid(workers=1, **values):
     base = {name: [value] for name, value in vars(TrainConfig(device="cpu")).items()}
-    return group_trajectories(expand_grid(TrainConfig, base | values))
+    trajectories = group_trajectories(expand_grid(TrainConfig, base | values))
+    return watch.Plan(STARTED, trajectories, workers)
 
 
 def row(kind, config, at="2025-01-01T00:05:00+00:00", status="ok", **metrics):
     return {
-        "schema": 1, "kind": kind, "run_id": watch.name_of(config), "time_utc": at, "git": {},
+        "schema": 1, "kind": kind, "run_id": train_id(config), "time_utc": at, "git": {},
         "status": status, "error": None, "config": as_dict(config), "env": {}, "metrics": metrics,
     }  # fmt: skip
 
 
 def test_progress_counts_configurations_epochs_and_time():
     plan = grid(opt=["sgd", "adam"], epochs=[3, 5])
-    first, second = plan
-    assert watch.progress(STARTED, plan, 1, []).startswith(
+    first, second = plan.trajectories
+    assert watch.progress(plan, []).startswith(
         "0 of 4 configurations finished; mnist resnet18 sgd 0.001: 0 of 5 epochs; time left unknown"
     )
     rows = [row("epoch", first.trained, epoch=e, train_ms=60_000) for e in (1, 2, 3)]
     rows.append(row("train", first.configs[0]))
-    said = watch.progress(STARTED, plan, 1, rows)
+    said = watch.progress(plan, rows)
     assert said.startswith("1 of 4 configurations finished; mnist resnet18 sgd 0.001: 3 of 5")
     # Two epochs of a minute; adam's have not been timed.
     assert "about 2.0 min left and 1 trainings not timed yet; last row 00:05:00 UTC" in said
     rows.append(row("train", first.trained))
     rows += [row("train", c, status="failed") for c in second.configs]
-    assert (
-        watch.progress(STARTED, plan, 1, rows) == "2 of 4 configurations finished, 2 failed; done"
-    )
+    assert watch.progress(plan, rows) == "2 of 4 configurations finished, 2 failed; done"
 
 
 def test_what_is_trained_side_by_side_is_said_and_shares_the_time():
-    plan = grid(opt=["sgd", "adam", "adamw"])
-    rows = [row("epoch", t.trained, epoch=1, train_ms=60_000) for t in plan[:2]]
-    rows += [row("epoch", plan[2].trained, "2024-12-31T23:00:00+00:00", epoch=1, train_ms=60_000)]
-    said = watch.progress(STARTED, plan, 2, rows)
+    plan = grid(workers=2, opt=["sgd", "adam", "adamw"])
+    rows = [row("epoch", t.trained, epoch=1, train_ms=60_000) for t in plan.trajectories[:2]]
+    rows += [
+        row(
+            "epoch",
+            plan.trajectories[2].trained,
+            "2024-12-31T23:00:00+00:00",
+            epoch=1,
+            train_ms=60_000,
+        )
+    ]
+    said = watch.progress(plan, rows)
     assert "sgd 0.001: 1 of 5 epochs; mnist resnet18 adam 0.001: 1 of 5 epochs; about 6.5" in said
 
 
 def test_rows_from_before_the_start_are_timings_and_nothing_else():
     plan = grid()
     before = "2024-12-31T23:00:00+00:00"
-    rows = [row("epoch", plan[0].trained, before, epoch=5, train_ms=30_000),
-            row("train", plan[0].trained, before, status="failed")]  # fmt: skip
-    said = watch.progress(STARTED, plan, 1, rows)
+    rows = [row("epoch", plan.trajectories[0].trained, before, epoch=5, train_ms=30_000),
+            row("train", plan.trajectories[0].trained, before, status="failed")]  # fmt: skip
+    said = watch.progress(plan, rows)
     assert said.startswith("0 of 1 configurations finished; ")
     assert "0 of 5 epochs; about 2.5 min left" in said
-
-
-def test_the_log_is_read_on_from_whole_lines(tmp_path):
-    log = tmp_path / "log.jsonl"
-    assert watch.read_on(log, 0) == ([], 0)
-    append_line(log, json.dumps(row("train", TrainConfig())))
-    rows, place = watch.read_on(log, 0)
-    assert len(rows) == 1
-    with open(log, "ab") as file:
-        file.write(b'{"torn')
-    assert watch.read_on(log, place) == ([], place)
-    append_line(log, json.dumps(row("epoch", TrainConfig(), epoch=1)))  # on a line of its own
-    rows, _ = watch.read_on(log, place)
-    assert [r["kind"] for r in rows] == ["epoch"]
 
 
 @pytest.mark.parametrize(
@@ -92,36 +83,33 @@ def test_without_a_plan_it_says_so(tmp_path, content):
         watch.read_plan(tmp_path)
 
 
-def start(folder):
-    return subprocess.Popen(
-        [sys.executable, "report.py", "--watch", "--results-dir", folder], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
 def test_ctrl_c_ends_it_and_a_pipe_gets_a_line_for_each_change(tmp_path):
     plan = grid()
-    watch.write_plan(tmp_path, plan, 2)
-    assert watch.read_plan(tmp_path)[1:] == (plan, 2)
-    process = start(tmp_path)
+    watch.write_plan(tmp_path, plan.trajectories, 2)
+    planned = watch.read_plan(tmp_path)
+    assert (planned.trajectories, planned.workers) == (plan.trajectories, 2)
+    process = start("report.py", "--watch", "--results-dir", tmp_path)
     first = process.stdout.readline()
     assert first.startswith("0 of 1 configurations finished")
+    with open(tmp_path / "log.jsonl", "ab") as file:
+        file.write(b'{"torn')  # the next line is one of its own
     append_line(tmp_path / "log.jsonl", json.dumps(
-        row("epoch", plan[0].trained, "2999-01-01T00:00:00+00:00", epoch=1, train_ms=1000)
+        row("epoch", plan.trajectories[0].trained, "2999-01-01T00:00:00+00:00", epoch=1,
+            train_ms=1000)
     ))  # fmt: skip
     assert ": 1 of 5 epochs; about 0.1 min left" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert (process.returncode, out) == (130, "")
-    assert err.count("\n") == 1
+    out, err = finish(process, 130)
+    assert (out, err.count("\n")) == ("", 1)
     assert sorted(os.listdir(tmp_path)) == ["log.jsonl", "plan.json"]
 
 
 def test_it_ends_when_the_grid_does(tmp_path):
     plan = grid()
-    watch.write_plan(tmp_path, plan, 2)
+    watch.write_plan(tmp_path, plan.trajectories, 2)
     later = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() + 60))
-    append_line(tmp_path / "log.jsonl", json.dumps(row("train", plan[0].trained, later)))
-    process = start(tmp_path)
-    out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, err) == (0, "1 of 1 configurations finished; done\n", "")
+    append_line(
+        tmp_path / "log.jsonl", json.dumps(row("train", plan.trajectories[0].trained, later))
+    )
+    process = start("report.py", "--watch", "--results-dir", tmp_path)
+    assert finish(process) == ("1 of 1 configurations finished; done\n", "")

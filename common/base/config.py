@@ -245,7 +245,7 @@ class GridOptions(Options):
     """Flags of a script that does the work of a grid."""
 
     jobs: str = option("1", "how many at once, or auto: one per core or accelerator")
-    backend: str = option("loky", "processes here, or a cluster", choices=("loky", "dask", "ray"))
+    backend: str = option("loky", "loky: processes here; or a cluster", choices=("loky", "dask"))
     cluster: str | None = option(None, "address of its scheduler [one is started here]")
     threads: int | None = option(None, "CPU threads a process [its share of the cores]", minimum=1)
     shard: str | None = option(None, "append to log.SHARD.jsonl, and skip what is in there alone")
@@ -258,7 +258,7 @@ class GridOptions(Options):
         if self.shard is not None and not self.shard.replace("-", "").replace("_", "").isalnum():
             raise UsageError(f"--shard: {self.shard!r} must be of letters, digits, - and _")
         if self.cluster and self.backend == "loky":
-            raise UsageError(f"--cluster {self.cluster}: needs --backend dask or ray")
+            raise UsageError(f"--cluster {self.cluster}: needs --backend dask")
 
 
 @dataclass(frozen=True)
@@ -316,49 +316,3 @@ def _preset_configs() -> dict[str, list[dict[str, Any]]]:
         name: [dataclasses.asdict(config) for config in expand_grid(TrainConfig, grid | preset)]
         for name, preset in TRAIN_PRESETS.items()
     }
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """Configurations that one training serves, shortest first; `trained` is the one trained."""
-
-    configs: tuple[TrainConfig, ...]
-
-    @property
-    def trained(self) -> TrainConfig:
-        """The first of the longest configurations."""
-        return max(self.configs, key=lambda c: c.epochs)
-
-    @property
-    def milestones(self) -> list[int]:
-        """The epochs at whose end a configuration is complete, ascending."""
-        return sorted({c.epochs for c in self.configs})
-
-
-def pin_memory_effect(config: TrainConfig) -> str | None:
-    """Why pin_memory changes nothing in this configuration, or None where it is a real factor."""
-    if config.device == "cpu":
-        return "none: a CPU has no copy to make"
-    if config.data_on == "device":
-        return "none: the images live on the device"
-    return None
-
-
-def plainest_twin(config: TrainConfig) -> TrainConfig:
-    """The same training, with every setting that changes nothing in it at its default."""
-    if pin_memory_effect(config):
-        config = dataclasses.replace(config, pin_memory=False, data_on="device")
-    if not may_mirror(config.dataset):
-        config = dataclasses.replace(config, flip=False, tta=False)
-    return config
-
-
-def group_trajectories(configs: Sequence[TrainConfig]) -> list[Trajectory]:
-    """Group the configurations whose training is the same but for its length."""
-    groups: dict[TrainConfig, list[TrainConfig]] = {}
-    for config in configs:
-        key = plainest_twin(config)
-        if config.schedule == "constant":  # else a shorter run is no part of a longer one
-            key = dataclasses.replace(key, epochs=1)
-        groups.setdefault(key, []).append(config)
-    return [Trajectory(tuple(sorted(g, key=lambda c: c.epochs))) for g in groups.values()]

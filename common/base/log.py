@@ -12,12 +12,13 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from common.base.cli import UsageError
+from common.base.cli import UsageError, first_line
 from common.base.machine import describe_machine, git_state, timed_here, timed_on
 
 SCHEMA = 1
@@ -100,6 +101,32 @@ class Log:
         }
         append_line(self.path, dumps_strict(row))
         return row
+
+    @contextmanager
+    def failed_rows(
+        self,
+        kind: str,
+        configs: Iterable[Row],
+        explain: Callable[[Exception, Row], str] = lambda error, _: first_line(error),
+    ) -> Iterator[list[Row]]:
+        """A piece of work on configurations: whatever it fails of is a failed row of each of them,
+        and not the end of the others.
+
+        Yields: a list that gets these rows.
+        Raises: UsageError, for bad input is the whole command's.
+        """
+        rows: list[Row] = []
+        try:
+            yield rows
+        except UsageError:
+            raise
+        except Exception as error:
+            metrics = getattr(error, "metrics", {})
+            for config in configs:
+                why = {"status": "failed", "error": explain(error, config)}
+                rows.append(self.append(kind, config, metrics, device=config.get("device"), **why))
+            if not rows:
+                raise
 
 
 def dumps_strict(row: Row) -> str:

@@ -36,7 +36,8 @@ from common.deploy.runtimes import (
     torchscript_warnings_off,
 )
 from common.judge.stats import mcnemar
-from common.train.loop import EVAL_BATCH_SIZE, compile_obstacle, evaluate, score
+from common.train.device import compile_obstacle
+from common.train.loop import EVAL_BATCH_SIZE, evaluate, score
 
 SUFFIXES = {
     "torchscript": ".ts.pt", "onnx": ".onnx", "onnx-int8": ".int8.onnx", "aotinductor": ".pt2",

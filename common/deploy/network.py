@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from common.base.cli import UsageError
-from common.base.config import may_mirror
 from common.models import build_model
 from common.train.checkpoint import load_checkpoint, load_weights
+from common.train.loop import MirrorMean, as_tested
 
 
 class Deployable(nn.Module):
@@ -32,22 +32,6 @@ class Deployable(nn.Module):
         return self.model(((pixels - self.mean) / self.std).expand(-1, 3, -1, -1))
 
 
-class MirrorMean(nn.Module):
-    """A trained network that answers with the mean logits of an image and its mirror image.
-
-    Shapes: as the network's.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        # In one pass: each layer is met once, as folding wants it.
-        logits = self.model(torch.cat([images, images.flip(-1)]))
-        return logits.unflatten(0, (2, -1)).mean(0)
-
-
 class Folded(nn.Module):
     """A network whose first convolution takes centred pixels. Shapes: as Deployable."""
 
@@ -59,12 +43,6 @@ class Folded(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         # Not folded: a bias could not stand in for it where the convolution pads with zeros.
         return self.model(pixels - self.mean)
-
-
-def as_tested(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
-    """The network as its configuration has it answer."""
-    averaged = config.get("tta") and may_mirror(config["dataset"])
-    return MirrorMean(model) if averaged else model
 
 
 def load_deployable(checkpoint: Path) -> tuple[Deployable, dict[str, Any]]:

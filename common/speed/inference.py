@@ -24,7 +24,6 @@ from common.base.config import HwInferConfig
 from common.cost import count_costs
 from common.data.datasets import cached_dataset, split_dataset
 from common.deploy.export import build_pixel_loader, measure_parity, predict
-from common.deploy.network import as_tested
 from common.deploy.runtimes import ENGINES, load_engine
 from common.judge.stats import ratio_interval
 from common.models import build_model
@@ -33,13 +32,13 @@ from common.speed.peaks import measure_peaks
 from common.speed.timing import (
     alternate,
     judge_noise,
-    now_ms,
     peak_memory_bytes,
     percentiles_ms,
-    prepare_process,
     reset_peak_memory,
+    without_kept_kernels,
 )
-from common.train.loop import EVAL_BATCH_SIZE, score, without_kept_kernels
+from common.train.device import now_ms, prepare_process
+from common.train.loop import EVAL_BATCH_SIZE, as_tested, score
 
 CPU = torch.device("cpu")
 # What loading a file imports, of each kind that does: packages are no part of a cold start.

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.cost import Costs
-from common.speed.timing import now_ms
+from common.train.device import now_ms
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 MATRIX_SIDE = {"cpu": 2048}  # elsewhere:

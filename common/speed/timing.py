@@ -1,11 +1,9 @@
-"""Timing that a device cannot cheat: synchronise, repeat, and report the median with its spread."""
+"""Timings as median and spread, and what else a measurement reads from a device."""
 
 from __future__ import annotations
 
-import ctypes
-import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +11,7 @@ import numpy as np
 import torch
 
 from common.base.config import REFUSED
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h's
-
-
-def prepare_process(threads: int) -> bool:
-    """What a process does before anything is timed in it, on whatever side of a comparison it is:
-    so many threads, and freed memory kept for the next step or query. A library that keeps its
-    memory anyway would else be compared with one that faults it in anew.
-
-    Returns: whether freed memory is kept, for the row to say so.
-    """
-    torch.set_num_threads(threads)
-    return keep_freed_memory()
-
-
-def keep_freed_memory() -> bool:
-    """Let glibc keep the memory that a step frees for the next one, instead of giving it back.
-
-    Otherwise every step of a network of large batches or layers faults thousands of pages in
-    again: 15 % of the time of --preset record's steps. Elsewhere nothing happens.
-    Returns: whether glibc does so.
-    Source: mallopt(3).
-    """
-    with suppress(OSError, AttributeError):
-        glibc = ctypes.CDLL("libc.so.6")
-        trims = glibc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-        return glibc.mallopt(M_MMAP_THRESHOLD, 1 << 30) == trims == 1
-    return False
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished all work queued so far; a CPU always has."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def now_ms(device: torch.device) -> float:
-    """Milliseconds on a monotonic clock, read after the device has caught up."""
-    synchronize(device)
-    return time.perf_counter() * 1e3
+from common.train.device import now_ms
 
 
 class Laps:
@@ -96,6 +55,16 @@ def judge_noise(samples_ms: Sequence[float], accept: bool) -> tuple[float, str |
         f"too noisy: IQR {noise:.0%} of the median {summary['median']:.3g} ms (limit "
         f"{REFUSED:.0%}); give the machine nothing else to do, or --accept-noise"
     )
+
+
+def without_kept_kernels(compiled: bool) -> AbstractContextManager[Any]:
+    """Inside, torch.compile finds none of the kernels that it keeps on the disk and in memory: what
+    it takes is the price of a first time. Nothing where nothing is compiled."""
+    if not compiled:
+        return nullcontext()
+    from torch._inductor.utils import fresh_cache  # torch has no public way to do it in a process
+
+    return fresh_cache()
 
 
 def alternate(items: Sequence[Any], number: int) -> Sequence[Any]:

@@ -25,24 +25,23 @@ from common.speed.timing import (
     alternate,
     held_bytes,
     judge_noise,
-    now_ms,
     peak_memory_bytes,
-    prepare_process,
     reset_peak_memory,
     summarize_ms,
+    without_kept_kernels,
 )
+from common.train.device import now_ms, prepare_process
 from common.train.loop import (
-    build_optimizer,
-    build_scaler,
+    Setup,
     evaluate,
     prepare_forward,
     refresh_statistics,
     score,
     train_epoch,
     train_step,
-    without_kept_kernels,
 )
 from common.train.notebook import notebook_steps
+from common.train.optim import build_optimizer
 
 VISIT_SAMPLES = 2  # timed samples of a variant before it is the next one's turn
 ACCELERATOR_STEPS = 10  # steps in a sample
@@ -90,7 +89,7 @@ class Side:
             work()
         except Exception as error:  # out of memory, or no kernel for it: the others go on
             self.error = first_line(error)
-            self.model = self.forward = self.optimizer = self.notebook = None
+            self.model = self.forward = self.setup = self.notebook = None
 
     def build(self) -> None:
         """The untrained network and its optimiser."""
@@ -104,23 +103,20 @@ class Side:
         self.model = build_model(config.model, classes, config.seed, image_size=config.image_size)
         self.model.to(device, memory_format=self.batches.memory_format)
         self.forward = prepare_forward(self.model, config.compile)
-        self.optimizer = build_optimizer(self.model, config.opt, config.lr, None, config.image_size)
-        self.scaler = build_scaler(device, config.precision)
+        self.prepare_setup()
+
+    def prepare_setup(self) -> None:
+        """A new optimiser, and what a step needs beside."""
+        config = self.config
+        optimizer = build_optimizer(self.model, config.opt, config.lr, None, config.image_size)
+        self.setup = Setup(self.forward, optimizer, self.batches, config.precision)
 
     def step(self, lap: Callable[[str], None] = lambda phase: None) -> Tensor:
         """One whole step on the next images; returns the loss."""
         if self.config.loop == "notebook":
             return next(self.notebook)
         inputs, labels = self.batches.load(next(self.pending), lap)
-        return train_step(
-            self.forward,
-            self.optimizer,
-            self.scaler,
-            inputs,
-            labels,
-            self.config.precision,
-            lap=lap,
-        )[0]
+        return train_step(self.setup, inputs, labels, lap=lap)[0]
 
     def warm_up(self) -> None:
         """The untimed steps, the first of which is timed apart: it may compile."""
@@ -176,11 +172,8 @@ class Side:
         order = split_batches(order, self.config.batch_size)
         self.rehearse(order)
         torch.manual_seed(self.config.seed)  # of dropout: train.py's runs begin so
-        trained = train_epoch(
-            self.forward, self.optimizer, self.scaler, self.batches, order, self.config.precision,
-            label=self.config.describe(),
-        )  # fmt: skip
-        self.epoch_ms = trained.train_ms
+        trained = train_epoch(self.setup, order, label=self.config.describe())
+        self.epoch_ms = trained["train_ms"]
         self.bn_statistics = refresh_statistics(self.model, self.batches, train, len(order))
         logits = evaluate(self.model, self.batches, test)
         self.test_acc = score(logits, self.dataset.labels[test])[1]
@@ -188,15 +181,12 @@ class Side:
     def rehearse(self, order: Sequence[Tensor]) -> None:
         """Meet both sizes of batches that an epoch has, for which a compiler compiles and libraries
         choose their work, and leave the network untrained."""
-        config, untrained = self.config, copy.deepcopy(self.model.state_dict())
+        untrained = copy.deepcopy(self.model.state_dict())
         for index in (order[0], order[-1]) * 2:  # a CUDA graph is recorded at its second turn
             inputs, labels = self.batches.load(index)
-            train_step(
-                self.forward, self.optimizer, self.scaler, inputs, labels, config.precision
-            )  # fmt: skip
+            train_step(self.setup, inputs, labels)
         self.model.load_state_dict(untrained)
-        self.optimizer = build_optimizer(self.model, config.opt, config.lr, None, config.image_size)
-        self.scaler = build_scaler(self.batches.device, config.precision)
+        self.prepare_setup()
 
     def metrics(self) -> dict[str, Any]:
         """What was measured, but for the comparison."""

@@ -20,14 +20,13 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load what save_checkpoint saved.
-
-    Raises: UsageError when it is missing, damaged, or more than data.
-    """
-    if not Path(path).exists():
-        raise UsageError(f"cannot load {path}: it is not there; train.py writes checkpoints")
+    """Load what save_checkpoint saved. Raises: UsageError when it is missing, damaged, or more
+    than data."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        why = "it is not there; train.py writes checkpoints"
+        raise UsageError(f"cannot load {path}: {why}") from None
     except Exception as error:  # the unpickler meets damage with whatever it stumbles over
         raise UsageError(f"cannot load {path}: {first_line(error)}") from None
     if not isinstance(content, dict):

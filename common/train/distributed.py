@@ -12,15 +12,17 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from common.base.cli import UsageError
+from common.base.cli import UsageError, first_line
 from common.base.config import TrainConfig
 
 
@@ -34,11 +36,10 @@ class World:
 
     def from_first(self, value: Any = None) -> Any:
         """The first process's value, in every process."""
-        if self.size == 1:
-            return value
-        held = [value]
-        dist.broadcast_object_list(held, src=0)
-        return held[0]
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network, whose backward pass now averages gradients over the processes."""
@@ -52,19 +53,17 @@ class World:
         over the processes is then the batch's mean, whatever the parts' sizes."""
         if self.size == 1:
             return order, [None] * len(order)
-        shares = [self._share(batch) for batch in order]
-        return [part for part, _ in shares], [scale for _, scale in shares]
+        parts, scales = zip(*map(self._share, order), strict=True)
+        return parts, scales
 
     def _share(self, batch: Tensor) -> tuple[Tensor, float]:
-        scale = self.size / len(batch)
-        if self.sync_bn:  # which counts a part of no image rightly, and minds no part of one
-            return batch.tensor_split(self.size)[self.rank], scale
-        # BatchNorm cannot train on a single 1x1 feature map. Whoever gets none takes part with
-        # images of another's, which count nothing.
-        active = max(1, min(self.size, len(batch) // 2))
+        # BatchNorm cannot train on a single 1x1 feature map, but for SyncBatchNorm, which counts a
+        # part of no image rightly too. Whoever else gets none takes part with images of another's,
+        # which count nothing.
+        active = self.size if self.sync_bn else max(1, min(self.size, len(batch) // 2))
         if self.rank >= active:
             return batch[:2], 0.0
-        return batch.tensor_split(active)[self.rank], scale
+        return batch.tensor_split(active)[self.rank], self.size / len(batch)
 
     def sum(self, values: Tensor) -> Tensor:
         """Values added up over the processes."""
@@ -80,10 +79,9 @@ class World:
 
     def average_buffers(self, network: nn.Module) -> None:
         """Give every process the mean of BatchNorm's running statistics: those of all images."""
-        if self.size > 1:
-            for buffer in network.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(self.mean(buffer))
+        for buffer in network.buffers() if self.size > 1 else ():
+            if buffer.is_floating_point():
+                buffer.copy_(self.mean(buffer))
 
     def evaluate(self, forward: Callable[[Tensor], Tensor], index: Tensor, block: int) -> Tensor:
         """Outputs for every image, each computed in one process, in blocks as by one process.
@@ -102,10 +100,18 @@ class World:
         """Seed torch's random numbers, otherwise in each process: what is drawn inside a network,
         as by dropout, is then a function of the numbers and the process alone."""
         if self.size > 1:
-            import numpy as np
-
             sequence = np.random.SeedSequence([*numbers, self.rank])
             torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+    @contextmanager
+    def ending_together(self, *known: type[Exception]) -> Iterator[None]:
+        """Raises: SystemExit for any error that the other processes may not have met."""
+        try:
+            yield
+        except Exception as error:
+            if self.size == 1 or isinstance(error, known):
+                raise
+            sys.exit(first_line(error))
 
     def leave(self, status: int) -> int:
         """End well, with this exit status: every process has done its work."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -13,11 +12,10 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
 from common.base.config import HwTrainConfig, TrainConfig
+from common.data.fetch import Dataset
 from common.models import build_model
-from common.train.loop import MOMENTUM, autocast, build_scaler
-
-if TYPE_CHECKING:
-    from common.data.datasets import Dataset
+from common.train.device import autocast
+from common.train.optim import MOMENTUM
 
 
 class PilImages(TorchDataset):
@@ -36,38 +34,42 @@ class PilImages(TorchDataset):
 
 
 def notebook_loader(
-    config: TrainConfig | HwTrainConfig, dataset: Dataset, index: Tensor,
+    config: TrainConfig | HwTrainConfig,
+    dataset: Dataset,
+    index: Tensor,
     statistics: tuple[Tensor, Tensor],
-) -> DataLoader:  # fmt: skip
+) -> DataLoader:
     """The study's preprocessing as torchvision's tutorials write it, on the images of `index`, in
     full batches, for a step's images are counted."""
     mean, std = (s.expand(3).tolist() for s in statistics)
-    grey = [transforms.Grayscale(3)] if dataset.images.shape[1] == 1 else []
-    prepare = transforms.Compose([
-        transforms.Resize((config.image_size, config.image_size)), *grey,
-        transforms.ToTensor(), transforms.Normalize(mean, std),
-    ])  # fmt: skip
-    images = PilImages(dataset, index, prepare)
+    prepare = [transforms.Resize((config.image_size, config.image_size))]
+    prepare += [transforms.Grayscale(3)] if dataset.images.shape[1] == 1 else []
+    prepare += [transforms.ToTensor(), transforms.Normalize(mean, std)]
+    images = PilImages(dataset, index, transforms.Compose(prepare))
     return DataLoader(images, config.batch_size, shuffle=True, drop_last=True)
 
 
 def notebook_steps(
-    config: TrainConfig | HwTrainConfig, dataset: Dataset, index: Tensor,
-    statistics: tuple[Tensor, Tensor], device: torch.device, precision: str,
-) -> Iterator[Tensor]:  # fmt: skip
-    """One training step at each turn, which gives its loss: NCHW, torch's default optimiser,
-    loss.item() at every step, and autocast around the forward pass unless the precision is fp32.
-    The network is built here, not in the first step.
-    """
+    config: TrainConfig | HwTrainConfig,
+    dataset: Dataset,
+    index: Tensor,
+    statistics: tuple[Tensor, Tensor],
+    device: torch.device,
+    precision: str,
+) -> Iterator[Tensor]:
+    """One training step at each turn, which gives its loss, the network being built before: NCHW,
+    torch's default optimiser, loss.item() at every step, and autocast around the forward pass
+    unless the precision is fp32."""
     size = config.image_size
     model = build_model(config.model, len(dataset.classes), config.seed, image_size=size)
     model.to(device).train()
-    if config.opt == "sgd":
-        optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=MOMENTUM)
-    else:
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    kind, extra = {
+        "sgd": (torch.optim.SGD, {"momentum": MOMENTUM}),
+        "adam": (torch.optim.Adam, {}),
+    }[config.opt]
+    optimizer = kind(model.parameters(), lr=config.lr, **extra)
     criterion = torch.nn.CrossEntropyLoss()
-    scaler = build_scaler(device, precision)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     loader = notebook_loader(config, dataset, index, statistics)
 
     def steps() -> Iterator[Tensor]:

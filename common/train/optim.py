@@ -1,14 +1,19 @@
-"""Muon: momentum SGD whose steps are orthogonalised, for the convolutions of hidden layers."""
+"""The optimisers by name, their learning rate over a run, and Muon: momentum SGD whose steps are
+orthogonalised, for the convolutions of hidden layers."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+MOMENTUM = 0.9
+MUON_MOMENTUM = 0.75  # by validation of --preset record on FashionMNIST
+WARMUP = 0.2  # share of a triangular schedule before its peak
 NEWTON_SCHULZ_STEPS = 3
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 PROBE_IMAGES = 3  # two would be normalised to -1 and 1 whatever they were
@@ -17,6 +22,51 @@ PROBE_SIDE = 64
 # 1e-11, any other at least 2e-6.
 SCALE_MATTERS = 1e-8
 NOTICED = 5e-4  # relative change of logits
+
+
+def build_optimizer(
+    model: nn.Module, opt: str, lr: float, weight_decay: float | None, image_size: int = PROBE_SIDE
+) -> torch.optim.Optimizer:
+    """An optimiser by name; weight_decay None leaves its own default.
+
+    sgd, adam and adamw treat every parameter alike. nesterov and muon spare biases and BatchNorm
+    from weight decay; muon orthogonalises the steps of those convolutions but the first whose scale
+    the network normalises away, and may set their scale.
+    """
+    settings: dict[str, Any] = {"lr": lr}
+    if weight_decay is not None:
+        settings["weight_decay"] = weight_decay
+    if opt in ("adam", "adamw"):
+        kind = torch.optim.Adam if opt == "adam" else torch.optim.AdamW
+        return kind(model.parameters(), fused=True, **settings)
+    names = find_hidden(model, image_size) if opt == "muon" else []
+    params = dict(model.named_parameters())
+    hidden = [params.pop(name) for name in names]
+    groups = [
+        {"params": [p for p in params.values() if p.ndim > 1]},
+        {"params": [p for p in params.values() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    if opt == "muon":
+        set_norms_if_noticed(model, names, image_size)
+        groups.insert(0, {"params": hidden, "weight_decay": 0.0, "orthogonal": True})
+        return Muon(groups, momentum=MUON_MOMENTUM, **settings)
+    # torch's fused SGD is the slower one on a CPU.
+    settings |= {"momentum": MOMENTUM, "fused": next(model.parameters()).device.type != "cpu"}
+    if opt == "sgd":
+        return torch.optim.SGD(model.parameters(), **settings)
+    return torch.optim.SGD(groups, nesterov=True, **settings)
+
+
+def schedule_lr(schedule: str, lr: float, step: int, steps: int) -> float:
+    """The learning rate of one step of a run, the first being 0.
+
+    triangular: up in a straight line for WARMUP of the run, then down to zero just after its end.
+    Where the corner lies between two steps, the lines would pass lr at one of them.
+    """
+    if schedule == "constant":
+        return lr
+    warmup = WARMUP * steps
+    return lr * min((step + 1) / warmup, 1.0, (steps - step) / (steps - warmup))
 
 
 class Muon(torch.optim.Optimizer):
@@ -29,14 +79,9 @@ class Muon(torch.optim.Optimizer):
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; cifar10-airbench.
     """
 
-    def __init__(
-        self, groups: Iterable[dict[str, Any]], lr: float, momentum: float,
-        weight_decay: float = 0.0,
-    ) -> None:  # fmt: skip
-        defaults = {
-            "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": False
-        }  # fmt: skip
-        super().__init__(list(groups), defaults)
+    def __init__(self, groups: Iterable[dict[str, Any]], **settings: Any) -> None:
+        """settings: lr, momentum and weight_decay."""
+        super().__init__(list(groups), {"weight_decay": 0.0, "orthogonal": False} | settings)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -70,6 +115,28 @@ def set_norm(weight: Tensor) -> None:
     weight.mul_(len(weight) ** 0.5 / weight.norm())
 
 
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """The matrix with its singular values brought near one, by Newton-Schulz iterations in bf16.
+
+    Shapes: (m, n) -> (m, n).
+    """
+    a, b, c = COEFFICIENTS
+    x = matrix.bfloat16()
+    if tall := len(x) > x.shape[1]:
+        x = x.mT
+    x = x / (x.norm() + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrix.dtype)
+
+
+def find_hidden(model: nn.Module, image_size: int) -> list[str]:
+    """The weights, by name, whose steps Muon orthogonalises."""
+    first = next((name for name, p in model.named_parameters() if p.ndim == 4), None)
+    return [name for name in find_scale_free(model, image_size) if name != first]
+
+
 def find_scale_free(model: nn.Module, image_size: int) -> list[str]:
     """The convolution weights, by name, whose scale the network normalises away.
 
@@ -90,13 +157,9 @@ def find_scale_free(model: nn.Module, image_size: int) -> list[str]:
     weights = {name: p for name, p in probe.named_parameters() if p.ndim == 4}
     logits = _answer(probe, image_size)
     direction = torch.randn(logits.shape, generator=generator, dtype=logits.dtype)
-    grads = torch.autograd.grad(logits, list(weights.values()), direction, allow_unused=True)
-    found = []
-    for (name, p), grad in zip(weights.items(), grads, strict=True):
-        shares = p.detach() * (0 if grad is None else grad)
-        if shares.sum().abs() < SCALE_MATTERS * shares.abs().sum():
-            found.append(name)
-    return found
+    grads = torch.autograd.grad(logits, list(weights.values()), direction, materialize_grads=True)
+    shares = {n: p.detach() * g for (n, p), g in zip(weights.items(), grads, strict=True)}
+    return [n for n, s in shares.items() if s.sum().abs() < SCALE_MATTERS * s.abs().sum()]
 
 
 @torch.no_grad()
@@ -131,23 +194,6 @@ def _answer(probe: nn.Module, image_size: int) -> Tensor:
         shape = (PROBE_IMAGES, 3, side, side)
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    try:
+    with suppress(Exception):  # each network refuses in its own way
         return probe(images(PROBE_SIDE))
-    except Exception:  # each network refuses in its own way
-        return probe(images(image_size))
-
-
-def orthogonalize(matrix: Tensor) -> Tensor:
-    """The matrix with its singular values brought near one, by Newton-Schulz iterations in bf16.
-
-    Shapes: (m, n) -> (m, n).
-    """
-    a, b, c = COEFFICIENTS
-    x = matrix.bfloat16()
-    if tall := len(x) > x.shape[1]:
-        x = x.mT
-    x = x / (x.norm() + 1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrix.dtype)
+    return probe(images(image_size))

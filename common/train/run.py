@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common.base.cli import UsageError, as_dict, first_line
+from common.base.cli import UsageError, as_dict, first_line, is_out_of_memory
 from common.base.config import TrainConfig
+from common.base.log import save_predictions
 from common.data.batches import Batches, draw_views, epoch_order, measure_pixels, split_batches
-from common.data.datasets import Dataset, cached_dataset, split_dataset
-from common.deploy.network import as_tested
+from common.data.datasets import (
+    cached_dataset,
+    describe_split,
+    explain_images,
+    print_once,
+    split_dataset,
+)
+from common.data.fetch import Dataset
 from common.models import build_model, build_on_meta
-from common.train import loop as engine
-from common.train.checkpoint import load_weights
+from common.train import loop
+from common.train.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from common.train.device import compile_obstacle, now_ms, resolve_precision
 from common.train.distributed import ALONE, World, check_world
+from common.train.grid import Trajectory, state_file
+from common.train.optim import build_optimizer, find_hidden, schedule_lr
+
+Metrics = dict[str, Any]
+PLACED = ("data_on", "pin_memory", "channels_last")  # settings of the batches
 
 
 class Run:
@@ -29,28 +43,28 @@ class Run:
         """Raises: UsageError for data, split, device, precision or weights that are not there."""
         self.config, self.world = config, replace(world, sync_bn=config.sync_bn)
         self.device = torch.device(config.device)
-        self.precision = engine.resolve_precision(config.amp, config.amp_dtype, self.device)
+        self.precision = resolve_precision(config.amp, config.amp_dtype, self.device)
         self.dataset = cached_dataset(config.dataset, data_dir, config.image_size)
         self.split = split_dataset(self.dataset, config.split, config.split_seed, config.limit)
         self.statistics = measure_pixels(self.dataset.images[self.split.train])
+        placed = {name: getattr(config, name) for name in PLACED}
         self.batches = Batches(
-            self.dataset, self.statistics, config.image_size, self.device,
-            data_on=config.data_on, pin_memory=config.pin_memory,
-            channels_last=config.channels_last,
-        )  # fmt: skip
+            self.dataset, self.statistics, config.image_size, self.device, **placed
+        )
         torch.manual_seed(config.seed)
         self.model = new_model(config, self.dataset)
         self.model.to(self.device, memory_format=self.batches.memory_format)
-        self.optimizer = engine.build_optimizer(
+        optimizer = build_optimizer(
             self.model, config.opt, config.lr, config.weight_decay, config.image_size
         )
         if config.sync_bn:  # the same parameters
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        forward = engine.prepare_forward(self.model, config.compile, config.channels_last)
-        self.forward = world.wrap(forward)
-        self.tested = as_tested(self.model, as_dict(config))
-        self.scaler = engine.build_scaler(self.device, self.precision)
-        self.history: list[dict[str, Any]] = []
+        forward = world.wrap(loop.prepare_forward(self.model, config.compile, config.channels_last))
+        self.setup = loop.Setup(
+            forward, optimizer, self.batches, self.precision, config.label_smoothing, self.world
+        )
+        self.tested = loop.as_tested(self.model, as_dict(config))
+        self.history: list[Metrics] = []
         self.best: dict[str, Any] = {}  # the weights of highest validation accuracy so far
 
     def order(self, epoch: int) -> list[Tensor]:
@@ -58,54 +72,36 @@ class Run:
         config = self.config
         order = self.split.train[epoch_order(len(self.split.train), config.seed, epoch)]
         if config.translate or config.mirrored or config.erase:
-            order = draw_views(
-                order, config.translate, config.mirrored, config.seed, epoch, config.erase,
-                tuple(self.dataset.images.shape[-2:]),
-            )  # fmt: skip
+            sides = tuple(self.dataset.images.shape[-2:])
+            moves = (config.translate, config.mirrored, config.seed, epoch, config.erase)
+            order = draw_views(order, *moves, sides)
         return split_batches(order.to(self.batches.home), config.batch_size)
 
-    def lrs(self, epoch: int, steps: int) -> list[float]:
-        """The learning rate of each of an epoch's steps."""
-        total = steps * self.config.epochs
-        return [
-            engine.schedule_lr(self.config.schedule, self.config.lr, step, total)
-            for step in range(steps * (epoch - 1), steps * epoch)
-        ]
-
-    def train_steps(self, epoch: int) -> engine.EpochResult:
-        """The steps of one epoch.
-
-        Raises: engine.NonFiniteLoss, which names the epoch.
-        """
-        order = self.order(epoch)
-        label = f"{self.config.describe()} [{epoch}/{self.config.epochs}]"
-        self.world.seed(self.config.seed, epoch)
+    def train_steps(self, epoch: int) -> Metrics:
+        """The steps of one epoch. Raises: NonFiniteLoss, which names the epoch."""
+        config, order = self.config, self.order(epoch)
+        steps = range(len(order) * (epoch - 1), len(order) * epoch)
+        total = len(order) * config.epochs
+        label = f"{config.describe()} [{epoch}/{config.epochs}]"
+        self.world.seed(config.seed, epoch)
         try:
-            result = engine.train_epoch(
-                self.forward, self.optimizer, self.scaler, self.batches, order, self.precision,
-                label=None if self.world.rank else label, lrs=self.lrs(epoch, len(order)),
-                label_smoothing=self.config.label_smoothing, world=self.world,
-            )  # fmt: skip
-        except engine.NonFiniteLoss as error:
+            lrs = [schedule_lr(config.schedule, config.lr, step, total) for step in steps]
+            return loop.train_epoch(self.setup, order, lrs, None if self.world.rank else label)
+        except loop.NonFiniteLoss as error:
             error.metrics["epoch"] = epoch
             raise
-        return result
 
-    def train_one_epoch(self) -> dict[str, Any]:
+    def train_one_epoch(self) -> Metrics:
         """Train and validate the next epoch; return its metrics, which join the history."""
         epoch = len(self.history) + 1
         trained = self.train_steps(epoch)
         steps = epoch * len(split_batches(self.split.train, self.config.batch_size))
-        refreshed = engine.refresh_statistics(
-            self.model, self.batches, self.split.train, steps
-        )  # fmt: skip
+        refreshed = loop.refresh_statistics(self.model, self.batches, self.split.train, steps)
         self.world.average_buffers(self.model)
         val_loss, val_acc, _ = self.test(self.split.val)
-        metrics = {
-            "epoch": epoch, "train_loss": trained.loss, "train_acc": trained.acc,
-            "val_loss": val_loss, "val_acc": val_acc, "lr": self.optimizer.param_groups[0]["lr"],
-            "train_ms": trained.train_ms, "bn_statistics": refreshed,
-        }  # fmt: skip
+        lr = self.setup.optimizer.param_groups[0]["lr"]
+        metrics = {"epoch": epoch, **trained, "val_loss": val_loss, "val_acc": val_acc, "lr": lr}
+        metrics["bn_statistics"] = refreshed  # training images they are of; None: running ones
         self.history.append(metrics)
         if best_epoch(self.history) is metrics:
             self.best = copy.deepcopy(self.weights())
@@ -114,42 +110,84 @@ class Run:
     def test(self, index: Tensor) -> tuple[float, float, Tensor]:
         """Loss, accuracy and logits on the images of `index`. Shapes: (N,) -> (N, classes)."""
         logits = self.world.evaluate(
-            lambda part: engine.evaluate(self.tested, self.batches, part), index,
-            engine.EVAL_BATCH_SIZE,
-        )  # fmt: skip
-        return *engine.score(logits, self.dataset.labels[index]), logits
+            lambda part: loop.evaluate(self.tested, self.batches, part),
+            index,
+            loop.EVAL_BATCH_SIZE,
+        )
+        return *loop.score(logits, self.dataset.labels[index]), logits
 
-    def seen(self) -> Tensor:
-        """Training images to test on, as many as there are to validate on: how well the network
-        knows what it was shown. Shapes: (N,)."""
-        return self.split.train[: len(self.split.val)]
+    def finish(self) -> tuple[Metrics, Tensor]:
+        """Test the weights, once. Returns: what a row of the run so far holds, but for its files;
+        logits of the test images."""
+        start_ms = now_ms(self.device)
+        test_loss, test_acc, logits = self.test(self.split.test)
+        eval_ms = now_ms(self.device) - start_ms
+        n = {f"n_{part}": len(getattr(self.split, part)) for part in ("train", "val", "test")}
+        train_loss, train_acc, _ = self.test(self.split.train[: n["n_val"]])  # what it was shown
+        best = best_epoch(self.history)
+        train_ms = sum(metrics["train_ms"] for metrics in self.history)
+        return {
+            **{name: self.history[-1][name] for name in ("val_acc", "val_loss", "bn_statistics")},
+            **{"best_epoch": best["epoch"], "best_val_acc": best["val_acc"]},
+            **{"test_acc": test_acc, "test_loss": test_loss, "eval_ms": eval_ms},
+            **{"train_acc": train_acc, "train_loss": train_loss, "train_ms": train_ms},
+            "images_per_s": n["n_train"] * len(self.history) / train_ms * 1e3,
+            "params": sum(p.numel() for p in self.model.parameters()),
+            "precision": self.precision,
+            **n,
+            "split_sha256": self.split.sha256(),
+            **describe_split(self.dataset, self.split),
+        }, logits
+
+    def save(self, folder: Path, name: str, logits: Tensor) -> dict[str, str]:
+        """Keep predictions and weights. Returns: the files as a row names them."""
+        files = {
+            "predictions": f"predictions/{name}.npz",
+            "checkpoint": f"checkpoints/{name}.pt",
+            "best_checkpoint": f"checkpoints/{name}.best.pt",
+        }
+        index = self.split.test
+        save_predictions(
+            folder / files["predictions"],
+            pred=logits.argmax(1),
+            logits=logits,
+            label=self.dataset.labels[index],
+            index=index,
+            classes=self.dataset.classes,
+        )
+        save_checkpoint(folder / files["checkpoint"], self.weights())
+        save_checkpoint(folder / files["best_checkpoint"], self.best)
+        return files
 
     def weights(self) -> dict[str, Any]:
         """A checkpoint's content: the weights, and what is needed to use them."""
         mean, std = self.statistics
         return {
-            "model": self.model.state_dict(), "config": as_dict(self.config),
-            "classes": list(self.dataset.classes), "mean": mean.tolist(), "std": std.tolist(),
+            "model": self.model.state_dict(),
+            "config": as_dict(self.config),
+            "classes": list(self.dataset.classes),
+            "mean": mean.tolist(),
+            "std": std.tolist(),
             "epoch": len(self.history),
-        }  # fmt: skip
+        }
 
     def state(self) -> dict[str, Any]:
         """What a resumed run continues from, bit for bit."""
         return self.weights() | {
-            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "history": self.history, "best": self.best, "rng": torch.get_rng_state(),
-            "device_rng": self._device_generator().get_rng_state(), "arithmetic": arithmetic(),
-        }  # fmt: skip
-
-    def _device_generator(self) -> Any:
-        """The module with the generator that the device draws from, such as torch.cuda."""
-        return torch if self.device.type == "cpu" else torch.get_device_module(self.device)
+            "optimizer": self.setup.optimizer.state_dict(),
+            "scaler": self.setup.scaler.state_dict(),
+            "history": self.history,
+            "best": self.best,
+            "rng": torch.get_rng_state(),
+            "device_rng": self._device_generator().get_rng_state(),
+            "arithmetic": arithmetic(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the run that `state` was taken from."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.setup.optimizer.load_state_dict(state["optimizer"])
+        self.setup.scaler.load_state_dict(state["scaler"])
         self.history, self.best = state["history"], state["best"]
         if state["arithmetic"] != arithmetic():
             print(
@@ -159,8 +197,41 @@ class Run:
         torch.set_rng_state(state["rng"])
         self._device_generator().set_rng_state(state["device_rng"])
 
+    def _device_generator(self) -> Any:
+        """The module with the generator that the device draws from, such as torch.cuda."""
+        return torch if self.device.type == "cpu" else torch.get_device_module(self.device)
 
-def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
+
+def write_events(folder: Path, history: Sequence[Metrics]) -> None:
+    """Write TensorBoard's event file of a run's epochs, which hides those of older files."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(folder, purge_step=0) as writer:
+        for epoch in history:
+            for name in epoch.keys() - {"epoch"}:
+                if epoch[name] is not None:
+                    writer.add_scalar(name, epoch[name], epoch["epoch"])
+
+
+def load_state(folder: Path, trajectory: Trajectory) -> dict[str, Any] | None:
+    """What an unfinished run of the trajectory left, if it is not past a configuration's end."""
+    file = state_file(folder, trajectory.trained)
+    state = load_checkpoint(file) if file.exists() else None
+    return state if state and len(state["history"]) <= trajectory.configs[0].epochs else None
+
+
+def explain_failure(error: Exception, config: dict[str, Any]) -> str:
+    """An error in one line; where memory ran out, with what to lower."""
+    what = first_line(error)
+    if is_out_of_memory(error):
+        return (
+            f"out of memory at --batch-size {config['batch_size']}, --image-size "
+            f"{config['image_size']}: lower one of them ({what})"
+        )
+    return what
+
+
+def best_epoch(history: list[Metrics]) -> Metrics:
     """The epoch of highest validation accuracy, the first of equals."""
     return max(history, key=lambda metrics: metrics["val_acc"])
 
@@ -174,39 +245,40 @@ def arithmetic() -> str:
 
 def new_model(config: TrainConfig, dataset: Dataset) -> nn.Module:
     """The network before its first step: drawn from the seed, or read from --weights."""
-    model = build_model(
-        config.model, len(dataset.classes), config.seed, image_size=config.image_size
-    )
+    classes = len(dataset.classes)
+    model = build_model(config.model, classes, config.seed, image_size=config.image_size)
     if config.weights:
         load_weights(model, config.weights)
     return model
 
 
-def check_config(config: TrainConfig, data_dir: str) -> str:
-    """Say what is wrong with a configuration before any training starts.
+def check_configs(configs: Sequence[TrainConfig], data_dir: str) -> None:
+    """Say what is wrong with any configuration, or to be known of its images, before training.
 
-    Returns: the precision that it will train in.
     Raises: UsageError.
     """
-    check_world(config)
-    device = torch.device(config.device)
-    precision = engine.resolve_precision(config.amp, config.amp_dtype, device)
-    obstacle = engine.compile_obstacle() if config.compile and device.type == "cpu" else None
-    if obstacle:
-        raise UsageError(f"--compile true: {obstacle}")
-    dataset = cached_dataset(config.dataset, data_dir, config.image_size)
-    split_dataset(dataset, config.split, config.split_seed)
-    check_network(config.model, config.image_size, config.opt, min(2, config.batch_size))
-    if device.type == "cpu" and precision == "bf16":
-        name = find_one_pixel_convolution(config.model, config.image_size)
-        if name:
-            raise UsageError(
-                f"--image-size {config.image_size}: {name} would see a single pixel, where oneDNN "
-                "leaves part of its bf16 weight gradient unset; use larger images or --amp false"
+    for config in configs:
+        check_world(config)
+        device = torch.device(config.device)
+        precision = resolve_precision(config.amp, config.amp_dtype, device)
+        on_cpu = device.type == "cpu"
+        if config.compile and on_cpu and (obstacle := compile_obstacle()):
+            raise UsageError(f"--compile true: {obstacle}")
+        dataset = cached_dataset(config.dataset, data_dir, config.image_size)
+        split_dataset(dataset, config.split, config.split_seed)
+        check_network(config.model, config.image_size, config.opt, min(2, config.batch_size))
+        if on_cpu and precision == "bf16":
+            check_bf16(config.model, config.image_size, "--amp false")
+        if config.weights:
+            new_model(config, dataset)
+        if config.amp and precision == "fp32":
+            print(
+                f"{config.describe()}: fp32, for this CPU has no fast bf16; --amp changes nothing"
             )
-    if config.weights:
-        new_model(config, dataset)
-    return precision
+    print_once(
+        explain_images(c.dataset, data_dir, c.image_size, c.split, c.split_seed, c.limit)
+        for c in configs
+    )
 
 
 @cache
@@ -221,9 +293,8 @@ def check_network(model: str, image_size: int, opt: str, images: int = 2) -> Non
             f"--model {model} cannot train at --image-size {image_size} on {images} images: "
             f"{first_line(error)}; try another size (most take 64 and 224) or larger batches"
         ) from None
-    if opt == "muon" and not engine.find_hidden(
-        build_model(model, 10, image_size=image_size), image_size
-    ):
+    network = build_model(model, 10, image_size=image_size) if opt == "muon" else None
+    if network and not find_hidden(network, image_size):
         raise UsageError(
             f"--opt muon: {model} has no convolution after its first whose scale a normalisation "
             "takes away, which muon is for; use adamw"
@@ -231,24 +302,25 @@ def check_network(model: str, image_size: int, opt: str, images: int = 2) -> Non
 
 
 @cache
-def find_one_pixel_convolution(model: str, image_size: int) -> str | None:
-    """The first strided convolution that is wider than its input of one pixel, if there is one.
+def check_bf16(model: str, image_size: int, way_out: str) -> None:
+    """Raises: UsageError where a strided convolution is wider than its input of one pixel.
 
     In bf16 on a CPU oneDNN (torch 2.14) returns uninitialised memory as the weight gradient of the
     taps that only ever meet padding.
     """
-    found = []
 
     def look(name: str, conv: nn.Conv2d, inputs: tuple[Tensor]) -> None:
         if min(inputs[0].shape[-2:]) == 1 and max(conv.kernel_size) > 1 and max(conv.stride) > 1:
-            found.append(name)
+            raise UsageError(
+                f"--image-size {image_size}: {name} would see a single pixel, where oneDNN leaves "
+                f"part of its bf16 weight gradient unset; use larger images or {way_out}"
+            )
 
     network = build_on_meta(model, 10, image_size).eval()
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_pre_hook(lambda conv, x, name=name: look(name, conv, x))
     network(torch.empty(1, 3, image_size, image_size, device="meta"))
-    return found[0] if found else None
 
 
 def estimate_ms(configs: Iterable[TrainConfig], data_dir: str) -> float:
@@ -256,7 +328,7 @@ def estimate_ms(configs: Iterable[TrainConfig], data_dir: str) -> float:
     step_ms: dict[TrainConfig, float] = {}
     total_ms = 0.0
     for config in configs:
-        # At a negligible rate, so that one that diverges does so in its own run and not here.
+        # At a negligible learning rate, so that one that diverges does so in its own run.
         sample = replace(config, seed=0, split_seed=0, lr=1e-9, epochs=1, limit=None)
         kind = replace(sample, dataset="mnist")
         if kind not in step_ms:
@@ -272,9 +344,9 @@ def _time_steps(config: TrainConfig, data_dir: str, steps: int = 3) -> float:
     here will fail, and be logged, in its own run."""
     try:
         run = Run(config, data_dir)
-        args = (run.forward, run.optimizer, run.scaler, run.batches)
-        engine.train_epoch(*args, run.order(1)[:steps], run.precision)
-        timed = run.order(2)[:steps]
-        return engine.train_epoch(*args, timed, run.precision).train_ms / len(timed)
+        for epoch in (1, 2):
+            order = run.order(epoch)[:steps]
+            timed = loop.train_epoch(run.setup, order)
+        return timed["train_ms"] / len(order)
     except Exception:
         return float("nan")

@@ -8,11 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from processes import ENV, ROOT, children, finish, start, wait_for, wait_until_gone
 
 import report
 import svm
@@ -20,76 +19,33 @@ import train
 from common.base.cli import UsageError, as_dict, expand_grid, parse_command_line, to_flags
 from common.base.config import SvmConfig, TrainConfig, TrainOptions
 from common.base.log import Log
-from common.train import workers as jobs
+from common.train import workers
 from common.train.watch import read_plan
-from common.train.workers import Job
 
-ROOT = Path(__file__).parent.parent
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 TINY = ["--dataset", "digits", "--limit", "48", "--image-size", "16", "--model", "vgg5"]
+ENDLESS = [*TINY, "--opt", "sgd", "adam", "--epochs", "2000", "--jobs", "2", "--results-dir"]
 SHARE = max(1, len(os.sched_getaffinity(0)) // 2)  # threads of each of two workers
 TIMES = {"train_ms", "eval_ms", "images_per_s", "fit_ms", "predict_ms", "features_ms"}
 
 
-def outcomes(rows, *kinds):
+def outcomes(rows, folder, *kinds):
     """The finished rows, without what two runs may differ in."""
     return sorted(
         json.dumps([row["kind"], row["run_id"], row["config"],
                     {k: v for k, v in row["metrics"].items() if k not in TIMES}])
-        for kind in kinds for row in rows(*kind) if row["status"] == "ok"
+        for kind in kinds for row in rows(kind, folder) if row["status"] == "ok"
     )  # fmt: skip
-
-
-def start(*command):
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=ENV, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-
-
-def finish(process):
-    """Its output and errors, once it has ended."""
-    try:
-        return process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError(process.communicate()) from None
-
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def descendants(pid):
-    """The processes under this one."""
-    try:
-        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except FileNotFoundError:
-        return []
-    return [p for child in map(int, found) for p in (child, *descendants(child))]
-
-
-def workers_of(pid):
-    """loky's processes under this one, but for the one that only cleans up after them."""
-    found = []
-    for child in descendants(pid):
-        with suppress(FileNotFoundError):  # it has ended meanwhile
-            if "popen_loky" in Path(f"/proc/{child}/cmdline").read_text():
-                found.append(child)
-    return found
-
-
-def alive(pids):
-    return [p for p in pids if Path(f"/proc/{p}").exists()]
 
 
 def lines(folder):
     log = folder / "log.jsonl"
     return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def training(folder):
+    """How many runs have a row of an epoch."""
+    rows = Log(folder).read("epoch") if (folder / "log.jsonl").exists() else []
+    return len({row["run_id"] for row in rows})
 
 
 # --- commands -------------------------------------------------------------------------------------
@@ -130,12 +86,8 @@ def test_listed_commands_run_alone_leave_the_grids_log(tmp_path, rows, capsys):
     assert train.main(rest) == 0
     train.main(listing)
     assert "train.py" not in capsys.readouterr().out
-    both = [("train", "epoch")] * 2
-    ours, theirs = (
-        outcomes(rows, *((kind, place) for kind in kinds))
-        for kinds, place in zip(both, (folder, "grid"), strict=True)
-    )
-    assert ours == theirs
+    ours = outcomes(rows, folder, "train", "epoch")
+    assert ours == outcomes(rows, "grid", "train", "epoch")
     assert len(ours) == 8 + 4
 
 
@@ -158,76 +110,58 @@ def test_two_workers_one_of_them_killed_leave_the_log_of_one(tmp_path, rows):
     flags = [*TINY, *GRID, "--epochs", "1", "3", "--lr", "1e-3", "1e30", "--amp", "false"]
     grid = start("train.py", *flags, "--jobs", "2", "--results-dir", tmp_path / "two")
     wait_for(lambda: lines(tmp_path / "two") >= 1, grid)
-    os.kill(workers_of(grid.pid)[0], signal.SIGKILL)
+    os.kill(children(grid)[0], signal.SIGKILL)
     alone = [*flags, "--results-dir", str(tmp_path / "one"), "--threads", str(SHARE)]
     assert train.main(alone) == 1
-    out, err = finish(grid)
-    assert grid.returncode == 1, err
+    out, err = finish(grid, 1)
     assert err == ""
-    assert "a worker died (TerminatedWorkerError)" in out
+    assert "its worker died (SIGKILL); what it left is begun again" in out
     assert "NonFiniteLoss" in out
-    assert outcomes(rows, ("train", "two"), ("epoch", "two")) == outcomes(
-        rows, ("train", "one"), ("epoch", "one")
-    )
+    assert outcomes(rows, "two", "train", "epoch") == outcomes(rows, "one", "train", "epoch")
     failed = [
         {row["run_id"] for row in rows("train", place) if row["status"] == "failed"}
         for place in ("one", "two")
     ]
     assert failed[0] == failed[1] != set()
     assert {row["env"]["threads"] for row in rows("train", "two")} == {SHARE}
-    _, planned, workers = read_plan(tmp_path / "two")  # the grid's, not that of a part of it
-    assert (planned, workers) == (read_plan(tmp_path / "one")[1], 2)
+    planned = read_plan(tmp_path / "two")  # the grid's, not that of a part of it
+    assert planned.trajectories == read_plan(tmp_path / "one").trajectories
+    assert planned.workers == 2
+
+
+def test_what_another_process_finished_meanwhile_is_done(tmp_path, rows, monkeypatch):
+    """Its row came between the plan and the work: a command then has nothing to do. But where work
+    is done again the old row does not count."""
+    log, config = Log(tmp_path / "results"), TrainConfig("digits", device="cpu")
+    monkeypatch.setattr(workers.Processes, "run", lambda self, command: (0, ""))
+    log.append("train", as_dict(config), {})
+    jobs = [workers.Job("train", [config], "one")]
+    assert workers.share_out(jobs, log, TrainOptions(), 1) == 0
+    assert workers.share_out(jobs, log, TrainOptions(force=True), 1) == 1
+    assert [row["status"] for row in rows("train")] == ["ok", "failed"]
+    assert rows("train")[1]["error"] == "tried 3 times: it left no row"
 
 
 DEADLY = """
-import os, signal, train
-from common.base.cli import run_script
-from common.train.run import Run
-step = Run.train_one_epoch
-def train_one_epoch(run):
-    if run.config.opt == "adam":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(run)
-Run.train_one_epoch = train_one_epoch
-main = train.main
+import os, signal, sys
+if "adam" in sys.orig_argv and "sgd" not in sys.orig_argv:  # a command, and not the grid
+    os.kill(os.getpid(), signal.SIGKILL)
 """
-
-
-def test_what_another_process_finished_meanwhile_is_done(tmp_path, rows):
-    """Between the plan and the work the other one's row came: a worker then has nothing to do."""
-    log = Log(tmp_path / "results")
-    config = TrainConfig("digits")
-    work = jobs._Work("train", [Job((config,), config, "one")], log, force=False)
-    log.append("train", as_dict(config), {})
-    assert work.left([0]) == []
-    late = jobs._Work("train", [Job((config,), config, "one")], log, force=False)
-    assert late.left([0]) == []
-    late.write_off(0, "never tried")
-    assert [row["status"] for row in rows("train")] == ["ok"]
-    assert jobs._Work("train", late.jobs, log, force=True).left([0]) == [0]
 
 
 @pytest.mark.slow
 def test_what_always_kills_its_worker_is_failed_and_takes_no_other_with_it(tmp_path, rows):
-    (tmp_path / "deadly.py").write_text(DEADLY)
-    flags = [*TINY, "--opt", "adam", "sgd", "adamw", "--epochs", "1", "2"]
-    code = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); import train\n"
-        "from common.base.cli import run_script\nfrom common.train import workers as jobs\n"
-        "share = jobs.share_out\n"
-        "train.share_out = lambda script, *rest: share('deadly', *rest)\n"
-        "run_script(train.main)"
-    )
-    folder = tmp_path / "results"
-    grid = start("-c", code, tmp_path, *flags, "--jobs", "2", "--results-dir", folder)
-    out, err = finish(grid)
-    assert grid.returncode == 1, err
+    (tmp_path / "sitecustomize.py").write_text(DEADLY)
+    flags = [*TINY, "--opt", "adam", "sgd", "adamw", "--epochs", "1", "2", "--jobs", "2"]
+    grid = start("train.py", *flags, "--results-dir", tmp_path / "results",
+                 PYTHONPATH=f"{tmp_path}:{ROOT}")  # fmt: skip
+    out, _ = finish(grid, 1)
     found = {(row["config"]["opt"], row["config"]["epochs"]): row for row in rows("train")}
     assert {key: row["status"] for key, row in found.items()} == {
         (opt, epochs): "failed" if opt == "adam" else "ok"
         for opt in ("adam", "sgd", "adamw") for epochs in (1, 2)
     }  # fmt: skip
-    assert "tried 3 times: its worker died" in found["adam", 1]["error"]
+    assert found["adam", 1]["error"] == "tried 3 times: its worker died (SIGKILL)"
     assert found["adam", 1]["error"] in out
 
 
@@ -235,49 +169,51 @@ def test_what_always_kills_its_worker_is_failed_and_takes_no_other_with_it(tmp_p
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_all_workers(tmp_path, rows, number, status):
     folder = tmp_path / "results"
-    flags = [*TINY, "--opt", "sgd", "adam", "--epochs", "2000", "--results-dir", folder]
-    grid = start("train.py", *flags, "--jobs", "2")
-    wait_for(lambda: lines(folder) >= 2, grid)
-    below = descendants(grid.pid)
-    assert len(workers_of(grid.pid)) == 2
+    grid = start("train.py", *ENDLESS, folder)
+    wait_for(lambda: training(folder) == 2, grid)
+    below = children(grid)
+    assert len(below) == 2
     if number == signal.SIGINT:
         os.killpg(grid.pid, number)  # as a terminal does
     else:
         grid.send_signal(number)
-    _, err = finish(grid)
-    assert (grid.returncode, err) == (status, "interrupted; everything finished so far is kept\n")
+    _, err = finish(grid, status)
+    assert err == "interrupted; everything finished so far is kept\n"
     assert [row["status"] for row in rows("train")] == ["interrupted"] * 2
-    deadline = time.monotonic() + 5
-    while alive(below) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert alive(below) == []
+    wait_until_gone(below)
 
 
 @pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_grid(tmp_path):
-    folder = tmp_path / "results"
-    flags = [*TINY, "--opt", "sgd", "adam", "--epochs", "2000", "--results-dir", folder]
-    grid = start("train.py", *flags, "--jobs", "2")
-    wait_for(lambda: lines(folder) >= 2, grid)
-    workers = workers_of(grid.pid)
+    grid = start("train.py", *ENDLESS, tmp_path)
+    wait_for(lambda: training(tmp_path) == 2, grid)
+    below = children(grid)
     grid.kill()
     grid.communicate()
-    deadline = time.monotonic() + 10
-    while alive(workers) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert alive(workers) == []
+    assert len(below) == 2
+    wait_until_gone(below)
 
 
 @pytest.mark.slow
 def test_svm_grids_are_shared_out_too(tmp_path, rows):
     flags = ["--dataset", "digits", "--samples", "200", "--kernel", "poly", "rbf", "linear"]
-    two = start("svm.py", *flags, "--jobs", "2", "--results-dir", tmp_path / "two")
-    alone = [*flags, "--threads", str(SHARE), "--results-dir", str(tmp_path / "one")]
-    assert svm.main(alone) == 0
+    two = start("svm.py", *flags, "--max-iter", "5", "--jobs", "2", "--results-dir",
+                tmp_path / "two")  # fmt: skip
+    flags += ["--max-iter", "5", "--threads", str(SHARE)]
+    assert svm.main([*flags, "--results-dir", str(tmp_path / "one")]) == 0
     out, err = finish(two)
-    assert two.returncode == 0, err
     assert out.count("in the log") == 3
-    assert outcomes(rows, ("svm", "two")) == outcomes(rows, ("svm", "one"))
+    assert err.count("warning: --max-iter 5 stopped the solver") == 3  # what a worker says
+    assert outcomes(rows, "two", "svm") == outcomes(rows, "one", "svm")
+
+
+def test_bad_input_that_only_a_worker_meets_ends_the_grid(tmp_path, monkeypatch):
+    config = TrainConfig("digits")
+    said = "train.py: cannot write results: no space left\n"
+    monkeypatch.setattr(workers.Processes, "run", lambda self, command: (2, said))
+    jobs = [workers.Job("train", [config], "one")]
+    with pytest.raises(UsageError, match=r"^cannot write results: no space left$"):
+        workers.share_out(jobs, Log(tmp_path), TrainOptions(), 1)
 
 
 @pytest.mark.slow
@@ -289,9 +225,9 @@ def test_a_dask_cluster_of_two_workers_one_of_them_killed(tmp_path, rows):
     host, port = address.split(":")
     scheduler = start("-m", "distributed.cli.dask_scheduler", "--host", host, "--port", port,
                       "--no-dashboard")  # fmt: skip
-    workers = [
+    machines = [
         start("-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny",
-              "--no-dashboard", "--local-directory", tmp_path / f"worker{n}")
+              "--no-dashboard", "--local-directory", tmp_path / f"worker{n}", PYTHONPATH="")
         for n in range(2)
     ]  # fmt: skip
     flags = [*TINY, "--opt", "sgd", "adam", "adamw", "--epochs", "3", "--limit", "600"]
@@ -299,18 +235,26 @@ def test_a_dask_cluster_of_two_workers_one_of_them_killed(tmp_path, rows):
         grid = start("train.py", *flags, "--backend", "dask", "--cluster", address, "--jobs", "2",
                      "--results-dir", tmp_path / "two")  # fmt: skip
         wait_for(lambda: lines(tmp_path / "two") >= 1, grid)
-        workers[0].kill()
+        machines[0].kill()
         assert train.main([*flags, "--results-dir", str(tmp_path / "one"), "--threads", "1"]) == 0
-        _, err = finish(grid)
-        assert grid.returncode == 0, err
+        finish(grid)
     finally:
-        for process in (*workers, scheduler):
+        for process in (*machines, scheduler):
             process.terminate()
             process.communicate()
-    assert read_plan(tmp_path / "two")[1:] == (read_plan(tmp_path / "one")[1], 2)
-    assert outcomes(rows, ("train", "two"), ("epoch", "two")) == outcomes(
-        rows, ("train", "one"), ("epoch", "one")
-    )
+    planned = read_plan(tmp_path / "two")
+    assert planned.trajectories == read_plan(tmp_path / "one").trajectories
+    assert planned.workers == 2
+    assert outcomes(rows, "two", "train", "epoch") == outcomes(rows, "one", "train", "epoch")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("distributed"), reason="pip install distributed")
+def test_a_dask_cluster_that_is_started_here_ends_with_the_grid(tmp_path, rows):
+    flags = [*TINY, "--opt", "sgd", "adam", "--epochs", "1", "--backend", "dask", "--jobs", "2"]
+    _, err = finish(start("train.py", *flags, "--results-dir", tmp_path / "results"))
+    assert err == ""
+    assert [row["status"] for row in rows("train")] == ["ok", "ok"]
 
 
 @pytest.mark.parametrize(
@@ -318,13 +262,16 @@ def test_a_dask_cluster_of_two_workers_one_of_them_killed(tmp_path, rows):
     [
         (["--jobs", "0"], "--jobs: '0' is neither a number"),
         (["--jobs", "many"], "--jobs: 'many' is neither a number"),
-        (["--cluster", "here:1"], "--cluster here:1: needs --backend dask or ray"),
-        (["--backend", "ray"], "--backend ray: .*pip install ray"),
+        (["--cluster", "here:1"], "--cluster here:1: needs --backend dask"),
+        (["--backend", "dask"], "--backend dask: .*pip install distributed"),
+        (["--backend", "dask", "--cluster", "x"], "--cluster x: no dask worker answers within"),
     ],
 )
-def test_bad_ways_to_share_out_are_refused(tmp_path, flags, said):
-    if "ray" in flags and importlib.util.find_spec("ray"):
-        pytest.skip("ray is installed")
+def test_bad_ways_to_share_out_are_refused(tmp_path, monkeypatch, flags, said):
+    if flags == ["--backend", "dask"]:
+        monkeypatch.setitem(sys.modules, "distributed", None)
+    elif "dask" in flags:
+        pytest.importorskip("distributed", reason="pip install distributed")
     with pytest.raises(UsageError, match=said):
         train.main([*TINY, "--epochs", "1", "--results-dir", str(tmp_path), *flags])
 

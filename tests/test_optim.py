@@ -1,4 +1,4 @@
-"""Muon against singular values, torch's own Muon and torch's SGD."""
+"""Learning rates by hand; Muon against singular values, torch's own Muon and torch's SGD."""
 
 import copy
 
@@ -8,8 +8,35 @@ from torch import nn
 from torch.nn.functional import batch_norm, conv2d, cross_entropy
 
 from common.models import build_model
-from common.train import loop as engine
+from common.train import optim
 from common.train.optim import Muon, find_scale_free, orthogonalize
+
+
+def test_settings_reach_the_optimizer_and_sgd_is_fused_where_that_is_faster():
+    model = build_model("vgg5", 10)
+    built = {
+        opt: optim.build_optimizer(model, opt, 0.1, 0.5).defaults
+        for opt in ("sgd", "nesterov", "adam", "adamw")
+    }
+    fused = {opt: defaults["fused"] for opt, defaults in built.items()}
+    assert fused == {"sgd": False, "nesterov": False, "adam": True, "adamw": True}
+    assert {defaults["weight_decay"] for defaults in built.values()} == {0.5}
+    assert optim.build_optimizer(model, "adamw", 0.1, None).defaults["weight_decay"] == 0.01
+
+
+def test_a_triangular_schedule_peaks_at_its_learning_rate():
+    lrs = [optim.schedule_lr("triangular", 1.0, step, 10) for step in range(10)]
+    assert lrs == pytest.approx([1 / 2, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    assert [optim.schedule_lr("constant", 0.5, step, 3) for step in range(3)] == [0.5] * 3
+    for steps in range(1, 301):
+        lrs = [optim.schedule_lr("triangular", 0.3, step, steps) for step in range(steps)]
+        assert min(lrs) > 0
+        assert max(lrs) == pytest.approx(0.3, rel=1e-12)
+        assert max(lrs) <= 0.3
+        top = lrs.index(max(lrs))
+        assert abs(top + 1 - 0.2 * steps) <= 1  # the step nearest to the corner, or its neighbour
+        assert lrs[: top + 1] == sorted(lrs[: top + 1])
+        assert lrs[top:] == sorted(lrs[top:], reverse=True)
 
 
 def test_orthogonalizing_keeps_the_directions_and_evens_the_lengths():
@@ -55,10 +82,10 @@ def test_a_convolution_keeps_its_norm_and_moves_by_the_rate():
 
 def test_all_but_the_hidden_convolutions_take_sgds_step():
     model, twin = (build_model("vgg5", 10, seed=1) for _ in range(2))
-    ours = engine.build_optimizer(model, "muon", 0.1, 5e-4)
-    theirs = engine.build_optimizer(twin, "nesterov", 0.1, 5e-4)
+    ours = optim.build_optimizer(model, "muon", 0.1, 5e-4)
+    theirs = optim.build_optimizer(twin, "nesterov", 0.1, 5e-4)
     for group in theirs.param_groups:
-        group["momentum"] = engine.MUON_MOMENTUM
+        group["momentum"] = optim.MUON_MOMENTUM
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         for a, b in zip(model.parameters(), twin.parameters(), strict=True):
@@ -85,11 +112,11 @@ def test_its_state_resumes():
             optimizer.step()
 
     whole = build_model("vgg5", 10)
-    optimizer = engine.build_optimizer(whole, "muon", 0.1, None)
+    optimizer = optim.build_optimizer(whole, "muon", 0.1, None)
     steps(optimizer, whole, 2)
     resumed = build_model("vgg5", 10)
     resumed.load_state_dict(whole.state_dict())
-    again = engine.build_optimizer(resumed, "muon", 0.1, None)
+    again = optim.build_optimizer(resumed, "muon", 0.1, None)
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # else they share buffers
     steps(optimizer, whole, 2)
     steps(again, resumed, 2)
@@ -115,7 +142,7 @@ def as_trained(model):
 def test_a_step_of_no_length_changes_nothing(name):
     """It moved the logits by 38 to 75 % where weights without a normalisation were rescaled."""
     model = build_model(name, 10, image_size=64)
-    optimizer = engine.build_optimizer(model, "muon", 1e-12, None)
+    optimizer = optim.build_optimizer(model, "muon", 1e-12, None)
     as_trained(model)
     images = torch.randn(32, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     before = model(images)
@@ -133,7 +160,7 @@ def test_networks_that_normalise_every_convolution_are_as_they_were(name):
     model = build_model(name, 10)
     before = copy.deepcopy(model.state_dict())
     rng = torch.get_rng_state()
-    optimizer = engine.build_optimizer(model, "muon", 0.1, None)
+    optimizer = optim.build_optimizer(model, "muon", 0.1, None)
     convolutions = [layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     found = optimizer.param_groups[0]["params"]
     assert len(found) == len(convolutions) - 1

@@ -1,0 +1,114 @@
+"""The device that a process computes on: which one, in which precision, prepared and timed how."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+import sysconfig
+import time
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+
+import torch
+
+from common.base.cli import UsageError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h's
+# fp32 means fp32: cuDNN's convolutions would round to TF32, as matrix products by default do not.
+torch.backends.cudnn.allow_tf32 = False
+
+
+def prepare_process(threads: int) -> bool:
+    """What a process does before anything is timed in it, on whatever side of a comparison it is:
+    so many threads, and glibc keeps the memory that a step or query frees for the next one.
+
+    Else every step of large batches faults thousands of pages in again: 15 % of the time of
+    --preset record's steps, which a library that keeps its memory anyway does not pay.
+    Returns: whether freed memory is kept, for the row to say so. Source: mallopt(3).
+    """
+    torch.set_num_threads(threads)
+    with suppress(OSError, AttributeError):
+        glibc = ctypes.CDLL("libc.so.6")
+        trims = glibc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        return glibc.mallopt(M_MMAP_THRESHOLD, 1 << 30) == trims == 1
+    return False
+
+
+def make_deterministic() -> None:
+    """Use no algorithm that adds in an order of chance; an operation that has no other raises.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/randomness.html
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device asked for; auto takes the accelerator if there is one.
+
+    Raises: UsageError when it is not there. There is no falling back.
+    """
+    here = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return here or torch.device("cpu")
+    if name != "cpu" and (here is None or here.type != name):
+        has = f"{here.type} and cpu" if here else "cpu only"
+        raise UsageError(
+            f"--device {name}: not available, torch {torch.__version__} finds {has} here; "
+            f"install the torch build and driver for {name}, or ask for another device"
+        )
+    return torch.device(name)
+
+
+def resolve_precision(amp: bool, amp_dtype: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16: what autocast will really use. A CPU without fast bf16 trains in fp32,
+    and the caller says so.
+
+    Raises: UsageError for a type that was asked for by name and is not there.
+    """
+    if not amp:
+        return "fp32"
+    if device.type == "cpu":
+        if amp_dtype == "fp16":
+            raise UsageError("--amp-dtype fp16: needs an accelerator; use bf16 or auto on a CPU")
+        return "bf16" if amp_dtype == "bf16" or cpu_has_fast_bf16() else "fp32"
+    if amp_dtype != "auto":
+        return amp_dtype
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if device.type == "xpu" else "fp16"
+
+
+def cpu_has_fast_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware (AVX512-BF16, AMX, or Arm's BF16)."""
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Autocast to the precision, or nothing for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def compile_obstacle() -> str | None:
+    """What torch.compile lacks on this machine to build for the CPU, and how to get it, or None."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if not shutil.which(compiler):
+        return (
+            f"torch.compile needs a C++ compiler and {compiler} is not there: apt-get install g++"
+        )
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "torch.compile needs Python's headers: apt-get install python3-dev"
+    return None
+
+
+def now_ms(device: torch.device) -> float:
+    """Milliseconds on a monotonic clock, read after the device has done all work queued so far."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter() * 1e3

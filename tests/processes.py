@@ -1,0 +1,53 @@
+"""Processes that a test starts, watches and kills."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def start(*command, **env):
+    """Python with these arguments, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=ENV | env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process, status=0):
+    """Its output and errors, once it has ended with that status."""
+    try:
+        out, err = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(process.communicate()) from None
+    assert process.returncode == status, err[-3000:]
+    return out, err
+
+
+def wait_for(condition, process):
+    """Until it holds, while the process runs."""
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def children(process):
+    """The processes that it has started and that still run."""
+    found = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [int(child) for file in found for child in file.read_text().split()]
+
+
+def wait_until_gone(pids):
+    """Until none of them runs."""
+    deadline = time.monotonic() + 60
+    while [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
