@@ -16,59 +16,42 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from tabulate import tabulate
 
 from common.base.cli import as_dict, expand_grid, parse_command_line, run_script
 from common.base.config import FLOPS_PRESETS, FlopsConfig, Options
 from common.base.log import Log, run_id
 
-if TYPE_CHECKING:
-    from common.cost import Costs
 
+def count(config: FlopsConfig, convention: str, log: Log, done: dict[str, Any]) -> Any:
+    """Count one configuration in one convention, and log what the log does not have yet.
 
-def count(config: FlopsConfig, convention: str) -> Costs:
-    """Count one configuration in one convention."""
+    Returns: its Costs, None where it failed.
+    """
     from common.cost import count_costs
     from common.models import build_on_meta
 
-    model = build_on_meta(config.model, config.classes, config.image_size)
-    return count_costs(model, (1, 3, config.image_size, config.image_size), convention)
-
-
-def to_metrics(costs: Costs) -> dict[str, Any]:
-    """The totals, as a row of the log holds them."""
-    return {
-        "convention": costs.convention,
-        "input_shape": list(costs.input_shape),
-        "macs": costs.macs,
-        "flops": costs.flops,
-        "params": costs.params,
-        "activations": costs.activations,
-        "weight_bytes": costs.weight_bytes,
-        "train_step_flops": costs.train_step_flops,
-    }
-
-
-def count_or_fail(config: FlopsConfig, convention: str, log: Log, done: dict) -> Costs | None:
-    """Count, and log what the log does not have yet. Returns: None where it failed."""
     settings = as_dict(config) | {"convention": convention}
     with log.failed_rows("flops", [settings]) as failed:
-        costs = count(config, convention)
+        model = build_on_meta(config.model, config.classes, config.image_size)
+        costs = count_costs(model, (1, 3, config.image_size, config.image_size), convention)
     if failed:
         label = f"{config.model} at {config.image_size}, {convention}"
         print(f"{label}: failed, {failed[0]['error']}", file=sys.stderr)
         return None
-    metrics = to_metrics(costs)
+    totals = ("macs", "flops", "params", "activations", "weight_bytes", "train_step_flops")
+    metrics = {"convention": convention, "input_shape": list(costs.input_shape)}
+    metrics |= {name: getattr(costs, name) for name in totals}
     earlier = done.get(run_id("flops", settings))
     if earlier is None or earlier["metrics"] != metrics:
         log.append("flops", settings, metrics)
     return costs
 
 
-def format_layers(by_convention: Sequence[Costs]) -> str:
+def format_layers(by_convention: Sequence[Any]) -> str:
     """One network, a row a layer, with the MACs of each convention."""
-    from tabulate import tabulate
-
     lines = []
     for layer, *others in zip(*(costs.layers for costs in by_convention), strict=True):
         shape = "x".join(map(str, layer.output_shape))
@@ -80,25 +63,25 @@ def format_layers(by_convention: Sequence[Costs]) -> str:
     return tabulate(lines, headers, colalign=aligned, disable_numparse=True)
 
 
-def format_totals(results: Sequence[tuple[FlopsConfig, Costs]]) -> str:
+def format_totals(results: Sequence[tuple[FlopsConfig, Any]]) -> str:
     """A row a network, input size and convention."""
-    from tabulate import tabulate
-
     lines = [
-        [
-            config.model, str(config.image_size), str(config.classes), costs.convention,
-            f"{costs.macs / 1e9:.4f}", f"{costs.flops / 1e9:.4f}",
-            f"{costs.train_step_flops / 1e9:.4f}", f"{costs.params / 1e6:.3f}",
-            f"{costs.activations / 1e6:.3f}", f"{costs.weight_bytes / 1e6:.2f}",
-        ]
+        {
+            "model": config.model,
+            "image\nsize": config.image_size,
+            "classes": config.classes,
+            "convention": costs.convention,
+            "GMACs": f"{costs.macs / 1e9:.4f}",
+            "GFLOPs": f"{costs.flops / 1e9:.4f}",
+            "training step\nGFLOPs": f"{costs.train_step_flops / 1e9:.4f}",
+            "parameters\nmillions": f"{costs.params / 1e6:.3f}",
+            "activations\nmillions": f"{costs.activations / 1e6:.3f}",
+            "weights\nMB": f"{costs.weight_bytes / 1e6:.2f}",
+        }
         for config, costs in results
-    ]  # fmt: skip
-    headers = [
-        "model", "image\nsize", "classes", "convention", "GMACs", "GFLOPs", "training step\nGFLOPs",
-        "parameters\nmillions", "activations\nmillions", "weights\nMB",
-    ]  # fmt: skip
+    ]
     aligned = ["left", "right", "right", "left"] + ["right"] * 6
-    return tabulate(lines, headers, colalign=aligned, disable_numparse=True)
+    return tabulate(lines, "keys", colalign=aligned, disable_numparse=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from common.cost import CONVENTIONS
 
-    tried = [(c, count_or_fail(c, name, log, done)) for c in configs for name in CONVENTIONS]
-    results = [(config, costs) for config, costs in tried if costs is not None]
+    tried = [(c, count(c, name, log, done)) for c in configs for name in CONVENTIONS]
+    results = [(config, costs) for config, costs in tried if costs]
     if len(configs) == 1 and len(results) == len(tried):
         print(format_layers([costs for _, costs in results]), end="\n\n")
     if results:

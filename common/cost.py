@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -30,29 +31,33 @@ from torch.utils.flop_counter import FlopCounterMode
 
 CONVENTIONS = ("thop", "conv_linear", "torch")
 
-WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-NORMS = (
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm,
-    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-)  # fmt: skip
-ADAPTIVE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+
+def _kinds(name: str) -> tuple[type[nn.Module], ...]:
+    """A layer's types in one, two and three dimensions."""
+    return tuple(getattr(nn, f"{name}{n}d") for n in (1, 2, 3))
+
+
+WEIGHTED = (*_kinds("Conv"), nn.Linear)
+NORMS = (*_kinds("BatchNorm"), *_kinds("InstanceNorm"), nn.SyncBatchNorm, nn.LayerNorm)
 UPSAMPLE_MACS = {"nearest": 1, "linear": 5, "bilinear": 11, "bicubic": 259}  # others: 0, as in thop
 
 # Layer types -> MACs of one call, from the layer and the shapes of its input x and output y.
 # (Kernel elements + 1) per output element of an adaptive pool add up to x plus y elements.
 THOP_RULES = {
-    NORMS: lambda layer, x, y: x.numel() * (2 if layer.weight is None else 4),
-    ADAPTIVE_POOLS: lambda layer, x, y: x.numel() + y.numel(),
-    POOLS: lambda layer, x, y: y.numel(),
-    (nn.PReLU,): lambda layer, x, y: x.numel(),
-    (nn.Softmax,): lambda layer, x, y: x.numel() // x[layer.dim] * (3 * x[layer.dim] - 1),
-    (nn.Upsample,): lambda layer, x, y: y.numel() * UPSAMPLE_MACS.get(layer.mode, 0),
+    kind: rule
+    for kinds, rule in (
+        (NORMS, lambda layer, x, y: x.numel() * (2 if layer.weight is None else 4)),
+        (_kinds("AdaptiveAvgPool"), lambda layer, x, y: x.numel() + y.numel()),
+        (_kinds("AvgPool"), lambda layer, x, y: y.numel()),
+        ([nn.PReLU], lambda layer, x, y: x.numel()),
+        ([nn.Softmax], lambda layer, x, y: x.numel() // x[layer.dim] * (3 * x[layer.dim] - 1)),
+        ([nn.Upsample], lambda layer, x, y: y.numel() * UPSAMPLE_MACS.get(layer.mode, 0)),
+    )
+    for kind in kinds
 }
-COUNTED = WEIGHTED + tuple(kind for kinds in THOP_RULES for kind in kinds)
 
 
-@dataclass(frozen=True)
+@dataclass
 class LayerCost:
     """Forward cost of one layer, over all the times it is called; output_shape is the last call's.
 
@@ -63,16 +68,17 @@ class LayerCost:
 
     name: str
     kind: str
-    output_shape: tuple[int, ...]
-    macs: int
     params: int
-    activations: int
-    moved: int
+    output_shape: tuple[int, ...] = ()
+    macs: int = 0
+    activations: int = 0
+    moved: int = 0
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of a network at an input shape. `params` has all its parameters, also unused ones."""
+    """Costs of a network at an input shape. `params` has all its parameters, also unused ones;
+    weight_bytes is of them in fp32, without buffers such as running statistics."""
 
     convention: str
     input_shape: tuple[int, ...]
@@ -83,43 +89,19 @@ class Costs:
 
     @property
     def flops(self) -> int:
-        """Two for each MAC of a forward pass."""
         return 2 * self.macs
 
     @property
     def train_step_flops(self) -> int:
-        """Two for each MAC of a forward and a backward pass."""
         return 2 * self.train_step_macs
 
     @property
     def activations(self) -> int:
-        """Output elements of all convolution and linear layers."""
         return sum(layer.activations for layer in self.layers)
 
     @property
     def weight_bytes(self) -> int:
-        """Parameters stored in fp32; buffers, such as running statistics, are not among them."""
         return 4 * self.params
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One call of a layer: shapes in and out, FLOPs of its operators, gradients it has to take."""
-
-    name: str
-    layer: nn.Module
-    x: torch.Size
-    y: torch.Size
-    flops: int
-    gradients: int
-
-
-@dataclass(frozen=True)
-class _Trace:
-    calls: tuple[_Call, ...]
-    forward_flops: int
-    step_flops: int
-    elsewhere: str  # the first module that multiplies outside convolutions and linear layers
 
 
 def count_costs(model: nn.Module, input_shape: Sequence[int], convention: str) -> Costs:
@@ -133,55 +115,67 @@ def count_costs(model: nn.Module, input_shape: Sequence[int], convention: str) -
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"unknown convention {convention!r}; choose from {', '.join(CONVENTIONS)}")
-    trace = _trace(copy.deepcopy(model).to("meta").eval(), input_shape)
-    if convention == "torch":
-        macs = [call.flops // 2 for call in trace.calls]
-        total, step = trace.forward_flops // 2, trace.step_flops // 2
-    else:
-        _check_layers_do_all(trace)
-        rule = _thop_macs if convention == "thop" else _conv_linear_macs
-        macs = [rule(call) for call in trace.calls]
-        total = sum(macs)
-        step = sum(n * (1 + call.gradients) for n, call in zip(macs, trace.calls, strict=True))
-    return Costs(
-        convention=convention,
-        input_shape=tuple(input_shape),
-        layers=_by_layer(trace.calls, macs),
-        macs=total,
-        train_step_macs=step,
-        params=sum(p.numel() for p in model.parameters()),
-    )
+    trace = _Trace(copy.deepcopy(model).to("meta").eval(), tuple(input_shape), convention)
+    macs, step = trace.forward_flops // 2, trace.step_flops // 2
+    if convention != "torch":
+        if 2 * trace.weighted_macs != trace.forward_flops:
+            raise ValueError(
+                f"convolution and linear layers hold {2 * trace.weighted_macs} of "
+                f"{trace.forward_flops} FLOPs; count it in convention torch, because of "
+                f"{trace.elsewhere}"
+            )
+        macs, step = sum(layer.macs for layer in trace.layers.values()), trace.layers_step_macs
+    params = sum(p.numel() for p in model.parameters())
+    layers = tuple(trace.layers.values())
+    return Costs(convention, tuple(input_shape), layers, macs, step, params)
 
 
-def _trace(model: nn.Module, input_shape: Sequence[int]) -> _Trace:
-    calls: list[_Call] = []
-    before: dict[nn.Module, int] = {}
-    counter = FlopCounterMode(display=False)
+class _Trace:
+    """A forward and a backward pass on the meta device, counted by layer and by operator."""
 
-    def enter(layer: nn.Module, inputs: tuple) -> None:
-        before[layer] = counter.get_total_flops()
+    def __init__(self, model: nn.Module, input_shape: tuple[int, ...], convention: str) -> None:
+        self.convention = convention
+        self.layers: dict[str, LayerCost] = {}
+        self.flops_before: dict[nn.Module, int] = {}
+        self.weighted_macs = self.layers_step_macs = 0
+        self.counter = FlopCounterMode(display=False)
+        for name, layer in model.named_modules():
+            if isinstance(layer, (*WEIGHTED, *THOP_RULES)):
+                layer.register_forward_pre_hook(self.enter)
+                layer.register_forward_hook(partial(self.leave, name))
+        with torch.enable_grad(), self.counter:
+            output = model(torch.empty(input_shape, device="meta"))
+            self.forward_flops = self.counter.get_total_flops()
+            self.elsewhere = _find_multiplying(model, self.counter)
+            if output.requires_grad:  # a network that is all frozen has no backward pass
+                output.sum().backward()
+        self.step_flops = self.counter.get_total_flops()
 
-    def leave(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        x, weight = inputs[0], getattr(layer, "weight", None)
-        trained = weight is not None and weight.requires_grad
-        flops = counter.get_total_flops() - before[layer]
-        gradients = int(x.requires_grad) + int(trained)
-        calls.append(_Call(names[layer], layer, x.shape, output.shape, flops, gradients))
+    def enter(self, layer: nn.Module, inputs: tuple) -> None:
+        self.flops_before[layer] = self.counter.get_total_flops()
 
-    names = {layer: name for name, layer in model.named_modules() if isinstance(layer, COUNTED)}
-    for layer in names:
-        layer.register_forward_pre_hook(enter)
-        layer.register_forward_hook(leave)
-    with torch.enable_grad(), counter:
-        output = model(torch.empty(tuple(input_shape), device="meta"))
-        forward_flops = counter.get_total_flops()
-        elsewhere = _find_multiplying(model, counter)
-        if output.requires_grad:  # a network that is all frozen has no backward pass
-            output.sum().backward()
-    return _Trace(tuple(calls), forward_flops, counter.get_total_flops(), elsewhere)
+    def leave(self, name: str, layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        x, y, weight = inputs[0].shape, output.shape, getattr(layer, "weight", None)
+        # weight[0] is what one output element is multiplied with: only its own group's channels.
+        weighted = y.numel() * weight[0].numel() if isinstance(layer, WEIGHTED) else 0
+        macs = weighted
+        if self.convention == "torch":
+            macs = (self.counter.get_total_flops() - self.flops_before[layer]) // 2
+        elif self.convention == "thop" and type(layer) in THOP_RULES:  # no subclasses, as in thop
+            macs = THOP_RULES[type(layer)](layer, x, y)
+        gradients = inputs[0].requires_grad + (weight is not None and weight.requires_grad)
+        self.weighted_macs += weighted
+        self.layers_step_macs += macs * (1 + gradients)
+        params = sum(p.numel() for p in layer.parameters())
+        cost = self.layers.setdefault(name, LayerCost(name, type(layer).__name__, params))
+        cost.output_shape = tuple(y)
+        cost.macs += macs
+        cost.activations += y.numel() if isinstance(layer, WEIGHTED) else 0
+        cost.moved += x.numel() + y.numel() + params
 
 
 def _find_multiplying(model: nn.Module, counter: FlopCounterMode) -> str:
+    """The first module that multiplies outside convolutions and linear layers."""
     counts = {path: sum(ops.values()) for path, ops in counter.get_flop_counts().items()}
     for name, layer in model.named_modules():
         path = ".".join(filter(None, (type(model).__name__, name)))
@@ -189,45 +183,3 @@ def _find_multiplying(model: nn.Module, counter: FlopCounterMode) -> str:
         if not isinstance(layer, WEIGHTED) and counts.get(path, 0) > inside:
             return f"{name or 'the network'} ({type(layer).__name__})"
     return ""
-
-
-def _check_layers_do_all(trace: _Trace) -> None:
-    in_layers = 2 * sum(_conv_linear_macs(call) for call in trace.calls)
-    if in_layers != trace.forward_flops:
-        raise ValueError(
-            f"convolution and linear layers hold {in_layers} of {trace.forward_flops} FLOPs;"
-            f" count it in convention torch, because of {trace.elsewhere}"
-        )
-
-
-def _conv_linear_macs(call: _Call) -> int:
-    if not isinstance(call.layer, WEIGHTED):
-        return 0
-    # weight[0] is what one output element is multiplied with: only its own group's channels.
-    return call.y.numel() * call.layer.weight[0].numel()
-
-
-def _thop_macs(call: _Call) -> int:
-    for kinds, rule in THOP_RULES.items():
-        if type(call.layer) in kinds:  # no subclasses, as in thop
-            return rule(call.layer, call.x, call.y)
-    return _conv_linear_macs(call)
-
-
-def _by_layer(calls: Sequence[_Call], macs: Sequence[int]) -> tuple[LayerCost, ...]:
-    layers: dict[str, LayerCost] = {}
-    for call, call_macs in zip(calls, macs, strict=True):
-        earlier = layers.get(call.name)
-        activations = call.y.numel() if isinstance(call.layer, WEIGHTED) else 0
-        params = sum(p.numel() for p in call.layer.parameters())
-        moved = call.x.numel() + call.y.numel() + params
-        layers[call.name] = LayerCost(
-            name=call.name,
-            kind=type(call.layer).__name__,
-            output_shape=tuple(call.y),
-            macs=call_macs + (earlier.macs if earlier else 0),
-            params=params,
-            activations=activations + (earlier.activations if earlier else 0),
-            moved=moved + (earlier.moved if earlier else 0),
-        )
-    return tuple(layers.values())

@@ -12,21 +12,16 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from common.base.config import MODELS
 
-PLAIN = {"aux_logits": False, "init_weights": True}  # no second output that only training has
-
-
-def _told(name: str, image_size: int) -> dict[str, Any]:
-    """What a network of torchvision has to be told beside the number of classes."""
-    if name.startswith("vit_"):
-        return {"image_size": image_size}
-    if name.startswith("maxvit_"):
-        return {"input_size": (image_size, image_size)}
-    return PLAIN if name in ("googlenet", "inception_v3") else {}
-
 
 def _torchvision(name: str, classes: int, image_size: int) -> nn.Module:
-    told = _told(name, image_size)
-    return torchvision.models.get_model(name, weights=None, num_classes=classes, **told)
+    extra: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):  # no second output that only training has
+        extra = {"aux_logits": False, "init_weights": True}
+    elif name.startswith("vit_"):
+        extra = {"image_size": image_size}
+    elif name.startswith("maxvit_"):
+        extra = {"input_size": (image_size, image_size)}
+    return torchvision.models.get_model(name, weights=None, num_classes=classes, **extra)
 
 
 def _timm(name: str, classes: int, image_size: int) -> nn.Module:
@@ -34,8 +29,8 @@ def _timm(name: str, classes: int, image_size: int) -> nn.Module:
 
     name = name.removeprefix("timm:")
     fixed = timm.get_pretrained_cfg(name).fixed_input_size
-    told = {"img_size": image_size} if fixed else {}
-    return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=3, **told)
+    extra = {"img_size": image_size} if fixed else {}
+    return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=3, **extra)
 
 
 def _vgg5(classes: int) -> nn.Module:
@@ -45,16 +40,13 @@ def _vgg5(classes: int) -> nn.Module:
     size from 8 pixels up; BatchNorm follows every convolution, so that no scale of one matters.
     """
 
-    def conv(inputs: int, outputs: int, pool: bool = False) -> list[nn.Module]:
-        layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
-        layers += [nn.MaxPool2d(2)] if pool else []
-        return [*layers, nn.BatchNorm2d(outputs), nn.ReLU()]
+    def conv(inputs: int, outputs: int, *pool: nn.Module, **shape: int) -> list[nn.Module]:
+        layer = nn.Conv2d(inputs, outputs, padding=1, bias=False, **{"kernel_size": 3} | shape)
+        return [layer, *pool, nn.BatchNorm2d(outputs), nn.ReLU()]
 
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-        *conv(16, 32, pool=True), *conv(32, 48, pool=True), *conv(48, 96),
-        nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(96, classes),
-    )  # fmt: skip
+    layers = conv(3, 16, kernel_size=4, stride=2)
+    layers += [*conv(16, 32, nn.MaxPool2d(2)), *conv(32, 48, nn.MaxPool2d(2)), *conv(48, 96)]
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(96, classes))
 
 
 def _resnet14(classes: int) -> nn.Module:

@@ -69,23 +69,15 @@ def test_tiny_net_convolutions_and_linear_by_hand(convention):
     assert costs.train_step_macs == step
 
 
-def test_totals_are_the_same_in_all_conventions():
-    for convention in CONVENTIONS:
-        costs = count_costs(tiny_net(), (1, 3, 8, 8), convention)
-        assert (costs.convention, costs.input_shape) == (convention, (1, 3, 8, 8))
-        assert costs.params == sum(PARAMS.values())
-        assert costs.activations == sum(ACTIVATIONS.values())
-        assert costs.weight_bytes == 4 * costs.params
-
-
-def test_batch_multiplies_every_count_but_parameters():
-    for convention in CONVENTIONS:
-        one = count_costs(tiny_net(), (1, 3, 8, 8), convention)
-        five = count_costs(tiny_net(), (5, 3, 8, 8), convention)
-        assert five.macs == 5 * one.macs
-        assert five.train_step_macs == 5 * one.train_step_macs
-        assert five.activations == 5 * one.activations
-        assert five.params == one.params
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_totals_are_those_of_all_layers_and_a_batch_multiplies_all_but_parameters(convention):
+    one, five = (count_costs(tiny_net(), (n, 3, 8, 8), convention) for n in (1, 5))
+    assert (one.convention, one.input_shape) == (convention, (1, 3, 8, 8))
+    assert one.params == five.params == sum(PARAMS.values())
+    assert one.activations == sum(ACTIVATIONS.values())
+    assert one.weight_bytes == 4 * one.params
+    for name in ("macs", "train_step_macs", "activations"):
+        assert getattr(five, name) == 5 * getattr(one, name)
 
 
 @pytest.mark.parametrize(
@@ -116,10 +108,9 @@ def test_thop_rule_of_each_layer(layer, shape, macs):
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("resnet18", LARGE),
-        ("resnet50", LARGE),
-        ("mobilenet_v3_small", SMALL),
-        ("squeezenet1_1", SMALL),
+        *((name, LARGE) for name in ("resnet18", "resnet50")),
+        *((name, SMALL) for name in ("mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5")),
+        *((name, SMALL) for name in ("efficientnet_b0", "densenet121")),
     ],
 )
 @ignore_thops_warnings
@@ -223,9 +214,10 @@ def test_model_is_left_as_it_was():
 
 
 def test_training_step_is_counted_without_grad_too():
-    expected = count_costs(tiny_net(), (1, 3, 8, 8), "conv_linear")
+    shape = (1, 3, 8, 8)
     with torch.no_grad():
-        assert count_costs(tiny_net(), (1, 3, 8, 8), "conv_linear") == expected
+        costs = count_costs(tiny_net(), shape, "conv_linear")
+    assert costs == count_costs(tiny_net(), shape, "conv_linear")
 
 
 def test_unknown_convention():
