@@ -30,3 +30,20 @@ def rows(tmp_path):
         return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
     return read
+
+
+@pytest.fixture
+def small_peaks(monkeypatch):
+    """A device's peaks are of work that takes no time, and threads are afterwards as before."""
+    import torch
+
+    from common.speed import peaks
+
+    small = {"MATRIX_SIDE": {"cpu": 64}, "CONVOLUTION": (2, 16, 6), "COPY_BYTES": 2**16}
+    for name, value in (small | {"SECONDS": 0}).items():
+        monkeypatch.setattr(peaks, name, value)
+    before = torch.get_num_threads()
+    peaks.measure_peaks.cache_clear()
+    yield
+    peaks.measure_peaks.cache_clear()
+    torch.set_num_threads(before)

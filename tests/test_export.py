@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -37,9 +38,9 @@ EVERY = [*FORMATS, pytest.param("aotinductor", marks=needs_compiler)]
 
 def tiny_network(classes):
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(), nn.Linear(32, classes),
-    )  # fmt: skip
+        *(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2)),
+        *(nn.Flatten(), nn.Linear(32, classes)),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -52,10 +53,8 @@ def lenient(request, monkeypatch):
 def add_run(log, model, weights, **metrics):
     """A train row with its checkpoint, as train.py leaves them."""
     config = as_dict(TrainConfig(dataset="digits", model=model, image_size=16, device="cpu"))
-    content = {
-        "model": weights, "config": config, "classes": list("0123456789"), "mean": [0.3],
-        "std": [0.4], "epoch": 5,
-    }  # fmt: skip
+    content = {"model": weights, "config": config, "classes": list("0123456789"), "epoch": 5}
+    content |= {"mean": [0.3], "std": [0.4]}
     save_checkpoint(log.folder / "checkpoints/run.pt", content)
     return log.append("train", config, {"checkpoint": "checkpoints/run.pt", **metrics})
 
@@ -65,10 +64,8 @@ def weights():
     """Those of the tiny network after two epochs: far from chance, with clear answers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "tiny", tiny_network)
-        run = Run(
-            TrainConfig(dataset="digits", model="tiny", image_size=16, lr=0.05, device="cpu"),
-            "data",
-        )
+        config = TrainConfig(dataset="digits", model="tiny", image_size=16, lr=0.05, device="cpu")
+        run = Run(config, "data")
         run.train_one_epoch()
         assert run.train_one_epoch()["val_acc"] > 0.5
         return run.model.state_dict()
@@ -129,7 +126,7 @@ def test_the_row_names_one_whole_file_with_its_metadata(format, log, weights):
     m = row["metrics"]
     file = log.folder / m["file"]
     assert list(file.parent.iterdir()) == [file]  # no external data, no draft
-    assert file.name == train_row["run_id"] + export.SUFFIXES[format]
+    assert file.name == train_row["run_id"] + export.FORMATS[format].suffix
     assert row["config"] == train_row["config"] | {"format": format}
     assert m["size_bytes"] == file.stat().st_size
     assert m["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -194,14 +191,15 @@ def test_a_file_that_predicts_otherwise_is_refused_and_the_old_one_stays(
     train_row = add_run(log, "tiny", weights)
     good = export.export_run(log, train_row, format, "data")
     before = (log.folder / good["metrics"]["file"]).read_bytes()
-    write = export.WRITERS[format]
+    write = export.FORMATS[format].write
 
     def write_forgetting_the_mean(network, file, metadata, images):
         network = copy.deepcopy(network)
         network.mean.zero_()
         write(network, file, metadata, images)
 
-    monkeypatch.setitem(export.WRITERS, format, write_forgetting_the_mean)
+    forgetful = replace(export.FORMATS[format], write=write_forgetting_the_mean)
+    monkeypatch.setitem(export.FORMATS, format, forgetful)
     row = export.export_run(log, train_row, format, "data")
     assert row["status"] == "failed"
     assert "refused" in row["error"]
@@ -217,40 +215,32 @@ def test_an_exporter_that_breaks_costs_its_row_only(log, weights, monkeypatch):
     def breaks(*args):
         raise RuntimeError("no operator\nfor it")
 
-    monkeypatch.setitem(export.WRITERS, "onnx", breaks)
+    monkeypatch.setitem(export.FORMATS, "onnx", replace(export.FORMATS["onnx"], write=breaks))
     row = export.export_run(log, add_run(log, "tiny", weights), "onnx", "data")
     assert (row["status"], row["error"]) == ("failed", "RuntimeError: no operator")
     assert not (log.folder / "exports").exists()
 
 
-def fault_of(logits, reference):
-    return export.measure_parity(
-        torch.tensor(logits), torch.tensor(reference), torch.zeros(len(logits), dtype=torch.int64)
-    )
+def parity_of(logits, reference):
+    labels = torch.zeros(len(logits), dtype=torch.int64)
+    return export.measure_parity(torch.tensor(logits), torch.tensor(reference), labels)
 
 
 def test_parity_counts_what_differs():
     reference = [[3.0, 1.0], [1.0, 3.0], [2.0, 1.0], [2.0, 1.0]]
     logits = [[3.0, 1.0], [3.5, 3.0], [1.0, 2.0], [2.0, 1.25]]
-    parity, fault = fault_of(logits, reference)
-    assert parity == {"images": 4, "flips": 2, "max_abs_logit": 2.5, "acc_delta": 0.0,
-                      "mcnemar_p": 1.0}  # fmt: skip
+    parity, fault = parity_of(logits, reference)
+    counts = {"images": 4, "flips": 2, "max_abs_logit": 2.5, "acc_delta": 0.0, "mcnemar_p": 1.0}
+    assert parity == counts
     assert fault.startswith("2 of 4 classes differ")
-    assert fault_of(reference, reference)[1] is None
+    assert parity_of(reference, reference)[1] is None
 
 
 def test_a_class_may_flip_in_a_near_tie_only():
-    assert fault_of([[1.0, 1.00005]], [[1.00005, 1.0]]) == (
-        {
-            "images": 1,
-            "flips": 1,
-            "max_abs_logit": pytest.approx(5e-5, rel=0.01),
-            "acc_delta": -1,
-            "mcnemar_p": 1.0,
-        },
-        None,
-    )
-    assert "1 of 1" in fault_of([[1.0, 1.0003]], [[1.0003, 1.0]])[1]
+    parity, fault = parity_of([[1.0, 1.00005]], [[1.00005, 1.0]])
+    assert (parity["flips"], parity["acc_delta"], fault) == (1, -1, None)
+    assert parity["max_abs_logit"] == pytest.approx(5e-5, rel=0.01)
+    assert "1 of 1" in parity_of([[1.0, 1.0003]], [[1.0003, 1.0]])[1]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "8 bits"])
@@ -277,8 +267,8 @@ def test_a_lower_precision_may_move_logits_but_lose_no_accuracy(precision):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 2.002])
 def test_logits_beyond_tolerance_are_a_fault_without_any_flip(value):
-    assert "0 of 1" in fault_of([[value, 1.0]], [[2.0, 1.0]])[1]
-    assert fault_of([[2.0005, 1.0]], [[2.0, 1.0]])[1] is None
+    assert "0 of 1" in parity_of([[value, 1.0]], [[2.0, 1.0]])[1]
+    assert parity_of([[2.0005, 1.0]], [[2.0, 1.0]])[1] is None
 
 
 @pytest.mark.parametrize("statistics", [([0.3], [0.4]), ([0.1, 0.2, 0.3], [0.5, 1.0, 2.0])])
@@ -323,15 +313,8 @@ def test_a_run_with_test_time_augmentation_is_tested_and_exported_with_it(tmp_pa
     pixels, labels = load_digits(n_class=2, return_X_y=True)
     pixels = (pixels * 15).astype(np.uint8).reshape(-1, 8, 8)
     np.savez(tmp_path / "two.npz", X=pixels, y=labels)
-    flags = [
-        "--dataset",
-        f"npz:{tmp_path / 'two.npz'}",
-        "--image-size",
-        "16",
-        "--model",
-        "resnet14",
-    ]
-    flags += ["--epochs", "2", "--tta", "--export", "onnx", "onnx-int8", "torchscript"]
+    flags = ["--dataset", f"npz:{tmp_path / 'two.npz'}", "--image-size", "16", "--epochs", "2"]
+    flags += ["--model", "resnet14", "--tta", "--export", "onnx", "onnx-int8", "torchscript"]
     assert train.main([*flags, "--results-dir", str(tmp_path), "--data-dir", str(tmp_path)]) == 0
     log = Log(tmp_path)
     (row,) = log.read("train")
@@ -371,9 +354,7 @@ def test_a_network_for_colour_images_takes_three_channels():
 
 
 def test_pixels_are_the_images_resized_and_scaled(log):
-    dataset = Run(
-        TrainConfig(dataset="digits", model="tiny", image_size=16, device="cpu"), "data"
-    ).dataset
+    dataset = cached_dataset("digits", "data")
     index = torch.tensor([5, 0, 1796])
     expected = interpolate(dataset.images[index] / 255, (16, 16), mode="bilinear")
     pixels = export.build_pixel_loader(dataset, 16)(index)
@@ -409,9 +390,8 @@ def test_openvino_answers_as_the_network_does_and_keeps_no_answer(name, log, wei
     model.load_state_dict(weights)
     images = cached_dataset("digits", "data").images / 255
     answers = []
-    for images_from, batch_size in ((0, 1), (1, 7), (8, 64), (72, 1)):
-        pixels = images[images_from : images_from + batch_size]
-        pixels = interpolate(pixels, (16, 16), mode="bilinear")
+    for first, batch_size in ((0, 1), (1, 7), (8, 64), (72, 1)):
+        pixels = interpolate(images[first : first + batch_size], (16, 16), mode="bilinear")
         with torch.no_grad():
             expected = model(((pixels - 0.3) / 0.4).repeat(1, 3, 1, 1)).numpy()
         answers.append((engine(pixels), expected))
@@ -420,24 +400,12 @@ def test_openvino_answers_as_the_network_does_and_keeps_no_answer(name, log, wei
         np.testing.assert_allclose(found.numpy(), expected, atol=atol)
 
 
-def test_engines_take_the_threads_they_are_given(log, weights):
-    row = export.export_run(log, add_run(log, "tiny", weights), "torchscript", "data")
-    before = torch.get_num_threads()
-    try:
-        engines.load_engine("torchscript", log.folder / row["metrics"]["file"], before + 1)
-        assert torch.get_num_threads() == before + 1
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd"])
 def test_an_onnx_file_that_names_data_outside_its_folder_is_not_loaded(tmp_path, location):
     (tmp_path / "secret.bin").write_bytes(bytes(40))
-    weight = onnx.TensorProto(
-        name="weight", data_type=onnx.TensorProto.FLOAT, dims=[10],
-        data_location=onnx.TensorProto.EXTERNAL,
-        external_data=[onnx.StringStringEntryProto(key="location", value=location)],
-    )  # fmt: skip
+    weight = onnx.TensorProto(name="weight", data_type=onnx.TensorProto.FLOAT, dims=[10])
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=location)
     one = onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, [10])
     out = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [10])
     node = onnx.helper.make_node("Add", ["pixels", "weight"], ["logits"])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import onnxruntime
@@ -14,16 +15,15 @@ import pytest
 import torch
 
 import hw_bench
-from common.base import config
 from common.base.cli import UsageError, as_dict, first_line
-from common.base.config import ENGINE_NAMES, TrainConfig
+from common.base.config import ENGINE_NAMES, NOISY, HwInferConfig, TrainConfig
 from common.base.log import Log, run_id
 from common.cost import count_costs
 from common.deploy import export
-from common.deploy.runtimes import ENGINES, load_engine
+from common.deploy.runtimes import ENGINES, Engine, load_engine
 from common.models import build_model
-from common.speed import inference as hw_infer
-from common.speed import peaks as roofline
+from common.speed import inference
+from common.train import device
 from common.train.checkpoint import save_checkpoint
 from common.train.run import Run
 
@@ -31,15 +31,19 @@ ROOT = Path(__file__).parent.parent
 INFER = ["--mode", "infer", "--preset", "smoke", "--data-dir", "data", "--seconds", "0.01"]
 INFER += ["--engine", "eager", "torchscript", "onnxruntime", "onnxruntime-int8"]
 FORMATS = ("torchscript", "onnx", "onnx-int8")
+DIGITS = {"dataset": "digits", "split": "study", "split_seed": 0, "image_size": 16}
 SMOKE = INFER[-4:]
+SINGLE = ["--mode", "infer", "--scenario", "single", "--seconds", "0.01", "--queries", "10"]
+SINGLE += ["--launches", "1", "--accept-noise", "--engine"]
 
 
-class LocalWorker:
+class LocalProcess:
     """An engine's server in this process: what its own process is tested for is tested below."""
 
-    def __init__(self, task):
-        self.task = task
-        self.server = self._do(hw_infer.Server, task)
+    freed_memory_kept = True
+
+    def __init__(self, make, *arguments, threads):
+        self.server = self._do(make, *arguments)
 
     def call(self, method, *arguments):
         return self._do(getattr(self.server, method), *arguments)
@@ -55,16 +59,9 @@ class LocalWorker:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(hw_infer, "SETTLE_S", 0)
-    monkeypatch.setattr(hw_infer, "Worker", LocalWorker)
-    monkeypatch.setattr(roofline, "MATRIX_SIDE", {"cpu": 64})
-    monkeypatch.setattr(roofline, "CONVOLUTION", (1, 4, 4))
-    monkeypatch.setattr(roofline, "COPY_BYTES", 2**16)
-    monkeypatch.setattr(roofline, "SECONDS", 0)
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def quick(monkeypatch, small_peaks):
+    monkeypatch.setattr(inference, "SETTLE_S", 0)
+    monkeypatch.setattr(inference, "Process", LocalProcess)
 
 
 @pytest.fixture
@@ -114,7 +111,7 @@ def exported_file(rows, run, format):
 
 def test_every_engine_has_a_name_on_the_command_line_and_a_file_to_read():
     assert tuple(ENGINES) == ENGINE_NAMES
-    assert {e.reads for e in ENGINES.values()} == {"checkpoint", *export.SUFFIXES}
+    assert {e.reads for e in ENGINES.values()} == {"checkpoint", *export.FORMATS}
 
 
 def test_every_engine_of_the_best_run_is_checked_and_timed(bench, runs, rows, capsys):
@@ -161,58 +158,53 @@ def test_every_engine_of_the_best_run_is_checked_and_timed(bench, runs, rows, ca
 
 
 def test_a_file_that_was_made_again_is_measured_again(bench, runs, rows, tmp_path):
-    flags = [*INFER[:2], *INFER[6:8], "--threads", "1", "--queries", "10", "--accept-noise"]
-    flags += ["--engine", "onnxruntime", "--scenario", "single", "--launches", "1"]
     for made_again in (False, False, True):
         if made_again:
             file = tmp_path / "results" / exported_file(rows, runs[1], "onnx")
             model = onnx.load(file)
             model.doc_string = "made again"
             onnx.save(model, file)
-        assert bench(*flags) == 0
+        assert bench(*SINGLE, "onnxruntime", "--threads", "1") == 0
     first, second = rows("hw_infer")
     assert first["run_id"] == second["run_id"]
     assert first["metrics"]["sha256"] != second["metrics"]["sha256"]
 
 
-@pytest.mark.parametrize(("accepted", "known"), [(False, False), (True, True)])
-def test_a_speed_up_over_an_eager_that_is_refused_is_none(accepted, known):
-    settings = config.HwInferConfig(
-        train_run_id="run", engine="onnxruntime", scenario="single", batch_size=1, threads=1,
-        accept_noise=accepted, launches=3,
-    )  # fmt: skip
-    timed = {
-        "eager": hw_infer.Timings([[1.0, 5.0, 9.0]] * 3),
-        "onnxruntime": hw_infer.Timings([[1.0, 1.0, 1.0], [1.0, 1.01, 1.02], [1.0, 1.0, 1.01]]),
-    }
-    trained = {"model": "vgg5", "image_size": 28}
-    found, refused = hw_infer.rate(trained, settings, timed, 10)
-    assert refused is None
-    assert (found["speedup_vs_eager"] is not None) == known
-    assert found["mfu"] == pytest.approx(
-        count_costs(build_model("vgg5", 10), (1, 3, 28, 28), "conv_linear").flops
-        * found["images_per_s"] / found["peak_flops_per_s"]
-    )  # fmt: skip
-
-
 def test_only_the_count_of_threads_that_is_missing_is_measured(bench, runs, rows):
-    flags = [*INFER[:2], *INFER[6:8], "--queries", "10", "--accept-noise", "--launches", "1"]
-    flags += ["--engine", "onnxruntime", "--scenario", "single"]
-    assert bench(*flags, "--threads", "1") == 0
-    assert bench(*flags, "--threads", "1", "2") == 0
+    assert bench(*SINGLE, "onnxruntime", "--threads", "1") == 0
+    assert bench(*SINGLE, "onnxruntime", "--threads", "1", "2") == 0
     assert [row["config"]["threads"] for row in rows("hw_infer")] == [1, 2]
 
 
-def server_of(threads=1):
-    server = hw_infer.Server.__new__(hw_infer.Server)
-    server.test = torch.arange(100, 110)
-    server.seen = []
-    server.precision = "fp32"
-    server.answers = torch.eye(10)
+def queries_of(engine, rounds_ms=(), **settings):
+    settings = {"scenario": "single", "batch_size": 1, "threads": 1} | settings
+    config = HwInferConfig(train_run_id="run", engine=engine, **settings)
+    return inference.Queries(config, inference.Launched(engine, Path()), list(rounds_ms))
+
+
+@pytest.mark.parametrize(("accepted", "known"), [(False, False), (True, True)])
+def test_a_speed_up_over_an_eager_that_is_refused_is_none(accepted, known):
+    noisy, quiet = [[1.0, 5.0, 9.0]] * 3, [[1.0, 1.0, 1.0], [1.0, 1.01, 1.02], [1.0, 1.0, 1.01]]
+    settings = {"accept_noise": accepted, "launches": 3}
+    own, eager = queries_of("onnxruntime", quiet, **settings), queries_of("eager", noisy)
+    metrics, refused = inference.assess(own, eager, "rounds")
+    assert refused is None
+    assert (metrics["speedup_vs_eager"] is not None) == known
+
+
+def test_utilisation_is_a_share_of_the_measured_peak():
+    config = queries_of("onnxruntime").config
+    share = inference.utilisation(config, {"model": "vgg5", "image_size": 28}, 10, 500.0)
+    flops = count_costs(build_model("vgg5", 10), (1, 3, 28, 28), "conv_linear").flops
+    assert share["mfu"] == pytest.approx(flops * 500.0 / share["peak_flops_per_s"])
+
+
+def server_of(right=lambda index: torch.eye(10)[index - 100]):
+    server = inference.Server.__new__(inference.Server)
+    server.test, server.answers, server.precision = torch.arange(100, 110), torch.eye(10), "fp32"
     server.load_pixels = lambda index: index
-    server.engine = lambda index: (
-        server.seen.append(tuple(index.tolist())) or torch.eye(10)[index - 100]
-    )
+    server.seen = []
+    server.engine = lambda index: server.seen.append(tuple(index.tolist())) or right(index)
     return server
 
 
@@ -260,10 +252,10 @@ def test_torch_compile_is_never_quietly_eager(tmp_path):
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_every_engine_runs_without_gradients_and_with_its_threads(name, monkeypatch, tmp_path):
-    seen = ENGINES[name].__class__("checkpoint", lambda file, threads: lambda pixels: (
-        torch.is_inference_mode_enabled(), torch.get_num_threads(), threads
-    ))  # fmt: skip
-    monkeypatch.setitem(ENGINES, name, seen)
+    def load(file, threads):
+        return lambda pixels: (torch.is_inference_mode_enabled(), torch.get_num_threads(), threads)
+
+    monkeypatch.setitem(ENGINES, name, Engine("checkpoint", load))
     assert load_engine(name, tmp_path, 2)(torch.zeros(1)) == (True, 2, 2)
 
 
@@ -273,10 +265,8 @@ def test_no_engine_pins_its_threads_where_the_others_do_not(name, exported):
         pytest.skip("this kernel does not say where a thread may run")
     pytest.importorskip(name if ENGINES[name].packages else "torch")
     folder, runs = exported
-    reads = ENGINES[name].reads
-    file = (
-        f"{runs[0]['run_id']}.pt" if reads == "checkpoint" else f"exports/{runs[0]['run_id']}.onnx"
-    )
+    run = runs[0]["run_id"]
+    file = f"{run}.pt" if name == "eager" else f"exports/{run}.onnx"
     engine = load_engine(name, folder / file, 2)
     engine(torch.rand(16, 1, 16, 16))
     lines = [file.read_text().splitlines() for file in Path("/proc/self/task").glob("*/status")]
@@ -301,19 +291,20 @@ def test_a_cold_start_imports_nothing(tmp_path):
     code = """if True:
         import sys
         from pathlib import Path
-        from common.speed import inference as hw_infer
+        from common.speed import inference
         def watched(engine, *args):
             before.update(sys.modules)
             return load(engine, *args) if engine == "eager" else lambda pixels: None
-        load, before = hw_infer.load_engine, {}
-        hw_infer.load_engine = watched
-        task = hw_infer.Task("eager", Path(sys.argv[1]), 1, "digits", "study", 0, 32, "data")
-        hw_infer.Server(task)
+        load, before = inference.load_engine, {}
+        inference.load_engine = watched
+        trained = {"dataset": "digits", "split": "study", "split_seed": 0, "image_size": 32}
+        args = Path(sys.argv[1]), 1, trained, "data", True
+        inference.Server("eager", *args)
         late = sys.modules.keys() - before.keys()
         assert len(late) < 10, late  # a few modules of a package that was there
-        hw_infer.Server(hw_infer.replace(task, engine="aotinductor"))
+        inference.Server("aotinductor", *args)
         assert "torch._inductor.package" in before
-        hw_infer.Server(hw_infer.replace(task, engine="compile"))
+        inference.Server("compile", *args)
         assert "torch._dynamo" in before
     """
     command = [sys.executable, "-c", code, tmp_path / "run.pt"]
@@ -323,49 +314,43 @@ def test_a_cold_start_imports_nothing(tmp_path):
 
 def test_a_turn_lasts_until_there_were_enough_queries_and_seconds(monkeypatch):
     clock = itertools.count(step=1.0)  # each query takes a millisecond
-    monkeypatch.setattr(hw_infer, "now_ms", lambda device: next(clock))
+    monkeypatch.setattr(device, "now_ms", lambda device: next(clock))
     assert len(server_of().time(1, 0, 3, 0.010)[0]) == 10
     assert len(server_of().time(1, 0, 30, 0.010)[0]) == 30
 
 
-class Recorded:
-    def __init__(self, name, turns):
-        self.name, self.turns = name, turns
-
-    def call(self, method, batch_size, first, queries, seconds):
-        self.turns.append((self.name, first))
-        return [1.0, 1.0], 7
-
-
 def test_engines_take_turns_from_alternating_ends_and_a_refused_one_has_none():
     turns = []
-    sides = {n: hw_infer.Side(worker=Recorded(n, turns)) for n in "abc"}
-    sides["c"].error = "refused"
-    timed = {}
-    hw_infer.time_engines(sides, timed, 1, 20, 1.0)
-    assert "".join(name for name, _ in turns) == "abba" * (hw_infer.ROUNDS // 2)
-    assert [first for name, first in turns if name == "a"] == list(range(0, 20, 2))
-    assert {name: len(found.latencies_ms) for name, found in timed.items()} == {"a": 20, "b": 20}
+    scenario = [queries_of(name) for name in ("eager", "onnxruntime", "openvino")]
+    for own in scenario:
+
+        def call(method, batch_size, first, queries, seconds, name=own.engine.name):
+            turns.append((name[0], first))
+            return [1.0, 1.0], 7
+
+        own.engine.process = SimpleNamespace(call=call)
+    scenario[2].engine.error = "refused"
+    inference.take_turns(scenario, 20, 1.0)
+    assert "".join(name for name, _ in turns) == "eooe" * (inference.ROUNDS // 2)
+    assert [first for name, first in turns if name == "e"] == list(range(0, 20, 2))
+    assert [len(own.latencies_ms()) for own in scenario] == [20, 20, 0]
 
 
 def test_every_launch_is_answered_by_fresh_engines_and_adds_to_the_timings(
     bench, runs, rows, monkeypatch
 ):
-    opened = []
+    launched, launch = [], inference.launch_engines
 
-    def open_engines(tasks, labels, before):
-        sides = original(tasks, labels, before)
-        opened.append({name: side.worker for name, side in sides.items()})
-        return sides
+    def launch_engines(engines, *args):
+        launch(engines, *args)
+        launched.append({engine.name: engine.process for engine in engines})
 
-    original = hw_infer.open_engines
-    monkeypatch.setattr(hw_infer, "open_engines", open_engines)
-    flags = ["--engine", "eager", "onnxruntime", "--scenario", "single", "--launches", "2"]
-    flags += ["--threads", "1", "--queries", "40", "--seconds", "0.01", "--accept-noise"]
-    assert bench("--mode", "infer", *flags) == 0
-    first, second = opened
+    monkeypatch.setattr(inference, "launch_engines", launch_engines)
+    two = ["--threads", "1", "--launches", "2", "--queries", "40"]
+    assert bench(*SINGLE, "eager", "onnxruntime", *two) == 0
+    first, second = launched
     assert first.keys() == second.keys() == {"eager", "onnxruntime"}
-    assert not {id(w) for w in first.values()} & {id(w) for w in second.values()}
+    assert not {*first.values()} & {*second.values()}
     for row in rows("hw_infer"):
         assert row["config"]["launches"] == 2
         assert row["metrics"]["latency_ms"]["n"] >= 40
@@ -380,10 +365,8 @@ def test_an_engine_that_answers_otherwise_in_one_launch_is_not_started_in_the_ne
     def measure_parity(logits, *args):
         return parity, next(measured) if len(logits) == 361 else None  # else: of a single query
 
-    monkeypatch.setattr(hw_infer, "measure_parity", measure_parity)
-    flags = ["--engine", "eager", "onnxruntime", "--scenario", "single", "--launches", "2"]
-    flags += ["--threads", "1", "--queries", "20", "--seconds", "0.01", "--accept-noise"]
-    assert bench("--mode", "infer", *flags) == 1
+    monkeypatch.setattr(inference, "measure_parity", measure_parity)
+    assert bench(*SINGLE, "eager", "onnxruntime", "--threads", "1", "--launches", "2") == 1
     eager, other = rows("hw_infer")
     assert (eager["status"], other["status"]) == ("ok", "failed")
     assert other["error"] == "classes differ"
@@ -409,7 +392,7 @@ def test_a_file_that_answers_otherwise_gets_no_speed(format, bench, runs, rows, 
     shutil.copy(other, file)
     assert bench(*INFER, "--scenario", "single") == 1
     found = {row["config"]["engine"]: row for row in rows("hw_infer")}
-    row = found.pop(export.ENGINE_OF[format])
+    row = found.pop(export.FORMATS[format].engine)
     assert row["status"] == "failed"
     assert ("accuracy falls by" if "int8" in format else "classes differ") in row["error"]
     m = row["metrics"]
@@ -433,10 +416,11 @@ def test_a_noisy_clock_is_flagged_then_refused_unless_accepted(bench, runs, rows
     def use_clock(slower_ms):
         steps = itertools.cycle([0.0, 10.0, 0.0, 10.0 + slower_ms])
         clock = itertools.accumulate(steps)
-        monkeypatch.setattr(hw_infer, "now_ms", lambda device: next(clock))
-        more_queries = next(calls)  # another configuration each time
-        flags = ["--engine", "eager", "--scenario", "single", "--queries", str(50 + more_queries)]
-        return lambda *more: bench(*INFER[:2], "--threads", "1", "--seconds", "0.01", *flags, *more)
+        monkeypatch.setattr(device, "now_ms", lambda device: next(clock))
+        queries = ["--queries", str(50 + next(calls))]  # another configuration each time
+        accept = SINGLE.index("--accept-noise")
+        flags = [*SINGLE[:accept], "--threads", "1", "--engine", "eager", *queries]
+        return lambda *more: bench(*flags, *more)
 
     assert use_clock(0.5)() == 0
     assert use_clock(2)() == 0
@@ -444,7 +428,7 @@ def test_a_noisy_clock_is_flagged_then_refused_unless_accepted(bench, runs, rows
     assert noisy() == 1
     assert noisy("--accept-noise") == 0
     quiet, flagged, refused, kept = rows("hw_infer")
-    assert quiet["metrics"]["noise"] < config.NOISY < flagged["metrics"]["noise"]
+    assert quiet["metrics"]["noise"] < NOISY < flagged["metrics"]["noise"]
     assert refused["error"].startswith("too noisy: IQR 67%")
     assert refused["metrics"]["latency_ms"] is None
     assert not {"mfu", "speedup_interval", "energy_per_image_j"} & refused["metrics"].keys()
@@ -459,8 +443,7 @@ def test_what_is_not_exported_is_named(bench, runs, rows, tmp_path, capsys):
         bench(*INFER, *flags)
     with pytest.raises(UsageError, match="nosuchrun is no finished run"):
         bench(*INFER, "--train-run-id", "nosuchrun")
-    every = ["--quick", "--seconds", "0.1", "--scenario", "single", "--threads", "1"]
-    assert bench(*INFER[:2], *every, "--accept-noise") == 0
+    assert bench(*SINGLE[:-1], "--threads", "1") == 0
     out = capsys.readouterr().out
     assert f"onnxruntime: not measured, {runs[1]['run_id']} has {hint}" in out
     assert "aotinductor: not measured" in out
@@ -478,10 +461,10 @@ def test_torch_compile_starts_cold_without_kernels_of_an_earlier_start(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     seen = []
     monkeypatch.setattr(
-        hw_infer, "load_engine",
+        inference, "load_engine",
         lambda *args: lambda pixels: seen.append(os.environ["TORCHINDUCTOR_CACHE_DIR"]),
     )  # fmt: skip
-    hw_infer.Server(hw_infer.Task(engine, tmp_path, 1, "digits", "study", 0, 16, "data", cold))
+    inference.Server(engine, tmp_path, 1, DIGITS, "data", cold)
     assert (seen == [str(tmp_path)]) == (engine == "eager" or not cold)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
 
@@ -500,24 +483,25 @@ def test_an_engine_in_a_process_of_its_own_answers_and_is_timed_and_ends(tmp_pat
     log = Log(tmp_path / "results")
     row = add_run(log, 0.02, 0.5, formats=["onnx"])
     file = log.folder / "exports" / f"{row['run_id']}.onnx"
-    digits = ("digits", "study", 0, 16, "data")
-    tasks = [
-        hw_infer.Task("eager", log.folder / row["metrics"]["checkpoint"], 1, *digits),
-        hw_infer.Task("onnxruntime", file, 1, *digits),
-        hw_infer.Task("torchscript", file, 1, *digits),  # which it is not
-    ]
+    eager = inference.Launched("eager", log.folder / row["metrics"]["checkpoint"])
+    onnxruntime = inference.Launched("onnxruntime", file)
+    torchscript = inference.Launched("torchscript", file)  # which it is not
+    engines = [eager, onnxruntime, torchscript]
     run = Run(TrainConfig(**row["config"]), "data")
-    sides = hw_infer.open_engines(tasks, run.dataset.labels[run.split.test])
+    labels = run.dataset.labels[run.split.test]
+    inference.launch_engines(engines, labels, 1, row["config"], "data", True)
     try:
-        assert sides["eager"].error is sides["onnxruntime"].error is None
-        assert sides["torchscript"].error.startswith("RuntimeError")
-        assert len({side.worker.process.pid for side in sides.values() if side.worker}) == 2
-        assert os.getpid() not in {s.worker.process.pid for s in sides.values() if s.worker}
-        os.kill(sides["onnxruntime"].worker.process.pid, signal.SIGKILL)
-        timed = {}
-        hw_infer.time_engines(sides, timed, 4, 10, 0.01)
+        assert eager.error is onnxruntime.error is torchscript.process is None
+        assert torchscript.error.startswith("RuntimeError")
+        pids = {engine.process.process.pid for engine in (eager, onnxruntime)}
+        assert len(pids | {os.getpid()}) == 3
+        os.kill(onnxruntime.process.process.pid, signal.SIGKILL)
+        scenario = [queries_of("eager", batch_size=4), queries_of("onnxruntime", batch_size=4)]
+        scenario[0].engine, scenario[1].engine = eager, onnxruntime
+        inference.take_turns(scenario, 10, 0.01)
     finally:
-        hw_infer.close_engines(sides)
-    assert len(timed["eager"].latencies_ms) >= 10
-    assert timed["onnxruntime"].error == "the engine's process ended with status -9"
-    assert not sides["eager"].worker.process.is_alive()
+        for engine in (eager, onnxruntime):
+            engine.process.close()
+    assert len(scenario[0].latencies_ms()) >= 10
+    assert scenario[1].error == "the engine's process ended with status -9"
+    assert not eager.process.process.is_alive()

@@ -26,7 +26,7 @@ from common.data.datasets import (
     pin_dataset,
     split_dataset,
 )
-from common.speed import inference as hw_infer
+from common.speed.inference import Server
 
 ROOT = Path(__file__).parent.parent
 PIXELS, LABELS = load_digits(return_X_y=True)
@@ -382,9 +382,9 @@ def test_a_comparison_on_your_own_images(tmp_path, photos, rows, kind, colour):
     assert len(content["mean"]) == (3 if colour else 1)
     # Engines see the pixels that training saw, resized as bytes and not as fractions.
     file = tmp_path / "results" / trained[0]["metrics"]["checkpoint"]
-    task = hw_infer.Task("eager", file, 1, pinned, split[1], 0, 32, where[3])
+    server = Server("eager", file, 1, trained[0]["config"], where[3], True)
     kept = np.load(tmp_path / "results" / trained[0]["metrics"]["predictions"])["logits"]
-    np.testing.assert_allclose(hw_infer.Server(task).answer()[2], kept, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(server.answer()[2], kept, rtol=1e-3, atol=1e-4)
     written = (tmp_path / "results" / "report" / "report.md").read_text()
     assert "Largest class, training images" in written
     assert pinned[-12:] in written

@@ -1,6 +1,7 @@
 """Timings: their summaries, ratios and noise; the device's peaks; energy counters."""
 
 import inspect
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +13,17 @@ from scipy import stats
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.cost import count_costs
-from common.judge.stats import ratio_interval
-from common.speed import energy, timing
+from common.models import build_model
 from common.speed import peaks as roofline
-from common.speed.peaks import Peaks, bound_ms, measure_peaks
-from common.speed.timing import Laps, judge_noise, percentiles_ms, summarize_ms
+from common.speed import timing
+from common.speed.peaks import Peaks, count_layers, measure_peaks, train_bound_ms
+from common.speed.samples import judge_noise, percentiles_ms, ratio_interval, summarize_ms
+from common.speed.timing import Laps
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.usefixtures("small_peaks")
 
 
 def test_summaries_by_hand():
@@ -129,48 +132,34 @@ def test_peak_memory_sees_what_was_freed_and_forgets_at_a_reset():
 
 
 def test_a_bound_is_the_slower_of_arithmetic_and_memory_layer_by_layer():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Flatten(),
-                          nn.Linear(4 * 8 * 8, 10))  # fmt: skip
-    costs = count_costs(model, (2, 3, 8, 8), "conv_linear")
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)
+    )
+    costs = count_layers(model, 2, 8)
+    passes = costs.train_step_macs / costs.macs
     conv_flops, linear_flops = 2 * 2 * 64 * 4 * 27, 2 * 2 * 256 * 10
     conv_moved = 2 * 3 * 64 + 2 * 4 * 64 + 108
     linear_moved = 2 * 256 + 2 * 10 + 2570
-    fast_memory = Peaks(1e6, 1e15)
-    assert bound_ms(costs, fast_memory, "fp32", False) == pytest.approx(
-        (conv_flops + linear_flops) / 1e6 * 1e3
-    )
-    fast_arithmetic = Peaks(1e15, 1e6)
-    for precision, item in (("fp32", 4), ("bf16", 2)):
-        assert bound_ms(costs, fast_arithmetic, precision, False) == pytest.approx(
-            item * (conv_moved + linear_moved) / 1e6 * 1e3
-        )
-    mixed = Peaks(1e6, 1e6)  # 27,648 FLOPs against 4,016 bytes; 10,240 against 12,408
-    assert bound_ms(costs, mixed, "fp32", False) == pytest.approx(
-        (conv_flops + 4 * linear_moved) / 1e6 * 1e3
-    )
-    passes = costs.train_step_macs / costs.macs
-    assert bound_ms(costs, mixed, "fp32", True) == pytest.approx(
-        passes * bound_ms(costs, mixed, "fp32", False)
-    )
+    for precision, peaks, seconds in (
+        ("fp32", Peaks(1e6, 1e15), (conv_flops + linear_flops) / 1e6),
+        ("fp32", Peaks(1e15, 1e6), 4 * (conv_moved + linear_moved) / 1e6),
+        ("bf16", Peaks(1e15, 1e6), 2 * (conv_moved + linear_moved) / 1e6),
+        # 27,648 FLOPs against 4,016 bytes; 10,240 against 12,408
+        ("fp32", Peaks(1e6, 1e6), (conv_flops + 4 * linear_moved) / 1e6),
+    ):
+        assert train_bound_ms(costs, peaks, precision) == pytest.approx(passes * seconds * 1e3)
+
+
+def test_a_network_that_multiplies_outside_of_layers_has_no_roofline():
+    assert count_layers(build_model("vit_b_16", 10, image_size=32), 1, 32) is None
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_peaks_are_of_work_that_was_done(precision, monkeypatch):
     """Half the time for the same work is twice the peak."""
-    monkeypatch.setattr(roofline, "MATRIX_SIDE", {"cpu": 64})
-    monkeypatch.setattr(roofline, "COPY_BYTES", 2**16)
-    monkeypatch.setattr(roofline, "CONVOLUTION", (1, 4, 4))
-    tick = 1.0
-
-    def clock(device):
-        clock.now += tick
-        return clock.now
-
-    clock.now = 0.0
-    monkeypatch.setattr(roofline, "now_ms", clock)
-    measure_peaks.cache_clear()
+    clock = itertools.count()  # milliseconds
+    monkeypatch.setattr(roofline, "now_ms", lambda device: next(clock))
     peaks = measure_peaks("cpu", precision, 1)
-    measure_peaks.cache_clear()
     assert peaks.flops_per_s == pytest.approx(2 * 64**3 / 1e-3)
     assert peaks.bytes_per_s == pytest.approx(2 * 2**16 / 1e-3)
 
@@ -178,12 +167,9 @@ def test_peaks_are_of_work_that_was_done(precision, monkeypatch):
 def test_a_peak_is_that_of_the_fastest_work(monkeypatch):
     seconds = iter([4.0, 2.0, 1.0])
     works = [(10, lambda: None), (20, lambda: None)]
-    monkeypatch.setattr(roofline, "COPY_BYTES", 2**16)
     monkeypatch.setattr(roofline, "dense_works", lambda *args: works)
     monkeypatch.setattr(roofline, "_fastest_s", lambda device, work: next(seconds))
-    measure_peaks.cache_clear()
     peaks = measure_peaks("cpu", "fp32", 1)
-    measure_peaks.cache_clear()
     assert peaks == Peaks(flops_per_s=10.0, bytes_per_s=2 * 2**16 / 1.0)
 
 
@@ -207,8 +193,6 @@ def test_the_work_behind_a_peak_is_done_and_counted(precision):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
 def test_peaks_are_of_data_that_differ_and_are_the_same_each_time(precision, monkeypatch):
     """Constant data flip fewer bits: on a GPU they run a tenth faster than real ones."""
-    monkeypatch.setattr(roofline, "MATRIX_SIDE", {"cpu": 64})
-    monkeypatch.setattr(roofline, "COPY_BYTES", 2**16)
     runs = []
 
     def look(device, work):
@@ -221,7 +205,6 @@ def test_peaks_are_of_data_that_differ_and_are_the_same_each_time(precision, mon
         runs.append([])
         measure_peaks.cache_clear()
         measure_peaks("cpu", precision, 1)
-    measure_peaks.cache_clear()
     assert len(runs[0]) == (3 if precision == "int8" else 5)
     for first, second in zip(*runs, strict=True):
         assert torch.equal(first, second)
@@ -232,37 +215,38 @@ def test_peaks_are_of_data_that_differ_and_are_the_same_each_time(precision, mon
 # --- energy ---------------------------------------------------------------------------------------
 
 
-def fake_package(root, number, start, limit=1_000_000):
-    folder = root / f"intel-rapl:{number}"
-    folder.mkdir()
-    (folder / "energy_uj").write_text(f"{start}\n")
-    (folder / "max_energy_range_uj").write_text(f"{limit}\n")
-    return folder / "energy_uj"
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A function: a stand-in for a CPU package's counter, by number and first value."""
+    monkeypatch.setattr(timing, "RAPL", tmp_path)
+
+    def add(number, start):
+        folder = tmp_path / f"intel-rapl:{number}"
+        folder.mkdir()
+        (folder / "energy_uj").write_text(f"{start}\n")
+        (folder / "max_energy_range_uj").write_text("1000000\n")
+        return folder / "energy_uj"
+
+    return add
 
 
-def test_energy_is_the_sum_of_packages_through_a_wrap(tmp_path, monkeypatch):
-    first, second = fake_package(tmp_path, 0, 999_000), fake_package(tmp_path, 1, 500)
+def test_energy_is_the_sum_of_packages_through_a_wrap(package, tmp_path):
+    first, second = package(0, 999_000), package(1, 500)
     (tmp_path / "intel-rapl:0:0").mkdir()  # a part of package 0: not counted twice
-    monkeypatch.setattr(energy, "RAPL", tmp_path)
-    meter = energy.open_meter(CPU)
+    meter = timing.open_meter(CPU)
     assert meter() == 0
     first.write_text("1000\n")  # through its end
     second.write_text("1500\n")
-    assert meter() == pytest.approx((2000 + 1000) / 1e6)
-    assert meter() == pytest.approx((2000 + 1000) / 1e6)
+    for _ in range(2):
+        assert meter() == pytest.approx((2000 + 1000) / 1e6)
 
 
-def test_a_counter_that_cannot_be_read_is_no_zero(tmp_path, monkeypatch):
-    monkeypatch.setattr(energy, "RAPL", tmp_path / "nowhere")
-    assert energy.open_meter(CPU) is None
-    fake_package(tmp_path, 0, "secret")
-    monkeypatch.setattr(energy, "RAPL", tmp_path)
-    assert energy.open_meter(CPU) is None
-
-
-def test_a_counter_that_goes_away_is_no_zero_either(tmp_path, monkeypatch):
-    file = fake_package(tmp_path, 0, 500)
-    monkeypatch.setattr(energy, "RAPL", tmp_path)
-    meter = energy.open_meter(CPU)
+def test_a_counter_that_is_not_there_cannot_be_read_or_goes_away_is_no_zero(package):
+    assert timing.open_meter(CPU)() is None
+    file = package(0, "secret")
+    assert timing.open_meter(CPU)() is None
+    file.write_text("500")
+    meter = timing.open_meter(CPU)
+    assert meter() == 0
     file.unlink()
     assert meter() is None

@@ -15,10 +15,13 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from common.base.cli import UsageError, first_line, parse_command_line
@@ -35,22 +38,9 @@ from common.deploy.runtimes import (
     load_engine,
     torchscript_warnings_off,
 )
-from common.judge.stats import mcnemar
 from common.train.device import compile_obstacle
 from common.train.loop import EVAL_BATCH_SIZE, evaluate, score
 
-SUFFIXES = {
-    "torchscript": ".ts.pt", "onnx": ".onnx", "onnx-int8": ".int8.onnx", "aotinductor": ".pt2",
-}  # fmt: skip
-# The engine that an exported file is checked in.
-ENGINE_OF = {
-    "torchscript": "torchscript", "onnx": "onnxruntime", "onnx-int8": "onnxruntime-int8",
-    "aotinductor": "aotinductor",
-}  # fmt: skip
-PACKAGES = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "onnx-int8": ("onnx", "onnxscript", "onnxruntime"),
-}
 # Tolerance of the gate, for fp32 against fp32. Between engines the order of additions differs and
 # nothing else, which moves the logits of these networks by about 1e-5.
 MAX_ABS_LOGIT = 1e-3
@@ -58,20 +48,13 @@ NEAR_TIE = 1e-4  # a class may change only where eager's best two logits are thi
 MAX_ACC_DROP = 0.002  # of bf16 and int8, whose logits do move; or one image, where that is more
 CALIBRATION_IMAGES = 1024  # of the validation part
 CALIBRATION_BATCH = 16  # images whose least and greatest values are averaged with other batches'
-INPUT = (
-    "float32 pixels in [0, 1], shape (batch, {c}, {s}, {s}), resized with bilinear interpolation"
-)
-
 
 Images = Iterable[Tensor]  # batches of pixels
+Metadata = dict[str, Any]  # of a file; image_size and channels give the input's shape
 
 
 class ExportMismatch(RuntimeError):
-    """An exported file does not predict as the network does; `parity` says by how much."""
-
-    def __init__(self, message: str, parity: dict[str, Any] | None) -> None:
-        super().__init__(message)
-        self.parity = parity
+    """An exported file does not predict as the network does."""
 
 
 def build_pixel_loader(dataset: Dataset, image_size: int) -> Callable[[Tensor], Tensor]:
@@ -90,9 +73,6 @@ def predict(engine: Run, batches: Images) -> Tensor:
     return torch.cat([engine(pixels) for pixels in batches])
 
 
-# --- the gate -------------------------------------------------------------------------------------
-
-
 def measure_parity(
     logits: Tensor, reference: Tensor, labels: Tensor, precision: str = "fp32"
 ) -> tuple[dict[str, Any], str | None]:
@@ -102,6 +82,7 @@ def measure_parity(
     in accuracy; what is beyond the tolerance of the precision, or None).
     """
     right, right_before = logits.argmax(1) == labels, reference.argmax(1) == labels
+    lost, won = int((right_before & ~right).sum()), int((right & ~right_before).sum())
     flipped = logits.argmax(1) != reference.argmax(1)
     best, second = reference.topk(2).values.unbind(1)
     wrong = int((flipped & ~(best - second <= NEAR_TIE)).sum())
@@ -111,17 +92,14 @@ def measure_parity(
         "flips": int(flipped.sum()),
         "max_abs_logit": distance,
         "acc_delta": score(logits, labels)[1] - score(reference, labels)[1],
-        "mcnemar_p": mcnemar(
-            int((right & ~right_before).sum()), int((right_before & ~right).sum())
-        ),
+        "mcnemar_p": float(binomtest(won, won + lost).pvalue) if won + lost else 1.0,
     }
     fault = None
     if precision != "fp32":
-        lost = int((right_before & ~right).sum()) - int((right & ~right_before).sum())
         if not logits.isfinite().all():
             fault = "logits are not finite"
-        elif lost > max(1, MAX_ACC_DROP * len(labels)):
-            drop = lost / len(labels)
+        elif lost - won > max(1, MAX_ACC_DROP * len(labels)):
+            drop = (lost - won) / len(labels)
             fault = f"accuracy falls by {drop:.2%} (tolerance {MAX_ACC_DROP:.1%})"
     elif wrong or not distance <= MAX_ABS_LOGIT:  # so that NaN is a fault
         fault = (
@@ -131,36 +109,35 @@ def measure_parity(
     return parity, fault
 
 
-# --- writing --------------------------------------------------------------------------------------
-
-
-Draft = dict[str, Any]  # metadata of the file
-
-
-def _write_torchscript(network: nn.Module, file: Path, metadata: Draft, images: Images) -> None:
+def _write_torchscript(network: nn.Module, file: Path, facts: Metadata, images: Images) -> None:
     with torch.no_grad(), torchscript_warnings_off():
         # check_trace would compare a handful of outputs; the gate compares thousands.
-        traced = torch.jit.trace(network, _example(metadata), check_trace=False)
-        frozen = torch.jit.freeze(traced)
-        torch.jit.save(frozen, file, _extra_files={"metadata.json": json.dumps(metadata)})
+        traced = torch.jit.trace(network, _example(facts), check_trace=False)
+        extra = {"metadata.json": json.dumps(facts)}
+        torch.jit.save(torch.jit.freeze(traced), file, _extra_files=extra)
 
 
-def _write_onnx(network: nn.Module, file: Path, metadata: Draft, images: Images) -> None:
+def _write_onnx(network: nn.Module, file: Path, facts: Metadata, images: Images) -> None:
     import onnx
 
     # Channels last, an average over all positions would become eleven operations.
     network.to(memory_format=torch.contiguous_format)
     program = torch.onnx.export(
-        network, (_example(metadata),), dynamo=True, external_data=False, verbose=False,
+        network,
+        (_example(facts),),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
         dynamic_shapes=({0: torch.export.Dim("batch")},),
-        input_names=["pixels"], output_names=["logits"],
-    )  # fmt: skip
-    program.model.metadata_props.update(_as_text(metadata))
+        input_names=["pixels"],
+        output_names=["logits"],
+    )
+    program.model.metadata_props.update(_as_text(facts))
     program.save(file, external_data=False)
     onnx.checker.check_model(file, full_check=True)
 
 
-def _write_onnx_int8(network: nn.Module, file: Path, metadata: Draft, images: Images) -> None:
+def _write_onnx_int8(network: nn.Module, file: Path, facts: Metadata, images: Images) -> None:
     """Static quantisation: int8 weights with a scale for each output channel, uint8 activations
     with ranges that are the mean of those of the batches, as QuantizeLinear and DequantizeLinear
     pairs. The ranges of all images, which a few outliers widen, cost a ResNet-50 0.3 points."""
@@ -169,15 +146,21 @@ def _write_onnx_int8(network: nn.Module, file: Path, metadata: Draft, images: Im
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     plain = file.with_suffix(".fp32.onnx")
-    _write_onnx(network, plain, metadata, images)
+    _write_onnx(network, plain, facts, images)
     quant_pre_process(plain, plain, skip_symbolic_shape=True)
+    inputs = ({"pixels": pixels.numpy()} for pixels in images)
     quantize_static(
-        plain, file, _Calibration(images), per_channel=True, activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8, nodes_to_exclude=_classifier(onnx.load(plain).graph),
+        plain,
+        file,
+        SimpleNamespace(get_next=lambda: next(inputs, None)),
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=_classifier(onnx.load(plain).graph),
         extra_options={"CalibMovingAverage": True},
-    )  # fmt: skip
+    )
     model = onnx.load(file)
-    onnx.helper.set_model_props(model, _as_text(metadata))
+    onnx.helper.set_model_props(model, _as_text(facts))
     onnx.save(model, file)
     onnx.checker.check_model(file, full_check=True)
 
@@ -187,142 +170,137 @@ def _classifier(graph: Any) -> list[str]:
     logits to a few values: a convolution may be last, or a mean over images follow."""
     weights = {tensor.name for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     pending = [output.name for output in graph.output]
     while pending:
         node = makers.get(pending.pop())
-        if node is None or node.name in found:
+        if node is None or node.name in names:
             continue
-        found[node.name] = None
+        names[node.name] = None
         if node.op_type not in ("Conv", "Gemm", "MatMul") or weights.isdisjoint(node.input):
             pending += node.input
-    return list(found)
+    return list(names)
 
 
-def _as_text(metadata: Draft) -> dict[str, str]:
-    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-
-
-class _Calibration:
-    """Batches of pixels, as onnxruntime's quantiser wants to be given them."""
-
-    def __init__(self, images: Images) -> None:
-        self.images = iter(images)
-
-    def get_next(self) -> dict[str, Any] | None:
-        pixels = next(self.images, None)
-        return None if pixels is None else {"pixels": pixels.numpy()}
-
-
-def _write_aotinductor(network: nn.Module, file: Path, metadata: Draft, images: Images) -> None:
+def _write_aotinductor(network: nn.Module, file: Path, facts: Metadata, images: Images) -> None:
     # Not with inductor's freezing: in torch 2.14 a package made so answers wrongly, which the gate
     # found out.
     shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
+    settings = {
+        "aot_inductor.metadata": _as_text(facts),
+        "cpp.dynamic_threads": True,  # else the count of threads here would be in it
+    }
     with torch.no_grad():
-        program = torch.export.export(network, (_example(metadata),), dynamic_shapes=shapes)
+        program = torch.export.export(network, (_example(facts),), dynamic_shapes=shapes)
         torch._inductor.aoti_compile_and_package(
-            program, package_path=str(file),
-            inductor_configs={
-                "aot_inductor.metadata": _as_text(metadata),
-                "cpp.dynamic_threads": True,  # else the count of threads here would be in it
-            },
-        )  # fmt: skip
+            program, package_path=str(file), inductor_configs=settings
+        )
 
 
-def _example(metadata: Draft) -> Tensor:
+def _example(facts: Metadata) -> Tensor:
     # Of two images: a dimension of 1 would be taken for a constant.
-    side = metadata["image_size"]
-    return torch.zeros(2, metadata["channels"], side, side)
+    return torch.zeros(2, facts["channels"], facts["image_size"], facts["image_size"])
 
 
-WRITERS = {
-    "torchscript": _write_torchscript, "onnx": _write_onnx, "onnx-int8": _write_onnx_int8,
-    "aotinductor": _write_aotinductor,
-}  # fmt: skip
+def _as_text(facts: Metadata) -> dict[str, str]:
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
 
 
-def export_model(
-    network: Deployable, format: str, target: Path, metadata: dict[str, Any], *,
-    calibration: Images, batches: Images, reference: Tensor, labels: Tensor,
-) -> dict[str, Any]:  # fmt: skip
-    """Write `network` as one file, if what is in the file predicts as the reference does.
+@dataclass(frozen=True)
+class Format:
+    """How a file is named and written, the engine that it is checked in, and what it needs.
 
-    metadata: goes into the file; image_size and channels give the input's shape. calibration:
-    pixels whose ranges a quantised file is made for, none of them of the test split.
-    Shapes: calibration and batches (B, C, S, S) of pixels, the latter together the N images of
-    reference (N, classes), eager's fp32 logits, and labels (N,).
-    Returns: size_bytes, sha256, parity.
-    Raises: ExportMismatch, and then the file that had the name before stays; UsageError.
+    `write` takes the folded network, the file, its metadata, and images that are none of the test
+    split's, for whose ranges a quantised file is made.
     """
-    engine_name = ENGINE_OF[format]
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / f"draft{SUFFIXES[format]}"
-        WRITERS[format](fold(network), draft, metadata, calibration)
-        engine = load_engine(engine_name, draft, torch.get_num_threads())
-        logits = predict(engine, batches)
-        parity, fault = measure_parity(logits, reference, labels, ENGINES[engine_name].precision)
-        if fault:
-            raise ExportMismatch(f"{target.name} refused: {fault}", parity)
-        content = draft.read_bytes()
-    write_atomically(target, content)
-    digest = hashlib.sha256(content).hexdigest()
-    return {"size_bytes": len(content), "sha256": digest, "parity": parity}
+
+    suffix: str
+    engine: str
+    write: Callable[[nn.Module, Path, Metadata, Images], None]
+    packages: tuple[str, ...] = ()
+
+
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+FORMATS = {
+    "torchscript": Format(".ts.pt", "torchscript", _write_torchscript),
+    "onnx": Format(".onnx", "onnxruntime", _write_onnx, ONNX),
+    "onnx-int8": Format(".int8.onnx", "onnxruntime-int8", _write_onnx_int8, ONNX),
+    "aotinductor": Format(".pt2", "aotinductor", _write_aotinductor),
+}
 
 
 def export_run(log: Log, row: dict[str, Any], format: str, data_dir: str) -> dict[str, Any]:
-    """Export the network of one train row of the log and append the `export` row.
+    """Export the network of one train row of the log and append the `export` row. A file that was
+    there stays unless the new one predicts as the network does.
 
     Returns: the new row; its status is failed where the file was refused or could not be made.
     Raises: UsageError when the checkpoint, the data or a package is not there.
     """
     check_format(format)
     config = row["config"] | {"format": format}
-    file = f"exports/{row['run_id']}{SUFFIXES[format]}"
+    file = f"exports/{row['run_id']}{FORMATS[format].suffix}"
     metrics = {"format": format, "train_run_id": row["run_id"], "file": None, "parity": None}
     network, content = load_deployable(locate(log.folder, row["metrics"]["checkpoint"]))
-    dataset = cached_dataset(row["config"]["dataset"], data_dir, row["config"]["image_size"])
+    dataset = cached_dataset(config["dataset"], data_dir, config["image_size"])
     try:
-        done = _export_checkpoint(network, content, dataset, row, format, log.folder / file)
+        written, metrics["parity"], fault = write_draft(network, content, dataset, row, format)
+        if fault:
+            raise ExportMismatch(f"{Path(file).name} refused: {fault}")
+        write_atomically(log.folder / file, written)
     except UsageError:
         raise
     except Exception as error:  # exporters fail in many ways; none of them ends a grid
-        metrics["parity"] = getattr(error, "parity", None)
         return log.append("export", config, metrics, status="failed", error=first_line(error))
-    return log.append("export", config, metrics | done | {"file": file})
+    digest = hashlib.sha256(written).hexdigest()
+    metrics |= {"file": file, "size_bytes": len(written), "sha256": digest}
+    return log.append("export", config, metrics)
 
 
-def _export_checkpoint(
-    network: Deployable, content: dict[str, Any], dataset: Dataset, row: dict[str, Any],
-    format: str, target: Path,
-) -> dict[str, Any]:  # fmt: skip
-    config = row["config"]
-    size, channels = config["image_size"], dataset.images.shape[1]
+def write_draft(
+    network: Deployable,
+    content: dict[str, Any],
+    dataset: Dataset,
+    row: dict[str, Any],
+    format: str,
+) -> tuple[bytes, dict[str, Any], str | None]:
+    """A network as one file, and how what is in the file predicts, as measure_parity has it."""
+    config, size, channels = row["config"], row["config"]["image_size"], dataset.images.shape[1]
     split = split_dataset(dataset, config["split"], config["split_seed"])
-    test, labels = split.test, dataset.labels[split.test]
+    labels, load_pixels = dataset.labels[split.test], build_pixel_loader(dataset, size)
     # The reference comes the way that training took, with nothing of the exported graph in it.
     statistics = torch.tensor(content["mean"]), torch.tensor(content["std"])
     batches = Batches(dataset, statistics, size, torch.device("cpu"))
-    reference = evaluate(network.model, batches, test)
-    metadata = {
-        "input": INPUT.format(c=channels, s=size), "output": "logits, one for each class",
-        "classes": list(content["classes"]), "dataset": config["dataset"],
-        "model": config["model"], "image_size": size, "channels": channels,
+    reference = evaluate(network.model, batches, split.test)
+    facts = {
+        "input": f"float32 pixels in [0, 1], shape (batch, {channels}, {size}, {size}), resized "
+        "with bilinear interpolation",
+        "output": "logits, one for each class",
+        "classes": list(content["classes"]),
+        "dataset": config["dataset"],
+        "model": config["model"],
+        "image_size": size,
+        "channels": channels,
         "resized_as": "uint8" if is_own(config["dataset"]) else "float32",
-        "mean": list(content["mean"]), "std": list(content["std"]),
-        "fp32_test_acc": score(reference, labels)[1], "train_run_id": row["run_id"],
+        "mean": list(content["mean"]),
+        "std": list(content["std"]),
+        "fp32_test_acc": score(reference, labels)[1],
+        "train_run_id": row["run_id"],
         "git_commit": git_state()["commit"],
-    }  # fmt: skip
-    load_pixels = build_pixel_loader(dataset, size)
-    return export_model(
-        network, format, target, metadata,
-        calibration=map(load_pixels, split.val[:CALIBRATION_IMAGES].split(CALIBRATION_BATCH)),
-        batches=map(load_pixels, test.split(EVAL_BATCH_SIZE)), reference=reference, labels=labels,
-    )  # fmt: skip
+    }
+    engine, calibration = FORMATS[format].engine, split.val[:CALIBRATION_IMAGES]
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / f"draft{FORMATS[format].suffix}"
+        ranges = map(load_pixels, calibration.split(CALIBRATION_BATCH))
+        FORMATS[format].write(fold(network), draft, facts, ranges)
+        run = load_engine(engine, draft, torch.get_num_threads())
+        logits = predict(run, map(load_pixels, split.test.split(EVAL_BATCH_SIZE)))
+        parity = measure_parity(logits, reference, labels, ENGINES[engine].precision)
+        return draft.read_bytes(), *parity
 
 
 def check_format(format: str) -> None:
     """Raises: UsageError when an export needs what is not installed."""
-    check_packages(format, PACKAGES.get(format, ()))
+    check_packages(format, FORMATS[format].packages)
     if format == "aotinductor" and (obstacle := compile_obstacle()):
         raise UsageError(f"aotinductor: {obstacle}")
 

@@ -17,22 +17,25 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
 
 from common.base.cli import UsageError, first_line, parse_command_line
 from common.base.config import PredictOptions
-
-if TYPE_CHECKING:
-    import numpy as np
+from common.data.images import Unreadable, decoding, open_image, to_inputs
 
 NEEDED = {"classes": list, "image_size": int, "channels": int, "resized_as": str}
 
+Network = Callable[[np.ndarray], np.ndarray]  # (C, S, S) float32 in [0, 1] to (classes,) logits
 
-def load_model(path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]:
+
+def load_model(path: Path) -> tuple[Network, dict[str, Any]]:
     """An exported network and what its file says about it.
 
-    Shapes: the network maps (C, S, S) float32 in [0, 1] to (classes,) logits.
     Raises: UsageError when the file is no model, or not one that this project exported.
     """
     import onnxruntime
@@ -45,73 +48,48 @@ def load_model(path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # it has a type for every way to fail
         raise UsageError(f"{path} is no ONNX model: {first_line(error)}") from None
-    facts = _read_metadata(path, session.get_modelmeta().custom_metadata_map)
-
-    def run(pixels: np.ndarray) -> np.ndarray:
-        return session.run(["logits"], {"pixels": pixels[None]})[0][0]
-
-    return run, facts
-
-
-def _read_metadata(path: Path, stored: dict[str, str]) -> dict[str, Any]:
-    facts: dict[str, Any] = dict(stored)
+    facts: dict[str, Any] = dict(session.get_modelmeta().custom_metadata_map)
     for name, kind in NEEDED.items():
-        try:
-            facts[name] = stored[name] if kind is str else json.loads(stored[name])
-        except (KeyError, ValueError):
-            facts[name] = None
-        if not isinstance(facts[name], kind):
+        with suppress(KeyError, ValueError):
+            facts[name] = facts[name] if kind is str else json.loads(facts[name])
+        if not isinstance(facts.get(name), kind):
             raise UsageError(
                 f"{path} does not say its {name}: it is no export of this project, or of a version "
                 "before common.predict; python -m common.export RUN writes a new one"
             )
     if facts["channels"] not in (1, 3) or facts["resized_as"] not in ("uint8", "float32"):
         raise UsageError(f"{path}: its preprocessing is not known to this version")
-    return facts
+    return lambda pixels: session.run(["logits"], {"pixels": pixels[None]})[0][0], facts
 
 
-def classify(run: Callable[[np.ndarray], np.ndarray], facts: dict[str, Any], file: str) -> Any:
-    """Probability of every class, the likeliest first. Raises: common.data.images.Unreadable."""
-    import numpy as np
-
-    from common.data.images import open_image, to_inputs
-
-    image = open_image(Path(file))
-    logits = run(to_inputs(image, facts["channels"], facts["image_size"], facts["resized_as"]))
+def classify(network: Network, facts: dict[str, Any], file: str) -> dict[str, Any]:
+    """The likeliest class of an image, and the probability of each. Raises: Unreadable."""
+    with decoding():
+        image = open_image(Path(file))
+        pixels = to_inputs(image, facts["channels"], facts["image_size"], facts["resized_as"])
+    logits = network(pixels)
     powers = np.exp(logits.astype(np.float64) - logits.max())
-    shares = dict(zip(facts["classes"], (powers / powers.sum()).tolist(), strict=True))
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
-
-
-def format_table(found: Sequence[dict[str, Any]]) -> str:
-    """A file a line."""
-    from tabulate import tabulate
-
-    lines = [[f["file"], f["class"], f"{f['probability']:.1%}"] for f in found]
-    return tabulate(lines, ["file", "class", "probability"], disable_numparse=True)
+    shares = zip(facts["classes"], (powers / powers.sum()).tolist(), strict=True)
+    probabilities = dict(sorted(shares, key=lambda item: -item[1]))
+    name, probability = next(iter(probabilities.items()))
+    answer = {"file": file, "class": name, "probability": probability}
+    return answer | {"probabilities": probabilities}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Classify every file, and name those that are no images."""
     _, options = parse_command_line(argv, __doc__, options_class=PredictOptions)
-    from common.data.images import Unreadable, decoding
-
-    run, facts = load_model(Path(options.model))
-    found, failures = [], 0
+    network, facts = load_model(Path(options.model))
+    answers, failures = [], 0
     for file in options.images:
         try:
-            with decoding():
-                shares = classify(run, facts, file)
+            answers.append(classify(network, facts, file))
         except Unreadable as error:
             failures += 1
             print(f"{file}: {error}", file=sys.stderr)
-            continue
-        name, probability = next(iter(shares.items()))
-        found.append(
-            {"file": file, "class": name, "probability": probability, "probabilities": shares}
-        )
     if options.json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
-    elif found:
-        print(format_table(found))
+        print(json.dumps(answers, indent=1, ensure_ascii=False))
+    elif answers:
+        lines = [(a["file"], a["class"], f"{a['probability']:.1%}") for a in answers]
+        print(tabulate(lines, ["file", "class", "probability"], disable_numparse=True))
     return int(failures > 0)

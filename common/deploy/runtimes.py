@@ -28,7 +28,23 @@ COMPILED_SIZES = 64  # batch sizes that torch.compile is measured in, at most
 Run = Callable[[Tensor], Tensor]
 
 
-# --- loaders: file and threads to what runs it ----------------------------------------------------
+@contextmanager
+def torchscript_warnings_off() -> Iterator[None]:
+    """TorchScript's own warnings, said once in the documentation, not at every call."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", TORCHSCRIPT_WARNING, FutureWarning)
+        yield
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What an engine runs and needs. `reads` is an export's format, or checkpoint; `precision` that
+    of its convolutions and linear layers."""
+
+    reads: str
+    load: Callable[[Path, int], Run]  # of a file, for so many threads
+    precision: str = "fp32"
+    packages: tuple[str, ...] = ()
 
 
 def _load_eager(file: Path, threads: int) -> Run:
@@ -84,32 +100,10 @@ def _load_openvino(file: Path, threads: int) -> Run:
 
     def run(pixels: Tensor) -> Tensor:
         # Nothing is kept of either beyond this call; copies of both would take 5 % of batch 1.
-        found = request.infer([pixels.numpy()], share_inputs=True, share_outputs=True)
-        return torch.from_numpy(found[0].copy())
+        logits = request.infer([pixels.numpy()], share_inputs=True, share_outputs=True)[0]
+        return torch.from_numpy(logits.copy())
 
     return run
-
-
-@contextmanager
-def torchscript_warnings_off() -> Iterator[None]:
-    """TorchScript's own warnings, said once in the documentation, not at every call."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", TORCHSCRIPT_WARNING, FutureWarning)
-        yield
-
-
-# --- the registry ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What an engine runs and needs. `reads` is an export's format, or checkpoint; `precision` that
-    of its convolutions and linear layers."""
-
-    reads: str
-    load: Callable[[Path, int], Run]
-    precision: str = "fp32"
-    packages: tuple[str, ...] = ()
 
 
 ENGINES = {

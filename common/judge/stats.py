@@ -137,30 +137,6 @@ def median_ratio_interval(
     return ratio * math.exp(-half), ratio * math.exp(half)
 
 
-def ratio_interval(
-    baseline_ms: Sequence[float], own_ms: Sequence[float], launches: int = 1
-) -> tuple[float, Interval | None]:
-    """How many times as fast, from interleaved blocks: one time of each side for every block.
-
-    Returns: the geometric mean of the blocks' ratios and its 95 % interval, None for a single
-    block: Student's over the logarithms. Where the blocks come, launch by launch, from so many
-    fresh processes of both sides, it is over the launches' means, for processes of one program
-    differ by more than their blocks do; for one launch it is over the blocks, and what differs
-    from one process to the next is not in it. A block's two times stay a pair, so that a drift
-    that both sides met widens nothing. A bootstrap of so few blocks would hold the truth in 51 to
-    89 % of cases (two to ten blocks, simulated).
-    Source: Kalibera and Jones, "Rigorous Benchmarking in Reasonable Time", 2013.
-    """
-    logs = np.log(baseline_ms) - np.log(own_ms)
-    ratio = float(np.exp(logs.mean()))
-    if launches > 1:
-        logs = logs.reshape(launches, -1).mean(1)
-    if len(logs) < 2:
-        return ratio, None
-    low, high = np.exp(t_interval(logs))
-    return ratio, (float(low), float(high))
-
-
 # --- test images and seeds together ---------------------------------------------------------------
 
 

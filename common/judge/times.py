@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from common.base.machine import machine_of
 from common.judge.rows import Row, by_seed, get, latest_ok, number
-from common.judge.stats import Interval, median_ratio_interval, ratio_interval
+from common.judge.stats import Interval, median_ratio_interval
+from common.speed.samples import ratio_interval
 
 # The study's question 2; claims on ratios are tested on no other work.
 STUDY = {"dataset": "fashion", "image_size": 224, "batch_size": 16}

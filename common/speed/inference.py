@@ -4,101 +4,151 @@ if that process has answered the whole test split as the eager network does."""
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
-import multiprocessing
-import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
 
-from common.base.cli import first_line
+from common.base.cli import UsageError, as_dict, expand_grid
 from common.base.config import HwInferConfig
-from common.cost import count_costs
+from common.base.log import Log, locate, run_id
 from common.data.datasets import cached_dataset, split_dataset
 from common.deploy.export import build_pixel_loader, measure_parity, predict
-from common.deploy.runtimes import ENGINES, load_engine
-from common.judge.stats import ratio_interval
+from common.deploy.runtimes import ENGINES, check_packages, load_engine
 from common.models import build_model
-from common.speed.energy import open_meter
-from common.speed.peaks import measure_peaks
-from common.speed.timing import (
-    alternate,
-    judge_noise,
-    peak_memory_bytes,
-    percentiles_ms,
-    reset_peak_memory,
-    without_kept_kernels,
-)
-from common.train.device import now_ms, prepare_process
-from common.train.loop import EVAL_BATCH_SIZE, as_tested, score
+from common.speed import timing
+from common.speed.peaks import count_layers, measure_peaks
+from common.speed.process import Process
+from common.speed.samples import judge_noise, percentiles_ms, ratio_interval
+from common.train import device, loop
+
+Row = dict[str, Any]  # of the log, or the configuration in it
 
 CPU = torch.device("cpu")
-# What loading a file imports, of each kind that does: packages are no part of a cold start.
-IMPORTED_LATE = {"checkpoint": "torchvision.models", "aotinductor": "torch._inductor.package"}
 ROUNDS = 10  # of a launch, in which every engine has a turn
 # Idle threads of one engine's pool spin on for a while and slow the next engine down: without a
 # pause before its turn, eager's batch 1 took 7.9 ms after ONNX Runtime's turn instead of 4.5.
 SETTLE_S = 0.1
 
 
-# --- in the engine's process ----------------------------------------------------------------------
+def find_files(
+    wanted: list[str | None], log: Log, pick_best: Callable[[list[Row]], list[Any]]
+) -> list[tuple[Row, dict[str, str]]]:
+    """The train rows to measure, each with the file of every engine, relative to the results.
+
+    `pick_best` chooses among rows where none are wanted by name.
+    Raises: UsageError when there is no export of what was asked for.
+    """
+    trained, exports = log.finished("train"), log.finished("export")
+    files: dict[str, dict[str, str]] = {}
+    for m in (row["metrics"] for row in exports.values()):
+        run, file = m.get("train_run_id"), m.get("file")
+        if run in trained and file and locate(log.folder, file).exists():
+            checkpoint = trained[run]["metrics"].get("checkpoint")
+            files.setdefault(run, {"checkpoint": checkpoint})[m["format"]] = file
+    how = "python train.py ... --export torchscript onnx"
+    if not files:
+        gone = f"the files of its {len(exports)} exports are not there"
+        raise UsageError(
+            f"{log.path}: {gone if exports else 'no exported networks'}; make best exports each "
+            f"data set's, and {how} a run of your own"
+        )
+    if wanted == [None]:
+        wanted = [g.first()["run_id"] for g in pick_best([trained[name] for name in files])]
+    for name in wanted:
+        if name not in files:
+            what = "is not exported" if name in trained else f"is no finished run in {log.path}"
+            among = f"choose from {', '.join(files)}, or export it with {how}"
+            raise UsageError(f"--train-run-id: {name} {what}; {among}")
+        checkpoint = files[name]["checkpoint"]
+        if not checkpoint or not locate(log.folder, checkpoint).exists():
+            what = log.folder / checkpoint if checkpoint else f"the checkpoint of run {name}"
+            raise UsageError(f"{what} is missing: eager inference needs it")
+    by_engine = [
+        {k: files[name][e.reads] for k, e in ENGINES.items() if e.reads in files[name]}
+        for name in wanted
+    ]
+    return [(trained[name], engines) for name, engines in zip(wanted, by_engine, strict=True)]
 
 
-@dataclass
-class Task:
-    """What an engine's process is told."""
+def expand_queries(
+    grid: dict[str, list[Any]], run: str, files: dict[str, str]
+) -> list[HwInferConfig]:
+    """What is to be measured of one run: each engine in each scenario.
 
-    engine: str
-    file: Path
-    threads: int
-    dataset: str
-    split: str
-    split_seed: int
-    image_size: int
-    data_dir: str
-    cold: bool = True  # torch.compile finds nothing that it kept from earlier
+    Raises: UsageError for an engine that was asked for by name and has no file or package.
+    """
+    by_name = grid["engine"] != [None]
+    engines = []
+    for name in grid["engine"] if by_name else ENGINES:
+        try:
+            if name not in files:
+                again = f"python -m common.export {run} --format {ENGINES[name].reads}"
+                raise UsageError(f"{run} has no export for {name}: {again}")
+            check_packages(name, ENGINES[name].packages)
+            if name == "compile" and (obstacle := device.compile_obstacle()):
+                raise UsageError(obstacle)
+            engines.append(name)
+        except UsageError as error:
+            if by_name:
+                raise
+            print(f"{name}: not measured, {error}")
+    scenarios = ["single", "offline"] if grid["scenario"] == [None] else grid["scenario"]
+    chosen = {"train_run_id": [run], "scenario": scenarios, "engine": engines}
+    configs = [
+        replace(
+            config,
+            threads=config.threads or torch.get_num_threads(),
+            batch_size=1 if config.scenario == "single" else config.batch_size,
+            launches=1 if config.quick else config.launches,
+        )
+        for config in expand_grid(HwInferConfig, grid | chosen)
+    ]
+    return sorted(dict.fromkeys(configs), key=lambda config: scenarios.index(config.scenario))
 
 
 class Server:
-    """One engine with the test split before it.
+    """One engine, in its process, with the test split before it.
 
-    cold_start_ms is from an engine's file to its first answer, without importing its packages.
+    cold_start_ms is from an engine's file to its first answer, without importing its packages;
+    `cold`: torch.compile finds nothing that it kept from earlier.
     """
 
-    def __init__(self, task: Task) -> None:
-        self.kept = prepare_process(task.threads)
-        dataset = cached_dataset(task.dataset, task.data_dir, task.image_size)
-        self.test = split_dataset(dataset, task.split, task.split_seed).test
-        self.load_pixels = build_pixel_loader(dataset, task.image_size)
-        self.precision = ENGINES[task.engine].precision
-        packages = ENGINES[task.engine].packages or ("torch",)
+    def __init__(
+        self, name: str, file: Path, threads: int, trained: Row, data_dir: str, cold: bool
+    ) -> None:
+        dataset = cached_dataset(trained["dataset"], data_dir, trained["image_size"])
+        self.test = split_dataset(dataset, trained["split"], trained["split_seed"]).test
+        self.load_pixels = build_pixel_loader(dataset, trained["image_size"])
+        self.precision = ENGINES[name].precision
+        packages = ENGINES[name].packages or ("torch",)
         self.versions = {p: importlib.import_module(p).__version__ for p in packages}
-        if late := IMPORTED_LATE.get(ENGINES[task.engine].reads):
-            importlib.import_module(late)
+        if name == "aotinductor":  # its loader imports this, which is no part of a cold start
+            importlib.import_module("torch._inductor.package")
         first = self.load_pixels(self.test[:1])
-        with without_kept_kernels(task.cold and task.engine == "compile"):
-            start_ms = now_ms(CPU)
-            self.engine = load_engine(task.engine, task.file, task.threads)
+        with timing.without_kept_kernels(cold and name == "compile"):
+            start_ms = device.now_ms(CPU)
+            self.engine = load_engine(name, file, threads)
             self.engine(first)
-            self.cold_start_ms = now_ms(CPU) - start_ms
+            self.cold_start_ms = device.now_ms(CPU) - start_ms
 
-    def answer(self) -> tuple[float, dict[str, str], Any, bool]:
-        """Its cold start, its packages' versions, its logits of the test split, and whether its
-        process keeps freed memory.
+    def answer(self) -> tuple[float, dict[str, str], Any]:
+        """Its cold start, its packages' versions, and its logits of the test split.
 
         Shapes: logits (N, classes).
         """
-        batches = map(self.load_pixels, self.test.split(EVAL_BATCH_SIZE))
-        self.answers = predict(self.engine, batches)
-        return self.cold_start_ms, self.versions, self.answers.numpy(), self.kept
+        self.answers = predict(
+            self.engine, map(self.load_pixels, self.test.split(loop.EVAL_BATCH_SIZE))
+        )
+        return self.cold_start_ms, self.versions, self.answers.numpy()
 
     def time(
         self, batch_size: int, first: int, queries: int, seconds: float
@@ -110,22 +160,22 @@ class Server:
         Raises: RuntimeError where a query of this size is answered otherwise than the test split
         was: engines compile or choose kernels by the size of a batch.
         """
-        reset_peak_memory(CPU)
-        latencies_ms: list[float] = []
-        total_ms = 0.0
+        timing.reset_peak_memory(CPU)
         rows, pixels = self._query(first - 1, batch_size)
         expected = self.answers[rows]
         answers = self.engine(pixels)  # which also wakes its threads
         fault = measure_parity(answers, expected, expected.argmax(1), self.precision)[1]
         if fault:
             raise RuntimeError(f"in batches of {batch_size} it answers otherwise: {fault}")
+        latencies_ms: list[float] = []
+        total_ms = 0.0
         while len(latencies_ms) < queries or total_ms < 1e3 * seconds:
             _, pixels = self._query(first + len(latencies_ms), batch_size)
-            start_ms = now_ms(CPU)
+            start_ms = device.now_ms(CPU)
             self.engine(pixels)
-            latencies_ms.append(now_ms(CPU) - start_ms)
+            latencies_ms.append(device.now_ms(CPU) - start_ms)
             total_ms += latencies_ms[-1]
-        return latencies_ms, peak_memory_bytes(CPU)
+        return latencies_ms, timing.peak_memory_bytes(CPU)
 
     def _query(self, number: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Which of the test images a query has, and their pixels."""
@@ -138,203 +188,189 @@ class Server:
         return rows, pixels
 
 
-def serve(pipe: Connection, task: Task) -> None:
-    """Body of an engine's process: load it, then do what comes through the pipe until it closes."""
-    try:
-        server = Server(task)
-        pipe.send((None, None))
-        while True:
-            method, arguments = pipe.recv()
-            pipe.send((getattr(server, method)(*arguments), None))
-    except EOFError:
-        return
-    except Exception as error:  # a damaged file costs its engine's rows, and no other's
-        pipe.send((None, first_line(error)))
-
-
-# --- in the measuring process ---------------------------------------------------------------------
-
-
-class Worker:
-    """An engine's process, seen from outside. Raises: RuntimeError with what went wrong in it."""
-
-    def __init__(self, task: Task) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, inner = spawn.Pipe()
-        before = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = str(task.threads)  # pools are made when a library loads
-        try:
-            self.process = spawn.Process(target=serve, args=(inner, task), daemon=True)
-            self.process.start()
-        finally:
-            del os.environ["OMP_NUM_THREADS"]
-            if before is not None:
-                os.environ["OMP_NUM_THREADS"] = before
-        inner.close()
-        self._receive()
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        """What a method of its Server returns."""
-        with suppress(ConnectionError):  # the answer will say so
-            self.pipe.send((method, arguments))
-        return self._receive()
-
-    def _receive(self) -> Any:
-        try:
-            value, error = self.pipe.recv()
-        except (EOFError, ConnectionError):
-            self.process.join()
-            status = self.process.exitcode
-            raise RuntimeError(f"the engine's process ended with status {status}") from None
-        if error:
-            raise RuntimeError(error)
-        return value
-
-    def close(self) -> None:
-        """End the process."""
-        self.pipe.close()
-        self.process.join(timeout=10)
-        if self.process.is_alive():
-            self.process.kill()
-
-
 @dataclass
-class Side:
-    """An engine while it is measured: its answers, its timings, and its error, if any."""
+class Launched:
+    """An engine over all launches: its answers, and its error, if any."""
 
-    worker: Worker | None = None
+    name: str
+    file: Path
+    process: Process | None = None
     cold_start_ms: float | None = None
     versions: dict[str, str] | None = None
-    kept: bool | None = None
+    freed_memory_kept: bool | None = None
     test_acc: float | None = None
     parity: dict[str, Any] | None = None
     error: str | None = None
 
 
 @dataclass
-class Timings:
-    """An engine's latencies in one scenario, by round, and what else was read meanwhile."""
+class Queries:
+    """An engine in one scenario: its latencies by round, and what else was read meanwhile."""
 
+    config: HwInferConfig
+    engine: Launched
     rounds_ms: list[list[float]] = field(default_factory=list)
     peak_bytes: int | None = None
-    joules: float | None = None
+    joules: float = 0.0
     error: str | None = None
 
-    @property
     def latencies_ms(self) -> list[float]:
         """Of all rounds."""
-        return [value for part in self.rounds_ms for value in part]
+        return list(itertools.chain.from_iterable(self.rounds_ms))
 
-    @property
     def medians_ms(self) -> list[float]:
         """Of each round."""
-        return [statistics.median(part) for part in self.rounds_ms]
+        return list(map(statistics.median, self.rounds_ms))
+
+    def failed(self) -> str | None:
+        """Why there are no timings, or None."""
+        return self.engine.error or self.error
 
 
-def open_engines(
-    tasks: Sequence[Task], labels: Tensor, before: Mapping[str, Side] | None = None
-) -> dict[str, Side]:
-    """Start every engine and compare its answers to eager's, which must be the first. What failed
-    in the launch `before` stays failed, and the cold start is the first launch's: for later ones
-    the file, and what compiling it leaves on the disk, may be warm.
+def measure_run(
+    trained: Row, files: dict[str, Path], configs: list[HwInferConfig], data_dir: str
+) -> Iterator[tuple[HwInferConfig, dict[str, Any], str | None]]:
+    """Check and time the engines of one run with one number of threads.
+
+    Returns: the configuration, metrics and error of each row.
+    """
+    dataset = cached_dataset(trained["dataset"], data_dir, trained["image_size"])
+    labels = dataset.labels[split_dataset(dataset, trained["split"], trained["split_seed"]).test]
+    names = dict.fromkeys(["eager", *(config.engine for config in configs)])
+    engines = {name: Launched(name, files[name]) for name in names}
+    scenarios: dict[HwInferConfig, list[Queries]] = {}
+    for config in configs:
+        scenario = scenarios.setdefault(replace(config, engine=None), [])
+        scenario.append(Queries(config, engines[config.engine]))
+    launches, queries, seconds = configs[0].effort()
+    for launch in range(launches):
+        print(f"  launch {launch + 1} of {launches}", flush=True)
+        try:
+            args = configs[0].threads, trained, data_dir, launch == 0
+            launch_engines(list(engines.values()), labels, *args)
+            for scenario in scenarios.values():
+                take_turns(scenario, queries, seconds)
+        finally:
+            for engine in engines.values():
+                if engine.process:
+                    engine.process.close()
+    rounds = uuid4().hex
+    for scenario in scenarios.values():
+        eager = next((q for q in scenario if q.engine.name == "eager"), None)
+        for own in scenario:
+            metrics, error = assess(own, eager, rounds)
+            if not error:
+                speed = metrics["images_per_s"]
+                metrics |= utilisation(own.config, trained, len(dataset.classes), speed)
+            yield own.config, metrics, error
+
+
+def launch_engines(
+    engines: list[Launched], labels: Tensor, threads: int, trained: Row, data_dir: str, first: bool
+) -> None:
+    """Start a fresh process of every engine and compare its answers to eager's, which must be the
+    first. What has failed stays so, and the cold start is the first launch's: for later ones the
+    file, and what compiling it leaves on the disk, may be warm.
 
     Shapes: labels (N,) of the test split.
     """
-    sides: dict[str, Side] = {}
     reference = None
-    for task in tasks:
-        if before and before[task.engine].error:
-            sides[task.engine] = before[task.engine]
+    for engine in engines:
+        if engine.error:
             continue
-        side = sides[task.engine] = Side()
         try:
-            side.worker = Worker(replace(task, cold=not before))
-            side.cold_start_ms, side.versions, answers, side.kept = side.worker.call("answer")
-            if before:
-                side.cold_start_ms = before[task.engine].cold_start_ms
+            args = engine.name, engine.file, threads, trained, data_dir, first
+            engine.process = Process(Server, *args, threads=threads)
+            cold_start_ms, engine.versions, answers = engine.process.call("answer")
         except RuntimeError as error:
-            side.error = str(error)
+            engine.error = str(error)
             continue
+        if first:
+            engine.cold_start_ms = cold_start_ms
+        engine.freed_memory_kept = engine.process.freed_memory_kept
         logits = torch.from_numpy(answers)
-        side.test_acc = score(logits, labels)[1]
-        reference = logits if task.engine == "eager" else reference
+        engine.test_acc = loop.score(logits, labels)[1]
+        reference = logits if engine.name == "eager" else reference
         if reference is None:
-            side.error = "cannot be checked: eager failed"
+            engine.error = "cannot be checked: eager failed"
             continue
-        precision = ENGINES[task.engine].precision
-        side.parity, side.error = measure_parity(logits, reference, labels, precision)
-    return sides
+        precision = ENGINES[engine.name].precision
+        engine.parity, engine.error = measure_parity(logits, reference, labels, precision)
 
 
-def time_engines(
-    sides: dict[str, Side], timed: dict[str, Timings], batch_size: int, queries: int, seconds: float
-) -> None:
-    """Put the same queries to every engine without an error, in alternating rounds, and add what
-    they took to `timed`."""
-    for name, side in sides.items():
-        if not side.error:
-            timed.setdefault(name, Timings())
-    meter = open_meter(CPU)
-    share = math.ceil(queries / ROUNDS)
+def take_turns(scenario: list[Queries], queries: int, seconds: float) -> None:
+    """Put the same queries to every engine without an error, in alternating rounds."""
+    meter = timing.open_meter(CPU)
+    share = math.ceil(queries / ROUNDS), seconds / ROUNDS
     for number in range(ROUNDS):
-        for name in alternate(list(timed), number):
-            found = timed[name]
-            if found.error or sides[name].error:
+        for own in timing.alternate(scenario, number):
+            if own.failed():
                 continue
             time.sleep(SETTLE_S)
-            before = meter() if meter else None
+            before, answered = meter(), len(own.latencies_ms())
             try:
-                part, found.peak_bytes = sides[name].worker.call(
-                    "time", batch_size, sum(map(len, found.rounds_ms)), share, seconds / ROUNDS
+                latencies_ms, own.peak_bytes = own.engine.process.call(
+                    "time", own.config.batch_size, answered, *share
                 )
             except RuntimeError as error:  # out of memory at this batch size
-                found.error = str(error)
+                own.error = str(error)
                 continue
-            found.rounds_ms.append(part)
-            after = meter() if meter else None
-            if None not in (before, after):
-                found.joules = (found.joules or 0.0) + after - before
+            own.rounds_ms.append(latencies_ms)
+            if None not in (before, after := meter()):
+                own.joules += after - before
 
 
-def rate(
-    trained: dict[str, Any], config: HwInferConfig, timed: dict[str, Timings], classes: int
-) -> tuple[dict[str, Any], str | None]:
-    """What an engine's latencies in one scenario come to, and why they are refused, or None.
+def assess(own: Queries, eager: Queries | None, rounds: str) -> tuple[dict[str, Any], str | None]:
+    """What an engine's latencies in one scenario come to, and why they are refused, or None. Rows
+    of the same `rounds` were measured in turn.
 
     The speed-up is eager's median latency over the engine's, round by round.
     """
-    own = timed[config.engine]
-    latencies_ms = own.latencies_ms
-    noise, refused = judge_noise(latencies_ms, config.accept_noise)
+    config, engine = own.config, own.engine
+    metrics = {k: getattr(config, k) for k in ("engine", "scenario", "batch_size", "quick")}
+    facts = "versions", "freed_memory_kept", "cold_start_ms", "test_acc", "parity"
+    metrics |= {name: getattr(engine, name) for name in facts}
+    metrics |= dict.fromkeys(("latency_ms", "images_per_s", "speedup_vs_eager"))
+    metrics["flips"] = engine.parity and engine.parity["flips"]
+    metrics["baseline"] = eager and run_id("hw_infer", as_dict(eager.config))
+    metrics["baseline_label"] = eager and describe_queries(eager.config)
+    if own.failed():
+        return metrics, own.failed()
+    latencies_ms = own.latencies_ms()
+    metrics["noise"], refused = judge_noise(latencies_ms, config.accept_noise)
+    if refused:  # a refused speed is none
+        return metrics, refused
+    ratio = interval = None
+    known = eager and eager.rounds_ms and not eager.error
+    if known and not judge_noise(eager.latencies_ms(), config.accept_noise)[1]:
+        medians_ms = eager.medians_ms(), own.medians_ms()
+        ratio, interval = ratio_interval(*medians_ms, launches=config.effort()[0])
     images = config.batch_size * len(latencies_ms)
     metered = images + config.batch_size * len(own.rounds_ms)  # with the query before each turn
-    found = {
-        "latency_ms": percentiles_ms(latencies_ms), "noise": noise,
-        "images_per_s": images / sum(latencies_ms) * 1e3, "peak_memory_bytes": own.peak_bytes,
+    return metrics | {
+        "latency_ms": percentiles_ms(latencies_ms),
+        "images_per_s": images / sum(latencies_ms) * 1e3,
+        "peak_memory_bytes": own.peak_bytes,
         "energy_per_image_j": own.joules / metered if own.joules else None,
-        "speedup_vs_eager": None, "speedup_interval": None, "mfu": None,
-        "peak_flops_per_s": None,
-    }  # fmt: skip
-    eager = timed.get("eager")
-    known = eager and eager.rounds_ms and not eager.error
-    if known and not judge_noise(eager.latencies_ms, config.accept_noise)[1]:
-        found["speedup_vs_eager"], found["speedup_interval"] = ratio_interval(
-            eager.medians_ms, own.medians_ms, launches=config.effort()[0]
-        )
-    precision = ENGINES[config.engine].precision
-    prepare_process(config.threads)
-    peaks = measure_peaks("cpu", precision, config.threads)
-    side = trained["image_size"]
-    model = as_tested(build_model(trained["model"], classes, image_size=side), trained)
-    with suppress(ValueError):  # matrices multiplied outside of layers: no count by layer
-        costs = count_costs(model, (1, 3, side, side), "conv_linear")
-        found["peak_flops_per_s"] = peaks.flops_per_s
-        found["mfu"] = costs.flops * found["images_per_s"] / peaks.flops_per_s
-    return found, refused
+        "speedup_vs_eager": ratio,
+        "speedup_interval": interval,
+        "rounds": {"group": rounds, "query_ms": own.medians_ms()},
+    }, None
 
 
-def close_engines(sides: dict[str, Side]) -> None:
-    """End every engine's process."""
-    for side in sides.values():
-        if side.worker:
-            side.worker.close()
+def utilisation(
+    config: HwInferConfig, trained: Row, classes: int, images_per_s: float
+) -> dict[str, float | None]:
+    """The machine's measured peak, and the share of it that an engine reaches."""
+    device.prepare_process(config.threads)
+    peaks = measure_peaks("cpu", ENGINES[config.engine].precision, config.threads)
+    model = build_model(trained["model"], classes, image_size=trained["image_size"])
+    costs = count_layers(loop.as_tested(model, trained), 1, trained["image_size"])
+    mfu = costs and costs.flops * images_per_s / peaks.flops_per_s
+    return {"mfu": mfu, "peak_flops_per_s": costs and peaks.flops_per_s}
+
+
+def describe_queries(config: HwInferConfig) -> str:
+    """An engine and its work in a few words."""
+    counts = {"image": config.batch_size, "thread": config.threads}
+    return ", ".join([config.engine, *(f"{n} {what}{'s' * (n > 1)}" for what, n in counts.items())])

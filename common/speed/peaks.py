@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.cost import Costs
+from common.cost import Costs, count_costs
 from common.train.device import now_ms
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
-MATRIX_SIDE = {"cpu": 2048}  # elsewhere:
-LARGE_SIDE = 8192
+MATRIX_SIDE = {"cpu": 2048}
+LARGE_SIDE = 8192  # elsewhere
 CONVOLUTION = 64, 256, 14  # images, channels in and out, side of the output
 COPY_BYTES = 2**28  # beyond any cache
 SECONDS = 1.0  # of repetitions, of which the fastest counts: a peak
@@ -82,7 +83,7 @@ def dense_works(
     ]
 
 
-def _fastest_s(device: torch.device, work) -> float:
+def _fastest_s(device: torch.device, work: Callable[[], Tensor]) -> float:
     work()
     times_ms: list[float] = []
     while not times_ms or sum(times_ms) < 1e3 * SECONDS:
@@ -92,20 +93,23 @@ def _fastest_s(device: torch.device, work) -> float:
     return min(times_ms) / 1e3
 
 
-def bound_ms(costs: Costs, peaks: Peaks, precision: str, training: bool) -> float:
-    """The least time of a forward pass, or of a training step, as the roofline has it.
+def count_layers(model: nn.Module, images: int, image_size: int) -> Costs | None:
+    """What a network costs by layer; None where it multiplies matrices outside of layers."""
+    with suppress(ValueError):
+        return count_costs(model, (images, 3, image_size, image_size), "conv_linear")
+    return None
 
-    costs: of the whole batch, in convention conv_linear. A training step does the work of a layer
-    as often as costs.train_step_macs says on the mean, and moves as much each time.
+
+def train_bound_ms(costs: Costs, peaks: Peaks, precision: str) -> float:
+    """The least time of a training step, as the roofline has it: it does the work of a layer as
+    often as costs.train_step_macs says on the mean, and moves as much each time.
+
+    costs: of the whole batch, in convention conv_linear.
     """
-    passes = costs.train_step_macs / costs.macs if training else 1
     item = DTYPES[precision].itemsize
-    return (
-        1e3
-        * passes
-        * sum(
-            max(2 * layer.macs / peaks.flops_per_s, item * layer.moved / peaks.bytes_per_s)
-            for layer in costs.layers
-            if layer.macs
-        )
+    pass_s = sum(
+        max(2 * layer.macs / peaks.flops_per_s, item * layer.moved / peaks.bytes_per_s)
+        for layer in costs.layers
+        if layer.macs
     )
+    return 1e3 * costs.train_step_macs / costs.macs * pass_s

@@ -1,17 +1,20 @@
-"""Timings as median and spread, and what else a measurement reads from a device."""
+"""What is timed, and what else is read meanwhile: phases, turns, memory, energy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from common.base.config import REFUSED
 from common.train.device import now_ms
+
+RAPL = Path("/sys/class/powercap")
 
 
 class Laps:
@@ -33,28 +36,9 @@ class Laps:
         self.last_ms = end_ms
 
 
-def summarize_ms(samples_ms: Sequence[float]) -> dict[str, float | int]:
-    """Median and interquartile range of timings. Units: milliseconds."""
-    low, median, high = np.percentile(samples_ms, [25, 50, 75])
-    return {"median": float(median), "iqr": float(high - low), "n": len(samples_ms)}
-
-
-def percentiles_ms(samples_ms: Sequence[float]) -> dict[str, float | int]:
-    """The p50, p90 and p99 of latencies. Units: milliseconds."""
-    p50, p90, p99 = np.percentile(samples_ms, [50, 90, 99])
-    return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "n": len(samples_ms)}
-
-
-def judge_noise(samples_ms: Sequence[float], accept: bool) -> tuple[float, str | None]:
-    """The spread of timings, IQR over median, and why they are refused, or None."""
-    summary = summarize_ms(samples_ms)
-    noise = summary["iqr"] / summary["median"]
-    if noise <= REFUSED or accept:
-        return noise, None
-    return noise, (
-        f"too noisy: IQR {noise:.0%} of the median {summary['median']:.3g} ms (limit "
-        f"{REFUSED:.0%}); give the machine nothing else to do, or --accept-noise"
-    )
+def alternate(items: Sequence[Any], number: int) -> Sequence[Any]:
+    """The items, in every second round from last to first, so that a drift meets all of them."""
+    return items[::-1] if number % 2 else items
 
 
 def without_kept_kernels(compiled: bool) -> AbstractContextManager[Any]:
@@ -67,11 +51,6 @@ def without_kept_kernels(compiled: bool) -> AbstractContextManager[Any]:
     return fresh_cache()
 
 
-def alternate(items: Sequence[Any], number: int) -> Sequence[Any]:
-    """The items, in every second round from last to first, so that a drift meets all of them."""
-    return items[::-1] if number % 2 else items
-
-
 def reset_peak_memory(device: torch.device) -> None:
     """Begin to look for a new peak, where the device or the kernel keeps one."""
     if device.type != "cpu":
@@ -81,18 +60,65 @@ def reset_peak_memory(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
 
 
-def held_bytes(device: torch.device) -> int:
-    """What an accelerator's tensors hold now; of a CPU nobody counts it, 0."""
-    return 0 if device.type == "cpu" else torch.accelerator.memory_allocated(device)
-
-
 def peak_memory_bytes(device: torch.device) -> int | None:
     """Highest use since the reset: an accelerator's tensors, or the whole process on a CPU; None
     where the kernel does not say (elsewhere than on Linux)."""
     if device.type != "cpu":
         return torch.accelerator.max_memory_allocated(device)
     with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+        status = Path("/proc/self/status").read_text()
+        if peak := re.search(r"VmHWM:\s*(\d+) kB", status):
+            return 1024 * int(peak[1])
     return None
+
+
+def tensor_bytes(device: torch.device) -> int:
+    """What an accelerator's tensors take now; of a CPU nobody counts it, 0."""
+    return 0 if device.type == "cpu" else torch.accelerator.memory_allocated(device)
+
+
+def open_meter(device: torch.device) -> Callable[[], float | None]:
+    """A function of the joules that a device has used since now; of None where no counter can be
+    read, which is no 0.
+
+    A CPU's are its packages' with all that runs on them (RAPL, which most systems let only root
+    read); an NVIDIA card's, through the optional package nvidia-ml-py, the whole card's.
+    Source: Linux Documentation/power/powercap; NVML, nvmlDeviceGetTotalEnergyConsumption.
+    """
+    try:
+        counters = _energy_counters(device)
+        last = [read() for read, _ in counters]
+    except Exception:  # no package, no driver, no permission
+        counters = []
+    used = 0
+
+    def joules() -> float | None:
+        nonlocal last, used
+        with suppress(OSError, ValueError):
+            now = [read() for read, _ in counters]
+            used += sum((b - a) % top for a, b, (_, top) in zip(last, now, counters, strict=True))
+            last = now
+            return used / 1e6
+        return None
+
+    return joules if counters else lambda: None
+
+
+def _energy_counters(device: torch.device) -> list[tuple[Callable[[], int], float]]:
+    """What reads each counter, in microjoules, and where it begins again from 0."""
+    if device.type == "cuda":
+        import pynvml
+
+        pynvml.nvmlInit()
+        index = torch.cuda._get_nvml_device_index(device)  # NVML counts cards that are hidden too
+        card = pynvml.nvmlDeviceGetHandleByIndex(index)
+        return [(lambda: 1000 * pynvml.nvmlDeviceGetTotalEnergyConsumption(card), math.inf)]
+    packages = sorted(RAPL.glob("intel-rapl:[0-9]")) if device.type == "cpu" else []  # AMD's too
+    return [
+        (partial(_number, package / "energy_uj"), _number(package / "max_energy_range_uj"))
+        for package in packages
+    ]
+
+
+def _number(file: Path) -> int:
+    return int(file.read_text())

@@ -5,287 +5,325 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
 
-from common.base.cli import first_line
-from common.base.config import HwTrainConfig
-from common.cost import count_costs
-from common.data.batches import Batches, epoch_order, measure_pixels, split_batches
-from common.data.datasets import Dataset, Split
-from common.judge.stats import ratio_interval
+from common.base.cli import UsageError, as_dict, expand_grid, first_line
+from common.base.config import HwTrainConfig, TrainConfig
+from common.base.log import run_id
+from common.data.batches import Batches
+from common.data.datasets import cached_dataset, pin_dataset, split_dataset
 from common.models import build_model
-from common.speed.energy import open_meter
-from common.speed.peaks import bound_ms, measure_peaks
-from common.speed.timing import (
-    Laps,
-    alternate,
-    held_bytes,
-    judge_noise,
-    peak_memory_bytes,
-    reset_peak_memory,
-    summarize_ms,
-    without_kept_kernels,
-)
-from common.train.device import now_ms, prepare_process
-from common.train.loop import (
-    Setup,
-    evaluate,
-    prepare_forward,
-    refresh_statistics,
-    score,
-    train_epoch,
-    train_step,
-)
+from common.speed import timing
+from common.speed.peaks import count_layers, measure_peaks, train_bound_ms
+from common.speed.samples import judge_noise, ratio_interval, summarize_ms
+from common.train import device, loop
 from common.train.notebook import notebook_steps
-from common.train.optim import build_optimizer
+from common.train.run import Run, check_bf16, check_network
 
 VISIT_SAMPLES = 2  # timed samples of a variant before it is the next one's turn
 ACCELERATOR_STEPS = 10  # steps in a sample
 PHASES = ("data", "copy", "forward", "backward", "optimizer")
 
 
-def endless_batches(train: Tensor, config: HwTrainConfig, home: torch.device) -> Iterator[Tensor]:
-    """Full batches of training images, epoch after epoch, the same for every variant: indices, on
-    the device `home`."""
-    for epoch in itertools.count(1):
-        order = train[epoch_order(len(train), config.seed, epoch)].to(home)
-        yield from order.split(config.batch_size)[: len(order) // config.batch_size]
+# --- which variants -------------------------------------------------------------------------------
 
 
-class Side:
-    """One variant while it is measured: its network, its timings, and its error, if any."""
+def expand_variants(name: str, grid: dict[str, list[Any]], alone: bool) -> list[dict[str, Any]]:
+    """The variants of one device, in the order of comparison; `alone`: it is the only device.
 
-    def __init__(
-        self, config: HwTrainConfig, dataset: Dataset, split: Split,
-        statistics: tuple[Tensor, Tensor], batches: Batches, threads: int, alone: bool,
-    ) -> None:  # fmt: skip
-        self.config, self.dataset, self.split, self.batches = config, dataset, split, batches
-        self.statistics = statistics
-        self.threads = config.threads or threads
-        self.alone = alone
-        self.pending = endless_batches(split.train, config, batches.home)
-        self.first_step_ms: float | None = None
-        self.samples_ms: list[float] = []
-        self.visits_ms: list[float] = []
-        self.phases_ms: list[dict[str, float]] = []
-        self.peak_bytes: int | None = None
-        self.joules: float | None = None
-        self.steps_metered = 0
-        self.epoch_ms: float | None = None
-        self.test_acc: float | None = None
-        self.error: str | None = None
+    Raises: UsageError for one that was asked for by name and cannot be had.
+    """
+    all_threads, cpu, alone = torch.get_num_threads(), name == "cpu", alone and name == "cpu"
+    amp = device.resolve_precision(True, "auto", torch.device(name))
+    if cpu and "fp16" in grid["precision"]:
+        raise UsageError("--precision fp16: needs an accelerator; use bf16 or fp32 on a CPU")
+    default = {
+        "threads": [1, all_threads] if alone else [all_threads if cpu else None],
+        "precision": ["fp32", amp] if alone or "notebook" in grid["loop"] else [amp],
+        "compile": [False, True] if alone else [False],
+        "loop": ["ours"],
+    }
+    if alone and amp == "fp32" and grid["precision"] == [None]:
+        print("bf16: not measured, this CPU has no fast bf16")
+    chosen = {key: default[key] if grid[key] == [None] else grid[key] for key in default}
+    if cpu and True in chosen["compile"] and (obstacle := device.compile_obstacle()):
+        if grid["compile"] != [None]:
+            raise UsageError(f"--compile: {obstacle}")
+        print(f"compiled variants: not measured, {obstacle}")
+        chosen["compile"] = [False]
+    values = itertools.product(*map(dict.fromkeys, chosen.values()))
+    variants = [{"device": name} | dict(zip(chosen, v, strict=True)) for v in values]
+    variants = [v for v in variants if v["loop"] == "ours" or not v["compile"]]
+    if not variants:
+        raise UsageError("--compile true: the notebook loop is never compiled; add --loop ours")
+    return variants
+
+
+def expand_groups(grid: dict[str, list[Any]]) -> list[list[HwTrainConfig]]:
+    """What is to be measured: a group for each network, of variants to compare, in which each
+    variant's optimisers follow one another."""
+    grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
+    devices = list(dict.fromkeys(device.resolve_device(name).type for name in grid["device"]))
+    variants = [v for name in devices for v in expand_variants(name, grid, len(devices) == 1)]
+    shared = grid | {key: [None] for key in variants[0]} | {"opt": grid["opt"][:1]}
+    return [
+        [replace(base, opt=opt, **variant) for variant in variants for opt in grid["opt"]]
+        for base in expand_grid(HwTrainConfig, shared)
+    ]
+
+
+def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
+    """Say what is wrong with a group before anything is measured. Raises: UsageError."""
+    first = group[0]
+    dataset = cached_dataset(first.dataset, data_dir, first.image_size)
+    n_train = len(split_dataset(dataset, first.split, first.split_seed).train)
+    if first.batch_size > n_train:
+        raise UsageError(
+            f"--batch-size {first.batch_size}: {first.dataset} has {n_train} training images"
+        )
+    if any(config.loop == "notebook" for config in group):
+        if first.full_epoch:
+            raise UsageError("--full-epoch: the notebook loop is only sampled; use --loop ours")
+        if other := {config.opt for config in group} - {"sgd", "adam"}:
+            raise UsageError(
+                f"--opt {min(other)}: the notebook loop has sgd and adam; use --loop ours"
+            )
+    for config in group:
+        check_network(config.model, config.image_size, config.opt, min(2, config.batch_size))
+        if config.device == "cpu" and config.precision == "bf16":
+            check_bf16(config.model, config.image_size, "--precision fp32")
+
+
+def as_training(config: HwTrainConfig) -> TrainConfig:
+    """The training whose steps a variant takes."""
+    shared = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(HwTrainConfig)}
+    amp = config.precision != "fp32"
+    precision = {"amp": amp, "amp_dtype": config.precision if amp else "auto"}
+    return TrainConfig(**precision, **{name: getattr(config, name) for name in shared})
+
+
+# --- the measurement ------------------------------------------------------------------------------
+
+
+def measure_group(
+    group: list[HwTrainConfig], data_dir: str, threads: int
+) -> Iterator[tuple[HwTrainConfig, dict[str, Any], str | None]]:
+    """Measure variants that are to be compared, in alternating rounds.
+
+    `threads`: those of a variant that names none.
+    Returns: the configuration, metrics and error of each row.
+    """
+    alone, devices = len(group) == 1, {config.device: config for config in group}
+    batches = {name: Run(as_training(c), data_dir).batches for name, c in devices.items()}
+    variants = [Variant(c, data_dir, c.threads or threads, batches[c.device], alone) for c in group]
+    for variant in variants:
+        variant.attempt(variant.warm_up)
+    for number in range(math.ceil(group[0].steps / VISIT_SAMPLES)):
+        for variant in timing.alternate(variants, number):
+            variant.attempt(variant.sample)
+    rounds = uuid4().hex
+    for variant in variants:
+        first = next(v for v in variants if v.config.opt == variant.config.opt)
+        metrics = variant.row(first, rounds)
+        yield variant.config, metrics, variant.error
+
+
+@dataclass(eq=False)
+class Variant:
+    """One variant while it is measured: its training, its timings, and its error, if any. Those
+    of one device have the same `batches`, so that the images are there once."""
+
+    config: HwTrainConfig
+    data_dir: str
+    threads: int
+    batches: Batches
+    alone: bool
+    samples_ms: list[float] = field(default_factory=list)
+    rounds_ms: list[float] = field(default_factory=list)
+    phases_ms: list[dict[str, float]] = field(default_factory=list)
+    peak_bytes: int = 0
+    joules: float = 0.0
+    steps_metered: int = 0
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        self.device = self.batches.device
 
     def attempt(self, work: Callable[[], None]) -> None:
         """Do a part of the measurement in a process prepared for the variant, unless a part before
         failed."""
         if self.error:
             return
-        self.kept = prepare_process(self.threads)
+        self.freed_memory_kept = device.prepare_process(self.threads)
         try:
             work()
         except Exception as error:  # out of memory, or no kernel for it: the others go on
             self.error = first_line(error)
-            self.model = self.forward = self.setup = self.notebook = None
+            self.run = self.step = None
 
     def build(self) -> None:
         """The untrained network and its optimiser."""
-        config, device = self.config, self.batches.device
-        if config.loop == "notebook":
-            self.notebook = notebook_steps(
-                config, self.dataset, self.split.train, self.statistics, device, config.precision
-            )
-            return
-        classes = len(self.dataset.classes)
-        self.model = build_model(config.model, classes, config.seed, image_size=config.image_size)
-        self.model.to(device, memory_format=self.batches.memory_format)
-        self.forward = prepare_forward(self.model, config.compile)
-        self.prepare_setup()
-
-    def prepare_setup(self) -> None:
-        """A new optimiser, and what a step needs beside."""
         config = self.config
-        optimizer = build_optimizer(self.model, config.opt, config.lr, None, config.image_size)
-        self.setup = Setup(self.forward, optimizer, self.batches, config.precision)
-
-    def step(self, lap: Callable[[str], None] = lambda phase: None) -> Tensor:
-        """One whole step on the next images; returns the loss."""
-        if self.config.loop == "notebook":
-            return next(self.notebook)
-        inputs, labels = self.batches.load(next(self.pending), lap)
-        return train_step(self.setup, inputs, labels, lap=lap)[0]
+        run = Run(as_training(config), self.data_dir)
+        run.batches = run.setup.batches = self.batches
+        self.n_train, self.n_classes = len(run.split.train), len(run.dataset.classes)
+        if config.loop == "notebook":
+            data = run.dataset, run.split.train, run.statistics
+            steps = notebook_steps(config, *data, self.device, config.precision)
+            self.step = lambda: next(steps)
+        else:
+            self.run, pending = run, full_batches(run)
+            self.step = lambda *lap: take_step(run, next(pending), *lap)
 
     def warm_up(self) -> None:
         """The untimed steps, the first of which is timed apart: it may compile."""
-        before = held_bytes(self.batches.device)
+        before = timing.tensor_bytes(self.device)
         self.build()
-        with without_kept_kernels(self.config.compile):
-            start_ms = now_ms(self.batches.device)
+        with timing.without_kept_kernels(self.config.compile):
+            start_ms = device.now_ms(self.device)
             self.step()
-            self.first_step_ms = now_ms(self.batches.device) - start_ms
+            self.first_step_ms = device.now_ms(self.device) - start_ms
         for _ in range(self.config.warmup - 1):
             self.step()
-        self.own_bytes = held_bytes(self.batches.device) - before
+        self.own_bytes = timing.tensor_bytes(self.device) - before
 
     def sample(self) -> None:
         """The next timed samples, and a step more whose phases are timed."""
-        device = self.batches.device
-        steps = 1
-        if device.type != "cpu":
+        here, steps = self.device, 1
+        if here.type != "cpu":
             # One step first, for clocks that fell while others had their turn. A CPU's first step
             # after another variant's took as long as its later ones (within 2 % on 2 cores).
             steps = ACCELERATOR_STEPS
             self.step()
-        reset_peak_memory(device)
-        others = held_bytes(device) - self.own_bytes  # of the variants that wait for their turn
-        now_ms(device)  # so that the meter starts with nothing queued
-        meter = open_meter(device)
+        timing.reset_peak_memory(here)
+        waiting = timing.tensor_bytes(here) - self.own_bytes  # tensors of the other variants
+        device.now_ms(here)  # so that the meter starts with nothing queued
+        meter = timing.open_meter(here)
         visit = []
         for _ in range(min(VISIT_SAMPLES, self.config.steps - len(self.samples_ms))):
-            start_ms = now_ms(device)
+            start_ms = device.now_ms(here)
             for _ in range(steps):
                 loss = self.step()
-            visit.append((now_ms(device) - start_ms) / steps)
-        if meter and (used := meter()) is not None:
-            self.joules = (self.joules or 0.0) + used
+            visit.append((device.now_ms(here) - start_ms) / steps)
+        if joules := meter():
+            self.joules += joules
             self.steps_metered += steps * len(visit)
         # A CPU's is the whole process's, in which freed memory of other variants stays.
-        if (device.type != "cpu" or self.alone) and (peak := peak_memory_bytes(device)):
-            self.peak_bytes = max(self.peak_bytes or 0, peak - others)
+        if (here.type != "cpu" or self.alone) and (peak := timing.peak_memory_bytes(here)):
+            self.peak_bytes = max(self.peak_bytes, peak - waiting)
         self.samples_ms += visit
-        self.visits_ms.append(sum(visit) / len(visit))
+        self.rounds_ms.append(sum(visit) / len(visit))
         if self.config.loop == "ours":
-            laps = Laps(device)
+            laps = timing.Laps(here)
             self.step(laps)
             self.phases_ms.append(laps.ms)
         if not loss.isfinite():
             raise ArithmeticError(f"loss {loss.item()} after {len(self.samples_ms)} samples")
 
     def train_whole_epoch(self) -> None:
-        """Train an untrained network for one epoch, and test it."""
+        """Train an untrained network for one epoch, as train.py does, and test it."""
         self.build()
-        train, test = self.split.train, self.split.test
-        order = train[epoch_order(len(train), self.config.seed, 1)].to(self.batches.home)
-        order = split_batches(order, self.config.batch_size)
-        self.rehearse(order)
-        torch.manual_seed(self.config.seed)  # of dropout: train.py's runs begin so
-        trained = train_epoch(self.setup, order, label=self.config.describe())
-        self.epoch_ms = trained["train_ms"]
-        self.bn_statistics = refresh_statistics(self.model, self.batches, train, len(order))
-        logits = evaluate(self.model, self.batches, test)
-        self.test_acc = score(logits, self.dataset.labels[test])[1]
+        run, order = self.run, self.run.order(1)
+        rehearse(run, order)
+        epoch_ms = run.train_steps(1)["train_ms"]
+        refreshed = loop.refresh_statistics(run.model, run.batches, run.split.train, len(order))
+        self.whole_epoch = {
+            "images_per_s": self.n_train / epoch_ms * 1e3,
+            "epoch_ms": epoch_ms,
+            "extrapolated": False,
+            "bn_statistics": refreshed,
+            "test_acc": run.test(run.split.test)[1],
+        }
 
-    def rehearse(self, order: Sequence[Tensor]) -> None:
-        """Meet both sizes of batches that an epoch has, for which a compiler compiles and libraries
-        choose their work, and leave the network untrained."""
-        untrained = copy.deepcopy(self.model.state_dict())
-        for index in (order[0], order[-1]) * 2:  # a CUDA graph is recorded at its second turn
-            inputs, labels = self.batches.load(index)
-            train_step(self.setup, inputs, labels)
-        self.model.load_state_dict(untrained)
-        self.prepare_setup()
+    def row(self, first: Variant, group: str) -> dict[str, Any]:
+        """The metrics of its row: its speed, its speed-up against the first variant of its
+        optimiser, and the times of its rounds, by which other rows of the group are compared."""
+        torch.set_num_threads(self.threads)  # which the row's env names
+        if self.config.full_epoch:
+            self.attempt(self.train_whole_epoch)
+        if not self.error:
+            noise, self.error = judge_noise(self.samples_ms, self.config.accept_noise)
+        ratio = interval = None
+        if not (self.error or first.error):
+            ratio, interval = ratio_interval(first.rounds_ms, self.rounds_ms)
+        baseline = run_id("hw_train", as_dict(first.config)), first.config.describe()
+        names = "ratio", "interval", "baseline", "baseline_label"
+        metrics = {
+            "label": self.config.describe(),
+            "speedup": dict(zip(names, (ratio, interval, *baseline), strict=True)),
+        }
+        if self.error:  # a refused speed is none
+            return metrics
+        rounds = {"group": group, "step_ms": self.rounds_ms}
+        return metrics | self._speed() | {"noise": noise, "rounds": rounds}
 
-    def metrics(self) -> dict[str, Any]:
-        """What was measured, but for the comparison."""
-        config, n_train = self.config, len(self.split.train)
-        step_ms = summarize_ms(self.samples_ms)
-        noise, refused = judge_noise(self.samples_ms, config.accept_noise)
-        if refused:
-            self.error = refused
-        measured = {
-            "images_per_s": config.batch_size / step_ms["median"] * 1e3, "step_ms": step_ms,
-            "noise": noise, "phase_ms": self._phases(), "first_step_ms": self.first_step_ms,
-            "compile_ms": self.first_step_ms - step_ms["median"] if config.compile else None,
-            "peak_memory_bytes": self.peak_bytes,
-            "energy_per_image_j": self.joules / self.steps_metered / config.batch_size
-            if self.joules else None,
-            "epoch_ms": step_ms["median"] * math.ceil(n_train / config.batch_size),
-            "extrapolated": True, "test_acc": None, "freed_memory_kept": self.kept,
-        }  # fmt: skip
-        measured |= self._roofline(step_ms["median"])
+    def _speed(self) -> dict[str, Any]:
+        config, step_ms = self.config, summarize_ms(self.samples_ms)
+        median_ms, images = step_ms["median"], config.batch_size
+        epoch_ms = median_ms * math.ceil(self.n_train / images)
+        metered = images * self.steps_metered
+        known = self.phases_ms[0] if self.phases_ms else {}
+        phases = {name: statistics.median(ms[name] for ms in self.phases_ms) for name in known}
+        speed = {
+            "images_per_s": images / median_ms * 1e3,
+            "step_ms": step_ms,
+            "phase_ms": {name: phases.get(name) for name in PHASES} if phases else None,
+            "first_step_ms": self.first_step_ms,
+            "compile_ms": self.first_step_ms - median_ms if config.compile else None,
+            "peak_memory_bytes": self.peak_bytes or None,
+            "energy_per_image_j": self.joules / metered if self.joules else None,
+            "epoch_ms": epoch_ms,
+            "extrapolated": True,
+            "test_acc": None,
+            "freed_memory_kept": self.freed_memory_kept,
+        } | self._roofline(median_ms)
         if config.full_epoch:
-            measured |= {
-                "images_per_s": n_train / self.epoch_ms * 1e3, "epoch_ms": self.epoch_ms,
-                "extrapolated": False, "test_acc": self.test_acc,
-                "bn_statistics": self.bn_statistics,
-                "extrapolation": measured["epoch_ms"] / self.epoch_ms,
-            }  # fmt: skip
-        return measured
-
-    def _phases(self) -> dict[str, float | None] | None:
-        """Median milliseconds of each phase, None for one that a step does not have."""
-        if not self.phases_ms:
-            return None
-        return {
-            phase: summarize_ms([ms[phase] for ms in self.phases_ms])["median"]
-            if phase in self.phases_ms[0] else None
-            for phase in PHASES
-        }  # fmt: skip
+            speed |= self.whole_epoch
+            speed["extrapolation"] = epoch_ms / speed["epoch_ms"]
+        return speed
 
     def _roofline(self, step_ms: float) -> dict[str, Any]:
         """The device's measured peaks, and the shares of them that a step reaches."""
         config = self.config
-        torch.set_num_threads(self.threads)
         peaks = measure_peaks(config.device, config.precision, self.threads)
-        model = build_model(
-            config.model, len(self.dataset.classes), image_size=config.image_size
-        )  # fmt: skip
-        try:
-            shape = (config.batch_size, 3, config.image_size, config.image_size)
-            costs = count_costs(model, shape, "conv_linear")
-        except ValueError:  # matrices multiplied outside of layers: no count by layer
+        model = build_model(config.model, self.n_classes, image_size=config.image_size)
+        costs = count_layers(model, config.batch_size, config.image_size)
+        if costs is None:
             return {"mfu": None, "roofline": None}
-        least_ms = bound_ms(costs, peaks, config.precision, training=True)
-        return {
-            "mfu": costs.train_step_flops / step_ms * 1e3 / peaks.flops_per_s,
-            "roofline": {
-                "peak_flops_per_s": peaks.flops_per_s, "peak_bytes_per_s": peaks.bytes_per_s,
-                "bound_ms": least_ms, "fraction": least_ms / step_ms,
-            },
-        }  # fmt: skip
+        bound_ms = train_bound_ms(costs, peaks, config.precision)
+        roofline = {
+            "peak_flops_per_s": peaks.flops_per_s,
+            "peak_bytes_per_s": peaks.bytes_per_s,
+            "bound_ms": bound_ms,
+            "fraction": bound_ms / step_ms,
+        }
+        mfu = costs.train_step_flops / step_ms * 1e3 / peaks.flops_per_s
+        return {"mfu": mfu, "roofline": roofline}
 
 
-def compare(side: Side, first: Side) -> dict[str, Any]:
-    """How many times as fast as the first variant, with the interval of its interleaved blocks."""
-    if side.error or first.error:
-        return {"ratio": None, "interval": None}
-    ratio, interval = ratio_interval(first.visits_ms, side.visits_ms)
-    return {"ratio": ratio, "interval": interval}
+def full_batches(run: Run) -> Iterator[Tensor]:
+    """Full batches of training images, epoch after epoch, the same for every variant: indices."""
+    size = run.config.batch_size
+    for epoch in itertools.count(1):
+        yield from (index[:size] for index in run.order(epoch) if len(index) >= size)
 
 
-def measure_group(
-    group: list[HwTrainConfig], dataset: Dataset, split: Split, threads: int
-) -> list[Side]:
-    """Measure variants that are to be compared, in alternating rounds.
+def take_step(run: Run, index: Tensor, lap: Callable[[str], None] = lambda phase: None) -> Tensor:
+    """One training step on the images of `index`; returns the loss."""
+    return loop.train_step(run.setup, *run.batches.load(index, lap), lap=lap)[0]
 
-    `threads`: those of a variant that names none.
-    """
-    config = group[0]
-    statistics = measure_pixels(dataset.images[split.train])
-    batches = {
-        name: Batches(
-            dataset,
-            statistics,
-            group[0].image_size,
-            torch.device(name),
-            data_on=group[0].data_on,
-            pin_memory=group[0].pin_memory,
-        )
-        for name in dict.fromkeys(variant.device for variant in group)
-    }  # fmt: skip
-    sides = [
-        Side(
-            variant, dataset, split, statistics, batches[variant.device], threads,
-            alone=len(group) == 1,
-        )
-        for variant in group
-    ]  # fmt: skip
-    for side in sides:
-        side.attempt(side.warm_up)
-    for number in range(math.ceil(config.steps / VISIT_SAMPLES)):
-        for side in alternate(sides, number):
-            side.attempt(side.sample)
-    return sides
+
+def rehearse(run: Run, order: Sequence[Tensor]) -> None:
+    """Meet both sizes of batches that an epoch has, for which a compiler compiles and libraries
+    choose their work, and leave the network untrained."""
+    untrained = copy.deepcopy(run.state())
+    for index in (order[0], order[-1]) * 2:  # a CUDA graph is recorded at its second turn
+        take_step(run, index)
+    run.restore(untrained)
