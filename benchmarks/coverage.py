@@ -23,8 +23,9 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
@@ -49,45 +50,50 @@ DESIGNS = {
     "disjoint": [(range(2), range(2, 4)), (range(3), range(3, 6)), (range(5), range(10, 20))],
 }
 # Pairs, noise of seeds and lead at which the number of seeds that is named is checked.
-NUMBERS = ((1, 1, 0.004), (1, 2, 0.006), (1, 3, 0.008), (4, 3, 0.005), (4, 2, 0.0033),
-           (1, 0.5, 0.0025))  # fmt: skip
+NUMBERS = ((1, 1, 0.004), (1, 2, 0.006), (1, 3, 0.008), (4, 3, 0.005))
+NUMBERS += ((4, 2, 0.0033), (1, 0.5, 0.0025))
 
 
-def draw_group(
-    rng: np.random.Generator, difficulty: np.ndarray, accuracy: float, seed_sd: float, seeds: range,
-    **settings: object,
-) -> Group:  # fmt: skip
-    """The trainings of a recipe of this true accuracy on images of these difficulties."""
-    skill = norm.ppf(accuracy) * np.hypot(WIDE, seed_sd)
-    rows = []
-    for seed in seeds:
-        chance = ndtr((skill + rng.normal(0, seed_sd) - difficulty) / LUCK_SD)
-        right = rng.random(len(difficulty)) < chance
-        metrics = {"val_acc": settings["lr"], "test_acc": right.mean(), "n_test": len(right)}
-        config = as_dict(TrainConfig(seed=seed, **settings))
-        name = f"{settings} {seed}"
-        rows.append({"kind": "train", "run_id": name, "config": config, "metrics": metrics,
-                     "right": right})  # fmt: skip
-    return by_seed(rows, *TRANSPORT)[0]
+@dataclass(frozen=True)
+class Design:
+    """How many seeds both recipes of how many matched pairs have, and how much their noise is."""
 
+    seeds: tuple[range, range]
+    pairs: int
+    noise: float
+    images: int
+    uneven: bool = False
 
-def draw_pairs(
-    rng: np.random.Generator, images: int, pairs: int, seeds: Sequence[range],
-    seed_sds: Sequence[float], lead: float,
-) -> list[Pair]:  # fmt: skip
-    """Matched pairs of recipes, the first ahead by so much in truth, on new images."""
-    difficulty = rng.normal(0, IMAGE_SD, images)
-    sides = list(zip(("sgd", "adam"), (BASE + lead, BASE), seed_sds, seeds, strict=True))
-    return [
-        tuple(draw_group(rng, difficulty, *side, opt=opt, lr=0.1 + k) for opt, *side in sides)
-        for k in range(pairs)
-    ]
+    def draw(self, rng: np.random.Generator, lead: float) -> list[Pair]:
+        """Trainings on new images, those of the first recipes ahead by so much in truth."""
+        difficulty = rng.normal(0, IMAGE_SD, self.images)
+        image_sd = np.sqrt(BASE * (1 - BASE) / self.images)
+        skill_sd = self.noise * image_sd * WIDE / norm.pdf(MEAN / WIDE)  # moves accuracy as much
+        sds = (1.5 * skill_sd, 0.5 * skill_sd) if self.uneven else (skill_sd, skill_sd)
+        sides = list(zip(("sgd", "adam"), (BASE + lead, BASE), sds, self.seeds, strict=True))
+        return [
+            tuple(self._train(rng, difficulty, *side, opt=opt, lr=0.1 + k) for opt, *side in sides)
+            for k in range(self.pairs)
+        ]
 
-
-def seed_sd_of(ratio: float, images: int) -> float:
-    """The sd of skill that moves an accuracy by `ratio` times as much as the choice of images."""
-    image_sd = np.sqrt(BASE * (1 - BASE) / images)
-    return float(ratio * image_sd * WIDE / norm.pdf(MEAN / WIDE))
+    def _train(
+        self,
+        rng: Any,
+        difficulty: np.ndarray,
+        accuracy: float,
+        sd: float,
+        seeds: range,
+        **settings: Any,
+    ) -> Group:
+        skill, rows = norm.ppf(accuracy) * np.hypot(WIDE, sd), []
+        for seed in seeds:
+            chance = ndtr((skill + rng.normal(0, sd) - difficulty) / LUCK_SD)
+            right = rng.random(self.images) < chance
+            metrics = {"val_acc": settings["lr"], "test_acc": right.mean(), "n_test": self.images}
+            config = as_dict(TrainConfig(seed=seed, **settings))
+            row = {"kind": "train", "run_id": f"{settings} {seed}", "config": config}
+            rows.append(row | {"metrics": metrics, "right": right})
+        return by_seed(rows, *TRANSPORT)[0]
 
 
 def interval_of(pairs: Sequence[Pair]) -> tuple[float, float]:
@@ -95,17 +101,14 @@ def interval_of(pairs: Sequence[Pair]) -> tuple[float, float]:
     return measure_effect(pairs)["estimate"].interval()
 
 
-def check_design(
-    seeds: Sequence[range], pairs: int, ratio: float, uneven: bool, images: int, sims: int
-) -> dict[str, float]:
+def check_design(design: Design, sims: int) -> dict[str, float]:
     """How often each of the things that the table names happens."""
-    rng = np.random.default_rng([len(seeds[0]), len(seeds[1]), pairs, round(10 * ratio), uneven])
-    sd = seed_sd_of(ratio, images)
-    seed_sds = (1.5 * sd, 0.5 * sd) if uneven else (sd, sd)
+    counts = map(len, design.seeds)
+    rng = np.random.default_rng([*counts, design.pairs, round(10 * design.noise), design.uneven])
     covered = known = apart = 0
     wrong = dict.fromkeys(TRUTHS, 0)
     for _, lead in itertools.product(range(sims), TRUTHS):
-        drawn = draw_pairs(rng, images, pairs, seeds, seed_sds, lead)
+        drawn = design.draw(rng, lead)
         low, high = interval_of(drawn)
         verdict = judge(BEATS, (low, high))
         wrong[lead] += verdict == ("contradicted" if lead > MARGIN else "supported")
@@ -114,40 +117,29 @@ def check_design(
             low, high = accuracy_interval(drawn[0][0])
             known += low <= BASE <= high
             apart += compare_with_chosen(drawn[0])[1]["tied"] is False
-    return {
-        "coverage": covered / sims / len(TRUTHS), "accuracy": known / sims,
-        "told apart": apart / sims, "wrong": max(wrong.values()) / sims,
-    }  # fmt: skip
+    rates = {"coverage": covered / len(TRUTHS), "accuracy": known}
+    rates |= {"told apart": apart, "wrong": max(wrong.values())}
+    return {name: count / sims for name, count in rates.items()}
 
 
-def check_number(pairs: int, ratio: float, lead: float, images: int, sims: int) -> dict[str, float]:
+def check_number(pairs: int, noise: float, lead: float, images: int, sims: int) -> dict[str, Any]:
     """The seeds that would decide, by an estimate whose noises are nearly the true ones, and how
     often so many do."""
-    rng = np.random.default_rng([pairs, round(10 * ratio)])
-    sds, many = (seed_sd_of(ratio, images),) * 2, 400
-    pilot = measure_effect(draw_pairs(rng, images, pairs, (range(many),) * 2, sds, lead))[
-        "estimate"
-    ]
-    share = many / SEEDS
+    rng, many = np.random.default_rng([pairs, round(10 * noise)]), 400
+    design = Design((range(many), range(many)), pairs, noise, images)
+    pilot, share = measure_effect(design.draw(rng, lead))["estimate"], many / SEEDS
+    few = {"seeds": SEEDS, "degrees": SEEDS - 1}
     spreads = tuple(
-        replace(
-            s, variance=s.variance * share, scale=s.scale * share, seeds=SEEDS, degrees=SEEDS - 1
-        )
-        for s in pilot.spreads
+        replace(s, variance=s.variance * share, scale=s.scale * share, **few) for s in pilot.spreads
     )
     image = tuple(end + lead - pilot.value for end in pilot.image)
-    advice = more_data(
-        BEATS, replace(pilot, value=lead, image=image, spreads=spreads), SEEDS, images
-    )
-    power = None
+    estimate = replace(pilot, value=lead, image=image, spreads=spreads)
+    advice, power = more_data(BEATS, estimate, SEEDS, images), None
     if named := re.search(r"about (\d+) of each", advice):
-        seeds = (range(int(named[1])), range(100, 100 + int(named[1])))
-        decided = (
-            judge(BEATS, interval_of(draw_pairs(rng, images, pairs, seeds, sds, lead)))
-            for _ in range(sims)
-        )
+        design = replace(design, seeds=(range(int(named[1])), range(100, 100 + int(named[1]))))
+        decided = (judge(BEATS, interval_of(design.draw(rng, lead))) for _ in range(sims))
         power = sum(verdict == "supported" for verdict in decided) / sims
-    return {"pairs": pairs, "noise": ratio, "lead": lead, "advice": advice, "power": power}
+    return {"pairs": pairs, "noise": noise, "lead": lead, "advice": advice, "power": power}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -156,18 +148,16 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--sims", type=int, default=300, help="simulations of each line and true difference [300]")
     add("--images", type=int, default=2000, help="test images [2000]")
-    add("--noise", type=float, nargs="+", default=[0, 1, 3],
-        help="noise of seeds over that of images [0 1 3]")  # fmt: skip
+    add("--noise", type=float, nargs="+", default=[0, 1, 3], help="over that of images [0 1 3]")
     args = parser.parse_args(argv)
     lines = []
     for (name, designs), pairs in itertools.product(DESIGNS.items(), (1, 4)):
-        for seeds, ratio, uneven in itertools.product(designs, args.noise, (False, True)):
-            if ratio or not uneven:
+        for seeds, noise, uneven in itertools.product(designs, args.noise, (False, True)):
+            if noise or not uneven:
                 sizes = f"{name} {len(seeds[0])}, {len(seeds[1])}"
-                case = {"seeds": sizes, "pairs": pairs, "noise": ratio, "uneven": uneven}
-                lines.append(
-                    case | check_design(seeds, pairs, ratio, uneven, args.images, args.sims)
-                )
+                case = {"seeds": sizes, "pairs": pairs, "noise": noise, "uneven": uneven}
+                design = Design(seeds, pairs, noise, args.images, uneven)
+                lines.append(case | check_design(design, args.sims))
     print(tabulate(lines, headers="keys", tablefmt="pipe", floatfmt=".3f"), flush=True)
     numbers = [check_number(*case, 14_000, args.sims) for case in NUMBERS]
     print(tabulate(numbers, headers="keys", tablefmt="pipe", floatfmt=".3f"))

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-from coverage import check_design, check_number
+from coverage import Design, check_design, check_number
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from coverage import check_design, check_number
 )
 def test_the_interval_holds_the_truth_and_verdicts_are_seldom_wrong(seeds, noise):
     """At 80 simulations of three truths a rate of 0.95 has a standard error of 0.014."""
-    found = check_design(seeds, 1, noise, uneven=False, images=1000, sims=80)
+    found = check_design(Design(seeds, 1, noise, images=1000), sims=80)
     assert found["coverage"] > 0.93
     assert found["accuracy"] > 0.9
     assert found["told apart"] <= 0.05

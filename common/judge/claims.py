@@ -71,9 +71,9 @@ class Result:
     @property
     def verdict(self) -> str:
         """Of all parts together."""
-        found = {part.verdict for part in self.parts}
-        one_is_enough = (v for v in ("contradicted", "mixed") if v in found)
-        return next(one_is_enough, "supported" if found == {"supported"} else "undecided")
+        each = {part.verdict for part in self.parts}
+        one_is_enough = (v for v in ("contradicted", "mixed") if v in each)
+        return next(one_is_enough, "supported" if each == {"supported"} else "undecided")
 
 
 # --- a part's verdict -----------------------------------------------------------------------------

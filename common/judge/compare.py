@@ -316,8 +316,8 @@ TUNED = ", each at its best learning rate"
 
 def best_pairs(evidence: Evidence, dataset: str) -> list[Pair]:
     """The best ResNet and the best SVM, each chosen on validation, on the same test images."""
-    networks = [g for g in evidence.of(dataset, "train")
-                if str(g.config.get("model")).startswith("resnet")]  # fmt: skip
+    networks = evidence.of(dataset, "train")
+    networks = [g for g in networks if str(g.config.get("model")).startswith("resnet")]
     sides = networks, evidence.of(dataset, "svm")
     common = set.intersection(*({g.rows[0]["images"] for g in side} for side in sides))
     network, svm = (
@@ -477,8 +477,8 @@ def comparison_tables(
     """What was compared, what differs, what the noise leaves open, and what was left out: from the
     records of contrasts and of ties, and the train rows that are ok."""
     reasons = [{"reason": text, "rows": n} for text, n in evidence.reasons.items()]
-    told = ("rows", "failed", "interrupted", "partial")
-    counts = [record for record in evidence.counts if any(record[k] for k in told)]
+    names = ("rows", "failed", "interrupted", "partial")
+    counts = [record for record in evidence.counts if any(record[k] for k in names)]
     unmeasured = all("p" not in record for record in contrasts)
     margin = {"alpha": ALPHA, "points": 100 * MARGIN, "seeds": SEEDS}
     return [

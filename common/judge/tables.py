@@ -30,9 +30,14 @@ class Table:
 
 
 def make_table(
-    section: str, key: str, title: str, columns: str, records: Iterable[Row], *notes: str,
+    section: str,
+    key: str,
+    title: str,
+    columns: str,
+    records: Iterable[Row],
+    *notes: str,
     missing: bool = False,
-) -> Table:  # fmt: skip
+) -> Table:
     """A table of the named columns, from records that may lack some of them or hold more.
 
     Notes that say how to read what was measured are left out when nothing was.
