@@ -25,7 +25,7 @@ from common.judge.compare import (
 )
 from common.judge.findings import preferences
 from common.judge.rows import best_of, by_seed, latest_ok, pick_best, trained_by
-from common.judge.stats import mcnemar, newcombe_interval, paired_interval
+from common.judge.stats import newcombe_interval, paired_interval
 
 
 @pytest.fixture
@@ -37,6 +37,10 @@ def only(records, **where):
     found = [record for record in records if where.items() <= record.items()]
     assert len(found) == 1
     return found[0]
+
+
+def mcnemar(first_only, second_only):
+    return stats.binomtest(first_only, first_only + second_only).pvalue
 
 
 def contrast_of(log, name="opt sgd - adam"):

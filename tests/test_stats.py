@@ -14,7 +14,6 @@ from common.judge.stats import (
     difference_of,
     holm,
     lend,
-    mcnemar,
     median_ratio_interval,
     newcombe_interval,
     paired_interval,
@@ -47,15 +46,10 @@ COUNTS = [(0, 0), (0, 1), (5, 5), (10, 2), (0, 40), (150, 100), (7, 8)]
 
 
 @pytest.mark.parametrize(("b", "c"), COUNTS)
-def test_mcnemar_is_that_of_statsmodels(b, c):
+def test_the_sign_flip_test_of_one_pair_is_mcnemar_s(b, c):
     tables = pytest.importorskip("statsmodels.stats.contingency_tables")
     expected = tables.mcnemar([[500, b], [c, 30]], exact=True).pvalue if b + c else 1.0
-    assert mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize(("b", "c"), COUNTS)
-def test_the_sign_flip_test_of_one_pair_is_mcnemar(b, c):
-    assert sign_flip_test(sums_of(b, c)) == pytest.approx(mcnemar(b, c), rel=1e-9)
+    assert sign_flip_test(sums_of(b, c)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("sums", [[3, -1, 2, 0, 1], [2, 2, -2, 4], [5], [1, -1], [3, 3, 3, -1, 2]])

@@ -45,21 +45,12 @@ def newcombe_interval(
     return p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)
 
 
-def mcnemar(first_only: int, second_only: int) -> float:
-    """Exact two-sided p that two classifiers are equally accurate, from the images that only one
-    of them gets right; 1 where there are none.
-
-    Source: McNemar, Psychometrika 12 (1947), 153-157, with the binomial distribution.
-    """
-    discordant = first_only + second_only
-    return float(binomtest(first_only, discordant).pvalue) if discordant else 1.0
-
-
 def sign_flip_test(sums: np.ndarray) -> float:
     """Exact two-sided p that first and second may be exchanged on every image.
 
-    For a single pair it is mcnemar. The distribution of the sum over all sign patterns is that of
-    one binomial variable for each magnitude, times it: no pattern is sampled.
+    For a single pair it is McNemar's exact test (Psychometrika 12 (1947), 153-157). The
+    distribution of the sum over all sign patterns is that of one binomial variable for each
+    magnitude, times it: no pattern is sampled.
     Shapes: sums (N,) integers.
     """
     magnitudes, counts = np.unique(np.abs(sums[sums != 0]).astype(np.int64), return_counts=True)
