@@ -3,6 +3,7 @@
 Every job is started by torchrun, with gloo, on loopback."""
 
 import os
+import shlex
 import signal
 import socket
 
@@ -160,10 +161,10 @@ def weights_of(folder, row, key="checkpoint"):
     return load_checkpoint(folder / row["metrics"][key])["model"]
 
 
-BATCHNORM = [
-    "--dataset", "digits", "--model", "vgg5", "--image-size", "16", "--opt", "muon", "--batch-size",
-    "32", "--epochs", "6", "--amp", "false", "--threads", "1",
-]  # fmt: skip
+BATCHNORM = shlex.split(
+    "--dataset digits --model vgg5 --image-size 16 --opt muon --batch-size 32 --epochs 6 "
+    "--amp false --threads 1"
+)
 
 
 @pytest.mark.slow

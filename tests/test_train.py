@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -294,11 +295,10 @@ def test_a_grid_killed_after_every_line_ends_with_the_same_rows(tiny, rows, tmp_
     assert not list(killed.rglob("*.state.pt"))
 
 
-RECIPE = [
-    "--model", "vgg5", "--opt", "muon", "--lr", "0.1", "--schedule", "triangular", "--translate",
-    "2", "--label-smoothing", "0.1", "--weight-decay", "1e-3", "--batch-size", "16",
-    "--erase", "0.5",
-]  # fmt: skip
+RECIPE = shlex.split(
+    "--model vgg5 --opt muon --lr 0.1 --schedule triangular --translate 2 --label-smoothing 0.1 "
+    "--weight-decay 1e-3 --batch-size 16 --erase 0.5"
+)
 
 
 def test_a_recipe_interrupted_after_each_epoch_ends_in_the_same_weights(

@@ -146,24 +146,13 @@ def format_minutes(minutes: float) -> str:
 def format_finished(configs: Sequence[TrainConfig], log: Log) -> str:
     """A table of the finished configurations."""
     rows = log.finished("train")
-    lines = [
-        [
-            row["run_id"], config.describe(), config.epochs, config.seed, f"{m['val_acc']:.4f}",
-            f"{m['test_acc']:.4f}", f"{m['train_ms'] / 1e3:.0f}", f"{m['images_per_s']:.0f}",
-            m["shared_with"] or "",
-        ]
-        for config in configs
-        if (row := rows.get(train_id(config))) and (m := row["metrics"])
-    ]  # fmt: skip
-    head = [
-        "run",
-        "configuration",
-        "epochs",
-        "seed",
-        "val acc",
-        "test acc",
-        "train s",
-        "img/s",
-        "shared with",
-    ]
-    return tabulate(lines, head, disable_numparse=True)
+    heads = "run, configuration, epochs, seed, val acc, test acc, train s, img/s, shared with"
+    lines = []
+    for config in configs:
+        if row := rows.get(train_id(config)):
+            m, name = row["metrics"], row["run_id"]
+            accuracies = (f"{m['val_acc']:.4f}", f"{m['test_acc']:.4f}")
+            speed = (f"{m['train_ms'] / 1e3:.0f}", f"{m['images_per_s']:.0f}")
+            setting = (config.describe(), config.epochs, config.seed)
+            lines.append([name, *setting, *accuracies, *speed, m["shared_with"] or ""])
+    return tabulate(lines, heads.split(", "), disable_numparse=True)

@@ -158,12 +158,12 @@ def check_finite(losses: Tensor) -> None:
 
 def refresh_statistics(model: nn.Module, batches: Batches, train: Tensor, steps: int) -> int | None:
     """Where a normalisation's running statistics lag behind its weights after so many steps of
-    training, take them again, as means over batches of the first images of `train`.
+    training, take them again, as means over batches of the first images of `train`. Nothing else
+    is in training mode, and nothing is drawn.
 
     A running average looks back over 1 / momentum steps. It lags where that is over a hundredth of
     all: at momentum 0.01 and 400 steps a network that has learnt answers at chance. torch's own
-    momentum of 0.1 is left alone. Nothing else is in training mode, and nothing is drawn.
-    Shapes: train (N,).
+    momentum of 0.1 is left alone.
     Returns: how many images that took, None where the running statistics stay.
     Source: torch.optim.swa_utils.update_bn.
     """

@@ -162,14 +162,9 @@ class Run:
     def weights(self) -> dict[str, Any]:
         """A checkpoint's content: the weights, and what is needed to use them."""
         mean, std = self.statistics
-        return {
-            "model": self.model.state_dict(),
-            "config": as_dict(self.config),
-            "classes": list(self.dataset.classes),
-            "mean": mean.tolist(),
-            "std": std.tolist(),
-            "epoch": len(self.history),
-        }
+        images = {"classes": list(self.dataset.classes), "mean": mean.tolist(), "std": std.tolist()}
+        done = {"config": as_dict(self.config), "epoch": len(self.history)}
+        return {"model": self.model.state_dict(), **images, **done}
 
     def state(self) -> dict[str, Any]:
         """What a resumed run continues from, bit for bit."""

@@ -40,12 +40,7 @@ WAIT_S = 30  # for a cluster and its first worker
 PARENT = "BAKEOFF_PARENT"  # in a worker's environment: the process that started it
 # Options that say which work there is and how it is shared out, and are no part of a piece of it.
 OUTER = ("jobs", "backend", "cluster", "list_commands", "dry_run", "best")
-PIPES = {
-    "stdin": subprocess.DEVNULL,
-    "stdout": subprocess.DEVNULL,
-    "stderr": subprocess.PIPE,
-    "text": True,
-}
+SILENT = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "text": True}
 
 
 @dataclass(frozen=True)
@@ -188,7 +183,9 @@ class Processes:
             if self.stopped:
                 return 0, ""
             # In a session of its own: a terminal's Ctrl-C is for this process alone.
-            process = subprocess.Popen(_as_worker(command), **PIPES, start_new_session=True)
+            process = subprocess.Popen(
+                _as_worker(command), **SILENT, stderr=subprocess.PIPE, start_new_session=True
+            )
             self.running.add(process)
         errors = process.communicate()[1]
         self.running.discard(process)
@@ -225,7 +222,9 @@ class Cluster:
         """As Processes.run: dask begins a command again elsewhere when its worker dies."""
         try:
             submit = self.client.submit
-            done = submit(subprocess.run, _as_worker(command), **PIPES, pure=False).result()
+            done = submit(
+                subprocess.run, _as_worker(command), **SILENT, stderr=subprocess.PIPE, pure=False
+            ).result()
         except Exception as error:  # too many workers died, or the client was closed
             return 1, first_line(error)
         return done.returncode, done.stderr
