@@ -13,6 +13,7 @@ import pytest
 import report
 from common.base.log import read_log, run_id
 from common.deploy.predict import load_model
+from common.report.documents import readme_results
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "reference"
@@ -47,7 +48,7 @@ def test_every_accuracy_is_that_of_its_predictions_and_none_are_left_over(rows):
 
 def test_the_readme_prints_the_results_and_verdicts(rows):
     [printed] = re.findall(r"<!-- results -->\n\n(.*?)\n\n<!-- /results -->", README, re.S)
-    assert printed == report.readme_results(rows, REFERENCE), (
+    assert printed == readme_results(rows, REFERENCE), (
         "python report.py --results-dir reference --readme"
     )
 

@@ -20,6 +20,7 @@ import report
 from common.base.cli import UsageError, as_dict
 from common.base.config import FlopsConfig, HwInferConfig, HwTrainConfig, SvmConfig, TrainConfig
 from common.base.log import append_line, dumps_strict, read_rows, run_id, save_predictions
+from common.report import documents
 
 MARKUP = r"a_b & 50% #1 <b>x</b> | $y$ ^~ {z} \w `c` *d* --e [f](g) → é"
 CLASSES = ["no_shoe", "a & b", "<b>", "x | y"]
@@ -73,7 +74,7 @@ class LogBuilder:
         rows, problems = read_rows(self.folder / "log.jsonl")
         sections, *_ = report.build_sections(rows, problems, self.folder)
         built = [t for s in sections for t in s.tables]
-        return {t.key: list(csv.DictReader(io.StringIO(report.csv_text(t)))) for t in built}
+        return {t.key: list(csv.DictReader(io.StringIO(documents.csv_text(t)))) for t in built}
 
     def report(self, *flags):
         assert report.main(["--results-dir", str(self.folder), "--no-pdf", *flags]) == 0
@@ -410,25 +411,6 @@ def test_a_busy_machine_is_flagged(log):
 # --- predictions ----------------------------------------------------------------------------------
 
 
-def test_classes_are_counted_as_scikit_learn_does(whole):
-    from sklearn.metrics import confusion_matrix, precision_score, recall_score
-
-    (key,) = (Path(name).stem for name in whole.files() if name.startswith("csv/classes_digits"))
-    with np.load(whole.folder.parent / "predictions" / "best.npz") as held:
-        label, pred = held["label"], held["pred"]
-    rows = whole.csv(key)
-    assert [row["class"] for row in rows] == CLASSES
-    matrix = confusion_matrix(label, pred)
-    assert [int(row["images"]) for row in rows] == list(matrix.sum(axis=1))
-    recall = [float(row["recall"]) for row in rows]
-    assert recall == pytest.approx(recall_score(label, pred, average=None))
-    precision = [float(row["class_precision"]) for row in rows]
-    assert precision == pytest.approx(precision_score(label, pred, average=None))
-    np.fill_diagonal(matrix, 0)
-    expected = [f"{CLASSES[line.argmax()]} ({line.max()})" for line in matrix]
-    assert [row["confused_with"] for row in rows] == expected
-
-
 def relabel(path):
     with np.load(path) as held:
         arrays = {key: held[key] for key in held.files}
@@ -569,9 +551,9 @@ def test_every_markdown_table_has_the_same_number_of_cells_in_each_row(whole):
 
 
 def test_latex_special_characters_are_escaped():
-    assert report.escape_tex("50% & #1_$") == r"50\% \& \#1\_\allowbreak{}\$"
-    assert report.escape_tex("\\end{x} --flag") == r"\textbackslash{}end\{x\} -{}-{}flag"
-    assert report.escape_tex("é→\x07") == "é[U+2192][U+0007]"
+    assert documents.escape_tex("50% & #1_$") == r"50\% \& \#1\_\allowbreak{}\$"
+    assert documents.escape_tex("\\end{x} --flag") == r"\textbackslash{}end\{x\} -{}-{}flag"
+    assert documents.escape_tex("é→\x07") == "é[U+2192][U+0007]"
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no TeX here")
@@ -589,27 +571,28 @@ def test_latex_compiles(whole, tmp_path):
 
 
 @pytest.mark.skipif(
-    not any(map(shutil.which, report.TEX)), reason="no TeX here: apt-get install texlive-latex-base"
+    not any(map(shutil.which, documents.TEX)),
+    reason="no TeX here: apt-get install texlive-latex-base",
 )
 def test_the_pdf_is_compiled_aside_and_twice_the_same(whole, tmp_path):
     out = tmp_path / "report"
     shutil.copytree(whole.folder, out)
     found = []
     for _ in range(2):
-        assert report.write_pdf(out).startswith("report.pdf: by ")
+        assert documents.write_pdf(out).startswith("report.pdf: by ")
         found.append((out / "report.pdf").read_bytes())
     assert found[0] == found[1]
     assert found[0].startswith(b"%PDF")
     assert Written(out).files().keys() == whole.files().keys() | {"report.pdf"}
     (out / "report.tex").write_text(r"\documentclass{article}\begin{document}\nonsense")
-    assert re.search(r"^no report.pdf: \w+ failed, .*", report.write_pdf(out))
+    assert re.search(r"^no report.pdf: \w+ failed, .*", documents.write_pdf(out))
     assert not (out / "report.pdf").exists()  # not an older one either
 
 
 def test_without_tex_it_says_so_and_leaves_no_older_pdf(whole, tmp_path, monkeypatch):
     (tmp_path / "report.pdf").write_text("older")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert report.write_pdf(tmp_path) == (
+    assert documents.write_pdf(tmp_path) == (
         "no report.pdf: neither pdflatex nor tectonic is installed"
     )
     assert not (tmp_path / "report.pdf").exists()
@@ -638,9 +621,10 @@ def test_the_screen_ends_with_the_report(log, capsys):
     assert "not measured: Support vector machines: every configuration (make q1b)" in lines
 
 
-def test_the_synthetic_grid_of_the_benchmark_is_the_studys_with_five_seeds():
+def test_the_synthetic_grid_of_the_benchmark_is_the_studys_with_five_seeds(tmp_path):
     file = Path(__file__).parent.parent / "benchmarks" / "report_scale.py"
     scale = runpy.run_path(str(file))
-    configs = scale["study_configs"](5)
-    assert len(configs) == 320
-    assert {config.seed for config in configs} == set(range(5))
+    scale["IMAGES"]["n_test"] = 10
+    configs = [r["config"] for r in scale["grid_rows"](tmp_path) if r["kind"] == "train"]
+    assert len(configs) == len({run_id("train", config) for config in configs}) == 320
+    assert {config["seed"] for config in configs} == set(range(5))

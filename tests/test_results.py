@@ -88,7 +88,7 @@ def test_a_timing_of_another_machine_is_no_finished_work_here(tmp_path):
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"schema": 2}, "unknown schema 2"),
+        ({"schema": 2}, "schema 2, this version reads 1"),
         ({"kind": "magic"}, "unknown kind 'magic'"),
         ({"status": ["fine"]}, "unknown status ['fine']"),
         ({"metrics": 3}, "metrics is no object"),

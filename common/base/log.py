@@ -25,9 +25,9 @@ SCHEMA = 1
 KINDS = ("epoch", "train", "svm", "flops", "hw_train", "export", "hw_infer")
 TIMINGS = ("hw_train", "hw_infer")  # of a machine: on another one they are other work
 STATUSES = ("ok", "failed", "interrupted")
-KNOWN = {"schema": (SCHEMA,), "kind": KINDS, "status": STATUSES}
+KNOWN = {"kind": KINDS, "status": STATUSES}
 STRINGS, OBJECTS = ("run_id", "time_utc"), ("git", "config", "env", "metrics")
-ROW_KEYS = {*KNOWN, *STRINGS, *OBJECTS, "error"}
+ROW_KEYS = {"schema", *KNOWN, *STRINGS, *OBJECTS, "error"}
 Row = dict[str, Any]
 Content = bytes | Callable[[BinaryIO], Any]  # or a function that writes it to a file
 
@@ -265,6 +265,8 @@ def parse_row(line: bytes) -> Row:
         raise ValueError("not an object")
     if missing := ROW_KEYS - row.keys():
         raise ValueError(f"missing {', '.join(sorted(missing))}")
+    if row["schema"] != SCHEMA:
+        raise ValueError(f"schema {row['schema']!r}, this version reads {SCHEMA}")
     for name, known in KNOWN.items():
         if row[name] not in known:
             raise ValueError(f"unknown {name} {row[name]!r}")

@@ -22,7 +22,7 @@ from common.judge.compare import measure_effect as measured
 from common.judge.published import STUDY_TEST_IMAGES, published
 from common.judge.rows import STUDY_DATASETS, TRAIN_PROTOCOL, Row, grouped, join_notes, number
 from common.judge.stats import Estimate, Interval
-from common.judge.tables import Table, judged_table
+from common.judge.tables import Table, make_table
 from common.judge.verdicts import BEATS, SEEDS, Rule, judge
 
 UNITS = {"points": 100.0, "times": 1.0}  # a unit's size in that of the effects
@@ -488,4 +488,4 @@ def claims_tables(results: Sequence[Result]) -> list[Table]:
             more = f" and {len(part.runs) - 3} more" if len(part.runs) > 3 else ""
             runs = {"claim": r.claim.number, "runs": ", ".join(part.runs[:3]) + more or None}
             parts.append(vars(part) | scaled | runs)
-    return [judged_table("claims", judged), judged_table("claim_parts", parts)]
+    return [make_table("claims", judged), make_table("claim_parts", parts)]

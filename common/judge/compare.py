@@ -21,7 +21,7 @@ import numpy as np
 from common.base.config import preset_of
 from common.judge import rows, stats
 from common.judge.rows import PROTOCOLS, Group, Row, best_of, division, grouped, join_notes, number
-from common.judge.tables import Table, judged_table
+from common.judge.tables import Table, make_table
 from common.judge.verdicts import BEATS, MARGIN, SEEDS, dependence, leads
 
 ALPHA = 0.05
@@ -468,7 +468,7 @@ def seeds_table(train: Sequence[Row]) -> Table:
         record["image_sd"] = math.sqrt(mean * (1 - mean) / int(images))
         records.append(record)
     note = "Configurations with a single seed, whose noise of training is not measured"
-    return judged_table("seeds", records, f"{note}: {single}." if single else "")
+    return make_table("seeds", records, f"{note}: {single}." if single else "")
 
 
 def comparison_tables(
@@ -482,12 +482,12 @@ def comparison_tables(
     unmeasured = all("p" not in record for record in contrasts)
     margin = {"alpha": ALPHA, "points": 100 * MARGIN, "seeds": SEEDS}
     return [
-        judged_table("contrasts", contrasts, missing=unmeasured),
-        judged_table("interactions", interaction_records(evidence)),
-        judged_table("pairs", pair_records(evidence)),
-        judged_table("tied", ties, **margin),
-        judged_table("optimism", optimism_records(train)),
+        make_table("contrasts", contrasts, missing=unmeasured),
+        make_table("interactions", interaction_records(evidence)),
+        make_table("pairs", pair_records(evidence)),
+        make_table("tied", ties, **margin),
+        make_table("optimism", optimism_records(train)),
         seeds_table(train),
-        judged_table("evidence", counts),
-        judged_table("unusable", reasons),
+        make_table("evidence", counts),
+        make_table("unusable", reasons),
     ]

@@ -25,7 +25,7 @@ from common.judge.rows import (
     noise_note,
     number,
 )
-from common.judge.tables import Table, judged_table
+from common.judge.tables import Table, make_table
 from common.judge.times import speedup_interval
 from common.judge.verdicts import SEEDS, VERDICTS, dependence_text, leads
 
@@ -72,8 +72,8 @@ def findings_tables(
     ]
     findings = [*sentences("claims", results, VERDICTS), *sentences("chosen", contests)]
     return [
-        judged_table("findings", [{"finding": line} for line in findings]),
-        judged_table("recommendations", [{"recommendation": line} for line in recommended]),
+        make_table("findings", [{"finding": line} for line in findings]),
+        make_table("recommendations", [{"recommendation": line} for line in recommended]),
     ]
 
 

@@ -12,7 +12,7 @@ from common.base.config import preset_of
 from common.judge import rows
 from common.judge.rows import PROTOCOLS, Group, Row, deviations, get, grouped, join_notes, number
 from common.judge.stats import difference_of
-from common.judge.tables import Table, judged_table, significant
+from common.judge.tables import Table, make_table, significant
 
 STUDY_TEST_IMAGES = 14_000
 
@@ -120,7 +120,7 @@ def results_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     ]
     order = rows.datasets_of([*train, *svm])
     records.sort(key=lambda record: order.index(record["dataset"]))
-    return judged_table(
+    return make_table(
         "results",
         [record | {"dataset": rows.display(record["dataset"])} for record in records],
         rows.devices_note(row for groups in contests for group in groups for row in group.rows),
@@ -192,7 +192,7 @@ def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     for part, runs in (("q1a", train), ("q1b", svm)):
         groups = rows.configurations(runs)
         records += [_nearest_record(figure, groups) for figure in published(part)]
-    return judged_table("published", records)
+    return make_table("published", records)
 
 
 def _nearest_record(figure: Row, groups: Iterable[Group]) -> Row:

@@ -7,8 +7,9 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from common.judge.rows import Row
+from common.judge.rows import Row, get
 
 WORDS = tomllib.loads(Path(__file__).with_name("tables.toml").read_text())
 
@@ -30,34 +31,50 @@ class Table:
 
 
 def make_table(
-    section: str,
-    key: str,
-    title: str,
-    columns: str,
+    name: str,
     records: Iterable[Row],
     *notes: str,
+    key: str = "",
+    title: str = "",
     missing: bool = False,
+    **values: object,
 ) -> Table:
-    """A table of the named columns, from records that may lack some of them or hold more.
+    """The table of this name in tables.toml, from records that may lack some of its columns or hold
+    more; values fill the braces of its notes, more notes follow.
 
     Notes that say how to read what was measured are left out when nothing was.
     """
-    names = tuple(columns.split())
-    kept = tuple({name: record.get(name) for name in names} for record in records)
+    words, records = WORDS[name], list(records)
+    text = words.get("notes", "") if records or "empty" not in words else words["empty"]
+    own = [" ".join(paragraph.split()).format(**values) for paragraph in text.split("\n\n")]
+    columns = tuple(paths_of(name))
     return Table(
-        section, key, title, names, kept, () if missing else tuple(filter(None, notes)), missing
+        words["section"],
+        key or name,
+        title or words["title"],
+        columns,
+        tuple({column: record.get(column) for column in columns} for record in records),
+        () if missing else tuple(filter(None, (*own, *notes))),
+        missing,
     )
 
 
-def judged_table(
-    key: str, records: Iterable[Row], *notes: str, missing: bool = False, **values: object
-) -> Table:
-    """A table whose words are in tables.toml, where values fill the braces; more notes follow."""
-    words, records = WORDS[key], list(records)
-    text = words.get("notes", "") if records or "empty" not in words else words["empty"]
-    own = [" ".join(paragraph.split()).format(**values) for paragraph in text.split("\n\n")]
-    names = words["section"], key, words["title"], words["columns"]
-    return make_table(*names, records, *own, *notes, missing=missing)
+def paths_of(name: str) -> dict[str, list[str]]:
+    """The columns of a table, each with its path in a row of the log."""
+    items = [item.rpartition("=") for item in WORDS[name]["columns"].split()]
+    return {column or path.split(".")[-1]: path.split(".") for column, _, path in items}
+
+
+def fields(row: Row, name: str) -> Row:
+    """What a row of the log holds of a table's columns; 0 and 1 are the ends of an interval."""
+    record = {}
+    for column, path in paths_of(name).items():
+        value: Any = row
+        for step in path:
+            value = dict(zip("01", value, strict=False)) if isinstance(value, list) else value
+            value = get(value, step)
+        record[column] = value
+    return record
 
 
 def significant(value: float) -> str:

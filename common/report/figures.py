@@ -1,6 +1,7 @@
 """The report's figures: chosen from the rows of the log by build_figures, drawn by the rest.
 
-A function that draws maps plain numbers to a matplotlib figure, and knows nothing of rows.
+A function that draws maps plain numbers to a matplotlib figure, and knows nothing of rows. An
+artist whose gid is class:text becomes on the page a group of that class with the text on hovering.
 """
 
 from __future__ import annotations
@@ -10,17 +11,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import matplotlib
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from common.judge.mistakes import GALLERY, Errors, confusion_matrix
+from common.judge.mistakes import GALLERY, Mistakes, confusion
 from common.judge.rows import (
     Group,
     Row,
@@ -29,13 +29,15 @@ from common.judge.rows import (
     datasets_of,
     describe_all,
     display,
-    get,
+    grouped,
+    in_words,
     latest_ok,
     number,
     pick_best,
     shorten,
     slug,
 )
+from common.judge.tables import Table
 
 # Okabe and Ito's colours, told apart in every common form of colour blindness; their yellow is
 # left out, too faint on white.
@@ -46,13 +48,53 @@ STYLE = {
     "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "axes.axisbelow": True,
     "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.5, "lines.markersize": 5,
     "figure.constrained_layout.use": True, "pdf.fonttype": 42,
-    "svg.hashsalt": "bakeoff",
+    "svg.hashsalt": "bakeoff", "svg.fonttype": "none",
 }  # fmt: skip
+MOST_POINTS = 60  # of a curve: more could not be told apart
+MOST_NUMBERED = 100  # classes of a confusion matrix
+# Labelled steps of each decade, the first that gives three.
+TICKS = ((1, 3), (1, 2, 5), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8))
+# Of the tables with speed-ups: the figure's key, the baseline, the columns that name a panel and
+# those that name a bar in it, the caption.
+SPEEDUPS = {
+    "q2": (
+        "speedup_train",
+        "the first",
+        ("dataset", "model", "opt", "image_size", "batch_size"),
+        ("label",),
+        "Training speed over the first variant of each panel. Hatched: from a sample of steps.",
+    ),
+    "infer": (
+        "speedup_infer",
+        "eager",
+        ("dataset", "model"),
+        ("scenario", "batch_size", "threads", "engine"),
+        "Inference speed of the exported models over the eager network at the same batch.",
+    ),
+}
 
 
-def styled() -> Any:
-    """Context in which figures are drawn and saved alike whatever the user's own settings."""
-    return matplotlib.style.context(["default", STYLE])
+@dataclass(frozen=True)
+class ReportFigure:
+    """A figure of the report, undrawn; `on_page` where the page has it in this form."""
+
+    section: str
+    key: str
+    caption: str
+    draw: Callable[[], Figure]
+    on_page: bool = True
+
+    def to_bytes(self, extension: str) -> bytes:
+        """Its file, alike whatever the user's own settings, and without dates."""
+        metadata = {"png": {}, "pdf": {"CreationDate": None}}.get(
+            extension, dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+        buffer = io.BytesIO()
+        with matplotlib.style.context(["default", STYLE]):
+            self.draw().savefig(
+                buffer, format=extension, dpi=150, metadata=metadata, transparent=extension == "svg"
+            )
+        return buffer.getvalue()
 
 
 def look_of(i: int) -> dict[str, str]:
@@ -61,17 +103,66 @@ def look_of(i: int) -> dict[str, str]:
     return {"color": COLORS[i % n], "marker": MARKERS[(i + i // n) % n]}
 
 
-def to_bytes(figure: Figure, extension: str) -> bytes:
-    """The file of a figure, without dates, so that the same figure gives the same bytes."""
-    metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(extension, {})
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=extension, dpi=150, metadata=metadata)
-    return buffer.getvalue()
-
-
 def literal(text: str) -> str:
     """Text that matplotlib shows as it is: a dollar sign would start mathematics."""
     return text.replace("$", r"\$")
+
+
+# --- from rows to what is drawn -------------------------------------------------------------------
+
+
+def build_figures(
+    rows: Sequence[Row], mistakes: Sequence[Mistakes], tables: Sequence[Table]
+) -> list[ReportFigure]:
+    """Every figure that the rows, the mistakes of the chosen networks and the tables can carry."""
+    train, svm = latest_ok(rows, "train"), latest_ok(rows, "svm")
+    figures = []
+    for dataset, curves in curves_of(latest_ok(rows, "epoch")).items():
+        caption = f"{display(dataset)}: learning curves on validation and training images."
+        if len(curves) > len(COLORS):
+            caption += f" The best {len(COLORS)} of {len(curves)} runs."
+        best = curves[: len(COLORS)]
+        draw = partial(learning_curves, best, describe_all([curve.config for curve in best]))
+        figures.append(ReportFigure("q1a", f"curves_{slug(dataset)}", caption, draw, False))
+    if panels := cost_points(train, svm, pick_best(train)):
+        caption = (
+            "Test accuracy with its 95 % interval against training time, for each configuration in "
+            "the log, whatever its protocol: the tables say which. Dashed: the Pareto front."
+        )
+        draw = partial(accuracy_cost, panels)
+        figures.append(ReportFigure("best", "accuracy_cost", caption, draw, False))
+    figures += [figure for m in mistakes for figure in mistake_figures(m)]
+    for table in tables:
+        if table.key in SPEEDUPS:
+            figures += speedup_figure(table)
+    return figures
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run and the metrics of its epochs, in order."""
+
+    run_id: str
+    config: Row
+    epochs: list[Row]
+
+    @property
+    def val_acc(self) -> float | None:
+        """The validation accuracy of the last epoch."""
+        return number(self.epochs[-1], "val_acc")
+
+
+def curves_of(epochs: Iterable[Row]) -> dict[str, list[Curve]]:
+    """The runs of each data set, the best on validation first."""
+    known = [row for row in epochs if number(row, "metrics", "epoch") is not None]
+    known.sort(key=lambda row: row["metrics"]["epoch"])
+    datasets: dict[str, list[Curve]] = {name: [] for name in datasets_of(known)}
+    for run_id, run in grouped(known, lambda row: row["run_id"]).items():
+        curve = Curve(run_id, run[0]["config"], [row["metrics"] for row in run])
+        datasets[str(curve.config.get("dataset"))].append(curve)
+    for curves in datasets.values():
+        curves.sort(key=lambda curve: (-(curve.val_acc or 0), curve.run_id))
+    return {name: curves for name, curves in datasets.items() if curves}
 
 
 @dataclass(frozen=True)
@@ -89,242 +180,150 @@ class Point:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One speed-up in a panel, and the accuracy of what ran, as a fraction, where it is known.
-
-    `sampled` where the epoch behind it was extrapolated.
-    """
-
-    panel: str
-    label: str
-    ratio: float
-    test_acc: float | None
-    sampled: bool = False
-
-    @property
-    def text(self) -> str:
-        """What stands at its end."""
-        accuracy = "" if self.test_acc is None else f", {100 * self.test_acc:.2f} % correct"
-        return f"{self.ratio:.2f}x{accuracy}"
-
-
-@dataclass(frozen=True)
-class ReportFigure:
-    """A figure of the report, undrawn."""
-
-    section: str
-    key: str
-    caption: str
-    draw: Callable[[], Figure]
-
-
-# --- from rows to what is drawn -------------------------------------------------------------------
-
-
-def build_figures(rows: Sequence[Row], errors: Sequence[Errors]) -> list[ReportFigure]:
-    """Every figure that the rows, and the errors of the chosen models, can carry."""
-    done = {
-        kind: latest_ok(rows, kind) for kind in ("epoch", "train", "svm", "hw_train", "hw_infer")
-    }
-    best = pick_best(done["train"])
-    return [
-        *_curve_figures(done["epoch"]),
-        *_cost_figure(done["train"], done["svm"], best),
-        *_error_figures(errors),
-        *_training_speedups(done["hw_train"]),
-        *_inference_speedups(done["hw_infer"]),
-    ]
-
-
-def _curve_figures(epochs: Iterable[Row]) -> Iterable[ReportFigure]:
-    datasets: dict[str, dict[str, list[Row]]] = {}
-    for row in epochs:
-        runs = datasets.setdefault(str(row["config"].get("dataset")), {})
-        runs.setdefault(row["run_id"], []).append(row)
-    for dataset, runs in datasets.items():
-        kept = sorted(runs.values(), key=_last_val_acc, reverse=True)[: len(COLORS)]
-        note = "" if len(kept) == len(runs) else f" The best {len(kept)} of {len(runs)} runs."
-        caption = f"{display(dataset)}: learning curves on validation and training images.{note}"
-        yield ReportFigure(
-            "q1a", f"curves_{slug(dataset)}", caption, partial(learning_curves, _by_model(kept))
-        )
-
-
-def _last_val_acc(run: Sequence[Row]) -> float:
-    last = max(run, key=lambda row: number(row, "metrics", "epoch") or 0)
-    return number(last, "metrics", "val_acc") or 0
-
-
-def _by_model(runs: Sequence[Sequence[Row]]) -> dict[str, dict[str, list[Row]]]:
-    """Epoch metrics by network and by a label of the settings in which the runs differ."""
-    configs = [run[0]["config"] for run in runs]
-    names = [k for k in configs[0] if len({str(c.get(k)) for c in configs}) > 1]
-    names = ["opt", "lr", *(k for k in names if k not in ("model", "opt", "lr"))]
-    curves: dict[str, dict[str, list[Row]]] = {}
-    for config, run in sorted(zip(configs, runs, strict=True), key=lambda pair: str(pair[0])):
-        label = ", ".join(
-            str(config.get(k)) if k == "opt" else f"{k.replace('_', ' ')} {config.get(k)}"
-            for k in names
-        )
-        epochs = [row["metrics"] for row in run if number(row, "metrics", "epoch") is not None]
-        model = str(config.get("model"))
-        curves.setdefault(model, {})[label] = sorted(epochs, key=lambda metrics: metrics["epoch"])
-    return dict(sorted(curves.items()))
-
-
-def _cost_figure(
-    train: Sequence[Row], svm: Sequence[Row], best: Sequence[Group]
-) -> Iterable[ReportFigure]:
-    panels = {display(name): points for name, points in cost_points(train, svm, best).items()}
-    if panels:
-        caption = (
-            "Test accuracy with its 95 % interval against training time, for each configuration in "
-            "the log, whatever its protocol: the tables say which."
-        )
-        yield ReportFigure("best", "accuracy_cost", caption, partial(accuracy_cost, panels))
-
-
 def cost_points(
     train: Sequence[Row], svm: Sequence[Row], best: Sequence[Group]
 ) -> dict[str, list[Point]]:
     """Accuracy and training time of each configuration that has both, by data set."""
     chosen = {row["run_id"] for group in best for row in group.rows}
     panels: dict[str, list[Point]] = {name: [] for name in datasets_of([*train, *svm])}
-    for rows, names, cost in (
-        (train, ("model", "opt"), "train_ms"),
-        (svm, ("kernel",), "fit_ms"),
-    ):
-        groups = by_seed(rows)
-        details = describe_all([group.config for group in groups])
-        for group, detail in zip(groups, details, strict=True):
-            config, interval, cost_ms = group.config, accuracy_interval(group), group.mean(cost)
-            if interval is None or not cost_ms:
-                continue
-            label = ", ".join(str(config.get(k)) for k in names)
-            label = f"SVM, {label}" if cost == "fit_ms" else label
+    groups = [*by_seed(train), *by_seed(svm)]
+    details = describe_all([group.config for group in groups])
+    for group, detail in zip(groups, details, strict=True):
+        config, row, interval = group.config, group.rows[0], accuracy_interval(group)
+        cost_ms = group.cost_ms()
+        if interval and cost_ms:
+            kernel = f"SVM, {config.get('kernel')}"
+            label = kernel if group.kind == "svm" else f"{config['model']}, {config.get('opt')}"
             panels[str(config.get("dataset"))].append(Point(
-                label, cost_ms, group.mean("test_acc"), interval,
-                group.rows[0]["run_id"] in chosen, detail,
+                label, cost_ms, group.mean("test_acc"), interval, row["run_id"] in chosen, detail,
             ))  # fmt: skip
     return {name: points for name, points in panels.items() if points}
 
 
-def _error_figures(errors: Sequence[Errors]) -> Iterable[ReportFigure]:
-    for e in errors:
-        yield ReportFigure(
-            "errors", f"confusion_{e.key}",
-            f"{display(e.dataset)}: test images of run {e.run_id} by true and predicted class.",
-            partial(confusion, confusion_matrix(e.held), e.held["classes"]),
-        )  # fmt: skip
-        if e.bins:
-            caption = f"{e.name}: accuracy by confidence (95 %); on the diagonal they agree."
-            yield ReportFigure(
-                "errors", f"reliability_{e.key}", caption, partial(reliability_curve, e.bins)
-            )
-        shown = {"worst": (e.worst, "most confident mistakes"),
-                 "nobody": (e.nobody[:GALLERY], "missed by every model")}  # fmt: skip
-        for key, (records, title) in shown.items():
-            if records and e.images:
-                yield ReportFigure(
-                    "errors", f"{key}_{e.key}", f"{e.name}: {title}; true class above, then what "
-                    "it is taken for.", partial(gallery, records, e.images),
-                )  # fmt: skip
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats in accuracy at the same or lower cost, cheapest first."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.train_ms, -p.test_acc)):
+        if not front or point.test_acc > front[-1].test_acc:
+            front.append(point)
+    return front
 
 
-def _training_speedups(rows: Iterable[Row]) -> Iterable[ReportFigure]:
-    names = ("dataset", "model", "opt")
-    bars = [
-        Bar(
-            f"{', '.join(shorten(str(row['config'].get(k))) for k in names)}, "
-            f"{row['config'].get('image_size')} px, batch {row['config'].get('batch_size')}",
-            str(get(row, "metrics", "label") or get(row, "env", "device")),
-            number(row, "metrics", "speedup", "ratio"),
-            number(row, "metrics", "test_acc"),
-            bool(get(row, "metrics", "extrapolated")),
+def mistake_figures(m: Mistakes) -> Iterable[ReportFigure]:
+    """The confusion matrix of a chosen run, its confidence and its galleries."""
+    figures = {
+        "confusion": (
+            f"{display(m.dataset)}: test images of run {m.run_id} by true and predicted class.",
+            partial(confusion_matrix, confusion(m.predictions), m.predictions["classes"]),
         )
-        for row in rows
-        if number(row, "metrics", "speedup", "ratio")
-    ]
-    if bars:
-        caption = (
-            "Training speed over the first variant of each panel. Hatched: from a sample of steps."
-        )
-        yield ReportFigure("q2", "speedup_train", caption, partial(speedups, bars, "the first"))
+    }
+    if m.bins:
+        caption = f"{m.name}: accuracy by confidence (95 %); on the diagonal they agree."
+        figures["reliability"] = caption, partial(reliability_diagram, m.bins)
+    ends = "; true class above, then what it is taken for."
+    if m.images and m.worst:
+        caption = f"{m.name}: most confident mistakes{ends}"
+        figures["worst"] = caption, partial(gallery, m.worst, m.images)
+    if m.images and m.nobody:
+        caption = f"{m.name}: missed by every model{ends}"
+        figures["nobody"] = caption, partial(gallery, m.nobody[:GALLERY], m.images)
+    return [ReportFigure("errors", f"{key}_{m.key}", *rest) for key, rest in figures.items()]
 
 
-def _inference_speedups(rows: Iterable[Row]) -> Iterable[ReportFigure]:
-    bars = [
-        Bar(
-            f"{shorten(str(get(row, 'metrics', 'dataset')))}, {get(row, 'metrics', 'model')}",
-            _inference_label(row),
-            number(row, "metrics", "speedup_vs_eager"),
-            number(row, "metrics", "test_acc"),
-        )
-        for row in rows
-        if number(row, "metrics", "speedup_vs_eager")
-    ]
-    if bars:
-        caption = "Inference speed of the exported models over the eager network at the same batch."
-        yield ReportFigure("infer", "speedup_infer", caption, partial(speedups, bars, "eager"))
+def speedup_figure(table: Table) -> Iterable[ReportFigure]:
+    """The speed-ups of a table."""
+
+    def name(record: Row, columns: Sequence[str]) -> str:
+        named = record | {"dataset": shorten(str(record["dataset"]))}
+        known = {c: named[c] for c in columns if named[c] is not None}
+        texts = (v if isinstance(v, str) else in_words({c: v}, [c])[0] for c, v in known.items())
+        return ", ".join(texts)
+
+    key, baseline, panel, label, caption = SPEEDUPS[table.key]
+    measured = [record for record in table.records if record["speedup"]]
+    panels = {
+        title: {name(record, label): record for record in records}
+        for title, records in grouped(measured, lambda record: name(record, panel)).items()
+    }
+    if panels:
+        yield ReportFigure(table.section, key, caption, partial(speedups, panels, baseline))
 
 
-def _inference_label(row: Row) -> str:
-    scenario, batch = get(row, "metrics", "scenario"), get(row, "metrics", "batch_size")
-    threads = get(row, "config", "threads")
-    at = "" if threads is None else f", {threads} threads"
-    return f"{scenario}, batch {batch}{at}: {get(row, 'metrics', 'engine')}"
+# --- axes -----------------------------------------------------------------------------------------
 
 
-# --- learning curves ------------------------------------------------------------------------------
+def log_ticks(low: float, high: float) -> np.ndarray:
+    """Round values from low to high for a logarithmic axis: few, but three where there are any."""
+    for steps in TICKS:
+        ticks = LogLocator(subs=steps, numticks=20).tick_values(low, high)
+        ticks = ticks[(ticks >= low) & (ticks <= high)]
+        if len(ticks) >= 3:
+            break
+    return ticks
 
 
-def learning_curves(curves: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figure:
-    """Accuracy and loss by epoch, one column of panels a network.
+def label_log(axis: Axis, values: Iterable[float]) -> tuple[float, float]:
+    """Label a logarithmic axis. Returns: limits with room around the values."""
+    positive = [value for value in values if value > 0] or [1.0]
+    low, high = min(positive) / 1.3, max(positive) * 1.3
+    axis.set_ticks(log_ticks(low, high))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_locator(NullLocator())
+    return low, high
 
-    `curves` maps network to label to the metrics of its epochs, in order.
-    """
-    labels = list(dict.fromkeys(label for runs in curves.values() for label in runs))
-    looks = {label: look_of(i) for i, label in enumerate(labels)}
-    figure = Figure(figsize=(3.2 + 3.2 * len(curves), 6))
-    panels = figure.subplots(2, len(curves), sharex="col", sharey="row", squeeze=False)
-    for column, (model, runs) in enumerate(curves.items()):
-        top, bottom = panels[:, column]
-        top.set_title(literal(model))
-        for label, epochs in runs.items():
-            _curve(top, epochs, "acc", 100, looks[label])
-            _curve(bottom, epochs, "loss", 1, looks[label])
-        bottom.set_xlabel("Epoch")
-        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[0, 0].set_ylabel("Accuracy, %")
-    panels[1, 0].set_ylabel("Cross-entropy loss")
-    panels[1, 0].set_ylim(bottom=0)
-    handles = [
-        panels[0, 0].plot([], [], **looks[label], label=literal(label))[0] for label in labels
-    ]
-    handles += [
-        panels[0, 0].plot([], [], color="#555555", ls=style, label=name)[0]
-        for style, name in (("-", "validation"), (":", "training"))
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
+
+def scale_accuracy(axes: Axes, accuracies: Iterable[float]) -> None:
+    """Put accuracies, in per cent, on a logarithmic scale of their error: 90, 99 and 99.9 % are
+    equally far apart. A perfect one stands with half the smallest other error."""
+    errors = 100 - np.array([a for a in accuracies if not math.isnan(a)] or [50.0])
+    least = min(errors[errors > 0], default=50) / 2
+    low, high = max(errors.min(), least) / 1.15, max(errors.max(), least) * 1.15
+
+    def forward(accuracy: np.ndarray) -> np.ndarray:
+        return -np.log10(np.maximum(100 - accuracy, least))
+
+    axes.set_yscale("function", functions=(forward, lambda place: 100 - 10.0**-place))
+    axes.set_yticks(100 - log_ticks(low, high))
+    axes.set_ylim(100 - high, 100 - low)
+    axes.yaxis.set_major_formatter("{x:.6g}")
+
+
+# --- drawings -------------------------------------------------------------------------------------
+
+
+def learning_curves(curves: Sequence[Curve], labels: Sequence[str], legend: bool = True) -> Figure:
+    """Accuracy and loss by epoch, one line a run; without a legend those beyond the first are off,
+    until the page shows them."""
+    figure = Figure(figsize=(9, 3.6 + 0.2 * legend * len(curves)))
+    panels = figure.subplots(1, 2)
+    for axes, metric, scale in zip(panels, ("acc", "loss"), (100, 1), strict=True):
+        values = []
+        for i, curve in enumerate(curves):
+            ends = np.linspace(0, len(curve.epochs) - 1, min(MOST_POINTS, len(curve.epochs)))
+            epochs = [curve.epochs[j] for j in ends.round().astype(int)]
+            look = look_of(i) if legend else {"color": look_of(i)["color"]}
+            gid = f"curve{' off' if i >= len(COLORS) else ''}:{curve.run_id}"
+            for part, style in (("val", "-"), ("train", ":")):
+                known = [number(epoch, f"{part}_{metric}") for epoch in epochs]
+                y = [math.nan if value is None else scale * value for value in known]
+                values += y
+                axes.plot([e["epoch"] for e in epochs], y, style, gid=gid, **look)
+        axes.set_xlabel("Epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if metric == "acc":
+            scale_accuracy(axes, values)
+    panels[0].set_ylabel("Accuracy, %")
+    panels[1].set(ylabel="Cross-entropy loss", yscale="log")
+    label_log(panels[1].yaxis, values)
+    handles = [axes.plot([], [], **look_of(i), label=literal(t))[0] for i, t in enumerate(labels)]
+    for style, name in (("-", "validation"), (":", "training")):
+        handles += axes.plot([], [], style, color="#555555", label=name)
+    if legend:
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
-def _curve(
-    axes: Axes, epochs: Sequence[Mapping[str, Any]], metric: str, scale: float, look: dict
-) -> None:
-    x = [epoch["epoch"] for epoch in epochs]
-    for part, style in (("val", "-"), ("train", ":")):
-        values = [epoch.get(f"{part}_{metric}") for epoch in epochs]
-        y = [np.nan if value is None else scale * value for value in values]
-        marker = {} if part == "val" else {"mfc": "white", "ms": 3.5}
-        axes.plot(x, y, linestyle=style, **look, **marker)
-
-
-# --- confusion matrix -----------------------------------------------------------------------------
-
-
-def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
+def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     """Confusion matrix: colour is the share of the true class, numbers count images."""
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     size = max(5.0, 0.45 * len(classes) + 1.5)
@@ -336,33 +335,47 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     names = [literal(str(name)) for name in classes]
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("Predicted class")
-    axes.set_ylabel("True class")
-    if len(names) <= 15:
-        for i, j in np.argwhere(matrix > 0):
-            color = "white" if share[i, j] > 40 else "#333333"
-            axes.text(j, i, str(matrix[i, j]), ha="center", va="center", color=color, fontsize=7)
+    axes.set(xlabel="Predicted class", ylabel="True class")
+    for i, j in np.argwhere(matrix > 0) if len(names) <= MOST_NUMBERED else ():
+        color = "white" if share[i, j] > 40 else "#333333"
+        axes.text(j, i, str(matrix[i, j]), ha="center", va="center", color=color, fontsize=7)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 1, 5, 20, 50, 100])
     bar.set_label("Share of the true class, %")
     bar.outline.set_visible(False)
     return figure
 
 
-# --- confidence and images ------------------------------------------------------------------------
+def interval_dot(
+    axes: Axes, x: float, accuracy: float, ends: Sequence[float], text: str, **look: str
+) -> None:
+    """A point with its interval, in per cent from fractions, and its text on the page."""
+    low, high = (100 * end for end in ends)
+    y = 100 * accuracy
+    bars = axes.errorbar(
+        x,
+        y,
+        yerr=[[max(y - low, 0)], [max(high - y, 0)]],
+        capsize=2,
+        elinewidth=0.8,
+        alpha=0.9,
+        **look,
+    )
+    for artist in bars.get_children():
+        artist.set_gid(f"dot:{text}")
 
 
-def reliability_curve(bins: Sequence[Row]) -> Figure:
+def reliability_diagram(bins: Sequence[Row]) -> Figure:
     """Accuracy with its interval against mean confidence, in per cent."""
     figure = Figure(figsize=(4.4, 4))
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color="#888888", linewidth=0.8)
-    x = [100 * b["confidence"] for b in bins]
-    y = [100 * b["accuracy"] for b in bins]
-    bounds = [
-        [100 * max(b["accuracy"] - b["accuracy_low"], 0) for b in bins],
-        [100 * max(b["accuracy_high"] - b["accuracy"], 0) for b in bins],
-    ]
-    axes.errorbar(x, y, yerr=bounds, fmt="o", color=COLORS[0], elinewidth=0.8, capsize=2)
+    for b in bins:
+        text = (
+            f"{b['images']:,} images of confidence {100 * b['confidence']:.1f} %: "
+            f"{100 * b['accuracy']:.1f} % right"
+        )
+        ends = b["accuracy_low"], b["accuracy_high"]
+        interval_dot(axes, 100 * b["confidence"], b["accuracy"], ends, text, **look_of(0))
     axes.set(xlabel="Mean confidence, %", ylabel="Accuracy, %", xlim=(0, 102), ylim=(0, 102))
     return figure
 
@@ -371,68 +384,51 @@ def gallery(records: Sequence[Row], images: Mapping[int, np.ndarray]) -> Figure:
     """Test images, eight a line, each under its true class and what it is taken for."""
     columns = min(8, len(records))
     lines = -(-len(records) // columns)
-    figure = Figure(figsize=(1.15 * columns + 0.2, 1.55 * lines))
+    figure = Figure(figsize=(1.15 * columns + 0.2, 1.75 * lines))
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for axes in panels:
         axes.set_axis_off()
-    for axes, record in zip(figure.axes, records, strict=False):
-        axes.imshow(images[record["index"]], cmap="gray", vmin=0, vmax=255)
-        axes.set_title(literal(f"{record['class']}\n{record['taken_for']}"), fontsize=6)
+    for axes, r in zip(figure.axes, records, strict=False):
+        axes.imshow(images[r["index"]], cmap="gray", vmin=0, vmax=255)
+        sure = f"{r['confidence']:.2%} sure" if "confidence" in r else f"{r['agreed']} runs agree"
+        axes.set_title(literal(f"{r['class']}\n{r['taken_for']}\n{sure}"), fontsize=7)
+        axes.set_gid(f"dot:Test image {r['index']}: {r['class']}, taken for {r['taken_for']}")
     return figure
 
 
-# --- accuracy against cost ------------------------------------------------------------------------
-
-
-# Labelled steps of each decade, by how far the largest cost is from the smallest.
-TICKS = ((4, (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)), (40, (1, 2, 5)), (math.inf, (1, 3)))
-
-
 def accuracy_cost(points: Mapping[str, Sequence[Point]]) -> Figure:
-    """Test accuracy with its interval against training time, one panel a data set."""
+    """Test accuracy with its interval against training time, one panel a data set, and the front
+    of those that no other beats at their cost."""
     labels = list(dict.fromkeys(point.label for panel in points.values() for point in panel))
     figure = Figure(figsize=(1 + 4 * len(points), 4.2))
     panels = figure.subplots(1, len(points), squeeze=False)[0]
-    for axes, (title, panel) in zip(panels, points.items(), strict=True):
-        for point in panel:
-            _point(axes, point, labels.index(point.label))
-        axes.set(title=literal(title), xscale="log", xlabel="Training time, s (log scale)")
-        costs_s = [point.train_ms / 1e3 for point in panel]
-        spread = max(costs_s) / min(costs_s)
-        room = max(1.3, spread**0.08)
-        axes.set_xlim(min(costs_s) / room, max(costs_s) * room)
-        steps = next(steps for most, steps in TICKS if spread < most)
-        axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=20))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+    for axes, (dataset, panel) in zip(panels, points.items(), strict=True):
+        for p in panel:
+            look = look_of(labels.index(p.label)) | ({"mec": "black", "ms": 8} if p.chosen else {})
+            interval_dot(axes, p.train_ms / 1e3, p.test_acc, p.interval, p.detail, **look)
+        front = [(p.train_ms / 1e3, 100 * p.test_acc) for p in pareto_front(panel)]
+        axes.step(
+            *zip(*front, strict=True), where="post", color="#777777", ls="--", lw=0.8, zorder=1
+        )
+        scale_accuracy(axes, [100 * value for p in panel for value in (*p.interval, p.test_acc)])
+        axes.set(title=literal(display(dataset)), xlabel="Training time, s", xscale="log")
+        axes.set_xlim(label_log(axes.xaxis, [p.train_ms / 1e3 for p in panel]))
     panels[0].set_ylabel("Test accuracy, %")
     handles = [
         panels[0].plot([], [], ls="", **look_of(i), label=literal(label))[0]
         for i, label in enumerate(labels)
     ]
-    ring = {"mec": "black", "mfc": "none", "ms": 10, "marker": "o", "ls": ""}
     if any(point.chosen for panel in points.values() for point in panel):
+        ring = {"mec": "black", "mfc": "none", "ms": 8, "marker": "o", "ls": ""}
         handles += panels[0].plot([], [], **ring, label="chosen on validation")
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 + len(points))
     return figure
 
 
-def _point(axes: Axes, point: Point, i: int) -> None:
-    x, y = point.train_ms / 1e3, 100 * point.test_acc
-    low, high = (100 * bound for bound in point.interval)
-    bounds = [[max(y - low, 0)], [max(high - y, 0)]]
-    axes.errorbar(x, y, yerr=bounds, capsize=2, elinewidth=0.8, alpha=0.9, **look_of(i))
-    if point.chosen:
-        axes.plot(x, y, marker="o", ms=10, mec="black", mfc="none")
-
-
-# --- speed-ups ------------------------------------------------------------------------------------
-
-
-def speedups(bars: Sequence[Bar], baseline: str) -> Figure:
-    """Horizontal bars of speed-ups, one panel a workload; 1 is the baseline."""
-    panels = list(dict.fromkeys(bar.panel for bar in bars))
-    labels = list(dict.fromkeys(bar.label for bar in bars))
+def speedups(panels: Mapping[str, Mapping[str, Row]], baseline: str) -> Figure:
+    """Horizontal bars of speed-ups by panel and label, with the accuracy of what ran; hatched where
+    the epoch behind one was extrapolated, 1 is the baseline."""
+    labels = list(dict.fromkeys(label for bars in panels.values() for label in bars))
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     width = 0.07 * max(map(len, labels)) + 3.8 * columns
@@ -440,22 +436,24 @@ def speedups(bars: Sequence[Bar], baseline: str) -> Figure:
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    for axes, panel in zip(grid, panels, strict=False):
-        mine = [bar for bar in bars if bar.panel == panel]
-        places = [labels.index(bar.label) for bar in mine]
-        drawn = axes.barh(places, [bar.ratio for bar in mine], color=COLORS[0], height=0.65)
-        for patch, bar in zip(drawn, mine, strict=True):
-            if bar.sampled:
+    for axes, (title, bars) in zip(grid, panels.items(), strict=False):
+        ratios = [bar["speedup"] for bar in bars.values()]
+        drawn = axes.barh([labels.index(label) for label in bars], ratios, 0.65, color=COLORS[0])
+        texts = []
+        for patch, bar in zip(drawn, bars.values(), strict=True):
+            accuracy = bar["test_acc"]
+            correct = "" if accuracy is None else f", {100 * accuracy:.2f} % correct"
+            texts.append(f"{bar['speedup']:.2f}x{correct}")
+            if bar.get("extrapolated"):
                 patch.set(facecolor="#9CC7E4", edgecolor=COLORS[0], hatch="///", linewidth=0.5)
-        axes.bar_label(drawn, [bar.text for bar in mine], padding=3, fontsize=8)
+        axes.bar_label(drawn, texts, padding=3, fontsize=8)
         axes.axvline(1, color="black", linewidth=0.8)
-        axes.set_title(literal(panel))
+        axes.set(title=literal(title), xlabel=f"Speed-up over {baseline}, times")
         axes.grid(axis="y", visible=False)
         axes.tick_params(labelbottom=True)
-        axes.set_xlabel(literal(f"Speed-up over {baseline}, times"))
+    most = max(bar["speedup"] for bars in panels.values() for bar in bars.values())
     first = figure.axes[0]
-    first.set_yticks(range(len(labels)), [literal(label) for label in labels])
+    first.set_yticks(range(len(labels)), map(literal, labels))
     first.invert_yaxis()
-    longest = max(len(bar.text) for bar in bars)
-    first.set_xlim(0, (1.1 + 0.025 * longest) * max(bar.ratio for bar in bars))
+    first.set_xlim(0, 1.7 * most)  # with room for the texts
     return figure

@@ -23,7 +23,7 @@ for (const input of document.querySelectorAll("[data-filter]")) {
 for (const panel of document.querySelectorAll(".curves")) {
   const labels = [...panel.querySelectorAll(".choices label")];
   const curves = {};
-  for (const curve of panel.querySelectorAll(".curve")) (curves[curve.dataset.run] ??= []).push(curve);
+  for (const curve of panel.querySelectorAll(".curve")) (curves[curve.dataset.name] ??= []).push(curve);
   const mark = (box, name, on) => curves[box.value]?.forEach(c => c.classList.toggle(name, on));
   for (const label of labels) {
     const box = label.control;

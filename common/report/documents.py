@@ -1,0 +1,163 @@
+"""The report as Markdown, LaTeX, PDF and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from tabulate import tabulate
+
+from common.base.cli import UsageError
+from common.base.log import write_atomically
+from common.judge.claims import judge_claims
+from common.judge.compare import collect
+from common.judge.findings import verdict_lines
+from common.judge.predictions import load_predictions
+from common.judge.published import results_table
+from common.judge.rows import Row, latest_ok
+from common.judge.tables import Table
+from common.report.columns import shown
+
+TEMPLATES = Path(__file__).parent / "templates"
+TEX_SPECIAL = str.maketrans({
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
+    "#": r"\#", "_": r"\_\allowbreak{}", "^": r"\^{}", "~": r"\~{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\`{}", "/": r"/\allowbreak{}", "-": "-{}",
+})  # fmt: skip
+# The accents that LaTeX's default encoding can set, on letters that it has.
+TEX_ACCENTS = tuple("\u0300\u0301\u0302\u0303\u0308")
+TEX = {
+    "pdflatex": ["-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "report.tex"],
+    "tectonic": ["report.tex"],
+}
+
+
+def escape_markdown(value: Any) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    text = re.sub(r"[\\`*\[\]<>|&#~$]", r"\\\g<0>", " ".join(str(value).split()))
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\_", text)  # inside a word it is plain
+
+
+def escape_tex(value: Any) -> str:
+    """Text that LaTeX shows as it is; a character that it cannot set becomes its code point."""
+
+    def settable(c: str) -> bool:
+        accented = c <= "\u00ff" and unicodedata.normalize("NFD", c)[1:] in TEX_ACCENTS
+        return " " <= c <= "~" or accented
+
+    text = " ".join(str(value).split())
+    text = "".join(c if settable(c) else f"[U+{ord(c):04X}]" for c in text)
+    return text.translate(TEX_SPECIAL)
+
+
+def csv_text(table: Table) -> str:
+    """A table's raw values: fractions, milliseconds, and nothing where a value is null."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(table.columns)
+    for record in table.records:
+        writer.writerow(f"{v:.10g}" if isinstance(v, float) else v for v in record.values())
+    return buffer.getvalue()
+
+
+def markdown_table(table: Table) -> str:
+    """A pipe table of the columns that hold anything."""
+    columns, rows = shown(table)
+    return tabulate(
+        [[escape_markdown(cell) for cell in row] for row in rows],
+        [escape_markdown(column.heading) for column in columns],
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=["right" if column.number else "left" for column in columns],
+    )
+
+
+def readme_results(rows: Sequence[Row], folder: Path) -> str:
+    """The table of results with its notes, and what became of the study's claims, in Markdown: the
+    README's, of the committed log."""
+    table = results_table(latest_ok(rows, "train"), latest_ok(rows, "svm"))
+    if table.missing:
+        raise UsageError("--readme: the log holds no accuracy yet; run make q1a first")
+    results = judge_claims(collect(rows, lambda row: load_predictions(folder, row)))
+    claims = [f"- {escape_markdown(line)}" for line in verdict_lines(results)]
+    notes = map(escape_markdown, table.notes)
+    head = f"Of the study's {len(results)} claims, tested on these rows:"
+    return "\n\n".join([markdown_table(table), *notes, head, "\n".join(claims)])
+
+
+def template(name: str, **settings: Any) -> jinja2.Template:
+    """A template of the report, with what every form shows tables by."""
+    engine = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **settings,
+    )
+    engine.filters["shown"] = shown
+    engine.filters["markdown"] = lambda table: Markup(markdown_table(table))
+    engine.filters["raw"] = Markup
+    return engine.get_template(name)
+
+
+def render(extension: str, **content: Any) -> str:
+    """The text of report.md or report.tex, in which every value is escaped."""
+    escape = {"md": escape_markdown, "tex": escape_tex}[extension]
+    return template(
+        f"report.{extension}.j2",
+        keep_trailing_newline=True,
+        finalize=lambda value: value if isinstance(value, Markup) else escape(value),
+        block_start_string="[%",
+        block_end_string="%]",
+        variable_start_string="<<<",
+        variable_end_string=">>>",
+        comment_start_string="[##",
+        comment_end_string="##]",
+    ).render(**content)
+
+
+def write_pdf(out: Path) -> str:
+    """Compile report.tex, aside, and keep the PDF alone. Returns: one line for the screen."""
+    (out / "report.pdf").unlink(missing_ok=True)  # one of an older report would be taken for this
+    engine = next(filter(shutil.which, TEX), None)
+    if engine is None:
+        return "no report.pdf: neither pdflatex nor tectonic is installed"
+    # The text comes from a log, which may come from anywhere: no file but the report's is in reach.
+    # The date is for tectonic; the template tells pdflatex to write none.
+    env = os.environ | {"openin_any": "p", "openout_any": "p", "SOURCE_DATE_EPOCH": "0"}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(out / "report.tex", folder)
+            if (out / "figures").exists():  # a log may carry none
+                shutil.copytree(out / "figures", Path(folder) / "figures")
+            for _ in range(3 if engine == "pdflatex" else 1):  # until references settle
+                done = subprocess.run(
+                    [engine, *TEX[engine]],
+                    cwd=folder,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    errors="replace",
+                    check=False,
+                )
+                if done.returncode != 0:
+                    lines = done.stdout.splitlines() or ["it printed nothing"]
+                    faults = [line for line in lines if line.startswith(("!", "error"))]
+                    return f"no report.pdf: {engine} failed, {(faults or lines[-1:])[0]}"
+            write_atomically(out / "report.pdf", (Path(folder) / "report.pdf").read_bytes())
+    except OSError as error:
+        return f"no report.pdf: {error}"
+    return f"report.pdf: by {engine}"
