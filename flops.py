@@ -26,17 +26,14 @@ from common.base.log import Log, run_id
 
 
 def count(config: FlopsConfig, convention: str, log: Log, done: dict[str, Any]) -> Any:
-    """Count one configuration in one convention, and log what the log does not have yet.
-
-    Returns: its Costs, None where it failed.
-    """
-    from common.cost import count_costs
-    from common.models import build_on_meta
+    """The Costs of one configuration in one convention, logged unless the log has them; None where
+    counting failed."""
+    from common import cost, models
 
     settings = as_dict(config) | {"convention": convention}
     with log.failed_rows("flops", [settings]) as failed:
-        model = build_on_meta(config.model, config.classes, config.image_size)
-        costs = count_costs(model, (1, 3, config.image_size, config.image_size), convention)
+        model = models.build_on_meta(config.model, config.classes, config.image_size)
+        costs = cost.count_costs(model, (1, 3, config.image_size, config.image_size), convention)
     if failed:
         label = f"{config.model} at {config.image_size}, {convention}"
         print(f"{label}: failed, {failed[0]['error']}", file=sys.stderr)
@@ -50,20 +47,39 @@ def count(config: FlopsConfig, convention: str, log: Log, done: dict[str, Any]) 
     return costs
 
 
-def format_layers(by_convention: Sequence[Any]) -> str:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Count every configuration in every convention, and print them all."""
+    grid, options = parse_command_line(argv, __doc__, FlopsConfig, Options, FLOPS_PRESETS)
+    configs = expand_grid(FlopsConfig, grid)
+    log = Log(options.results_dir)
+    done = {} if options.force else log.finished("flops")
+
+    from common.cost import CONVENTIONS
+
+    tried = [(c, count(c, name, log, done)) for c in configs for name in CONVENTIONS]
+    results = [(config, costs) for config, costs in tried if costs]
+    if len(configs) == 1 and len(results) == len(tried):
+        print_layers([costs for _, costs in results])
+    if results:
+        print_totals(results)
+    return int(len(results) < len(tried))
+
+
+def print_layers(by_convention: Sequence[Any]) -> None:
     """One network, a row a layer, with the MACs of each convention."""
+    headers = ["layer", "type", "output", *(f"MACs\n{costs.convention}" for costs in by_convention)]
+    headers += ["parameters", "activations"]
     lines = []
-    for layer, *others in zip(*(costs.layers for costs in by_convention), strict=True):
-        shape = "x".join(map(str, layer.output_shape))
-        counts = (layer.macs, *(o.macs for o in others), layer.params, layer.activations)
-        lines.append([layer.name, layer.kind, shape, *(f"{n:,}" for n in counts)])
-    conventions = [f"MACs\n{costs.convention}" for costs in by_convention]
-    headers = ["layer", "type", "output", *conventions, "parameters", "activations"]
+    for layers in zip(*(costs.layers for costs in by_convention), strict=True):
+        first, counts = layers[0], [layer.macs for layer in layers]
+        counts += [first.params, first.activations]
+        shape = "x".join(map(str, first.output_shape))
+        lines.append([first.name, first.kind, shape, *(f"{n:,}" for n in counts)])
     aligned = ["left"] * 3 + ["right"] * (len(headers) - 3)
-    return tabulate(lines, headers, colalign=aligned, disable_numparse=True)
+    print(tabulate(lines, headers, colalign=aligned, disable_numparse=True), end="\n\n")
 
 
-def format_totals(results: Sequence[tuple[FlopsConfig, Any]]) -> str:
+def print_totals(results: Sequence[tuple[FlopsConfig, Any]]) -> None:
     """A row a network, input size and convention."""
     lines = [
         {
@@ -81,25 +97,7 @@ def format_totals(results: Sequence[tuple[FlopsConfig, Any]]) -> str:
         for config, costs in results
     ]
     aligned = ["left", "right", "right", "left"] + ["right"] * 6
-    return tabulate(lines, "keys", colalign=aligned, disable_numparse=True)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Count every configuration in every convention, and print them all."""
-    grid, options = parse_command_line(argv, __doc__, FlopsConfig, Options, FLOPS_PRESETS)
-    configs = expand_grid(FlopsConfig, grid)
-    log = Log(options.results_dir)
-    done = {} if options.force else log.finished("flops")
-
-    from common.cost import CONVENTIONS
-
-    tried = [(c, count(c, name, log, done)) for c in configs for name in CONVENTIONS]
-    results = [(config, costs) for config, costs in tried if costs]
-    if len(configs) == 1 and len(results) == len(tried):
-        print(format_layers([costs for _, costs in results]), end="\n\n")
-    if results:
-        print(format_totals(results))
-    return int(len(results) < len(tried))
+    print(tabulate(lines, "keys", colalign=aligned, disable_numparse=True))
 
 
 if __name__ == "__main__":

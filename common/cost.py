@@ -134,11 +134,10 @@ class _Trace:
     """A forward and a backward pass on the meta device, counted by layer and by operator."""
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...], convention: str) -> None:
-        self.convention = convention
+        self.convention, self.counter = convention, FlopCounterMode(display=False)
         self.layers: dict[str, LayerCost] = {}
         self.flops_before: dict[nn.Module, int] = {}
         self.weighted_macs = self.layers_step_macs = 0
-        self.counter = FlopCounterMode(display=False)
         for name, layer in model.named_modules():
             if isinstance(layer, (*WEIGHTED, *THOP_RULES)):
                 layer.register_forward_pre_hook(self.enter)
@@ -156,9 +155,9 @@ class _Trace:
 
     def leave(self, name: str, layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         x, y, weight = inputs[0].shape, output.shape, getattr(layer, "weight", None)
+        activations = y.numel() if isinstance(layer, WEIGHTED) else 0
         # weight[0] is what one output element is multiplied with: only its own group's channels.
-        weighted = y.numel() * weight[0].numel() if isinstance(layer, WEIGHTED) else 0
-        macs = weighted
+        macs = weighted = activations * weight[0].numel() if activations else 0
         if self.convention == "torch":
             macs = (self.counter.get_total_flops() - self.flops_before[layer]) // 2
         elif self.convention == "thop" and type(layer) in THOP_RULES:  # no subclasses, as in thop
@@ -170,7 +169,7 @@ class _Trace:
         cost = self.layers.setdefault(name, LayerCost(name, type(layer).__name__, params))
         cost.output_shape = tuple(y)
         cost.macs += macs
-        cost.activations += y.numel() if isinstance(layer, WEIGHTED) else 0
+        cost.activations += activations
         cost.moved += x.numel() + y.numel() + params
 
 

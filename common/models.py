@@ -13,26 +13,6 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from common.base.config import MODELS
 
 
-def _torchvision(name: str, classes: int, image_size: int) -> nn.Module:
-    extra: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):  # no second output that only training has
-        extra = {"aux_logits": False, "init_weights": True}
-    elif name.startswith("vit_"):
-        extra = {"image_size": image_size}
-    elif name.startswith("maxvit_"):
-        extra = {"input_size": (image_size, image_size)}
-    return torchvision.models.get_model(name, weights=None, num_classes=classes, **extra)
-
-
-def _timm(name: str, classes: int, image_size: int) -> nn.Module:
-    import timm
-
-    name = name.removeprefix("timm:")
-    fixed = timm.get_pretrained_cfg(name).fixed_input_size
-    extra = {"img_size": image_size} if fixed else {}
-    return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=3, **extra)
-
-
 def _vgg5(classes: int) -> nn.Module:
     """A small VGG for images of about 28 pixels: 5 layers of 62,000 weights in all.
 
@@ -70,12 +50,27 @@ def build_model(name: str, classes: int, seed: int = 0, image_size: int = 224) -
     image_size matters to networks with a weight for each position, such as ViTs, alone.
     Shapes: the network maps (B, 3, H, W) to (B, classes) logits.
     """
+    extra: dict[str, Any] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if build := MODELS.get(name):
             return build(classes)
-        family = _timm if name.startswith("timm:") else _torchvision
-        return family(name, classes, image_size)
+        if name.startswith("timm:"):
+            import timm
+
+            name = name.removeprefix("timm:")
+            if timm.get_pretrained_cfg(name).fixed_input_size:
+                extra["img_size"] = image_size
+            return timm.create_model(
+                name, pretrained=False, num_classes=classes, in_chans=3, **extra
+            )
+        if name in ("googlenet", "inception_v3"):  # no second output that only training has
+            extra = {"aux_logits": False, "init_weights": True}
+        elif name.startswith("vit_"):
+            extra = {"image_size": image_size}
+        elif name.startswith("maxvit_"):
+            extra = {"input_size": (image_size, image_size)}
+        return torchvision.models.get_model(name, weights=None, num_classes=classes, **extra)
 
 
 def build_on_meta(name: str, classes: int, image_size: int) -> nn.Module:

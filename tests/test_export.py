@@ -33,6 +33,7 @@ from common.train.run import Run
 
 FORMATS = ("torchscript", "onnx", "onnx-int8")
 needs_compiler = pytest.mark.skipif(bool(device.compile_obstacle()), reason="no C++ compiler")
+NO_TEXTS = ("classes", "mean", "std", "image_size", "channels", "fp32_test_acc")
 EVERY = [*FORMATS, pytest.param("aotinductor", marks=needs_compiler)]
 
 
@@ -101,9 +102,12 @@ def read_metadata(path):
 
 
 @pytest.mark.parametrize("format", EVERY)
-def test_a_file_answers_as_the_network_does_in_any_batch_size(format, log, weights):
-    row = export.export_run(log, add_run(log, "tiny", weights), format, "data")
+def test_one_whole_file_answers_as_the_network_does_and_says_what_it_is(format, log, weights):
+    train_row = add_run(log, "tiny", weights)
+    row = export.export_run(log, train_row, format, "data")
     assert row["status"] == "ok", row["error"]
+    m, quantised = row["metrics"], "int8" in format
+    file = log.folder / m["file"]
     model = tiny_network(10).eval()
     model.load_state_dict(weights)
     images = cached_dataset("digits", "data").images / 255
@@ -111,20 +115,9 @@ def test_a_file_answers_as_the_network_does_in_any_batch_size(format, log, weigh
         pixels = interpolate(images[:batch_size], (16, 16), mode="bilinear")
         with torch.no_grad():
             expected = model(((pixels - 0.3) / 0.4).repeat(1, 3, 1, 1)).numpy()
-        ours = run_file(log.folder / row["metrics"]["file"], pixels)
         # int8: of weights and activations each by half a step of 256, in a network of two layers
-        atol = 0.02 * np.ptp(expected) if "int8" in format else 1e-4
-        np.testing.assert_allclose(ours, expected, atol=atol)
-    found = read_metadata(log.folder / row["metrics"]["file"])
-    assert (found["model"], found["train_run_id"]) == ("tiny", row["metrics"]["train_run_id"])
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_the_row_names_one_whole_file_with_its_metadata(format, log, weights):
-    train_row = add_run(log, "tiny", weights)
-    row = export.export_run(log, train_row, format, "data")
-    m = row["metrics"]
-    file = log.folder / m["file"]
+        atol = 0.02 * np.ptp(expected) if quantised else 1e-4
+        np.testing.assert_allclose(run_file(file, pixels), expected, atol=atol)
     assert list(file.parent.iterdir()) == [file]  # no external data, no draft
     assert file.name == train_row["run_id"] + export.FORMATS[format].suffix
     assert row["config"] == train_row["config"] | {"format": format}
@@ -132,21 +125,19 @@ def test_the_row_names_one_whole_file_with_its_metadata(format, log, weights):
     assert m["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert (m["format"], m["train_run_id"]) == (format, train_row["run_id"])
     assert m["parity"]["images"] == 361
-    quantised = "int8" in format
     assert m["parity"]["flips"] <= (9 if quantised else 0)
     assert abs(m["parity"]["acc_delta"]) <= (0.03 if quantised else 0)
     assert 0 <= m["parity"]["max_abs_logit"] < (0.5 if quantised else 1e-4)
-    found = read_metadata(file)
-    if file.suffix == ".onnx":
-        texts = {"input", "output", "dataset", "model", "train_run_id", "git_commit", "resized_as"}
-        found = {k: v if k in texts else json.loads(v) for k, v in found.items()}
-    assert found["classes"] == list("0123456789")
-    assert (found["mean"], found["std"]) == ([0.3], [0.4])
-    assert (found["image_size"], found["channels"]) == (16, 1)
-    assert found["train_run_id"] == train_row["run_id"]
-    assert found["fp32_test_acc"] > 0.5
-    assert "[0, 1]" in found["input"]
-    assert "git_commit" in found
+    facts = read_metadata(file)
+    if file.suffix != ".pt":
+        facts |= {name: json.loads(facts[name]) for name in NO_TEXTS}
+    assert facts["classes"] == list("0123456789")
+    assert (facts["mean"], facts["std"]) == ([0.3], [0.4])
+    assert (facts["model"], facts["image_size"], facts["channels"]) == ("tiny", 16, 1)
+    assert facts["train_run_id"] == train_row["run_id"]
+    assert facts["fp32_test_acc"] > 0.5
+    assert "[0, 1]" in facts["input"]
+    assert "git_commit" in facts
 
 
 @pytest.mark.parametrize(
@@ -210,15 +201,12 @@ def test_a_file_that_predicts_otherwise_is_refused_and_the_old_one_stays(
     assert len(list((log.folder / "exports").iterdir())) == 1
     assert log.finished("export")[good["run_id"]]["time_utc"] == good["time_utc"]
 
-
-def test_an_exporter_that_breaks_costs_its_row_only(log, weights, monkeypatch):
     def breaks(*args):
         raise RuntimeError("no operator\nfor it")
 
-    monkeypatch.setitem(export.FORMATS, "onnx", replace(export.FORMATS["onnx"], write=breaks))
-    row = export.export_run(log, add_run(log, "tiny", weights), "onnx", "data")
+    monkeypatch.setitem(export.FORMATS, format, replace(forgetful, write=breaks))
+    row = export.export_run(log, train_row, format, "data")
     assert (row["status"], row["error"]) == ("failed", "RuntimeError: no operator")
-    assert not (log.folder / "exports").exists()
 
 
 def parity_of(logits, reference):
@@ -241,6 +229,9 @@ def test_a_class_may_flip_in_a_near_tie_only():
     assert (parity["flips"], parity["acc_delta"], fault) == (1, -1, None)
     assert parity["max_abs_logit"] == pytest.approx(5e-5, rel=0.01)
     assert "1 of 1" in parity_of([[1.0, 1.0003]], [[1.0003, 1.0]])[1]
+    for value in (float("nan"), float("inf"), 2.002):  # logits beyond tolerance, without any flip
+        assert "0 of 1" in parity_of([[value, 1.0]], [[2.0, 1.0]])[1]
+    assert parity_of([[2.0005, 1.0]], [[2.0, 1.0]])[1] is None
 
 
 @pytest.mark.parametrize("precision", ["bf16", "8 bits"])
@@ -263,12 +254,6 @@ def test_a_lower_precision_may_move_logits_but_lose_no_accuracy(precision):
     logits = reference.clone()
     logits[0, 0] = float("nan")  # its class, and so the accuracy, may well stay
     assert export.measure_parity(logits, reference, labels, precision)[1]
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2.002])
-def test_logits_beyond_tolerance_are_a_fault_without_any_flip(value):
-    assert "0 of 1" in parity_of([[value, 1.0]], [[2.0, 1.0]])[1]
-    assert parity_of([[2.0005, 1.0]], [[2.0, 1.0]])[1] is None
 
 
 @pytest.mark.parametrize("statistics", [([0.3], [0.4]), ([0.1, 0.2, 0.3], [0.5, 1.0, 2.0])])
@@ -345,33 +330,26 @@ def test_what_cannot_be_traced_or_begins_otherwise_stays_right():
     network = deploy.Deployable(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), [0.5], [0.5]).eval()
     pixels = torch.rand(2, 1, 2, 2)
     torch.testing.assert_close(deploy.fold(network)(pixels), network(pixels))
-
-
-def test_a_network_for_colour_images_takes_three_channels():
-    network = deploy.Deployable(nn.Flatten(), [0.1, 0.2, 0.3], [1.0, 2.0, 4.0])
+    network = deploy.Deployable(nn.Flatten(), [0.1, 0.2, 0.3], [1.0, 2.0, 4.0])  # in colour
     pixels = torch.full((1, 3, 1, 1), 0.5)
     torch.testing.assert_close(network(pixels), torch.tensor([[0.4, 0.15, 0.05]]))
 
 
-def test_pixels_are_the_images_resized_and_scaled(log):
-    dataset = cached_dataset("digits", "data")
-    index = torch.tensor([5, 0, 1796])
-    expected = interpolate(dataset.images[index] / 255, (16, 16), mode="bilinear")
+def test_pixels_are_the_images_resized_and_scaled():
+    dataset, index = cached_dataset("digits", "data"), torch.tensor([5, 0, 1796])
     pixels = export.build_pixel_loader(dataset, 16)(index)
     assert pixels.is_contiguous()
+    expected = interpolate(dataset.images[index] / 255, (16, 16), mode="bilinear")
     torch.testing.assert_close(pixels, expected)
 
 
-def test_a_missing_package_is_named_with_its_command(log, weights, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
+def test_a_missing_package_or_a_checkpoint_that_lacks_something_is_bad_input(
+    log, weights, monkeypatch
+):
     row = add_run(log, "tiny", weights)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UsageError, match="pip install onnxscript"):
         export.export_run(log, row, "onnx", "data")
-    export.check_format("torchscript")
-
-
-def test_a_checkpoint_that_lacks_something_is_bad_input(log, weights):
-    row = add_run(log, "tiny", weights)
     save_checkpoint(log.folder / "checkpoints/run.pt", {"model": weights})
     with pytest.raises(UsageError, match="no checkpoint of train"):
         export.export_run(log, row, "torchscript", "data")

@@ -30,13 +30,12 @@ def test_the_studys_command(where, capsys):
     argv = ["--model", "resnet18", "resnet50", "--image-size", "224", *where]
     assert flops.main(argv) == 0
     printed = capsys.readouterr().out
+    figures = {"resnet18": ("1.8235", "1.8136", "1.8136")}
+    figures["resnet50"] = ("4.1317", "4.0872", "4.0872")
     assert table_of(printed) == {
-        ("resnet18", "224", "thop"): "1.8235",
-        ("resnet18", "224", "conv_linear"): "1.8136",
-        ("resnet18", "224", "torch"): "1.8136",
-        ("resnet50", "224", "thop"): "4.1317",
-        ("resnet50", "224", "conv_linear"): "4.0872",
-        ("resnet50", "224", "torch"): "4.0872",
+        (model, "224", convention): gmacs
+        for model, row in figures.items()
+        for convention, gmacs in zip(cost.CONVENTIONS, row, strict=True)
     }
     assert "layer4.1.conv2" not in printed
 
@@ -66,37 +65,28 @@ def test_one_row_a_convention(where, rows, tmp_path):
     assert thop["train_step_flops"] > conv_linear["train_step_flops"]
 
 
-def test_a_single_configuration_is_shown_by_layer(where, capsys):
-    flops.main(["--image-size", "32", *where])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    shown = {cells[0]: cells[1:] for cells in lines if cells}
-    conv = f"{64 * 16 * 16 * 147:,}"
-    assert shown["conv1"] == ["Conv2d", "1x64x16x16", conv, conv, conv, "9,408", "16,384"]
-    assert shown["bn1"] == ["BatchNorm2d", "1x64x16x16", "65,536", "0", "0", "128", "0"]
-    assert shown["fc"] == ["Linear", "1x10", "5,120", "5,120", "5,120", "5,130", "10"]
-
-
-def test_again_prints_and_adds_nothing_unless_forced(where, rows, capsys):
+def test_again_prints_the_same_and_adds_only_what_is_forced_or_was_said_otherwise(
+    where, rows, capsys, tmp_path
+):
     argv = ["--image-size", "32", *where]
     flops.main(argv)
     first = capsys.readouterr().out
+    shown = {cells[0]: cells[1:] for line in first.splitlines() if (cells := line.split())}
+    conv = f"{64 * 16 * 16 * 147:,}"  # a single configuration is shown by layer
+    assert shown["conv1"] == ["Conv2d", "1x64x16x16", conv, conv, conv, "9,408", "16,384"]
+    assert shown["bn1"] == ["BatchNorm2d", "1x64x16x16", "65,536", "0", "0", "128", "0"]
+    assert shown["fc"] == ["Linear", "1x10", "5,120", "5,120", "5,120", "5,130", "10"]
     assert flops.main(argv) == 0
     assert capsys.readouterr().out == first
-    assert len(rows("flops")) == 3
-    flops.main([*argv, "--force"])
-    assert len(rows("flops")) == 6
-
-
-def test_a_row_that_says_otherwise_is_superseded(where, rows, tmp_path):
-    argv = ["--image-size", "32", *where]
-    flops.main(argv)
-    expected = rows("flops")[1]["metrics"]
     wrong = rows("flops")
-    wrong[1]["metrics"]["macs"] += 1
+    assert len(wrong) == 3
+    expected = wrong[1]["metrics"]
+    wrong[1]["metrics"] = expected | {"macs": expected["macs"] + 1}
     (tmp_path / "results/log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wrong))
     flops.main(argv)
-    assert len(rows("flops")) == 4
-    assert rows("flops")[3]["metrics"] == expected
+    assert [row["metrics"] for row in rows("flops")[3:]] == [expected]
+    flops.main([*argv, "--force"])
+    assert len(rows("flops")) == 7
 
 
 def test_a_failed_count_is_logged_and_the_rest_finish(where, rows, capsys):
@@ -108,11 +98,8 @@ def test_a_failed_count_is_logged_and_the_rest_finish(where, rows, capsys):
     written = rows("flops")
     assert [row["status"] for row in written] == ["failed"] * 3 + ["ok"] * 3
     assert all(row["error"].startswith("RuntimeError") for row in written[:3])
-
-
-def test_all_failed_prints_no_table(where, capsys):
     assert flops.main(["--image-size", str(10**9), *where]) == 1
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == ""  # no table of nothing
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 import train
 from common.base.cli import UsageError
+from common.base.log import Log
 from common.data import own
 from common.data.datasets import cached_dataset, pin_dataset, split_dataset
 from common.data.images import open_image, to_inputs
@@ -24,36 +25,27 @@ SIZE = 28
 
 
 @pytest.fixture(scope="module")
-def digits():
-    pixels, labels = load_digits(return_X_y=True)
-    return np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8), labels
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, digits):
+def trained(tmp_path_factory):
     """Results with a run on a folder in colour of several sizes, and one on the digits, exported;
     with the row of each and its files by index into the data set."""
-    folder = tmp_path_factory.mktemp("predict")
-    for i, (image, label) in enumerate(zip(*digits, strict=True)):
+    folder, (pixels, labels) = tmp_path_factory.mktemp("predict"), load_digits(return_X_y=True)
+    pixels = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+    (folder / "digits").mkdir()
+    for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
         if i < 300:
             file = folder / "photos" / f"class {label}" / f"{i:03}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             colour = np.stack([image, image // 2, image // 3], -1)
-            side = (8, 8) if i % 2 else (70, 40)
-            Image.fromarray(colour).resize(side).save(file)
-        plain = folder / "digits" / f"{i}.png"
-        plain.parent.mkdir(exist_ok=True)
-        Image.fromarray(image).save(plain)
+            Image.fromarray(colour).resize((8, 8) if i % 2 else (70, 40)).save(file)
+        Image.fromarray(image).save(folder / "digits" / f"{i}.png")
     where = ["--results-dir", str(folder / "results"), "--data-dir", str(folder / "data")]
     flags = ["--model", "vgg5", "--image-size", str(SIZE), "--batch-size", "32", "--epochs", "2"]
     flags += ["--opt", "adam", "--lr", "0.01", "--export", "onnx"]
     name = f"folder:{folder / 'photos'}"
     assert train.main(["--dataset", name, "digits", *flags, *where]) == 0
-    lines = (folder / "results" / "log.jsonl").read_text().splitlines()
-    rows = {}
-    for row in map(json.loads, lines):
-        if row["kind"] == "train":
-            rows[row["config"]["dataset"].split(":")[0]] = row
+    rows = {
+        row["config"]["dataset"].split(":")[0]: row for row in Log(folder / "results").read("train")
+    }
     files = {"folder": sorted((folder / "photos").glob("*/*"), key=lambda f: (f.parent, f.name))}
     files["digits"] = [folder / "digits" / f"{i}.png" for i in range(1797)]
     return folder, rows, files
@@ -63,34 +55,30 @@ def trained(tmp_path_factory, digits):
 def test_files_are_predicted_as_training_tested_them(trained, kind, capsys):
     folder, rows, files = trained
     row = rows[kind]
-    config = row["config"]
-    dataset = cached_dataset(config["dataset"], str(folder / "data"), SIZE)
+    model = folder / "results" / f"exports/{row['run_id']}.onnx"
+    dataset = cached_dataset(row["config"]["dataset"], str(folder / "data"), SIZE)
     test = split_dataset(dataset, "study", 0).test
+    images = [files[kind][i] for i in test.tolist()]
     pixels = export.build_pixel_loader(dataset, SIZE)(test).numpy()
-    _, facts = predict.load_model(folder / "results" / f"exports/{row['run_id']}.onnx")
-    inputs = np.stack([
-        to_inputs(open_image(files[kind][i]), facts["channels"], SIZE, facts["resized_as"])
-        for i in test.tolist()
-    ])  # fmt: skip
+    _, facts = predict.load_model(model)
+    as_trained = facts["channels"], SIZE, facts["resized_as"]
+    inputs = np.stack([to_inputs(open_image(file), *as_trained) for file in images])
     if kind == "folder":
         assert inputs.tobytes() == pixels.tobytes()  # to the bit
     else:
         np.testing.assert_allclose(inputs, pixels, atol=1e-6)
-    asked = [str(files[kind][i]) for i in test.tolist()]
-    model = str(folder / "results" / "exports" / f"{row['run_id']}.onnx")
-    assert predict.main([model, *asked, "--json"]) == 0
+    assert predict.main([str(model), *map(str, images), "--json"]) == 0
     answers = json.loads(capsys.readouterr().out)
-    assert [answer["file"] for answer in answers] == asked
+    assert [answer["file"] for answer in answers] == [*map(str, images)]
     with np.load(folder / "results" / row["metrics"]["predictions"]) as saved:
         logits = torch.from_numpy(saved["logits"].astype(np.float32))  # kept as float16
         expected = [dataset.classes[i] for i in saved["pred"]]
-    shares = logits.softmax(1).numpy()
-    found = np.array([[a["probabilities"][c] for c in dataset.classes] for a in answers])
-    np.testing.assert_allclose(found, shares, atol=5e-3)
-    assert np.mean([a["class"] == e for a, e in zip(answers, expected, strict=True)]) > 0.99
-    right = np.mean([a["class"] == dataset.classes[y]
-                     for a, y in zip(answers, dataset.labels[test], strict=True)])  # fmt: skip
-    assert right == pytest.approx(row["metrics"]["test_acc"], abs=1e-9)
+    shares = [[a["probabilities"][c] for c in dataset.classes] for a in answers]
+    np.testing.assert_allclose(shares, logits.softmax(1).numpy(), atol=5e-3)
+    answered = np.array([a["class"] for a in answers])
+    assert (answered == expected).mean() > 0.99
+    labels = np.array(dataset.classes)[dataset.labels[test]]
+    assert (answered == labels).mean() == pytest.approx(row["metrics"]["test_acc"], abs=1e-9)
     assert facts["classes"] == list(dataset.classes)
     assert json.loads(facts["fp32_test_acc"]) == pytest.approx(row["metrics"]["test_acc"])
 

@@ -12,6 +12,7 @@ answers the whole test split.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -30,14 +31,8 @@ from common.base.log import Log, locate, log_files, write_atomically
 from common.base.machine import git_state
 from common.data.batches import Batches
 from common.data.datasets import Dataset, cached_dataset, split_dataset
-from common.deploy.network import Deployable, fold, load_deployable
-from common.deploy.runtimes import (
-    ENGINES,
-    Run,
-    check_packages,
-    load_engine,
-    torchscript_warnings_off,
-)
+from common.deploy import runtimes
+from common.deploy.network import fold, load_deployable
 from common.train.device import compile_obstacle
 from common.train.loop import EVAL_BATCH_SIZE, evaluate, score
 
@@ -50,7 +45,7 @@ CALIBRATION_IMAGES = 1024  # of the validation part
 CALIBRATION_BATCH = 16  # images whose least and greatest values are averaged with other batches'
 
 Images = Iterable[Tensor]  # batches of pixels
-Metadata = dict[str, Any]  # of a file; image_size and channels give the input's shape
+Facts = dict[str, Any]  # a file's metadata; image_size and channels give the input's shape
 
 
 class ExportMismatch(RuntimeError):
@@ -68,7 +63,7 @@ def build_pixel_loader(dataset: Dataset, image_size: int) -> Callable[[Tensor], 
     return lambda index: batches.load(index)[0][:, :channels].contiguous()
 
 
-def predict(engine: Run, batches: Images) -> Tensor:
+def predict(engine: runtimes.Run, batches: Images) -> Tensor:
     """An engine's logits for every batch. Shapes: (B, C, S, S) each -> (N, classes)."""
     return torch.cat([engine(pixels) for pixels in batches])
 
@@ -109,35 +104,29 @@ def measure_parity(
     return parity, fault
 
 
-def _write_torchscript(network: nn.Module, file: Path, facts: Metadata, images: Images) -> None:
-    with torch.no_grad(), torchscript_warnings_off():
+def _write_torchscript(network: nn.Module, file: Path, facts: Facts, images: Images) -> None:
+    with torch.no_grad(), runtimes.torchscript_warnings_off():
         # check_trace would compare a handful of outputs; the gate compares thousands.
         traced = torch.jit.trace(network, _example(facts), check_trace=False)
         extra = {"metadata.json": json.dumps(facts)}
         torch.jit.save(torch.jit.freeze(traced), file, _extra_files=extra)
 
 
-def _write_onnx(network: nn.Module, file: Path, facts: Metadata, images: Images) -> None:
+def _write_onnx(network: nn.Module, file: Path, facts: Facts, images: Images) -> None:
     import onnx
 
     # Channels last, an average over all positions would become eleven operations.
     network.to(memory_format=torch.contiguous_format)
-    program = torch.onnx.export(
-        network,
-        (_example(facts),),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        input_names=["pixels"],
-        output_names=["logits"],
-    )
+    shape = {"input_names": ["pixels"], "output_names": ["logits"]}
+    shape["dynamic_shapes"] = ({0: torch.export.Dim("batch")},)
+    how = {"dynamo": True, "external_data": False, "verbose": False}
+    program = torch.onnx.export(network, (_example(facts),), **shape, **how)
     program.model.metadata_props.update(_as_text(facts))
     program.save(file, external_data=False)
     onnx.checker.check_model(file, full_check=True)
 
 
-def _write_onnx_int8(network: nn.Module, file: Path, facts: Metadata, images: Images) -> None:
+def _write_onnx_int8(network: nn.Module, file: Path, facts: Facts, images: Images) -> None:
     """Static quantisation: int8 weights with a scale for each output channel, uint8 activations
     with ranges that are the mean of those of the batches, as QuantizeLinear and DequantizeLinear
     pairs. The ranges of all images, which a few outliers widen, cost a ResNet-50 0.3 points."""
@@ -182,7 +171,7 @@ def _classifier(graph: Any) -> list[str]:
     return list(names)
 
 
-def _write_aotinductor(network: nn.Module, file: Path, facts: Metadata, images: Images) -> None:
+def _write_aotinductor(network: nn.Module, file: Path, facts: Facts, images: Images) -> None:
     # Not with inductor's freezing: in torch 2.14 a package made so answers wrongly, which the gate
     # found out.
     shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
@@ -190,19 +179,18 @@ def _write_aotinductor(network: nn.Module, file: Path, facts: Metadata, images: 
         "aot_inductor.metadata": _as_text(facts),
         "cpp.dynamic_threads": True,  # else the count of threads here would be in it
     }
+    how = {"package_path": str(file), "inductor_configs": settings}
     with torch.no_grad():
         program = torch.export.export(network, (_example(facts),), dynamic_shapes=shapes)
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=str(file), inductor_configs=settings
-        )
+        torch._inductor.aoti_compile_and_package(program, **how)
 
 
-def _example(facts: Metadata) -> Tensor:
+def _example(facts: Facts) -> Tensor:
     # Of two images: a dimension of 1 would be taken for a constant.
     return torch.zeros(2, facts["channels"], facts["image_size"], facts["image_size"])
 
 
-def _as_text(facts: Metadata) -> dict[str, str]:
+def _as_text(facts: Facts) -> dict[str, str]:
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
 
 
@@ -216,7 +204,7 @@ class Format:
 
     suffix: str
     engine: str
-    write: Callable[[nn.Module, Path, Metadata, Images], None]
+    write: Callable[[nn.Module, Path, Facts, Images], None]
     packages: tuple[str, ...] = ()
 
 
@@ -227,6 +215,13 @@ FORMATS = {
     "onnx-int8": Format(".int8.onnx", "onnxruntime-int8", _write_onnx_int8, ONNX),
     "aotinductor": Format(".pt2", "aotinductor", _write_aotinductor),
 }
+
+
+def check_format(format: str) -> None:
+    """Raises: UsageError when an export needs what is not installed."""
+    runtimes.check_packages(format, FORMATS[format].packages)
+    if format == "aotinductor" and (obstacle := compile_obstacle()):
+        raise UsageError(f"aotinductor: {obstacle}")
 
 
 def export_run(log: Log, row: dict[str, Any], format: str, data_dir: str) -> dict[str, Any]:
@@ -240,10 +235,10 @@ def export_run(log: Log, row: dict[str, Any], format: str, data_dir: str) -> dic
     config = row["config"] | {"format": format}
     file = f"exports/{row['run_id']}{FORMATS[format].suffix}"
     metrics = {"format": format, "train_run_id": row["run_id"], "file": None, "parity": None}
-    network, content = load_deployable(locate(log.folder, row["metrics"]["checkpoint"]))
+    trained = load_deployable(locate(log.folder, row["metrics"]["checkpoint"]))
     dataset = cached_dataset(config["dataset"], data_dir, config["image_size"])
     try:
-        written, metrics["parity"], fault = write_draft(network, content, dataset, row, format)
+        written, metrics["parity"], fault = write_draft(*trained, dataset, row, format)
         if fault:
             raise ExportMismatch(f"{Path(file).name} refused: {fault}")
         write_atomically(log.folder / file, written)
@@ -257,11 +252,7 @@ def export_run(log: Log, row: dict[str, Any], format: str, data_dir: str) -> dic
 
 
 def write_draft(
-    network: Deployable,
-    content: dict[str, Any],
-    dataset: Dataset,
-    row: dict[str, Any],
-    format: str,
+    network: nn.Module, content: Facts, dataset: Dataset, row: dict[str, Any], format: str
 ) -> tuple[bytes, dict[str, Any], str | None]:
     """A network as one file, and how what is in the file predicts, as measure_parity has it."""
     config, size, channels = row["config"], row["config"]["image_size"], dataset.images.shape[1]
@@ -276,13 +267,10 @@ def write_draft(
         "with bilinear interpolation",
         "output": "logits, one for each class",
         "classes": list(content["classes"]),
-        "dataset": config["dataset"],
-        "model": config["model"],
-        "image_size": size,
+        **{name: config[name] for name in ("dataset", "model", "image_size")},
         "channels": channels,
         "resized_as": "uint8" if is_own(config["dataset"]) else "float32",
-        "mean": list(content["mean"]),
-        "std": list(content["std"]),
+        **{name: list(content[name]) for name in ("mean", "std")},
         "fp32_test_acc": score(reference, labels)[1],
         "train_run_id": row["run_id"],
         "git_commit": git_state()["commit"],
@@ -292,31 +280,10 @@ def write_draft(
         draft = Path(folder) / f"draft{FORMATS[format].suffix}"
         ranges = map(load_pixels, calibration.split(CALIBRATION_BATCH))
         FORMATS[format].write(fold(network), draft, facts, ranges)
-        run = load_engine(engine, draft, torch.get_num_threads())
+        run = runtimes.load_engine(engine, draft, torch.get_num_threads())
         logits = predict(run, map(load_pixels, split.test.split(EVAL_BATCH_SIZE)))
-        parity = measure_parity(logits, reference, labels, ENGINES[engine].precision)
-        return draft.read_bytes(), *parity
-
-
-def check_format(format: str) -> None:
-    """Raises: UsageError when an export needs what is not installed."""
-    check_packages(format, FORMATS[format].packages)
-    if format == "aotinductor" and (obstacle := compile_obstacle()):
-        raise UsageError(f"aotinductor: {obstacle}")
-
-
-def find_run(name: str, log: Log) -> dict[str, Any]:
-    """The finished train row whose run_id starts so. Raises: UsageError unless there is one."""
-    rows = log.finished("train")
-    found = [run for run in rows if run.startswith(name)]
-    if len(found) != 1:
-        among = found or list(rows)
-        listed = ", ".join(among[:10]) + (", ..." if len(among) > 10 else "") or "none"
-        raise UsageError(
-            f"RUN {name}: {len(found) or 'no'} finished trainings of {log.path} start so; "
-            f"choose from {listed}"
-        )
-    return rows[found[0]]
+        precision = runtimes.ENGINES[engine].precision
+        return draft.read_bytes(), *measure_parity(logits, reference, labels, precision)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -326,15 +293,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(
             f"--results-dir: {options.results_dir} has no log.jsonl; train.py writes it"
         )
-    log = Log(options.results_dir)
-    rows = [find_run(name, log) for name in options.runs]
+    log, chosen = Log(options.results_dir), []
+    rows = log.finished("train")
+    for name in options.runs:
+        named = [run for run in rows if run.startswith(name)]
+        if len(named) != 1:
+            among = named or list(rows)
+            listed = ", ".join(among[:10]) + (", ..." if len(among) > 10 else "") or "none"
+            raise UsageError(
+                f"RUN {name}: {len(named) or 'no'} finished trainings of {log.path} start so; "
+                f"choose from {listed}"
+            )
+        chosen.append(rows[named[0]])
     for format in options.format:
         check_format(format)
     failures = 0
-    for row in rows:
-        for format in options.format:
-            done = export_run(log, row, format, options.data_dir)
-            failures += done["status"] != "ok"
-            file = done["metrics"]["file"]
-            print(f"{row['run_id']} {format}: {log.folder / file if file else done['error']}")
+    for row, format in itertools.product(chosen, options.format):
+        done = export_run(log, row, format, options.data_dir)
+        failures += done["status"] != "ok"
+        file = done["metrics"]["file"]
+        print(f"{row['run_id']} {format}: {log.folder / file if file else done['error']}")
     return int(failures > 0)

@@ -24,7 +24,6 @@ from common.deploy.network import load_deployable
 TORCHSCRIPT_WARNING = r"`torch\.jit\.\w+` is (deprecated|not supported in Python 3\.14\+)"
 
 COMPILED_SIZES = 64  # batch sizes that torch.compile is measured in, at most
-
 Run = Callable[[Tensor], Tensor]
 
 
@@ -47,13 +46,8 @@ class Engine:
     packages: tuple[str, ...] = ()
 
 
-def _load_eager(file: Path, threads: int) -> Run:
-    return load_deployable(file)[0]
-
-
 def _load_eager_bf16(file: Path, threads: int) -> Run:
-    # Weights held in bf16: autocast would cast them anew for every query.
-    network = load_deployable(file)[0].bfloat16()
+    network = load_deployable(file)[0].bfloat16()  # autocast would cast weights for every query
     return lambda pixels: network(pixels.bfloat16()).float()
 
 
@@ -71,10 +65,6 @@ def _load_torchscript(file: Path, threads: int) -> Run:
         return torch.jit.load(file, map_location="cpu")
 
 
-def _load_aotinductor(file: Path, threads: int) -> Run:
-    return torch._inductor.aoti_load_package(str(file))
-
-
 def _load_onnxruntime(file: Path, threads: int) -> Run:
     import onnxruntime
 
@@ -90,12 +80,8 @@ def _load_openvino(file: Path, threads: int) -> Run:
 
     # Left to itself it would multiply an fp32 model in bf16 where the CPU can, and bind its threads
     # to cores, which no other engine does.
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": "f32",
-        "ENABLE_CPU_PINNING": False,
-    }
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    settings |= {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
     request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
 
     def run(pixels: Tensor) -> Tensor:
@@ -107,11 +93,13 @@ def _load_openvino(file: Path, threads: int) -> Run:
 
 
 ENGINES = {
-    "eager": Engine("checkpoint", _load_eager),
+    "eager": Engine("checkpoint", lambda file, _: load_deployable(file)[0]),
     "eager-bf16": Engine("checkpoint", _load_eager_bf16, "bf16"),
     "compile": Engine("checkpoint", _load_compiled),
     "torchscript": Engine("torchscript", _load_torchscript),
-    "aotinductor": Engine("aotinductor", _load_aotinductor),
+    "aotinductor": Engine(
+        "aotinductor", lambda file, _: torch._inductor.aoti_load_package(str(file))
+    ),
     "onnxruntime": Engine("onnx", _load_onnxruntime, packages=("onnxruntime",)),
     "onnxruntime-int8": Engine("onnx-int8", _load_onnxruntime, "int8", ("onnxruntime",)),
     "openvino": Engine("onnx", _load_openvino, packages=("openvino",)),
