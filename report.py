@@ -19,7 +19,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from common.base.cli import UsageError, Validated, option, parse_command_line, run_script
 from common.base.log import log_files, read_log, write_together
@@ -64,8 +63,8 @@ class Section:
     key: str
     title: str
     command: str
-    tables: list[Any]
-    figures: list[Any]
+    tables: list
+    figures: list
 
     @property
     def missing(self) -> bool:

@@ -125,7 +125,6 @@ def results_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
         [record | {"dataset": rows.display(record["dataset"])} for record in records],
         rows.devices_note(row for groups in contests for group in groups for row in group.rows),
         missing=not records,
-        accuracy_interval=rows.ACCURACY_INTERVAL,
     )
 
 

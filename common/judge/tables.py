@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.judge.rows import Row, get
+from common.judge.rows import ACCURACY_INTERVAL, Row, get
 
 WORDS = tomllib.loads(Path(__file__).with_name("tables.toml").read_text())
 
@@ -46,6 +46,7 @@ def make_table(
     """
     words, records = WORDS[name], list(records)
     text = words.get("notes", "") if records or "empty" not in words else words["empty"]
+    values["accuracy_interval"] = ACCURACY_INTERVAL
     own = [" ".join(paragraph.split()).format(**values) for paragraph in text.split("\n\n")]
     columns = tuple(paths_of(name))
     return Table(

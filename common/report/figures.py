@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -20,23 +21,9 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from common.judge import rows as log
 from common.judge.mistakes import GALLERY, Mistakes, confusion
-from common.judge.rows import (
-    Group,
-    Row,
-    accuracy_interval,
-    by_seed,
-    datasets_of,
-    describe_all,
-    display,
-    grouped,
-    in_words,
-    latest_ok,
-    number,
-    pick_best,
-    shorten,
-    slug,
-)
+from common.judge.rows import Group, Row, display, number
 from common.judge.tables import Table
 
 # Okabe and Ito's colours, told apart in every common form of colour blindness; their yellow is
@@ -115,16 +102,16 @@ def build_figures(
     rows: Sequence[Row], mistakes: Sequence[Mistakes], tables: Sequence[Table]
 ) -> list[ReportFigure]:
     """Every figure that the rows, the mistakes of the chosen networks and the tables can carry."""
-    train, svm = latest_ok(rows, "train"), latest_ok(rows, "svm")
+    train, svm = log.latest_ok(rows, "train"), log.latest_ok(rows, "svm")
     figures = []
-    for dataset, curves in curves_of(latest_ok(rows, "epoch")).items():
+    for dataset, curves in curves_of(log.latest_ok(rows, "epoch")).items():
         caption = f"{display(dataset)}: learning curves on validation and training images."
         if len(curves) > len(COLORS):
             caption += f" The best {len(COLORS)} of {len(curves)} runs."
         best = curves[: len(COLORS)]
-        draw = partial(learning_curves, best, describe_all([curve.config for curve in best]))
-        figures.append(ReportFigure("q1a", f"curves_{slug(dataset)}", caption, draw, False))
-    if panels := cost_points(train, svm, pick_best(train)):
+        draw = partial(learning_curves, best, log.describe_all([curve.config for curve in best]))
+        figures.append(ReportFigure("q1a", f"curves_{log.slug(dataset)}", caption, draw, False))
+    if panels := cost_points(train, svm, log.pick_best(train)):
         caption = (
             "Test accuracy with its 95 % interval against training time, for each configuration in "
             "the log, whatever its protocol: the tables say which. Dashed: the Pareto front."
@@ -156,8 +143,8 @@ def curves_of(epochs: Iterable[Row]) -> dict[str, list[Curve]]:
     """The runs of each data set, the best on validation first."""
     known = [row for row in epochs if number(row, "metrics", "epoch") is not None]
     known.sort(key=lambda row: row["metrics"]["epoch"])
-    datasets: dict[str, list[Curve]] = {name: [] for name in datasets_of(known)}
-    for run_id, run in grouped(known, lambda row: row["run_id"]).items():
+    datasets: dict[str, list[Curve]] = {name: [] for name in log.datasets_of(known)}
+    for run_id, run in log.grouped(known, lambda row: row["run_id"]).items():
         curve = Curve(run_id, run[0]["config"], [row["metrics"] for row in run])
         datasets[str(curve.config.get("dataset"))].append(curve)
     for curves in datasets.values():
@@ -185,11 +172,11 @@ def cost_points(
 ) -> dict[str, list[Point]]:
     """Accuracy and training time of each configuration that has both, by data set."""
     chosen = {row["run_id"] for group in best for row in group.rows}
-    panels: dict[str, list[Point]] = {name: [] for name in datasets_of([*train, *svm])}
-    groups = [*by_seed(train), *by_seed(svm)]
-    details = describe_all([group.config for group in groups])
+    panels: dict[str, list[Point]] = {name: [] for name in log.datasets_of([*train, *svm])}
+    groups = [*log.by_seed(train), *log.by_seed(svm)]
+    details = log.describe_all([group.config for group in groups])
     for group, detail in zip(groups, details, strict=True):
-        config, row, interval = group.config, group.rows[0], accuracy_interval(group)
+        config, row, interval = group.config, group.rows[0], log.accuracy_interval(group)
         cost_ms = group.cost_ms()
         if interval and cost_ms:
             kernel = f"SVM, {config.get('kernel')}"
@@ -234,16 +221,18 @@ def speedup_figure(table: Table) -> Iterable[ReportFigure]:
     """The speed-ups of a table."""
 
     def name(record: Row, columns: Sequence[str]) -> str:
-        named = record | {"dataset": shorten(str(record["dataset"]))}
+        named = record | {"dataset": log.shorten(str(record["dataset"]))}
         known = {c: named[c] for c in columns if named[c] is not None}
-        texts = (v if isinstance(v, str) else in_words({c: v}, [c])[0] for c, v in known.items())
+        texts = (
+            v if isinstance(v, str) else log.in_words({c: v}, [c])[0] for c, v in known.items()
+        )
         return ", ".join(texts)
 
     key, baseline, panel, label, caption = SPEEDUPS[table.key]
     measured = [record for record in table.records if record["speedup"]]
     panels = {
         title: {name(record, label): record for record in records}
-        for title, records in grouped(measured, lambda record: name(record, panel)).items()
+        for title, records in log.grouped(measured, lambda record: name(record, panel)).items()
     }
     if panels:
         yield ReportFigure(table.section, key, caption, partial(speedups, panels, baseline))
@@ -307,7 +296,7 @@ def learning_curves(curves: Sequence[Curve], labels: Sequence[str], legend: bool
                 known = [number(epoch, f"{part}_{metric}") for epoch in epochs]
                 y = [math.nan if value is None else scale * value for value in known]
                 values += y
-                axes.plot([e["epoch"] for e in epochs], y, style, gid=gid, **look)
+                axes.plot([e["epoch"] for e in epochs], y, style, gid=gid, in_layout=False, **look)
         axes.set_xlabel("Epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if metric == "acc":
@@ -346,22 +335,13 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def interval_dot(
-    axes: Axes, x: float, accuracy: float, ends: Sequence[float], text: str, **look: str
+    axes: Axes, x: float, accuracy: float, ends: Sequence[float], text: str, **look: Any
 ) -> None:
     """A point with its interval, in per cent from fractions, and its text on the page."""
     low, high = (100 * end for end in ends)
-    y = 100 * accuracy
-    bars = axes.errorbar(
-        x,
-        y,
-        yerr=[[max(y - low, 0)], [max(high - y, 0)]],
-        capsize=2,
-        elinewidth=0.8,
-        alpha=0.9,
-        **look,
-    )
-    for artist in bars.get_children():
-        artist.set_gid(f"dot:{text}")
+    gid = {"gid": f"dot:{text}", "in_layout": False}  # the axes tell their layout
+    axes.vlines(x, low, high, linewidth=0.8, color=look["color"], **gid)
+    axes.plot(x, 100 * accuracy, **look, **gid)
 
 
 def reliability_diagram(bins: Sequence[Row]) -> Figure:
@@ -428,17 +408,12 @@ def accuracy_cost(points: Mapping[str, Sequence[Point]]) -> Figure:
 def speedups(panels: Mapping[str, Mapping[str, Row]], baseline: str) -> Figure:
     """Horizontal bars of speed-ups by panel and label, with the accuracy of what ran; hatched where
     the epoch behind one was extrapolated, 1 is the baseline."""
-    labels = list(dict.fromkeys(label for bars in panels.values() for label in bars))
-    columns = min(2, len(panels))
-    lines = -(-len(panels) // columns)
-    width = 0.07 * max(map(len, labels)) + 3.8 * columns
-    figure = Figure(figsize=(width, lines * (0.9 + 0.3 * len(labels))))
-    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
-    for axes, (title, bars) in zip(grid, panels.items(), strict=False):
+    sizes = [len(bars) for bars in panels.values()]
+    figure = Figure(figsize=(9, sum(0.9 + 0.25 * size for size in sizes)))
+    grid = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=sizes).flat
+    for axes, (title, bars) in zip(grid, panels.items(), strict=True):
         ratios = [bar["speedup"] for bar in bars.values()]
-        drawn = axes.barh([labels.index(label) for label in bars], ratios, 0.65, color=COLORS[0])
+        drawn = axes.barh(range(len(bars)), ratios, 0.65, color=COLORS[0])
         texts = []
         for patch, bar in zip(drawn, bars.values(), strict=True):
             accuracy = bar["test_acc"]
@@ -448,12 +423,11 @@ def speedups(panels: Mapping[str, Mapping[str, Row]], baseline: str) -> Figure:
                 patch.set(facecolor="#9CC7E4", edgecolor=COLORS[0], hatch="///", linewidth=0.5)
         axes.bar_label(drawn, texts, padding=3, fontsize=8)
         axes.axvline(1, color="black", linewidth=0.8)
-        axes.set(title=literal(title), xlabel=f"Speed-up over {baseline}, times")
+        axes.set_title(literal(title), loc="left")
+        axes.set_yticks(range(len(bars)), map(literal, bars))
+        axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        axes.tick_params(labelbottom=True)
+    axes.set_xlabel(f"Speed-up over {baseline}, times")
     most = max(bar["speedup"] for bars in panels.values() for bar in bars.values())
-    first = figure.axes[0]
-    first.set_yticks(range(len(labels)), map(literal, labels))
-    first.invert_yaxis()
-    first.set_xlim(0, 1.7 * most)  # with room for the texts
+    axes.set_xlim(0, 1.3 * most)  # with room for the texts
     return figure

@@ -16,17 +16,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from common.judge.rows import (
-    Row,
-    best_of,
-    choice_record,
-    datasets_of,
-    describe_all,
-    display,
-    division,
-    latest_ok,
-    pick_best,
-)
+from common.judge import rows as log
+from common.judge.rows import Row, display
 from common.judge.tables import Table
 from common.report.documents import TEMPLATES, template
 from common.report.figures import (
@@ -58,26 +49,28 @@ def build_answers(train: Sequence[Row], svm: Sequence[Row]) -> list[Row]:
     kinds: dict[tuple[str, ...], dict[str, list[Row]]] = {}
     for row in (*train, *svm):
         kind = "SVM" if row["kind"] == "svm" else str(row["config"].get("model"))
-        kinds.setdefault(division(row["config"]), {}).setdefault(kind, []).append(row)
-    contests = [[g for rows in each.values() for g in pick_best(rows)] for each in kinds.values()]
-    chosen = [(best_of(groups), groups) for groups in contests if groups]
+        kinds.setdefault(log.division(row["config"]), {}).setdefault(kind, []).append(row)
+    contests = [
+        [g for rows in each.values() for g in log.pick_best(rows)] for each in kinds.values()
+    ]
+    chosen = [(log.best_of(groups), groups) for groups in contests if groups]
     points = cost_points(train, svm, [best for best, _ in chosen])
     answers = []
     for best, groups in chosen:
         dataset = str(best.config.get("dataset"))
-        others = [choice_record(group) for group in groups if group is not best]
+        others = [log.choice_record(group) for group in groups if group is not best]
         here = points.get(dataset, [])
         caption = f"{display(dataset)}: test accuracy against training time; dashed: Pareto front"
         draw = partial(accuracy_cost, {dataset: here})
         answers.append({
             "dataset": dataset,
-            "choice": choice_record(best),
+            "choice": log.choice_record(best),
             "others": sorted(others, key=lambda record: -record["val_acc"]),
             "points": here,
             "front": pareto_front(here),
             "figure": ReportFigure("answer", f"answer_{len(answers)}", caption, draw),
         })  # fmt: skip
-    order = datasets_of([*train, *svm])
+    order = log.datasets_of([*train, *svm])
     return sorted(answers, key=lambda answer: order.index(answer["dataset"]))
 
 
@@ -94,7 +87,7 @@ def build_curves(epochs: Sequence[Row]) -> list[Row]:
         panels.append({
             "dataset": dataset,
             "curves": kept,
-            "labels": describe_all([curve.config for curve in kept]),
+            "labels": log.describe_all([curve.config for curve in kept]),
             "left_out": len(curves) - len(kept),
             "figure": ReportFigure("curves", f"panel_{len(panels)}", caption, draw),
         })  # fmt: skip
@@ -131,7 +124,7 @@ def interval_marks(table: Table) -> list[list[float] | None]:
 
 def render_page(rows: Sequence[Row], runs: Table, sections: Sequence[Any], **facts: Any) -> str:
     """The text of report.html."""
-    done = {kind: latest_ok(rows, kind) for kind in ("epoch", "train", "svm")}
+    done = {kind: log.latest_ok(rows, kind) for kind in ("epoch", "train", "svm")}
     script = Markup("\n".join((TEMPLATES / name).read_text("utf-8").strip() for name in SCRIPTS))
     best = [r for s in sections for t in s.tables if t.key == "best" for r in t.records]
     return template("report.html.j2", autoescape=True).render(

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from common.base.log import KINDS, STATUSES
+from common.judge import rows as log
 from common.judge.mistakes import (
     BINS,
     GALLERY,
@@ -17,33 +18,7 @@ from common.judge.mistakes import (
 )
 from common.judge.predictions import Predictions
 from common.judge.published import published, side_by_side, unmeasured_note
-from common.judge.rows import (
-    ACCURACY_INTERVAL,
-    SVM_FACTORS,
-    SVM_PROTOCOL,
-    TRAIN_FACTORS,
-    TRAIN_PROTOCOL,
-    Group,
-    Row,
-    accuracy_record,
-    busy_note,
-    by_seed,
-    datasets_of,
-    devices_note,
-    display,
-    get,
-    grouped,
-    in_words,
-    join_notes,
-    latest_ok,
-    load_of,
-    machine_notes,
-    noise_note,
-    number,
-    pick_best,
-    slug,
-    trajectory,
-)
+from common.judge.rows import Group, Row, get, join_notes, number, slug
 from common.judge.tables import WORDS, Table, fields, make_table
 from common.judge.times import COMMAND, representative, sides
 
@@ -56,19 +31,19 @@ def build_tables(
     rows: Sequence[Row], problems: Sequence[str], predictions: Mapping[str, Predictions]
 ) -> list[Table]:
     """Every table of what the log holds; of the predictions only the names of classes are used."""
-    done = {kind: latest_ok(rows, kind) for kind in KINDS}
+    done = {kind: log.latest_ok(rows, kind) for kind in KINDS}
     exports = [fields(row, "export") for row in done["export"]]
     return [
         *log_tables(rows, problems),
         datasets_table([*done["train"], *done["svm"]], predictions),
-        *(q1a_table(dataset, done["train"]) for dataset in datasets_of(done["train"])),
+        *(q1a_table(dataset, done["train"]) for dataset in log.datasets_of(done["train"])),
         *best_tables(done["train"], done["epoch"]),
         q1b_table(done["svm"]),
-        speed_table("q2", done["hw_train"], devices_note(done["hw_train"])),
+        speed_table("q2", done["hw_train"], log.devices_note(done["hw_train"])),
         speed_table("q2_phases", done["hw_train"]),
         q2_published_table(done["hw_train"]),
         flops_table(done["flops"]),
-        speed_table("infer", done["hw_infer"], devices_note(done["hw_infer"])),
+        speed_table("infer", done["hw_infer"], log.devices_note(done["hw_infer"])),
         make_table("export", exports, missing=not exports),
         failed_table(rows),
         environment_table(rows),
@@ -83,10 +58,10 @@ def log_tables(rows: Sequence[Row], problems: Sequence[str]) -> list[Table]:
     counts = Counter((row["kind"], row["status"]) for row in rows)
     kinds = [
         {status: counts[kind, status] for status in STATUSES}
-        | {"kind": kind, "superseded": counts[kind, "ok"] - len(latest_ok(rows, kind))}
+        | {"kind": kind, "superseded": counts[kind, "ok"] - len(log.latest_ok(rows, kind))}
         for kind in KINDS
     ]
-    commits = grouped(rows, lambda row: (get(row, "git", "commit"), get(row, "git", "dirty")))
+    commits = log.grouped(rows, lambda row: (get(row, "git", "commit"), get(row, "git", "dirty")))
     measured = [
         {
             "commit": str(commit or "unknown")[:12],
@@ -133,14 +108,14 @@ def datasets_table(rows: Sequence[Row], predictions: Mapping[str, Predictions]) 
 
 def runs_table(rows: Iterable[Row]) -> Table:
     """Every training and every SVM of the log, one row a run: the last, or the last that is ok."""
-    runs = grouped((r for r in rows if r["kind"] in ("train", "svm")), lambda r: r["run_id"])
+    runs = log.grouped((r for r in rows if r["kind"] in ("train", "svm")), lambda r: r["run_id"])
     records = []
     for tries in runs.values():
         row = ([row for row in tries if row["status"] == "ok"] or tries)[-1]
         config, group = row["config"], Group(row["config"], (row,))
         record = fields(row, "runs") | config
         if row["status"] == "ok":
-            record |= accuracy_record(group)
+            record |= log.accuracy_record(group)
         if group.kind == "svm":
             record["model"] = f"SVM, {config.get('kernel')}"
         record["train_ms"] = group.cost_ms()
@@ -156,7 +131,9 @@ def failed_table(rows: Sequence[Row]) -> Table:
     records = []
     for row in rows:
         if row["status"] != "ok":
-            settings = in_words(row["config"], [name for name in names if name in row["config"]])
+            settings = log.in_words(
+                row["config"], [name for name in names if name in row["config"]]
+            )
             retried = "done" if (row["kind"], row["run_id"]) in done else None
             records.append(row | {"config": ", ".join(settings), "retried": retried})
     return make_table("failed", records)
@@ -167,7 +144,7 @@ def environment_table(rows: Sequence[Row]) -> Table:
     facts = ((k, str(v)) for row in rows for k, v in row["env"].items() if k != "load_average")
     records = [{"property": k, "value": v, "rows": n} for (k, v), n in Counter(facts).items()]
     records.sort(key=lambda record: (record["property"], -record["rows"], record["value"]))
-    if loads := [load_of(row) for row in rows if get(row, "env", "load_average")]:
+    if loads := [log.load_of(row) for row in rows if get(row, "env", "load_average")]:
         spread = f"{min(loads):.2f} to {max(loads):.2f}, median {statistics.median(loads):.2f}"
         records.append({"property": "load average, 1 min", "value": spread, "rows": len(loads)})
     return make_table("environment", records)
@@ -180,7 +157,9 @@ def q1a_table(dataset: str, train: Sequence[Row]) -> Table:
     """Every configuration of a data set, measured or published."""
     rows = [row for row in train if get(row, "config", "dataset") == dataset]
     figures = published("q1a", dataset=dataset)
-    records = side_by_side(by_seed(rows), figures, TRAIN_PROTOCOL, TRAIN_FACTORS, "make q1a")
+    records = side_by_side(
+        log.by_seed(rows), figures, log.TRAIN_PROTOCOL, log.TRAIN_FACTORS, "make q1a"
+    )
     for record in records:
         if group := record.get("group"):
             record["train_ms"] = group.mean("train_ms")
@@ -188,12 +167,7 @@ def q1a_table(dataset: str, train: Sequence[Row]) -> Table:
             for name in ("shared_with", "precision"):
                 values = dict.fromkeys(get(row, "metrics", name) for row in group.rows)
                 record[name] = ", ".join(filter(None, values)) or None
-    shared = waiting = ""
-    if any(record.get("shared_with") for record in records):
-        shared = (
-            "Shared with: the run that was really trained, where another configuration has the "
-            "same trajectory."
-        )
+    waiting = ""
     if missing := sum("group" not in record for record in records):
         waiting = (
             "A published figure stands only beside a run that kept to the study's protocol. Of its "
@@ -202,21 +176,19 @@ def q1a_table(dataset: str, train: Sequence[Row]) -> Table:
     return make_table(
         "q1a",
         records,
-        shared,
         waiting,
-        devices_note(rows),
+        log.devices_note(rows),
         key=f"q1a_{slug(dataset)}",
-        title=f"{display(dataset)}: {WORDS['q1a']['title']}",
+        title=f"{log.display(dataset)}: {WORDS['q1a']['title']}",
         missing=not rows,
-        accuracy_interval=ACCURACY_INTERVAL,
     )
 
 
 def best_tables(train: Sequence[Row], epochs: Sequence[Row]) -> list[Table]:
     """The chosen configuration of each data set and its epochs."""
-    best, order = pick_best(train), datasets_of(train)
-    studied = {g.config.get("dataset") for g in by_seed(train) if not g.protocol}
-    records = side_by_side(best, published("best"), TRAIN_PROTOCOL, ("dataset",), "make q1a")
+    best, order = log.pick_best(train), log.datasets_of(train)
+    studied = {g.config.get("dataset") for g in log.by_seed(train) if not g.protocol}
+    records = side_by_side(best, published("best"), log.TRAIN_PROTOCOL, ("dataset",), "make q1a")
     for record in records:
         if group := record.get("group"):
             record |= group.config
@@ -228,17 +200,19 @@ def best_tables(train: Sequence[Row], epochs: Sequence[Row]) -> list[Table]:
     tables = [make_table("best", records, missing=not best)]
     for group in best:
         run, dataset = group.first(), str(group.config.get("dataset"))
-        curve = [epoch["metrics"] for epoch in trajectory(run, epochs)]
+        curve = [epoch["metrics"] for epoch in log.trajectory(run, epochs)]
         key = f"epochs_{slug(dataset)}_{slug(run['run_id'])}"
-        title = f"{display(dataset)}: {WORDS['epochs']['title']} {run['run_id']}"
+        title = f"{log.display(dataset)}: {WORDS['epochs']['title']} {run['run_id']}"
         tables.append(make_table("epochs", curve, key=key, title=title))
     return tables
 
 
 def q1b_table(svm: Sequence[Row]) -> Table:
     """Every SVM, measured or published."""
-    order = datasets_of(svm)
-    records = side_by_side(by_seed(svm), published("q1b"), SVM_PROTOCOL, SVM_FACTORS, "make q1b")
+    order = log.datasets_of(svm)
+    records = side_by_side(
+        log.by_seed(svm), published("q1b"), log.SVM_PROTOCOL, log.SVM_FACTORS, "make q1b"
+    )
     for record in records:
         if group := record.get("group"):
             record |= {name: group.mean(name) for name in ("fit_ms", "predict_ms", "n_support")}
@@ -251,8 +225,7 @@ def q1b_table(svm: Sequence[Row]) -> Table:
                 stopped = f"stopped by max_iter {group.config.get('max_iter')}"
                 record["note"] = join_notes(record["note"], stopped)
     records.sort(key=lambda record: order.index(str(record["dataset"])))
-    interval = {"accuracy_interval": ACCURACY_INTERVAL}
-    return make_table("q1b", records, devices_note(svm), missing=not svm, **interval)
+    return make_table("q1b", records, log.devices_note(svm), missing=not svm)
 
 
 def mistake_tables(mistakes: Sequence[Mistakes]) -> list[Table]:
@@ -301,10 +274,10 @@ def mistake_tables(mistakes: Sequence[Mistakes]) -> list[Table]:
 def speed_table(name: str, rows: Sequence[Row], devices: str = "") -> Table:
     """What rows hold of a table's columns, ordered by work, with notes on their machines."""
     records = []
-    for row, machine in zip(rows, machine_notes(rows), strict=True):
+    for row, machine in zip(rows, log.machine_notes(rows), strict=True):
         quick = "quick: a fifth of the queries, one launch" if get(row, "metrics", "quick") else ""
         record = fields(row, name)
-        record["note"] = join_notes(machine, busy_note(row), noise_note(row), quick)
+        record["note"] = join_notes(machine, log.busy_note(row), log.noise_note(row), quick)
         if get(row, "metrics", "speedup_vs_eager"):
             record["baseline"] = "eager"
         records.append(record)
