@@ -62,7 +62,7 @@ def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
 
     Raises: UsageError.
     """
-    from common.data.datasets import explain_images, print_once
+    from common.data.datasets import explain_images
 
     for name in dict.fromkeys(c.engine for c in configs):
         module, package = ENGINES[name]
@@ -76,9 +76,7 @@ def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
                 f"--samples: {c.samples} is more than the {n_train} training images of "
                 f"{c.dataset}; ask for at most as many"
             )
-    print_once(
-        explain_images(c.dataset, data_dir, c.image_size, c.split, c.split_seed) for c in configs
-    )
+    explain_images(configs, data_dir)
 
 
 def compute_features(images: Array, kind: str) -> Array:
@@ -243,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Fit every configuration that the log does not have, and print them all."""
     grid, options = parse_command_line(argv, __doc__, SvmConfig, GridOptions, SVM_PRESETS)
     expand_grid(SvmConfig, grid)  # a bad value is said before any image is read
-    from common.data.datasets import pin_dataset
+    from common.data.own import pin_dataset
     from common.train import workers
 
     workers.in_worker()  # which ends with the grid that this is a piece of

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     """Plan, train, export, and print the table of what is finished."""
     values, options = parse_command_line(argv, __doc__, TrainConfig, TrainOptions, TRAIN_PRESETS)
     grids.check_values(values)  # before torch is even imported
-    from common.data.datasets import pin_dataset
+    from common.data.own import pin_dataset
     from common.deploy.export import check_format
     from common.train import workers
     from common.train.run import check_configs, estimate_ms

@@ -1,6 +1,7 @@
 """Processes that a test starts, watches and kills."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,12 +12,18 @@ ROOT = Path(__file__).parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
 
 
-def start(*command, **env):
-    """Python with these arguments, in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=ENV | env, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+def start(*command, limits=(), **env):
+    """Python with these arguments, in a process group of its own, its resources limited: pairs of a
+    resource's name and its limit."""
+
+    def limit():
+        for name, value in limits:
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    streams |= {"preexec_fn": limit if limits else None, "start_new_session": True}
+    command = [sys.executable, *map(str, command)]
+    return subprocess.Popen(command, cwd=ROOT, env=ENV | env, **streams)
 
 
 def finish(process, status=0):
@@ -27,6 +34,13 @@ def finish(process, status=0):
         os.killpg(process.pid, signal.SIGKILL)
         raise AssertionError(process.communicate()) from None
     assert process.returncode == status, err[-3000:]
+    return out, err
+
+
+def refused(process):
+    """The one line that it says no with, exit status 2."""
+    out, err = finish(process, 2)
+    assert err.count("\n") == 1, err
     return out, err
 
 

@@ -22,19 +22,11 @@ from sklearn.datasets import load_digits
 from torchvision.transforms.functional import erase
 
 from common.base.cli import UsageError
-from common.base.config import DATASETS, OWN
+from common.base.config import DATASETS, OWN, TrainConfig
+from common.data import batches as batching
 from common.data import fetch
-from common.data.batches import (
-    Batches,
-    draw_views,
-    epoch_order,
-    erase_patches,
-    measure_pixels,
-    move_images,
-    split_batches,
-)
 from common.data.datasets import Dataset, load_dataset, split_dataset
-from common.data.fetch import PUBLISHED, Published, parse_idx
+from common.data.fetch import PUBLISHED, Published
 
 CPU = torch.device("cpu")
 
@@ -70,20 +62,6 @@ def raw(tmp_path, publish):
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
     return folder
-
-
-GOOD = idx_bytes(np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
-BROKEN = [b"", GOOD[:3], GOOD[:9], GOOD[:-1], GOOD + b"x", b"\1" + GOOD[1:], b"<html>" + GOOD]
-BROKEN += [GOOD[:2] + b"\x07" + GOOD[3:], GOOD[:4] + b"\xff\xff\xff\xff" + GOOD[8:]]
-BROKEN += [GOOD[:3] + rank + GOOD[4:] for rank in (b"\x00", b"\x09")]
-
-
-def test_idx_is_read_whole_or_refused():
-    for array in (np.arange(24, dtype=np.uint8).reshape(2, 3, 4), np.arange(6, dtype=np.int32)):
-        assert np.array_equal(parse_idx(idx_bytes(array)), array)
-    for broken in BROKEN:
-        with pytest.raises(ValueError):  # noqa: PT011
-            parse_idx(broken)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -154,10 +132,18 @@ def mirror():
     server.server_close()
 
 
-def test_mirrors_that_forbid_or_lie_are_passed_over(tmp_path, publish, mirror, capsys):
-    publish(*mirror("forbidden", "page", "noise", "cut", "good"))
+def test_mirrors_that_forbid_lie_or_hang_are_passed_over(
+    tmp_path, raw, publish, mirror, monkeypatch, capsys
+):
+    """And the file that was rejected is left aside."""
+    (raw / FIRST).write_bytes(b"mine")
+    publish(*mirror("forbidden", "page", "noise", "cut", "hang", "good"))
+    monkeypatch.setattr(fetch, "DOWNLOAD_TIMEOUT_S", 0.3)
+    start = time.monotonic()
     assert len(load_dataset("mnist", tmp_path).labels) == 40
+    assert 0.3 < time.monotonic() - start < 10
     assert "good/, checksum right" in capsys.readouterr().err
+    assert (raw / f"{FIRST}.rejected").read_bytes() == b"mine"
     publish()
     assert len(load_dataset("mnist", tmp_path).labels) == 40  # now from the disk
 
@@ -172,14 +158,6 @@ def test_processes_that_fetch_at_once_all_end_with_the_files(tmp_path, publish, 
         worker.join()
     assert [worker.exitcode for worker in workers] == [0] * 6
     assert {file.name for file in (tmp_path / "MNIST" / "raw").iterdir()} == FILES.keys()
-
-
-def test_a_mirror_that_hangs_costs_its_time_and_no_more(tmp_path, publish, mirror, monkeypatch):
-    publish(*mirror("hang", "good"))
-    monkeypatch.setattr(fetch, "DOWNLOAD_TIMEOUT_S", 0.3)
-    start = time.monotonic()
-    assert len(load_dataset("mnist", tmp_path).labels) == 40
-    assert 0.3 < time.monotonic() - start < 10
 
 
 def test_emnists_archive_is_stored_once_it_is_verified(tmp_path, mirror, monkeypatch):
@@ -207,13 +185,6 @@ def test_when_every_mirror_fails_the_error_names_each(tmp_path, publish, mirror)
     with pytest.raises(UsageError, match=r"forbidden/: .*403.*page/: .*SHA-256"):
         load_dataset("mnist", tmp_path)
     assert not list(tmp_path.rglob("*ubyte*"))
-
-
-def test_a_refetched_file_leaves_the_rejected_one_aside(tmp_path, raw, publish, mirror):
-    (raw / FIRST).write_bytes(b"mine")
-    publish(*mirror("good"))
-    load_dataset("mnist", tmp_path)
-    assert (raw / f"{FIRST}.rejected").read_bytes() == b"mine"
 
 
 def test_relatives_are_trusted_on_torchvisions_md5_alone(tmp_path, monkeypatch):
@@ -256,9 +227,6 @@ def test_digits_are_scikit_learns():
     assert np.array_equal(dataset.labels.numpy(), theirs.target)
 
 
-# --- the split ------------------------------------------------------------------------------------
-
-
 def pool(n, published_test=None):
     images = torch.zeros(n, 1, 1, 1, dtype=torch.uint8)
     return Dataset("pool", images, torch.zeros(n, dtype=torch.int64), ("a",), published_test)
@@ -271,6 +239,9 @@ def test_study_split_is_70_10_20_of_the_pool_and_frozen():
     assert sorted(itertools.chain(*parts)) == list(range(70_000))
     assert split.sha256() == "c1d936b15d5a55d49aa1265530b11c23482788a2d773309b27024581278ec643"
     assert split_dataset(pool(70_000), "study", 1).sha256() != split.sha256()
+    few = split_dataset(pool(70_000), "study", 0, 7)
+    assert few.train.tolist() == parts[0][:7]  # a limit takes training images only
+    assert (few.val.tolist(), few.test.tolist()) == (parts[1], parts[2])
 
 
 def test_official_split_keeps_the_published_test_part():
@@ -282,25 +253,16 @@ def test_official_split_keeps_the_published_test_part():
         split_dataset(pool(1797), "official", 0)
 
 
-def test_limit_takes_training_images_only():
-    whole, few = (split_dataset(pool(100), "study", 3, limit) for limit in (None, 7))
-    assert few.train.tolist() == whole.train[:7].tolist()
-    assert few.test.tolist() == whole.test.tolist()
-
-
-# --- batches --------------------------------------------------------------------------------------
-
-
 def test_pixel_statistics_are_numpys_and_a_channel_that_never_varies_becomes_zeros():
     images = torch.randint(0, 256, (50, 3, 9, 9), dtype=torch.uint8)
     images[:, 2] = 7
-    mean, std = measure_pixels(images)
+    mean, std = batching.measure_pixels(images)
     scaled = images.numpy() / 255
     assert np.allclose(mean, scaled.mean((0, 2, 3)), atol=1e-7)
     assert np.allclose(std[:2], scaled.std((0, 2, 3))[:2], atol=1e-7)
     assert std[2] == 1
     dataset = Dataset("two colours", images, torch.zeros(50, dtype=torch.int64), ("a",))
-    inputs, _ = Batches(dataset, (mean, std), 9, CPU).load(torch.arange(4))
+    inputs, _ = batching.Batches(dataset, (mean, std), 9, CPU).load(torch.arange(4))
     assert inputs.isfinite().all()
     assert torch.allclose(inputs[:, 2], torch.zeros(()), atol=1e-6)
 
@@ -309,7 +271,7 @@ def test_pixel_statistics_are_numpys_and_a_channel_that_never_varies_becomes_zer
 def test_batches_are_pillows_bilinear_resize_normalised_and_repeated(size):
     images = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
     dataset = Dataset("x", images, torch.arange(4), ("a",) * 4)
-    batches = Batches(dataset, (torch.tensor([0.3]), torch.tensor([0.2])), size, CPU)
+    batches = batching.Batches(dataset, (torch.tensor([0.3]), torch.tensor([0.2])), size, CPU)
     inputs, labels = batches.load(torch.tensor([2, 0]))
     assert inputs.shape == (2, 3, size, size)
     assert labels.tolist() == [2, 0]
@@ -321,9 +283,15 @@ def test_batches_are_pillows_bilinear_resize_normalised_and_repeated(size):
             assert np.allclose(channel, (resized / 255 - 0.3) / 0.2, atol=1e-4)
 
 
+def draw(order, epoch=1, sides=(28, 28), **settings):
+    return batching.draw_views(
+        order, TrainConfig(**{"dataset": "fashion"} | settings), epoch, sides
+    )
+
+
 def digits(size, staged=False):
     dataset = load_dataset("digits")
-    batches = Batches(dataset, measure_pixels(dataset.images), size, CPU)
+    batches = batching.Batches(dataset, batching.measure_pixels(dataset.images), size, CPU)
     batches.staged = staged  # as with --data-on host on an accelerator
     return batches
 
@@ -333,25 +301,25 @@ def test_a_view_that_moves_nothing_is_the_image_wherever_it_is_gathered(staged):
     index = torch.tensor([5, 900, 5])
     plain = digits(16).load(index)
     batches = digits(16, staged)
-    for view in (index, draw_views(index, 0, False, 0, 1)):
+    for view in (index, draw(index)):
         assert all(torch.equal(a, b) for a, b in zip(plain, batches.load(view), strict=True))
-    shifted = batches.load(draw_views(index, 3, False, 0, 1))
+    shifted = batches.load(draw(index, translate=3))
     assert torch.equal(shifted[1], plain[1])
     assert not torch.equal(shifted[0], plain[0])
 
 
 def test_epochs_are_permutations_of_seed_and_epoch():
-    orders = {(s, e): epoch_order(50, s, e).tolist() for s in (0, 1) for e in (1, 2)}
+    orders = {(s, e): batching.epoch_order(50, s, e).tolist() for s in (0, 1) for e in (1, 2)}
     assert all(sorted(order) == list(range(50)) for order in orders.values())
     assert len({tuple(order) for order in orders.values()}) == 4
-    assert epoch_order(50, 1, 2).tolist() == orders[1, 2]
+    assert batching.epoch_order(50, 1, 2).tolist() == orders[1, 2]
 
 
 @pytest.mark.parametrize(
     ("n", "size", "sizes"), [(10, 4, [4, 4, 2]), (9, 4, [4, 5]), (1, 4, [1]), (3, 1, [1, 1, 1])]
 )
 def test_every_image_is_in_one_batch_and_none_is_alone(n, size, sizes):
-    batches = split_batches(torch.arange(n), size)
+    batches = batching.split_batches(torch.arange(n), size)
     assert [len(batch) for batch in batches] == sizes
     assert torch.cat(batches).tolist() == list(range(n))
 
@@ -361,15 +329,15 @@ def test_a_moved_image_is_a_mirrored_crop_of_the_padded_one():
     random = np.random.RandomState(0)
     pixels = torch.from_numpy(random.randint(1, 256, (40, 3, 5, 7)).astype(np.uint8))
     moves = np.column_stack([random.randint(-9, 10, (40, 2)), random.randint(0, 2, 40)])
-    moved = move_images(pixels, torch.from_numpy(moves)).numpy()
+    moved = batching.move_images(pixels, torch.from_numpy(moves)).numpy()
     for image, result, (dy, dx, flip) in zip(pixels.numpy(), moved, moves, strict=True):
         padded = np.pad(image[:, :, ::-1] if flip else image, ((0, 0), (9, 9), (9, 9)))
         assert (result == padded[:, 9 - dy : 14 - dy, 9 - dx : 16 - dx]).all()
 
 
 def test_views_are_drawn_from_seed_and_epoch_and_mirror_each_image_every_other_epoch():
-    order = torch.arange(100, 600)
-    first, second, third = (draw_views(order, 2, True, 0, epoch) for epoch in (1, 2, 3))
+    order, moves = torch.arange(100, 600), {"translate": 2, "flip": True}
+    first, second, third = (draw(order, epoch, **moves) for epoch in (1, 2, 3))
     assert (first[:, 0] == order).all()
     assert (first[:, 3] + second[:, 3] == 1).all()
     assert (first[:, 3] == third[:, 3]).all()
@@ -377,18 +345,19 @@ def test_views_are_drawn_from_seed_and_epoch_and_mirror_each_image_every_other_e
     for column in (1, 2):
         assert first[:, column].unique().tolist() == [-2, -1, 0, 1, 2]
     assert not torch.equal(first[:, 1:3], third[:, 1:3])
-    assert torch.equal(draw_views(order, 2, True, 0, 1), first)
-    assert not torch.equal(draw_views(order, 2, True, 1, 1), first)
-    assert not draw_views(order, 0, False, 0, 1)[:, 1:].any()
+    assert torch.equal(draw(order, **moves), first)
+    assert not torch.equal(draw(order, **moves, seed=1), first)
+    assert not draw(order)[:, 1:].any()
+    assert not draw(order, dataset="mnist", flip=True)[:, 1:].any()
     # An image keeps its side whatever its place in the order.
-    assert torch.equal(draw_views(order.flip(0), 2, True, 0, 1)[:, 3], first[:, 3].flip(0))
+    assert torch.equal(draw(order.flip(0), **moves)[:, 3], first[:, 3].flip(0))
 
 
 def test_an_erased_patch_is_torchvisions():
     pixels = torch.randint(0, 256, (3, 2, 6, 8), dtype=torch.uint8)
     value = torch.tensor([7, 9], dtype=torch.uint8).view(1, 2, 1, 1)
     patches = torch.tensor([[0, 1, 3, 4], [5, 7, 1, 1], [2, 2, 0, 5]])
-    erased = erase_patches(pixels, patches, value)
+    erased = batching.erase_patches(pixels, patches, value)
     for image, result, patch in zip(pixels, erased, patches.tolist(), strict=True):
         assert torch.equal(result, erase(image, *patch, value[0].expand(2, *patch[2:])))
     assert torch.equal(erased[2], pixels[2])
@@ -396,8 +365,8 @@ def test_an_erased_patch_is_torchvisions():
 
 def test_patches_are_drawn_as_random_erasing_says():
     order, sides = torch.arange(20_000), (28, 40)
-    views = draw_views(order, 1, False, 0, 1, 0.3, sides)
-    assert torch.equal(views[:, :4], draw_views(order, 1, False, 0, 1))
+    views = draw(order, 1, sides, translate=1, erase=0.3)
+    assert torch.equal(views[:, :4], draw(order, translate=1))
     top, left, height, width = views[:, 4:].unbind(1)
     erased = height > 0
     assert erased.double().mean().item() == pytest.approx(0.3, abs=0.01)
@@ -408,13 +377,13 @@ def test_patches_are_drawn_as_random_erasing_says():
     ratio = (height.double() / width).log()[erased]
     assert ratio.mean().item() == pytest.approx(0, abs=0.05)
     assert ratio.quantile(0.9).item() == pytest.approx(0.8 * math.log(3.3), abs=0.1)
-    assert not torch.equal(views, draw_views(order, 1, False, 0, 2, 0.3, sides))
+    assert not torch.equal(views, draw(order, 2, sides, translate=1, erase=0.3))
 
 
 def test_an_erased_batch_has_the_mean_where_a_patch_is():
     batches, index = digits(8), torch.arange(4)
     whole, _ = batches.load(index)
-    erased, _ = batches.load(draw_views(index, 0, False, 0, 1, 1.0, (8, 8)))
+    erased, _ = batches.load(draw(index, 1, (8, 8), erase=1.0))
     changed = (whole != erased).any(1)
     assert changed.flatten(1).any(1).all()
     assert erased.permute(0, 2, 3, 1)[changed].abs().max() < 0.501 * batches.scale.item()

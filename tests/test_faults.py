@@ -3,7 +3,7 @@ names. Every command here is a process of its own."""
 
 import os
 import random
-import resource
+import re
 import signal
 import subprocess
 import sys
@@ -14,43 +14,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY
+from processes import ROOT, finish, refused, start, wait_for
 
 from common.base.config import OPTIMIZERS
 from common.base.log import read_rows
 from common.train.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).parent.parent
-TINY = ["--dataset", "digits", "--limit", "48", "--image-size", "32"]
-
-
-def start(*command, limits=(), **kwargs):
-    """A process whose resources are limited: pairs of a resource's name and its limit."""
-
-    def limit():
-        for name, value in limits:
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
-
-    kwargs |= {"cwd": ROOT, "text": True, "preexec_fn": limit if limits else None}
-    kwargs |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, *map(str, command)], **kwargs)
-
-
-def run(*command, **kwargs):
-    """Its exit status, output and errors."""
-    process = start(*command, **kwargs)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
 
 def train(folder, *flags, **kwargs):
-    return run("train.py", *TINY, "--results-dir", folder, *flags, **kwargs)
+    return start("train.py", *TINY, "--results-dir", folder, *flags, **kwargs)
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+def kill(process):
+    process.kill()
+    process.communicate()
+
+
+def lines_of(log):
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def files_of(folder):
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def log_of(folder, kind):
@@ -58,8 +44,6 @@ def log_of(folder, kind):
     assert not problems
     return [row for row in rows if row["kind"] == kind]
 
-
-# --- killed ---------------------------------------------------------------------------------------
 
 SAVER = """
 import sys, torch
@@ -76,10 +60,9 @@ def test_a_checkpoint_killed_at_any_moment_loads_whole(tmp_path):
     seen = set()
     for _ in range(8):
         process = start("-c", SAVER, file)
-        wait_for(file.exists)
+        wait_for(file.exists, process)
         time.sleep(moments.uniform(0, 0.3))
-        process.kill()
-        process.communicate()
+        kill(process)
         values = {value.unique().item() for value in load_checkpoint(file).values()}
         assert len(values) == 1
         seen |= values
@@ -93,15 +76,13 @@ AMP += ["--translate", "1", "--erase", "0.3", "--limit", "512"]
 def test_killed_inside_an_epoch_every_optimiser_ends_in_the_same_weights(tmp_path):
     """And the same command twice gives the same weights, predictions and rows."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    log = killed / "log.jsonl"
     for rows in range(1, 3 * len(OPTIMIZERS), 3):  # each has one of its first epoch; then two more
-        process = start("train.py", *TINY, "--results-dir", killed, *AMP)
-        wait_for(lambda n=rows: log.exists() and log.read_bytes().count(b"\n") >= n)
+        process = train(killed, *AMP)
+        wait_for(lambda n=rows: lines_of(killed / "log.jsonl") >= n, process)
         time.sleep(0.02)  # into its second epoch
-        process.kill()
-        process.communicate()
+        kill(process)
     for folder in (whole, killed):
-        assert train(folder, *AMP)[0] == 0
+        finish(train(folder, *AMP))
     files = [{f.relative_to(folder): f for f in folder.glob("*/*")} for folder in (whole, killed)]
     assert len(files[0]) == 3 * len(OPTIMIZERS)  # two checkpoints, and predictions
     assert files[0].keys() == files[1].keys()
@@ -116,31 +97,25 @@ def test_killed_inside_an_epoch_every_optimiser_ends_in_the_same_weights(tmp_pat
     assert losses[0] == losses[1]
 
 
-# --- told to stop ---------------------------------------------------------------------------------
-
-
 GRID = ["--opt", "sgd", "adam", "--epochs", "3"]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert train(folder, *GRID)[0] == 0
+    finish(train(folder, *GRID))
     return folder
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_grid_with_a_line_and_it_continues(tmp_path, undisturbed, number, status):
     folder = tmp_path / "stopped"
-    process = start("train.py", *TINY, "--results-dir", folder, *GRID)
-    log = folder / "log.jsonl"
-    wait_for(lambda: log.exists() and log.read_bytes().count(b"\n") >= 1)
+    process = train(folder, *GRID)
+    wait_for(lambda: lines_of(folder / "log.jsonl") >= 1, process)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == status
-    assert err == "interrupted; everything finished so far is kept\n"
+    assert finish(process, status)[1] == "interrupted; everything finished so far is kept\n"
     assert [row["status"] for row in log_of(folder, "train")][-1] == "interrupted"
-    assert train(folder, *GRID)[0] == 0
+    finish(train(folder, *GRID))
     for file in sorted((undisturbed / "predictions").iterdir()):
         ours, theirs = np.load(folder / "predictions" / file.name), np.load(file)
         assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
@@ -154,23 +129,17 @@ def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
     assert process.wait() == 141
 
 
-# --- no room --------------------------------------------------------------------------------------
-
-
 def test_a_full_disk_is_one_line_and_the_run_continues_when_there_is_room(tmp_path):
     """A limit on the size of files, as a quota has; the checkpoint is what meets it."""
     folder, flags = tmp_path / "full", ["--model", "vgg5", "--epochs", "2"]
-    assert train(folder, *flags, "--epochs", "1")[0] == 0
-    before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-    status, _, err = train(folder, *flags, limits=[("FSIZE", 200_000)])
-    assert status == 2
-    assert err.count("\n") == 1
-    assert "cannot write" in err
-    assert ".pt" in err
+    finish(train(folder, *flags, "--epochs", "1"))
+    before = files_of(folder)
+    _, err = refused(train(folder, *flags, limits=[("FSIZE", 200_000)]))
+    assert re.search(r"cannot write .*\.pt", err)
     written = {"log.jsonl", "plan.json"}  # what a run begins with
     assert all(f.read_bytes() == kept for f, kept in before.items() if f.name not in written)
     assert not list(folder.rglob("*.part"))
-    assert train(folder, *flags)[0] == 0
+    finish(train(folder, *flags))
     assert [r["status"] for r in log_of(folder, "train") if r["config"]["epochs"] == 2] == ["ok"]
 
 
@@ -220,45 +189,28 @@ def test_a_disk_with_ever_more_room_loses_nothing_until_there_is_enough(tmp_path
     assert met >= {"pt", "npz"}, met
 
 
-def test_a_log_that_cannot_grow_keeps_its_lines(tmp_path):
-    folder = tmp_path / "results"
-    assert train(folder, "--epochs", "1")[0] == 0
-    before = (folder / "log.jsonl").read_bytes()
-    command = ["flops.py", "--results-dir", folder]
-    status, _, err = run(*command, limits=[("FSIZE", len(before) + 100)])
-    assert status == 2
-    assert "cannot write" in err
-    assert err.count("\n") == 1
-    assert (folder / "log.jsonl").read_bytes() == before
-    assert run(*command)[0] == 0
-    assert len(log_of(folder, "flops")) == 3  # a row a convention
-
-
-def test_a_report_that_does_not_fit_leaves_the_old_one(tmp_path):
-    folder = tmp_path / "results"
-    assert train(folder, "--epochs", "1")[0] == 0
-    assert run("report.py", "--results-dir", folder)[0] == 0
-    before = {f: f.read_bytes() for f in (folder / "report").rglob("*") if f.is_file()}
-    assert train(folder, "--epochs", "2")[0] == 0
-    status, _, err = run("report.py", "--results-dir", folder, limits=[("FSIZE", 500)])
-    assert status == 2
-    assert err.count("\n") == 1
-    assert "cannot write" in err
-    kept = {f: f.read_bytes() for f in (folder / "report").rglob("*") if f.is_file()}
-    assert kept == before
+def test_a_log_that_cannot_grow_and_a_report_that_does_not_fit_stay_as_they_were(tmp_path):
+    finish(train(tmp_path, "--epochs", "1"))
+    flops, report = ([script, "--results-dir", tmp_path] for script in ("flops.py", "report.py"))
+    finish(start(*report))
+    finish(train(tmp_path, "--epochs", "2"))
+    before = files_of(tmp_path)
+    size = len(before[tmp_path / "log.jsonl"])
+    for command, limit in ((flops, size + 100), (report, 500)):
+        assert "cannot write" in refused(start(*command, limits=[("FSIZE", limit)]))[1]
+        assert files_of(tmp_path) == before
+    finish(start(*flops))
+    assert len(log_of(tmp_path, "flops")) == 3  # a row a convention
 
 
 def test_too_little_memory_fails_the_row_with_what_to_lower_and_the_grid_goes_on(tmp_path):
     flags = ["--limit", "600", "--image-size", "512", "32", "--batch-size", "600", "--epochs", "1"]
-    status, out, _ = train(tmp_path, *flags, "--threads", "1", limits=[("AS", 7 << 30)])
-    assert status == 1
+    out, _ = finish(train(tmp_path, *flags, "--threads", "1", limits=[("AS", 7 << 30)]), 1)
     failed, done = sorted(log_of(tmp_path, "train"), key=lambda row: row["status"])
     assert (failed["status"], done["status"]) == ("failed", "ok")
     assert failed["error"].startswith("out of memory at --batch-size 600, --image-size 512: lower")
     assert failed["error"] in out
 
-
-# --- odd names ------------------------------------------------------------------------------------
 
 ODD = 'it\'s "a" $(touch owned) `; & <b>%s&amp; \\ ü 数'
 
@@ -267,13 +219,13 @@ def test_any_folder_name_clock_zone_and_locale_will_do(tmp_path):
     shared_memory = Path("/dev/shm")  # another file system than that of the link
     where = shared_memory if os.access(shared_memory, os.W_OK) else tmp_path
     env = {"TZ": "Pacific/Apia", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    train = ["train.py", *TINY, "--epochs", "1", "--export", "onnx"]
+    trained = ["train.py", *TINY, "--epochs", "1", "--export", "onnx"]
     folder = tmp_path / ODD
     with tempfile.TemporaryDirectory(dir=where) as real:
         folder.symlink_to(real)
-        for command in (train, ["flops.py"], ["report.py"]):
-            status, out, err = run(*command, "--results-dir", folder, env=os.environ | env)
-            assert (status, "Traceback" in out + err) == (0, False), err
+        for command in (trained, ["flops.py"], ["report.py"]):
+            out, err = finish(start(*command, "--results-dir", folder, **env))
+            assert "Traceback" not in out + err
         [row] = log_of(Path(real), "train")
         assert Path(real, row["metrics"]["checkpoint"]).exists()
     assert abs(time.time() - datetime.fromisoformat(row["time_utc"]).timestamp()) < 600
@@ -288,22 +240,18 @@ def test_a_clock_set_back_between_and_ahead_of_everything_changes_no_result(tmp_
     folder = tmp_path / "set back"
     argv = ["train.py", *TINY, "--results-dir", folder, *GRID]
     process = start(*argv)
-    wait_for(lambda: (folder / "log.jsonl").exists() and (folder / "log.jsonl").read_bytes())
-    process.kill()
-    process.communicate()
+    wait_for(lambda: lines_of(folder / "log.jsonl"), process)
+    kill(process)
     clock = {"LD_PRELOAD": str(FAKETIME[0]), "FAKETIME": "-400d"}
     clock["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"
     for command in (argv, ["report.py", "--results-dir", folder]):
-        status, out, err = run(*command, env=os.environ | clock)
-        assert (status, "Traceback" in out + err) == (0, False), err
+        out, err = finish(start(*command, **clock))
+        assert "Traceback" not in out + err
     ours, theirs = (log_of(f, "train") for f in (folder, undisturbed))
     assert ours[-1]["time_utc"] < theirs[-1]["time_utc"]
     for name in ("val_loss", "test_acc", "predictions"):
         assert [r["metrics"][name] for r in ours] == [r["metrics"][name] for r in theirs]
     assert all(0 < r["metrics"]["train_ms"] < 600_000 for r in ours)
-
-
-# --- odd values -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -336,21 +284,18 @@ def test_a_clock_set_back_between_and_ahead_of_everything_changes_no_result(tmp_
 )
 def test_a_bad_value_is_one_line_and_nothing_is_written(tmp_path, flags, said):
     folder = tmp_path / "results"
-    status, out, err = train(folder, *flags)
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert said in err
+    out, err = refused(train(folder, *flags))
+    assert (out, said in err) == ("", True), err
     assert not (folder / "log.jsonl").exists() or not (folder / "log.jsonl").read_bytes()
 
 
 def test_a_data_folder_that_cannot_be_is_said_before_anything_is_fetched(tmp_path):
     (tmp_path / "file").touch()
     flags = ["--dataset", "mnist", "--data-dir", tmp_path / "file" / "data"]
-    status, out, err = train(tmp_path / "results", *flags)
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "--data-dir: cannot write" in err
+    assert "--data-dir: cannot write" in refused(train(tmp_path / "results", *flags))[1]
 
 
 def test_one_image_and_a_last_batch_of_one_and_a_value_given_twice(tmp_path):
     flags = ["--model", "vgg5", "--image-size", "16", "--epochs", "1", "1"]
-    assert train(tmp_path, *flags, "--limit", "1", "17")[0] == 0
+    finish(train(tmp_path, *flags, "--limit", "1", "17"))
     assert [row["metrics"]["n_train"] for row in log_of(tmp_path, "train")] == [1, 17]

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from common.base.cli import UsageError
+from common.base.config import TrainConfig
 from common.data.batches import Batches, draw_views, measure_pixels, split_batches
 from common.data.datasets import load_dataset
 from common.models import MODELS, build_model
@@ -145,7 +146,8 @@ def test_an_epoch_on_an_accelerator_waits_for_nothing_before_its_end(monkeypatch
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     steps = []
     optimizer.register_step_post_hook(lambda *_: steps.append(1))
-    views = draw_views(torch.arange(96), 2, True, 0, 1)
+    moved = TrainConfig(dataset="fashion", translate=2, flip=True)
+    views = draw_views(torch.arange(96), moved, 1, (28, 28))
     order = split_batches(views.to(batches.home), 32)
     setup = loop.Setup(model, optimizer, batches)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):

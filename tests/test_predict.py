@@ -16,8 +16,9 @@ import train
 from common.base.cli import UsageError
 from common.base.log import Log
 from common.data import own
-from common.data.datasets import cached_dataset, pin_dataset, split_dataset
+from common.data.datasets import cached_dataset, split_dataset
 from common.data.images import open_image, to_inputs
+from common.data.own import pin_dataset
 from common.deploy import export, predict
 
 ROOT = Path(__file__).parent.parent

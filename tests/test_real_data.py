@@ -1,18 +1,13 @@
 """The real images, where `make data` has fetched them: published facts, and learning from them."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.svm import SVC
 
-import svm
 import train
-from common.base.cli import UsageError
 from common.data.batches import measure_pixels
 from common.data.datasets import load_dataset, split_dataset
-from common.data.fetch import PUBLISHED
 from common.deploy.predict import load_model
 
 DATA = Path(__file__).parent.parent / "data"
@@ -36,36 +31,10 @@ def test_published_pixel_statistics_and_class_counts(name):
     assert counts.tolist() == (mnist if name == "mnist" else [1000] * 10)
 
 
-def test_the_files_of_one_set_in_the_folder_of_the_other_are_refused(tmp_path, monkeypatch):
-    if not all((DATA / folder / "raw").exists() for folder in FOLDERS.values()):
-        pytest.skip("make data has not fetched them")
-    (tmp_path / "MNIST").mkdir()
-    (tmp_path / "MNIST" / "raw").symlink_to((DATA / "FashionMNIST" / "raw").resolve())
-    alone = replace(PUBLISHED["mnist"], mirrors=(), package=None)
-    monkeypatch.setitem(PUBLISHED, "mnist", alone)
-    with pytest.raises(UsageError, match=r"no source has train-images.*SHA-256"):
-        load_dataset("mnist", tmp_path)
-
-
-def test_svm_is_scikit_learns_prediction_for_prediction(name, tmp_path, rows):
-    flags = ["--dataset", name, "--kernel", "rbf", "--samples", "500", "--data-dir", str(DATA)]
-    assert svm.main([*flags, "--results-dir", str(tmp_path / "results")]) == 0
-    [row] = rows("svm")
-    dataset = load_dataset(name, DATA)
-    split = split_dataset(dataset, "study", 0)
-    chosen = split.train[np.random.RandomState(0).permutation(49_000)[:500]]
-    pixels = dataset.images.reshape(70_000, -1).numpy() / 255
-    direct = SVC(kernel="rbf", gamma="scale", max_iter=1000)
-    direct.fit(pixels[chosen], dataset.labels[chosen])
-    saved = np.load(tmp_path / "results" / row["metrics"]["predictions"])
-    assert np.array_equal(saved["pred"], direct.predict(pixels[split.test]))
-
-
 def test_the_committed_network_answers_as_it_did(name):
     """What a newcomer classifies with: other processors may tip an image whose logits are level."""
-    reference = Path(__file__).parent.parent / "reference"
-    file = reference / "models" / f"{name}.onnx"
-    run, facts = load_model(file)
+    reference = DATA.parent / "reference"
+    run, facts = load_model(reference / "models" / f"{name}.onnx")
     dataset = load_dataset(name, DATA)
     assert facts["classes"] == list(dataset.classes)
     pixels = dataset.images[split_dataset(dataset, "study", 0).test].numpy() / np.float32(255)

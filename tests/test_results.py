@@ -7,16 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from common.base import log as base
 from common.base.cli import UsageError
-from common.base.log import (
-    Log,
-    append_line,
-    dumps_strict,
-    read_log,
-    read_rows,
-    run_id,
-    write_atomically,
-)
+from common.base.log import Log, append_line, dumps_strict, read_rows, run_id
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,7 +32,7 @@ def test_shards_are_read_as_one_log_but_by_who_writes_one(tmp_path):
         log = Log(tmp_path, shard)
         row = log.append("svm", {"seed": 0}, {"day": day}) | {"time_utc": day}
         log.path.write_text(json.dumps(row) + "\nbroken\n")
-    rows, problems = read_log(tmp_path)
+    rows, problems = base.read_log(tmp_path)
     assert [row["metrics"]["day"] for row in rows] == sorted(times.values())
     files = [problem.split(":")[0].rsplit("/", 1)[1] for problem in problems]
     assert files == ["log.jsonl", "log.a.jsonl", "log.b.jsonl"]
@@ -55,23 +48,17 @@ def test_nan_and_infinity_become_null():
     assert json.loads(text, parse_constant=pytest.fail) == finite
 
 
-def test_only_successful_rows_are_finished_and_the_last_one_counts(tmp_path):
+def test_the_last_successful_row_counts_and_a_line_cut_off_costs_nothing_else(tmp_path):
     log = Log(tmp_path)
-    log.append("svm", {"seed": 1}, {"n": 1})
-    log.append("svm", {"seed": 1}, {"n": 2})
-    log.append("svm", {"seed": 2}, {}, status="failed", error="it broke\nhere")
-    assert [row["metrics"]["n"] for row in log.finished("svm").values()] == [2]
-    assert log.read("svm")[-1]["error"] == "it broke"
-
-
-def test_a_line_cut_off_is_reported_by_number_and_costs_nothing_else(tmp_path):
-    log = Log(tmp_path)
-    first = log.append("svm", {"seed": 1}, {})
+    first = log.append("svm", {"seed": 1}, {"n": 1})
     log.path.write_bytes(log.path.read_bytes() + log.path.read_bytes()[:40])
-    second = log.append("svm", {"seed": 2}, {})
+    second = log.append("svm", {"seed": 1}, {"n": 2})
+    failed = log.append("svm", {"seed": 2}, {}, status="failed", error="it broke\nhere")
     rows, [problem] = read_rows(log.path)
-    assert rows == [first, second]
+    assert rows == [first, second, failed]
+    assert failed["error"] == "it broke"
     assert "log.jsonl:2: skipped" in problem
+    assert list(log.finished("svm").values()) == [second]
 
 
 def test_a_timing_of_another_machine_is_no_finished_work_here(tmp_path):
@@ -132,14 +119,14 @@ def test_eight_processes_append_and_every_line_is_whole(tmp_path):
 
 def test_what_cannot_be_written_is_one_line_and_what_was_there_stays(tmp_path):
     target = tmp_path / "a.bin"
-    write_atomically(target, b"old")
+    base.write_atomically(target, b"old")
 
     def fail(file):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UsageError, match="No space left"):
-        write_atomically(target, fail)
+        base.write_atomically(target, fail)
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
     with pytest.raises(UsageError, match="--results-dir: cannot write"):

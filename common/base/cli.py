@@ -1,15 +1,13 @@
 """What the scripts share: flags made of dataclasses, how a script says no, and how it ends.
 
-A setting is declared once, as a field of a frozen dataclass: option() gives it a default, a help
-text, choices and bounds, and flags, help and validation are made of them. A preset sets several
-fields; an explicit flag wins over a preset, a preset over a default. Nothing heavy is imported
-here, so that --help answers at once.
+A setting is a field of a frozen dataclass: option() gives it a default, a help text, choices and
+bounds, and flags, help and validation are made of them. An explicit flag wins over a preset, a
+preset over a default. Nothing heavy is imported here, so that --help answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import importlib
 import itertools
@@ -27,8 +25,7 @@ BOUNDS = {
     "minimum": (operator.ge, "at least"),
     "maximum": (operator.le, "at most"),
 }
-TRUTH = {"true": True, "1": True, "yes": True, "on": True}
-TRUTH |= {"false": False, "0": False, "no": False, "off": False}
+TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
 class UsageError(ValueError):
@@ -47,9 +44,8 @@ def first_line(error: BaseException) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host ran out of memory; torch has a type for the former alone."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    by_type = names & {"MemoryError", "OutOfMemoryError"}
-    return bool(by_type) or "can't allocate memory" in str(error)
+    names = {"MemoryError", "OutOfMemoryError"} & {kind.__name__ for kind in type(error).__mro__}
+    return bool(names) or "can't allocate memory" in str(error)
 
 
 def find_name(value: str, known: Iterable[str]) -> str | None:
@@ -70,8 +66,8 @@ def check_name(what: str, value: str, known: Sequence[str]) -> None:
 
 
 def need(module: str, what: str, package: str | None = None) -> Any:
-    """Import what only some need. Raises: UsageError that says what needs it and how to install it;
-    package: its name where it is another than the module's."""
+    """Import what only some need. Raises: UsageError that says what needs it and what to install:
+    the package, where its name is not the module's."""
     try:
         return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:  # a missing driver is one of the latter
@@ -79,21 +75,14 @@ def need(module: str, what: str, package: str | None = None) -> Any:
         raise UsageError(f"{what}: {first_line(error)}; {hint}") from None
 
 
-# --- how a script ends ----------------------------------------------------------------------------
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends the work as Ctrl-C does, with another exit status."""
-
-
-def _terminate(number: int, frame: Any) -> None:
-    raise Terminated
-
-
 def run_script(main: Callable[[], int]) -> None:
     """Run a script's main and exit: 0 done, 1 a run failed, 2 bad input, 130 interrupted (143 by
     SIGTERM), 141 when whoever reads the output has gone."""
-    signal.signal(signal.SIGTERM, _terminate)
+
+    def terminate(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    signal.signal(signal.SIGTERM, terminate)
     sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
     last_line = None
     try:
@@ -102,10 +91,10 @@ def run_script(main: Callable[[], int]) -> None:
     except UsageError as error:
         status, last_line = 2, f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}"
     except ModuleNotFoundError as error:
-        hint = "install what is missing: make setup, then .venv/bin/python ..."
-        status, last_line = 2, f"{error}; {hint}"
+        status = 2
+        last_line = f"{error}; install what is missing: make setup, then .venv/bin/python ..."
     except KeyboardInterrupt as error:
-        status = 143 if isinstance(error, Terminated) else 130
+        status = 143 if error.args else 130
         last_line = "interrupted; everything finished so far is kept"
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else exiting flushes again
@@ -115,19 +104,17 @@ def run_script(main: Callable[[], int]) -> None:
     sys.exit(status)
 
 
-# --- settings as fields ---------------------------------------------------------------------------
-
-
-def option(default: Any, help: str, **metadata: Any) -> Any:
+def option(default: Any, help: str, choices: Iterable[str] = (), **metadata: Any) -> Any:
     """Declare a field that becomes a flag.
 
-    metadata: choices (names allowed), check (a function to call with them instead of looking among
-    them), minimum and maximum (inclusive), above (exclusive), many (the flag takes one or more
-    values and the field holds a tuple; in a grid class every field does), flag (False: the field
-    has none, a script fills it in), positional (given without its name), silent (at its default the
-    field is not in the log, nor in the run_id: it came after rows that it changes nothing in).
+    metadata: check (a function to call with the choices instead of looking among them), minimum and
+    maximum (inclusive), above (exclusive), many (the flag takes one or more values and the field
+    holds a tuple; in a grid class every field does), flag (False: a script fills it in), positional
+    (given without its name), silent (at its default the field is not in the log, nor in the run_id:
+    it came after rows that it changes nothing in).
     """
-    return field(default=default, metadata={"help": help, **metadata})
+    metadata |= {"help": help} | ({"choices": choices} if choices else {})
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -136,20 +123,17 @@ class Validated:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value = getattr(self, f.name)
+            flag, metadata, value = flag_of(f.name), f.metadata, getattr(self, f.name)
             for item in value if isinstance(value, tuple) else (value,):
-                if item is not None:
-                    _check_value(flag_of(f.name), item, f.metadata)
-
-
-def _check_value(flag: str, value: Any, metadata: Mapping[str, Any]) -> None:
-    if "choices" in metadata:
-        metadata.get("check", check_name)(flag, value, tuple(metadata["choices"]))
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{flag}: {value} is not a finite number")
-    for bound, (holds, words) in BOUNDS.items():
-        if bound in metadata and not holds(value, metadata[bound]):
-            raise UsageError(f"{flag}: {value} must be {words} {metadata[bound]}")
+                if item is None:
+                    continue
+                if "choices" in metadata:
+                    metadata.get("check", check_name)(flag, item, tuple(metadata["choices"]))
+                if isinstance(item, float) and not math.isfinite(item):
+                    raise UsageError(f"{flag}: {item} is not a finite number")
+                for bound, (holds, words) in BOUNDS.items():
+                    if bound in metadata and not holds(item, metadata[bound]):
+                        raise UsageError(f"{flag}: {item} must be {words} {metadata[bound]}")
 
 
 def defaults_of(config_class: type) -> dict[str, Any]:
@@ -159,12 +143,8 @@ def defaults_of(config_class: type) -> dict[str, Any]:
 
 def as_dict(config: Any) -> dict[str, Any]:
     """All fields of a configuration, as the log holds them."""
-    silent = {f.name: f.default for f in fields(config) if f.metadata.get("silent")}
-    values = dataclasses.asdict(config)
-    return {n: v for n, v in values.items() if n not in silent or v != silent[n]}
-
-
-# --- from a command line to configurations, and back ----------------------------------------------
+    values = ((f, getattr(config, f.name)) for f in fields(config))
+    return {f.name: v for f, v in values if v != f.default or not f.metadata.get("silent")}
 
 
 def flag_of(name: str) -> str:
@@ -178,9 +158,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _truth(text: str) -> bool:
-    if text.lower() not in TRUTH:
+    if text.lower() not in TRUE + FALSE:
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return TRUTH[text.lower()]
+    return text.lower() in TRUE
 
 
 def _texts(value: Any) -> list[str]:
@@ -221,16 +201,12 @@ def parse_command_line(
     presets: Mapping[str, dict[str, Any]] | None = None,
     default_preset: str | None = None,
 ) -> tuple[dict[str, list[Any]], Any]:
-    """Parse flags into the values asked for of each field, and the options.
+    """Returns: ({field: [value, ...]} for every field of config_class, options).
 
-    Returns: ({field: [value, ...]} for every field of config_class, options).
     Raises: UsageError on an unknown flag, name or value.
     """
-    parser = _Parser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(description=description, formatter_class=form, allow_abbrev=False)
     if presets:
         text = f"a named set of flag values ({', '.join(presets)})"
         text += f", which replace the defaults below [{default_preset}]" if default_preset else ""
@@ -253,15 +229,15 @@ def parse_command_line(
 
 
 def expand_grid(config_class: type, grid: Mapping[str, Any]) -> list[Any]:
-    """The Cartesian product of the values, in the order of the fields, each one validated.
+    """The Cartesian product of the values, or defaults, in the order of the fields, validated.
 
     Where a preset's values depend on the data set, the product is each data set's own.
     Raises: UsageError, also for a data set that such a preset has no values for.
     """
+    grid = {f.name: grid.get(f.name, [f.default]) for f in fields(config_class)}
     configs = []
     for dataset in grid.get("dataset", [None]):
-        own = {f.name: grid[f.name] for f in fields(config_class)}
-        own = {n: v.get(dataset) if isinstance(v, dict) else v for n, v in own.items()}
+        own = {n: v.get(dataset) if isinstance(v, dict) else v for n, v in grid.items()}
         if missing := [flag_of(name) for name, values in own.items() if values is None]:
             raise UsageError(
                 f"--dataset {dataset}: the preset has values for its own data sets alone; "
@@ -269,10 +245,8 @@ def expand_grid(config_class: type, grid: Mapping[str, Any]) -> list[Any]:
             )
         if dataset is not None:
             own["dataset"] = [dataset]
-        configs += [
-            config_class(**dict(zip(own, values, strict=True)))
-            for values in itertools.product(*own.values())
-        ]
+        products = itertools.product(*own.values())
+        configs += [config_class(**dict(zip(own, values, strict=True))) for values in products]
     return configs
 
 

@@ -1,12 +1,11 @@
 """Every setting, declared once, and the names that settings take; presets.toml has the presets.
 
-The names of data sets, networks and so on are here, and what they stand for in the rooms above, so
-that --help knows them without importing anything heavy.
+What the names of data sets, networks and so on stand for is in the rooms above, so that --help
+knows them without importing anything heavy.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,16 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.base.cli import (
-    UsageError,
-    Validated,
-    check_name,
-    defaults_of,
-    expand_grid,
-    find_name,
-    need,
-    option,
-)
+from common.base import cli
+from common.base.cli import UsageError, Validated, find_name, option
 
 DATASETS = ("mnist", "fashion", "digits", "kmnist", "qmnist", "emnist-letters", "emnist-digits")
 OWN = ("folder:PATH", "npz:FILE")  # one folder a class; MedMNIST's layout, or X and y
@@ -70,27 +61,24 @@ def check_model(flag: str, name: str, known: Sequence[str]) -> None:
     if name in known:
         return
     if find_name(name, known):
-        models = need("timm", f"{flag} {name}").list_models()
-        check_name(f"{flag} timm:NAME", name.removeprefix("timm:"), models)
+        models = cli.need("timm", f"{flag} {name}").list_models()
+        cli.check_name(f"{flag} timm:NAME", name.removeprefix("timm:"), models)
     else:
         import torchvision.models  # takes seconds, for a rare name
 
         names = torchvision.models.list_models(module=torchvision.models)
-        check_name(flag, name, tuple(dict.fromkeys((*known, *names))))
-
-
-# --- what identifies a piece of work: all of it is hashed into the run_id -------------------------
+        cli.check_name(flag, name, tuple(dict.fromkeys((*known, *names))))
 
 
 @dataclass(frozen=True)
 class DataConfig(Validated):
     """Which images, and how they are divided."""
 
-    dataset: str = option("mnist", "data set", choices=DATASETS)
+    dataset: str = option("mnist", "data set", DATASETS)
     split: str = option(
         "study",
         "study: all images pooled, 70/10/20; official: as published, or as in your train/val/test",
-        choices=("study", "official"),
+        ("study", "official"),
     )
     split_seed: int = option(0, "seed of the split, which stays while --seed varies", **SEED)
     seed: int = option(0, "seed of weights, batch order and samples", **SEED)
@@ -102,15 +90,15 @@ class TrainConfig(DataConfig):
 
     limit: int | None = option(None, "training images used, for quick looks [all]", minimum=1)
     image_size: int = option(64, "side in pixels that images are resized to", minimum=1)
-    model: str = option("resnet18", NETWORK, choices=MODELS, check=check_model)
+    model: str = option("resnet18", NETWORK, MODELS, check=check_model)
     weights: str | None = option(None, "state_dict file to start from, instead of from scratch")
     weights_sha256: str | None = option(None, "of that file, filled in", flag=False)
-    opt: str = option("sgd", "momentum is 0.9 in sgd, nesterov; 0.75 in muon", choices=OPTIMIZERS)
+    opt: str = option("sgd", "momentum is 0.9 in sgd, nesterov; 0.75 in muon", OPTIMIZERS)
     lr: float = option(1e-3, "learning rate; under a schedule its highest", above=0)
     schedule: str = option(
         "constant",
         "learning rate over the run; triangular: up for a fifth of it, then to zero",
-        choices=("constant", "triangular"),
+        ("constant", "triangular"),
     )
     weight_decay: float | None = option(
         None,
@@ -128,12 +116,12 @@ class TrainConfig(DataConfig):
     epochs: int = option(5, "passes over the training split", minimum=1)
     batch_size: int = option(16, "images a step, of all processes together", minimum=1)
     amp: bool = option(True, "automatic mixed precision, where the device has a fast 16-bit type")
-    amp_dtype: str = option("auto", "fp16 needs an accelerator", choices=("auto", "bf16", "fp16"))
+    amp_dtype: str = option("auto", "fp16 needs an accelerator", ("auto", "bf16", "fp16"))
     channels_last: bool = option(True, "NHWC memory layout")
     compile: bool = option(False, "torch.compile the network")
-    data_on: str = option("device", DATA_ON, choices=("device", "host"))
+    data_on: str = option("device", DATA_ON, ("device", "host"))
     pin_memory: bool = option(False, PIN_MEMORY)
-    device: str = option("auto", "auto takes the accelerator if there is one", choices=DEVICES)
+    device: str = option("auto", "auto takes the accelerator if there is one", DEVICES)
     sync_bn: bool = option(False, "BatchNorm over all of torchrun's processes", silent=True)
     world_size: int = option(1, "of torchrun's processes, filled in", flag=False, silent=True)
 
@@ -152,21 +140,21 @@ class TrainConfig(DataConfig):
 class SvmConfig(DataConfig):
     """One support vector machine; the defaults are the study's."""
 
-    kernel: str = option("rbf", "kernel", choices=("poly", "rbf", "linear"))
+    kernel: str = option("rbf", "kernel", ("poly", "rbf", "linear"))
     samples: int = option(10_000, "training images, chosen by --seed", minimum=2)
-    features: str = option("raw", "pixels in [0, 1], or HOG descriptors", choices=("raw", "hog"))
+    features: str = option("raw", "pixels in [0, 1], or HOG descriptors", ("raw", "hog"))
     C: float = option(1.0, "inverse regularisation strength", above=0)
-    gamma: str = option("scale", "kernel coefficient", choices=("scale", "auto"))
+    gamma: str = option("scale", "kernel coefficient", ("scale", "auto"))
     image_size: int | None = option(None, "side to resize images to [as they are]", minimum=1)
     max_iter: int = option(1000, "solver iterations; -1 for no limit", minimum=-1)
-    engine: str = option("sklearn", "implementation", choices=("sklearn", "sklearnex", "cuml"))
+    engine: str = option("sklearn", "implementation", ("sklearn", "sklearnex", "cuml"))
 
 
 @dataclass(frozen=True)
 class FlopsConfig(Validated):
     """One cost count: a network at an input shape."""
 
-    model: str = option("resnet18", NETWORK, choices=MODELS, check=check_model)
+    model: str = option("resnet18", NETWORK, MODELS, check=check_model)
     image_size: int = option(64, "side of the input in pixels", minimum=1)
     classes: int = option(10, "outputs of the network", minimum=1)
 
@@ -175,22 +163,20 @@ class FlopsConfig(Validated):
 class HwTrainConfig(DataConfig):
     """Training speed of one network and optimiser on one device variant (the study's Q2)."""
 
-    dataset: str = option("fashion", "data set", choices=DATASETS)
-    model: str = option("resnet18", NETWORK, choices=MODELS, check=check_model)
-    opt: str = option("sgd", "optimiser; sgd has momentum 0.9", choices=OPTIMIZERS)
+    dataset: str = option("fashion", "data set", DATASETS)
+    model: str = option("resnet18", NETWORK, MODELS, check=check_model)
+    opt: str = option("sgd", "optimiser; sgd has momentum 0.9", OPTIMIZERS)
     lr: float = option(1e-3, "learning rate, constant", above=0)
     batch_size: int = option(16, "images a step", minimum=1)
     image_size: int = option(224, "side in pixels that images are resized to", minimum=1)
-    device: str = option("auto", "devices to compare", choices=DEVICES)
+    device: str = option("auto", "devices to compare", DEVICES)
     threads: int | None = option(None, f"CPU threads [all; 1 too {ON_CPU}]", minimum=1)
     precision: str | None = option(
-        None, f"[the fast 16-bit type; fp32 too {ON_CPU}]", choices=("fp32", "bf16", "fp16")
+        None, f"[the fast 16-bit type; fp32 too {ON_CPU}]", ("fp32", "bf16", "fp16")
     )
     compile: bool | None = option(None, f"torch.compile [false; true too {ON_CPU}]")
-    loop: str = option(
-        "ours", "notebook: that of tutorials, in fp32 too", choices=("ours", "notebook")
-    )
-    data_on: str = option("device", DATA_ON, choices=("device", "host"))
+    loop: str = option("ours", "notebook: that of tutorials, in fp32 too", ("ours", "notebook"))
+    data_on: str = option("device", DATA_ON, ("device", "host"))
     pin_memory: bool = option(False, PIN_MEMORY)
     steps: int = option(20, "timed steps", minimum=2)
     warmup: int = option(2, "untimed steps before", minimum=1)
@@ -211,8 +197,8 @@ class HwInferConfig(Validated):
     """Inference speed of one exported network in one engine."""
 
     train_run_id: str | None = option(None, "runs whose exports are measured [each set's best]")
-    engine: str | None = option(None, "[all that are exported and installed]", choices=ENGINE_NAMES)
-    scenario: str | None = option(None, "latency, throughput [both]", choices=("single", "offline"))
+    engine: str | None = option(None, "[all that are exported and installed]", ENGINE_NAMES)
+    scenario: str | None = option(None, "latency, throughput [both]", ("single", "offline"))
     batch_size: int = option(64, "images a query of the offline scenario", minimum=1)
     threads: int | None = option(None, "CPU threads of every engine [all]", minimum=1)
     queries: int = option(100, "timed queries, at least", minimum=10)
@@ -226,9 +212,6 @@ class HwInferConfig(Validated):
         if self.quick:
             return 1, max(10, self.queries // 5), self.seconds / 20
         return self.launches, -(-self.queries // self.launches), self.seconds / self.launches
-
-
-# --- where and how a script works: never part of a run's identity ---------------------------------
 
 
 @dataclass(frozen=True)
@@ -245,7 +228,7 @@ class GridOptions(Options):
     """Flags of a script that does the work of a grid."""
 
     jobs: str = option("1", "how many at once, or auto: one per core or accelerator")
-    backend: str = option("loky", "loky: processes here; or a cluster", choices=("loky", "dask"))
+    backend: str = option("loky", "loky: processes here; or a cluster", ("loky", "dask"))
     cluster: str | None = option(None, "address of its scheduler [one is started here]")
     threads: int | None = option(None, "CPU threads a process [its share of the cores]", minimum=1)
     shard: str | None = option(None, "append to log.SHARD.jsonl, and skip what is in there alone")
@@ -268,9 +251,7 @@ class TrainOptions(GridOptions):
     dry_run: bool = option(False, "print the plan and stop")
     resume: bool = option(True, "continue interrupted runs from their last epoch")
     best: bool = option(False, "train nothing: export what has each data set's highest val_acc")
-    export: tuple[str, ...] = option(
-        (), "export the trained network", choices=EXPORT_FORMATS, many=True
-    )
+    export: tuple[str, ...] = option((), "export the trained network", EXPORT_FORMATS, many=True)
     deterministic: bool = option(False, "the same bits each time on an accelerator too; slower")
     tensorboard: bool = option(False, "write event files too; needs the package tensorboard")
 
@@ -279,7 +260,7 @@ class TrainOptions(GridOptions):
 class HwOptions(Options):
     """Other flags of hw_bench.py."""
 
-    mode: str = option("train", "each mode has flags of its own", choices=("train", "infer"))
+    mode: str = option("train", "each mode has flags of its own", ("train", "infer"))
 
 
 @dataclass(frozen=True)
@@ -287,9 +268,7 @@ class ExportOptions(Validated):
     """What to export again, and where it is."""
 
     runs: tuple[str, ...] = option((), "run_id, or how it starts", many=True, positional=True)
-    format: tuple[str, ...] = option(
-        EXPORT_FORMATS, "formats to write", choices=EXPORT_FORMATS, many=True
-    )
+    format: tuple[str, ...] = option(EXPORT_FORMATS, "formats to write", EXPORT_FORMATS, many=True)
     results_dir: str = option("results", "folder of the log and of the checkpoints")
     data_dir: str = option("data", "folder of the data sets, whose test images are the gate")
 
@@ -305,14 +284,11 @@ class PredictOptions(Validated):
 
 def preset_of(config: Mapping[str, Any]) -> str | None:
     """The preset of train.py that a row's configuration is one of, whatever its seed and device."""
-    whole = defaults_of(TrainConfig) | config | {"seed": 0, "device": "auto"}
+    whole = cli.defaults_of(TrainConfig) | config | {"seed": 0, "device": "auto"}
     return next((name for name, known in _preset_configs().items() if whole in known), None)
 
 
 @functools.cache
 def _preset_configs() -> dict[str, list[dict[str, Any]]]:
-    grid = {name: [value] for name, value in defaults_of(TrainConfig).items()}
-    return {
-        name: [dataclasses.asdict(config) for config in expand_grid(TrainConfig, grid | preset)]
-        for name, preset in TRAIN_PRESETS.items()
-    }
+    grids = {name: cli.expand_grid(TrainConfig, grid) for name, grid in TRAIN_PRESETS.items()}
+    return {name: [vars(config) for config in configs] for name, configs in grids.items()}

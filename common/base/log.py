@@ -26,8 +26,10 @@ KINDS = ("epoch", "train", "svm", "flops", "hw_train", "export", "hw_infer")
 TIMINGS = ("hw_train", "hw_infer")  # of a machine: on another one they are other work
 STATUSES = ("ok", "failed", "interrupted")
 KNOWN = {"kind": KINDS, "status": STATUSES}
-STRINGS, OBJECTS = ("run_id", "time_utc"), ("git", "config", "env", "metrics")
-ROW_KEYS = {"schema", *KNOWN, *STRINGS, *OBJECTS, "error"}
+TYPES = dict.fromkeys(("run_id", "time_utc"), (str, "string"))
+TYPES |= dict.fromkeys(("git", "config", "env", "metrics"), (dict, "object"))
+ROW_KEYS = {"schema", *KNOWN, *TYPES, "error"}
+SETTING = str | int | float | None
 Row = dict[str, Any]
 Content = bytes | Callable[[BinaryIO], Any]  # or a function that writes it to a file
 
@@ -39,11 +41,8 @@ def run_id(kind: str, config: Mapping[str, Any]) -> str:
 
 
 class Log:
-    """Appends rows to results_dir/log.jsonl, stamped with the commit and the machine.
-
-    A shard is a log of its own, log.SHARD.jsonl: who writes it reads no other, whoever has none
-    reads them all.
-    """
+    """Appends rows to log.jsonl, stamped with the commit and the machine. A shard is a log of its
+    own, log.SHARD.jsonl: who writes it reads no other, whoever has none reads them all."""
 
     def __init__(self, results_dir: str | Path, shard: str | None = None) -> None:
         """Raises: UsageError when the folder cannot be written, before any work is done."""
@@ -81,11 +80,8 @@ class Log:
         device: str | None = None,
         measured_by: Row | None = None,
     ) -> Row:
-        """Write one row and return it. `name` overrides the run_id; env describes `device`.
-
-        `measured_by` is the row that the metrics were measured for, when this one shares them: its
-        commit and machine are theirs.
-        """
+        """Write one row and return it. `name` overrides the run_id; env describes `device`, or is,
+        as the commit is, that of the row `measured_by`, whose metrics this one shares."""
         stamp = measured_by or {"git": git_state(), "env": describe_machine(device)}
         row = {
             "schema": SCHEMA,
@@ -109,12 +105,8 @@ class Log:
         configs: Iterable[Row],
         explain: Callable[[Exception, Row], str] = lambda error, _: first_line(error),
     ) -> Iterator[list[Row]]:
-        """A piece of work on configurations: whatever it fails of is a failed row of each of them,
-        and not the end of the others.
-
-        Yields: a list that gets these rows.
-        Raises: UsageError, for bad input is the whole command's.
-        """
+        """Work on configurations: what it fails of is a failed row of each, added to the list that
+        is yielded, and not the end of the others. Raises: UsageError, the whole command's."""
         rows: list[Row] = []
         try:
             yield rows
@@ -131,24 +123,20 @@ class Log:
 
 def dumps_strict(row: Row) -> str:
     """Strict JSON on one line: NaN and infinities become null, since JSON has neither."""
-    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
 
+    def finite(value: Any) -> Any:
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return json.dumps(finite(row), ensure_ascii=False, allow_nan=False)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line durably: locked against other writers, one write, then fsync.
-
-    A predecessor cut off in the middle of a line keeps its fragment to itself: the new line starts
-    on a line of its own.
-    Raises: UsageError when the line cannot be written.
-    """
+    """Append one line durably: locked against other writers, one write, then fsync. After a line
+    that was cut off it starts on a line of its own. Raises: UsageError."""
     try:
         with open(path, "ab+", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -169,10 +157,7 @@ def write_atomically(target: Path, content: Content) -> None:
 
 
 def write_together(files: Mapping[Path, Content]) -> None:
-    """Write files of which none is touched before there was room for all.
-
-    Raises: UsageError, as write_atomically.
-    """
+    """Write files of which none is touched before there was room for all. Raises: UsageError."""
     parts = {target: target.with_name(f".{target.name}.{os.getpid()}.part") for target in files}
     try:
         for target, content in files.items():
@@ -207,8 +192,7 @@ def save_predictions(
 ) -> None:
     """Keep a test split's predictions for paired tests, as a compressed .npz.
 
-    Shapes: pred, label, index (N,), index into the pool; logits (N, classes) or None. Logits are
-    kept as float16.
+    Shapes: pred, label, index into the pool (N,); logits (N, classes), kept as float16, or None.
     """
     import numpy as np  # not at the top: the scripts import this before they parse their flags
 
@@ -226,16 +210,19 @@ def log_files(folder: Path) -> list[Path]:
 
 def read_log(folder: Path) -> tuple[list[Row], list[str]]:
     """Read a log and its shards as one, oldest row first, as read_rows does."""
-    files = log_files(folder)
-    logs = [read_rows(file) for file in files]
+    logs = [read_rows(file) for file in log_files(folder)]
     rows = [row for log, _ in logs for row in log]
-    if len(files) > 1:
+    if len(logs) > 1:
         rows.sort(key=lambda row: row["time_utc"])
     return rows, [problem for _, problems in logs for problem in problems]
 
 
 def read_rows(path: str | Path) -> tuple[list[Row], list[str]]:
     """Read a log. Returns: (valid rows, one line for each that was skipped and why)."""
+
+    def refuse_constant(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
     rows, problems = [], []
     shared: dict[str, Any] = {}  # rows repeat their configuration and commit: kept once each
     try:
@@ -248,45 +235,39 @@ def read_rows(path: str | Path) -> tuple[list[Row], list[str]]:
         if not line.strip():
             continue
         try:
-            row = parse_row(line)
+            row = json.loads(line, parse_constant=refuse_constant)
+            problem = next(_problems(row), None)
         except (ValueError, RecursionError) as error:
-            problems.append(f"{path}:{number}: skipped, {error}")
-        else:
-            for part in ("config", "git", "env"):
-                row[part] = shared.setdefault(repr(row[part]), row[part])
-            rows.append(row)
+            problem = str(error)
+        if problem:
+            problems.append(f"{path}:{number}: skipped, {problem}")
+            continue
+        for part in ("config", "git", "env"):
+            row[part] = shared.setdefault(repr(row[part]), row[part])
+        rows.append(row)
     return rows, problems
 
 
-def parse_row(line: bytes) -> Row:
-    """A line of the log. Raises: ValueError naming the first thing that makes it no row."""
-    row = json.loads(line, parse_constant=_refuse_constant)
+def _problems(row: Any) -> Iterator[str]:
+    """What makes it no row of the log; after the first of them the others may not even apply."""
     if not isinstance(row, dict):
-        raise ValueError("not an object")
+        yield "not an object"
     if missing := ROW_KEYS - row.keys():
-        raise ValueError(f"missing {', '.join(sorted(missing))}")
+        yield f"missing {', '.join(sorted(missing))}"
     if row["schema"] != SCHEMA:
-        raise ValueError(f"schema {row['schema']!r}, this version reads {SCHEMA}")
+        yield f"schema {row['schema']!r}, this version reads {SCHEMA}"
     for name, known in KNOWN.items():
         if row[name] not in known:
-            raise ValueError(f"unknown {name} {row[name]!r}")
-    for name in (*STRINGS, *OBJECTS):
-        if not isinstance(row[name], str if name in STRINGS else dict):
-            raise ValueError(f"{name} is no {'string' if name in STRINGS else 'object'}")
-    for name, value in row["config"].items():
-        if not isinstance(value, str | int | float | None):
-            raise ValueError(f"{name} {value!r} is no setting")
+            yield f"unknown {name} {row[name]!r}"
+    for name, (kind, word) in TYPES.items():
+        if not isinstance(row[name], kind):
+            yield f"{name} is no {word}"
     metrics = row["metrics"]
-    if not isinstance(metrics.get("epoch", 0), int):
-        raise ValueError(f"epoch {metrics['epoch']!r} is no integer")
-    if not isinstance(metrics.get("shared_with"), str | None):
-        raise ValueError(f"shared_with {metrics['shared_with']!r} is no run_id")
-    for name in ("val_acc", "test_acc"):
-        value = metrics.get(name)
-        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise ValueError(f"{name} {value!r} is no fraction")
-    return row
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    values = [(name, value, SETTING, "setting") for name, value in row["config"].items()]
+    values += [("epoch", metrics.get("epoch", 0), int, "integer")]
+    values += [("shared_with", metrics.get("shared_with"), str | None, "run_id")]
+    fractions = [(name, metrics.get(name)) for name in ("val_acc", "test_acc")]
+    values += [(name, value, int | float | None, "fraction") for name, value in fractions]
+    for name, value, kind, word in values:
+        if not isinstance(value, kind) or (word == "fraction" and not 0 <= (value or 0) <= 1):
+            yield f"{name} {value!r} is no {word}"

@@ -50,8 +50,7 @@ def describe_machine(device: str | None = None) -> dict[str, Any]:
     if torch := sys.modules.get("torch"):
         env["threads"] = torch.get_num_threads()
         if device not in (None, "cpu"):
-            name_of = getattr(getattr(torch, device), "get_device_name", lambda: device)
-            env["device"] = name_of()
+            env["device"] = getattr(getattr(torch, device), "get_device_name", lambda: device)()
     env.setdefault("device", cpu)
     return env
 
@@ -88,8 +87,6 @@ def _cpu() -> tuple[str, str | None]:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
         pairs = (line.partition(":") for line in first.splitlines())
         facts = {key.strip(): value.strip() for key, _, value in pairs}
-    parts = [
-        f"{k.split()[-1]} {facts[k]}" for k in ("cpu family", "model", "stepping") if k in facts
-    ]
-    name = facts.get("model name") or platform.processor() or platform.machine()
-    return name, ", ".join(parts) or None
+    keys = [key for key in ("cpu family", "model", "stepping") if key in facts]
+    model = ", ".join(f"{key.split()[-1]} {facts[key]}" for key in keys)
+    return facts.get("model name") or platform.processor() or platform.machine(), model or None

@@ -7,7 +7,6 @@ from common.base.config import DATASETS, OWN
 
 
 def main() -> int:
-    """Fetch and verify the data sets named on the command line."""
     published = [name for name in DATASETS if name not in OWN]
     parser = argparse.ArgumentParser(description="fetch and verify data sets")
     parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(published))

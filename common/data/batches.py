@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from common.base.config import TrainConfig
 from common.data.fetch import Dataset
 
 ERASED_AREA = (0.02, 0.33)  # share of the image, uniform
@@ -17,8 +18,8 @@ ERASED_RATIO = 3.3  # of the sides at most, log-uniform
 
 
 def measure_pixels(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, pixels scaled to [0, 1], from counts of the 256
-    values. The deviation of a channel that never varies is 1, so that scaling makes zeros of it.
+    """Mean and standard deviation of each channel, pixels scaled to [0, 1]; the deviation of one
+    that never varies is 1, so that scaling makes zeros of it.
 
     Shapes: images (N, C, H, W) uint8 -> (C,), (C,) float32.
     """
@@ -26,10 +27,10 @@ def measure_pixels(images: Tensor) -> tuple[Tensor, Tensor]:
     means, stds = [], []
     for channel in images.unbind(1):
         share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
-        mean = (share * values).sum()
-        means.append(mean)
+        means.append((share * values).sum())
         varies = share.count_nonzero() > 1
-        stds.append((share * (values - mean) ** 2).sum().sqrt() if varies else mean.new_ones(()))
+        std = (share * (values - means[-1]) ** 2).sum().sqrt()
+        stds.append(std if varies else torch.ones_like(std))
     return torch.stack(means).float(), torch.stack(stds).float()
 
 
@@ -39,36 +40,27 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(np.random.RandomState([seed, epoch]).permutation(n))
 
 
-def draw_views(
-    order: Tensor,
-    translate: int,
-    flip: bool,
-    seed: int,
-    epoch: int,
-    erase: float = 0.0,
-    sides: Sequence[int] = (0, 0),
-) -> Tensor:
+def draw_views(order: Tensor, config: TrainConfig, epoch: int, sides: Sequence[int]) -> Tensor:
     """How each image of an epoch is seen: shifted at random, and mirrored in one epoch and not in
     the next, half of the images in each. Like the order, a function of seed and epoch alone.
 
     Shapes: order (N,) -> (N, 4) int64: image, rows down and columns right from -translate to
-    translate, and 1 where it is mirrored. With `erase`, (N, 8): also top, left, height and width
+    translate, and 1 where it is mirrored. With erase, (N, 8): also top, left, height and width
     of a rectangle inside the `sides` of an image, of no height but with that probability.
     Source: alternating flip, cifar10-airbench (Jordan 2024, arXiv 2404.00498), section 3.6;
     Random Erasing (Zhong et al. 2017, arXiv 1708.04896), algorithm 1, sides cut to the image's.
     """
-    random = np.random.RandomState([seed, epoch, 1])
-    shifts = torch.from_numpy(random.randint(-translate, translate + 1, (len(order), 2)))
+    n, seed, reach = len(order), config.seed, config.translate
+    shifts = np.random.RandomState([seed, epoch, 1]).randint(-reach, reach + 1, (n, 2))
     first = np.random.RandomState([seed, 2]).randint(0, 2, int(order.max()) + 1)
-    mirrored = (torch.from_numpy(first)[order] + epoch) % 2 if flip else torch.zeros_like(order)
-    views = torch.column_stack([order, shifts, mirrored])
-    if not erase:
+    mirrored = (torch.from_numpy(first)[order] + epoch) % 2 * config.mirrored
+    views = torch.column_stack([order, torch.from_numpy(shifts), mirrored])
+    if not config.erase:
         return views
-    random = np.random.RandomState([seed, epoch, 3])
-    n, (height, width) = len(order), sides
+    random, (height, width) = np.random.RandomState([seed, epoch, 3]), sides
     area = random.uniform(*ERASED_AREA, n) * height * width
     ratio = np.exp(random.uniform(-math.log(ERASED_RATIO), math.log(ERASED_RATIO), n))
-    tall = np.sqrt(area * ratio).round().clip(1, height) * (random.rand(n) < erase)
+    tall = np.sqrt(area * ratio).round().clip(1, height) * (random.rand(n) < config.erase)
     wide = np.sqrt(area / ratio).round().clip(1, width)
     top, left = (random.rand(2, n) * [height - tall + 1, width - wide + 1]) // 1
     patch = np.stack([top, left, tall, wide], 1).astype(np.int64)
@@ -78,10 +70,9 @@ def draw_views(
 class Batches:
     """Turns lists of indices into network inputs: gather, move, resize, normalise, repeat channels.
 
-    On an accelerator with data_on="device" the images live there. With "host" a batch's uint8
-    pixels are gathered on the host, in page-locked memory where pin_memory is set, and copied
-    asynchronously; the rest is done on the device. On a CPU the two are the same. Indices are
-    best where the images are, at `home`: a step then waits for nothing.
+    With data_on="device" the images live on the accelerator; with "host" a batch's uint8 pixels are
+    gathered on the host, page-locked with pin_memory, and copied asynchronously. On a CPU the two
+    are the same. Indices are best where the images are, at `home`: a step then waits for nothing.
     """
 
     def __init__(
@@ -110,12 +101,9 @@ class Batches:
         """The images of some indices, or of some views as draw_views makes them; `lap` is called
         with the name of each phase at its end.
 
-        Shapes: (B,), (B, 4) or (B, 8) -> inputs (B, 3, S, S) float32, labels (B,) int64, both on
-        the device.
+        Shapes: (B,), (B, 4) or (B, 8) -> inputs (B, 3, S, S) float32, labels (B,), on the device.
         """
-        views = index if index.ndim == 2 else None
-        if views is not None:
-            index = views[:, 0]
+        views, index = (index, index[:, 0]) if index.ndim == 2 else (None, index)
         if self.staged:
             batch = [self._gather(source, index) for source in (self.images, self.labels)]
             lap("data")

@@ -19,16 +19,10 @@ import torch
 from torch import Tensor
 
 from common.base.cli import UsageError
-from common.base.config import is_own
+from common.base.config import DataConfig, is_own
 from common.data.fetch import Dataset, read_dataset
-from common.data.own import pin_name
 
 FEW_IMAGES = 400  # fewer know an accuracy of 50 % no better than to 5 points
-
-
-def pin_dataset(name: str) -> str:
-    """The name with the content of your own images in it, so that other images are other work."""
-    return pin_name(name) if is_own(name) else name
 
 
 def load_dataset(
@@ -67,9 +61,8 @@ class Split:
 
 def split_dataset(dataset: Dataset, split: str, seed: int, limit: int | None = None) -> Split:
     """Divide a data set: study 70/10/20 of the pool; official as it was published, with a tenth of
-    training to validate on where no such part was.
+    training to validate on where no such part was. `limit` keeps so many training images.
 
-    `limit` keeps the first so many training images; validation and test stay whole.
     Raises: UsageError for `official` where no test part was published, and for an empty part.
     """
     # RandomState's stream is frozen by numpy's compatibility policy, Generator's is not.
@@ -97,21 +90,14 @@ def split_dataset(dataset: Dataset, split: str, seed: int, limit: int | None = N
 
 
 def describe_split(dataset: Dataset, split: Split) -> dict[str, Any]:
-    """What an accuracy on a split has to be read with, as a row of the log has it.
-
-    class_counts: images of each class in each part. majority_acc: test accuracy of always answering
-    the most frequent class of training. test_duplicates: test images that are, pixel for pixel,
-    among those trained or validated on.
-    """
-    parts, images = vars(split), dataset.images.numpy()
-    counts = {
-        name: dataset.labels[part].bincount(minlength=len(dataset.classes)).tolist()
-        for name, part in parts.items()
-    }
-    content = {
-        name: [hashlib.sha256(images[i].tobytes()).digest() for i in part.tolist()]
-        for name, part in parts.items()
-    }
+    """What an accuracy on a split has to be read with, as a row of the log has it: the images of
+    each class in each part, the test accuracy of always answering training's most frequent class,
+    and the test images that are, pixel for pixel, among those trained or validated on."""
+    images, n = dataset.images.numpy(), len(dataset.classes)
+    counts, content = {}, {}
+    for name, part in vars(split).items():
+        counts[name] = dataset.labels[part].bincount(minlength=n).tolist()
+        content[name] = [hashlib.sha256(images[i].tobytes()).digest() for i in part.tolist()]
     seen = {*content["train"], *content["val"]}
     return {
         "class_counts": counts,
@@ -120,20 +106,19 @@ def describe_split(dataset: Dataset, split: Split) -> dict[str, Any]:
     }
 
 
-@functools.cache
-def explain_images(
-    name: str,
-    data_dir: str,
-    image_size: int | None,
-    split: str,
-    split_seed: int,
-    limit: int | None = None,
-) -> tuple[str, ...]:
-    """Lines to be read before training on your own images; none for a published set."""
-    if not is_own(name):
-        return ()
+def explain_images(configs: Iterable[DataConfig], data_dir: str) -> None:
+    """Print what is to be read before training on your own images; nothing of a published set."""
+    keys = ("dataset", "image_size", "split", "split_seed", "limit")
+    chosen = [tuple(getattr(c, k, None) for k in keys) for c in configs if is_own(c.dataset)]
+    for text in dict.fromkeys(_explain(data_dir, *key) for key in dict.fromkeys(chosen)):
+        print(text)
+
+
+def _explain(
+    data_dir: str, name: str, image_size: int | None, split: str, seed: int, limit: int | None
+) -> str:
     dataset = cached_dataset(name, data_dir, image_size)
-    parts = split_dataset(dataset, split, split_seed, limit)
+    parts = split_dataset(dataset, split, seed, limit)
     facts = describe_split(dataset, parts)
     counts = facts["class_counts"]
     channels, height, width = dataset.images.shape[1:]
@@ -168,10 +153,4 @@ def explain_images(
             f"  warning: {n:,} of {n_test:,} test images are, pixel for pixel, among those trained "
             "or validated on: what was learned by heart passes for skill"
         )
-    return tuple(lines)
-
-
-def print_once(texts: Iterable[tuple[str, ...]]) -> None:
-    """Print texts of several lines, each different one once."""
-    for text in dict.fromkeys(texts):
-        print(*text, sep="\n", end="\n" * bool(text))
+    return "\n".join(lines)

@@ -21,7 +21,7 @@ import tomllib
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -48,17 +48,15 @@ OUT_OF_REACH = (OSError, HTTPException, subprocess.TimeoutExpired)
 class Dataset:
     """Images and labels in published order: tensors, or arrays where torch is not needed.
 
-    Shapes: images (N, C, H, W) uint8; labels (N,) int64. published_test is the number of images at
-    the end that were published as the test part, None where there is no such part; published_val
-    that of those before them, for validation.
+    Shapes: images (N, C, H, W) uint8; labels (N,) int64.
     """
 
     name: str
     images: Any
     labels: Any
     classes: Sequence[str]
-    published_test: int | None = None
-    published_val: int = 0
+    published_test: int | None = None  # images at the end that are the test part, if there is one
+    published_val: int = 0  # those before them, to validate on
 
 
 @dataclass(frozen=True)
@@ -81,10 +79,9 @@ PUBLISHED = {name: Published(**entry) for name, entry in _TABLE.items()}
 def read_dataset(
     name: str, data_dir: str | Path, image_size: int | None = None, fetch: bool = True
 ) -> Dataset:
-    """A data set as arrays, fetching what is missing where that is wanted.
+    """A data set as arrays, fetching what is missing where that is wanted. Your own images are
+    brought to image_size, unless that is None; the published ones are resized while they train.
 
-    Your own images are brought to image_size when they are read, None leaves images of one size as
-    they are; the published ones come in theirs, and are resized while they train.
     Raises: UsageError when no source has a file with the right bytes; it says what to place where.
     """
     if is_own(name):
@@ -99,20 +96,16 @@ def read_dataset(
         return Dataset(name, images, labels.astype("int64"), tuple("0123456789"))
     spec = PUBLISHED[name]
     contents = _read_files(spec, Path(data_dir) / spec.folder / "raw", fetch)
-    arrays = [parse_idx(data) for data in _unpack(spec, contents)]
+    if spec.idx:
+        with zipfile.ZipFile(io.BytesIO(contents["gzip.zip"])) as archive:
+            contents = {f"{name}.gz": archive.read(f"gzip/{name}.gz") for name in spec.idx}
+    plain = [gzip.decompress(c) if n.endswith(".gz") else c for n, c in contents.items()]
+    arrays = [parse_idx(data) for data in plain]
     # QMNIST's extended labels hold the class in the first of eight columns.
     labels = np.concatenate([part.reshape(len(part), -1)[:, 0] for part in arrays[1::2]])
     labels = labels.astype("int64") - spec.first_label
     images = np.concatenate(arrays[::2])[:, None]
     return Dataset(name, images, labels, tuple(spec.classes), len(arrays[2]))
-
-
-def _unpack(spec: Published, contents: dict[str, bytes]) -> list[bytes]:
-    """The IDX files in what is stored."""
-    if not spec.idx:
-        return [gzip.decompress(c) if n.endswith(".gz") else c for n, c in contents.items()]
-    with zipfile.ZipFile(io.BytesIO(contents["gzip.zip"])) as archive:
-        return [gzip.decompress(archive.read(f"gzip/{name}.gz")) for name in spec.idx]
 
 
 def parse_idx(data: bytes) -> np.ndarray:
@@ -127,14 +120,20 @@ def parse_idx(data: bytes) -> np.ndarray:
     return np.frombuffer(data, IDX_TYPES[data[2]], offset=4 + 4 * rank).reshape(shape)
 
 
-# --- where the bytes come from --------------------------------------------------------------------
-
-
 def _read_files(spec: Published, folder: Path, fetch: bool) -> dict[str, bytes]:
     """Every stored file's verified bytes, each from the first source that has it right."""
+    sources: list[tuple[str, Callable[[str], bytes]]] = [
+        ("disk", lambda name: (folder / name).read_bytes()),
+        ("disk", lambda name: (folder / f"{name}.gz").read_bytes()),
+    ]
+    if fetch:
+        sources += [(mirror, functools.partial(_download, mirror)) for mirror in spec.mirrors]
+    if fetch and spec.package:
+        packed = functools.cache(lambda: _fetch_package(spec.package))
+        sources.append((spec.package, lambda name: packed()[name]))
     contents: dict[str, bytes] = {}
     missing, problems = list(spec.files), []
-    for source, read in _sources(spec, folder, fetch):
+    for source, read in sources:
         if source != "disk":
             _check_writable(folder)
         for name in missing:
@@ -159,19 +158,6 @@ def _read_files(spec: Published, folder: Path, fetch: bool) -> dict[str, bytes]:
     )
 
 
-def _sources(
-    spec: Published, folder: Path, fetch: bool
-) -> Iterator[tuple[str, Callable[[str], bytes]]]:
-    """Each source, in the order they are tried, with its reader, which takes a file's name."""
-    yield "disk", lambda name: (folder / name).read_bytes()
-    yield "disk", lambda name: (folder / f"{name}.gz").read_bytes()
-    for mirror in spec.mirrors if fetch else ():
-        yield mirror, functools.partial(_download, mirror)
-    if spec.package and fetch:
-        files = functools.cache(lambda: _fetch_package(spec.package))
-        yield spec.package, lambda name: files()[name]
-
-
 def _verify(data: bytes, name: str, checksum: str) -> bytes:
     """The bytes as they are stored. Raises: ValueError when the checksum is wrong."""
     if len(checksum) == 32:
@@ -179,8 +165,7 @@ def _verify(data: bytes, name: str, checksum: str) -> bytes:
             raise ValueError(f"MD5 is not {checksum}; only torchvision's {name} is trusted")
         return data
     data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != checksum:
+    if (digest := hashlib.sha256(data).hexdigest()) != checksum:
         raise ValueError(f"SHA-256 of the content is {digest[:12]}..., not {checksum[:12]}...")
     return data
 
@@ -204,7 +189,6 @@ def _place(target: Path, data: bytes) -> None:
 
 
 def _download(mirror: str, name: str) -> bytes:
-    """Raises: OSError when the server does not deliver in time."""
     url = mirror + (name if name.endswith((".gz", ".zip")) else f"{name}.gz")
     deadline = time.monotonic() + DOWNLOAD_TIMEOUT_S
     chunks = []

@@ -28,10 +28,8 @@ class Unreadable(ValueError):
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Around calls of open_image, in however many threads: warnings are a process's, not theirs.
-
-    Odd metadata, which is not looked at, is not warned of; a decompression bomb is an error.
-    """
+    """Around calls of open_image, in however many threads, since warnings are a process's: odd
+    metadata is not warned of, for nobody looks at it; a decompression bomb is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -57,10 +55,7 @@ def open_image(source: Path | bytes) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, channels: int, side: int | None) -> np.ndarray:
-    """Pixels of an image, squeezed to a square of `side`; None leaves its size.
-
-    Shapes: (C, H, W) uint8, C being `channels`, 1 or 3.
-    """
+    """An image squeezed to a square of `side`, unless that is None. Shapes: (C, H, W) uint8."""
     image = image.convert("L" if channels == 1 else "RGB")
     if side and image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BILINEAR)
@@ -69,10 +64,10 @@ def to_pixels(image: Image.Image, channels: int, side: int | None) -> np.ndarray
 
 
 def to_inputs(image: Image.Image, channels: int, side: int, resized_as: str) -> np.ndarray:
-    """What an exported network takes. Shapes: (C, S, S) float32 in [0, 1].
+    """What an exported network takes, resized as your own images are stored, uint8, or as the
+    published sets while they train, float32: to rounding as torch does it, which is not needed.
 
-    resized_as: uint8, as your own images are stored, or float32, as the published sets are resized
-    while they train: the same to rounding as torch's resizing, which is not needed here.
+    Shapes: (C, S, S) float32 in [0, 1].
     """
     scale = np.float32(1 / 255)
     if resized_as == "uint8" or image.size == (side, side):

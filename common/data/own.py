@@ -13,7 +13,7 @@ import io
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -38,18 +38,13 @@ LEAST_IMAGES = 10  # of which 70/10/20 leaves one to validate on
 
 @dataclass(frozen=True)
 class Source:
-    """Images that are there and hashed, in the order training, validation, test.
-
-    sizes: how many there are of each of these parts, None where they are not divided. read: a
-    function of the side in pixels, None for that of the images, to (N, C, H, W) uint8.
-    Shapes: labels (N,) int64.
-    """
+    """Images that are there and hashed, in the order of PARTS."""
 
     sha256: str
     classes: tuple[str, ...]
-    labels: np.ndarray
-    sizes: tuple[int, ...] | None
-    read: Callable[[int | None], np.ndarray]
+    labels: np.ndarray  # (N,) int64
+    sizes: tuple[int, ...] | None  # of the parts; None where they are not divided
+    read: Callable[[int | None], np.ndarray]  # by side, None: as it is, to (N, C, H, W) uint8
 
 
 def _require(condition: Any, why: str) -> None:
@@ -73,10 +68,8 @@ def _named(name: str) -> Iterator[None]:
 
 @functools.cache  # hashes every byte once a process
 def find_images(kind: str, path: str) -> Source:
-    """Look at and hash what a name stands for.
-
-    Raises: UsageError when that is no set of images of two classes or more.
-    """
+    """Look at and hash what a name stands for. Raises: UsageError when that is no set of images of
+    two classes or more."""
     with _named(f"{kind}:{path}"):
         path.encode()
         source = {"folder": _find_folder, "npz": _find_npz}[kind](Path(path).expanduser())
@@ -86,9 +79,12 @@ def find_images(kind: str, path: str) -> Source:
         return source
 
 
-def pin_name(name: str) -> str:
-    """The name with its content in it. Raises: UsageError when that is not what was pinned."""
-    kind, path, pin = NAME.fullmatch(name).groups()
+def pin_dataset(name: str) -> str:
+    """The name with the content of your own images in it; that of a published set as it is.
+    Raises: UsageError when the content is not what was pinned."""
+    if not (match := NAME.fullmatch(name)):
+        return name
+    kind, path, pin = match.groups()
     path = os.path.normpath(path)
     content = find_images(kind, path).sha256[:12]
     if pin not in (None, content):
@@ -100,11 +96,8 @@ def pin_name(name: str) -> str:
 
 
 def read_images(name: str, data_dir: Path, side: int | None) -> tuple[Source, np.ndarray]:
-    """The source that a name means and its images, from the cache if they were read before.
-
-    Shapes: (N, C, H, W) uint8, H and W being `side` unless that is None.
-    """
-    kind, path, _ = NAME.fullmatch(pin_name(name)).groups()
+    """The source that a name means and its images, from the cache if they were read before."""
+    kind, path, _ = NAME.fullmatch(pin_dataset(name)).groups()
     source = find_images(kind, path)
     file = data_dir / "own" / f"{source.sha256[:32]}-{side or 'as-it-is'}-pillow{pillow}.npz"
     # None yet, or a damaged one: read again.
@@ -119,33 +112,38 @@ def read_images(name: str, data_dir: Path, side: int | None) -> tuple[Source, np
     return source, images
 
 
-# --- one folder a class ---------------------------------------------------------------------------
-
-
 def _find_folder(folder: Path) -> Source:
     parts, classes = _find_classes(folder)
-    by_class = {
-        part / name: sorted(_iter_files(part / name), key=os.fsencode)
-        for part in parts
-        for name in classes
+    places = [(part, name) for part in parts for name in classes]
+    inside = {
+        part / name: sorted(_iter_files(part / name), key=os.fsencode) for part, name in places
     }
-    empty = [str(f.relative_to(folder)) for f, n in by_class.items() if not n and f.is_dir()]
+    empty = [str(f.relative_to(folder)) for f, files in inside.items() if not files and f.is_dir()]
     _require(not empty, f"no files in {', '.join(empty)}; fill or remove them")
-    files = [file for inside in by_class.values() for file in inside]
-    labels = [classes.index(f.name) for f, inside in by_class.items() for _ in inside]
-    sizes = [sum(len(n) for f, n in by_class.items() if f.parent == part) for part in parts]
+    files = [file for part, name in places for file in inside[part / name]]
+    labels = [classes.index(name) for part, name in places for _ in inside[part / name]]
+    sizes = tuple(sum(len(inside[part / name]) for name in classes) for part in parts)
+
+    def hash_file(file: Path) -> bytes:
+        with suppress(OSError):  # reading will name one that cannot be opened
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    return hashlib.file_digest(handle, "sha256").digest()
+        return b""
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = list(pool.map(_hash_file, files))
+        digests = list(pool.map(hash_file, files))
     names = [os.fsencode(file.relative_to(folder).as_posix()) for file in files]
-    digest = hashlib.sha256()
-    for name, content in sorted(zip(names, digests, strict=True)):
-        digest.update(name + b"\0" + content)
+    content = hashlib.sha256()
+    for name, digest in sorted(zip(names, digests, strict=True)):
+        content.update(name + b"\0" + digest)
+    known, divided = dict(zip(files, digests, strict=True)), len(parts) == len(PARTS)
     return Source(
-        digest.hexdigest(),
+        content.hexdigest(),
         classes,
         np.array(labels, np.int64),
-        tuple(sizes) if len(parts) == len(PARTS) else None,
-        lambda side: _read_files(folder, files, digests, side),
+        sizes if divided else None,
+        lambda side: _read_files(folder, known, side),
     )
 
 
@@ -188,26 +186,15 @@ def _iter_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
             yield Path(entry.path)
 
 
-def _hash_file(file: Path) -> bytes:
-    """Its SHA-256, or nothing for one that cannot be opened, which reading will name."""
-    with suppress(OSError):
-        if file.is_file():
-            with open(file, "rb") as handle:
-                return hashlib.file_digest(handle, "sha256").digest()
-    return b""
-
-
-def _read_files(
-    folder: Path, files: Sequence[Path], digests: Sequence[bytes], side: int | None
-) -> np.ndarray:
+def _read_files(folder: Path, digests: dict[Path, bytes], side: int | None) -> np.ndarray:
     """Decode all files. Raises: Unreadable that names every one that cannot be used."""
 
-    def read(file: Path, digest: bytes) -> np.ndarray | str:
+    def read(file: Path) -> np.ndarray | str:
         if file.exists() and not file.is_file():
             return "no regular file"  # a pipe would be waited for
         try:
             data = file.read_bytes()
-            if hashlib.sha256(data).digest() != digest:
+            if hashlib.sha256(data).digest() != digests[file]:
                 return "changed while it was read"
             image = open_image(data)
         except (OSError, Unreadable) as error:
@@ -215,26 +202,18 @@ def _read_files(
         return to_pixels(image, len(image.getbands()), side)
 
     with decoding(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        images = list(pool.map(read, files, digests))
-    pairs = zip(files, images, strict=True)
+        images = list(pool.map(read, digests))
+    pairs = zip(digests, images, strict=True)
     bad = [f"{file.relative_to(folder)}: {why}" for file, why in pairs if isinstance(why, str)]
-    more = f"; and {len(bad) - SHOWN_FILES} more" if len(bad) > SHOWN_FILES else ""
-    _require(
-        not bad,
-        f"{len(bad)} of {len(files)} files cannot be used; repair or remove them: "
-        f"{'; '.join(bad[:SHOWN_FILES])}{more}",
-    )
+    shown = bad[:SHOWN_FILES]
+    shown += [f"and {len(bad) - SHOWN_FILES} more"] if len(bad) > SHOWN_FILES else []
+    hint = f"{len(bad)} of {len(digests)} files cannot be used; repair or remove them"
+    _require(not bad, f"{hint}: {'; '.join(shown)}")
     sizes = sorted({image.shape[1:] for image in images})
-    (low, wide), (high, wider) = sizes[0], sizes[-1]
-    _require(
-        len(sizes) == 1,
-        f"images of {len(sizes)} sizes, {wide}x{low} to {wider}x{high}: give --image-size",
-    )
+    span = " to ".join(f"{width}x{height}" for height, width in (sizes[0], sizes[-1]))
+    _require(len(sizes) == 1, f"images of {len(sizes)} sizes, {span}: give --image-size")
     channels = max(len(image) for image in images)  # one in colour makes all so
     return np.stack([np.broadcast_to(image, (channels, *image.shape[1:])) for image in images])
-
-
-# --- an .npz file ---------------------------------------------------------------------------------
 
 
 def _find_npz(file: Path) -> Source:
@@ -249,32 +228,27 @@ def _find_npz(file: Path) -> Source:
     divided = not parts or {"train", "test"} <= set(parts)
     _require(divided, f"it has {', '.join(parts)}_images; train_ and test_ are needed")
     missing = [name for pair in pairs for name in pair if name not in arrays]
-    _require(
-        not missing,
-        f"it lacks {', '.join(missing)}; it needs train_images, train_labels, test_images and "
-        f"test_labels, or X and y, and has {', '.join(arrays) or 'nothing'}",
-    )
-    images = [_check_images(x, arrays[x]) for x, _ in pairs]
-    labels = [_check_labels(y, arrays[y], len(arrays[x])) for x, y in pairs]
+    needed = "it needs train_images, train_labels, test_images and test_labels, or X and y"
+    present = ", ".join(arrays) or "nothing"
+    _require(not missing, f"it lacks {', '.join(missing)}; {needed}, and has {present}")
+    images, labels = zip(*(_check_part(arrays, *pair) for pair in pairs), strict=True)
     same = len({array.shape[1:] for array in images}) == 1
     _require(same, "its parts have images of different shapes")
     classes, codes = np.unique(np.concatenate(labels), return_inverse=True)
-    sizes = {part: len(array) for part, array in zip(parts, images, strict=False)}
-    pool = np.concatenate(images)
-    return Source(
-        hashlib.sha256(content).hexdigest(),
-        tuple(map(str, classes)),
-        codes.astype(np.int64),
-        tuple(sizes.get(part, 0) for part in PARTS) if parts else None,
-        lambda side: resize_pixels(pool, side),
-    )
+    sizes = dict.fromkeys(PARTS, 0) | dict(zip(parts, map(len, images), strict=False))
+    digest, names = hashlib.sha256(content).hexdigest(), tuple(map(str, classes))
+    read = functools.partial(resize_pixels, np.concatenate(images))
+    divided = tuple(sizes.values()) if parts else None
+    return Source(digest, names, codes.astype(np.int64), divided, read)
 
 
-def _check_images(what: str, images: np.ndarray) -> np.ndarray:
-    """Shapes: (N, H, W), (N, H, W, C) or (N, C, H, W) -> (N, C, H, W), C 1 or 3."""
+def _check_part(arrays: dict[str, np.ndarray], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """Shapes: (N, H, W), (N, H, W, C) or (N, C, H, W) and (N,) or (N, 1) -> (N, C, H, W), C 1 or 3,
+    and (N,)."""
+    images, labels = arrays[x], arrays[y]
     _require(
         images.dtype == np.uint8,
-        f"{what} is {images.dtype}; save it as uint8, from 0 to 255 (pixels in [0, 1]: "
+        f"{x} is {images.dtype}; save it as uint8, from 0 to 255 (pixels in [0, 1]: "
         "(255 * X).round().astype('uint8'), without NaN)",
     )
     if images.ndim == 3:
@@ -282,28 +256,21 @@ def _check_images(what: str, images: np.ndarray) -> np.ndarray:
     elif images.ndim == 4 and images.shape[-1] in (1, 3):
         images = images.transpose(0, 3, 1, 2)
     fits = images.ndim == 4 and images.size and images.shape[1] in (1, 3)
-    _require(fits, f"{what} has shape {images.shape}, not (N, H, W) or (N, H, W, 3)")
-    return images
-
-
-def _check_labels(what: str, labels: np.ndarray, n: int) -> np.ndarray:
-    """Shapes: (n,) or (n, 1) -> (n,)."""
+    _require(fits, f"{x} has shape {images.shape}, not (N, H, W) or (N, H, W, 3)")
+    n = len(images)
     _require(
         labels.ndim != 2 or labels.shape[1] == 1,
-        f"{what} has {labels.size // n} labels an image; one is needed (of one-hot labels: "
+        f"{y} has {labels.size // n} labels an image; one is needed (of one-hot labels: "
         "y.argmax(1)), several at once cannot be learned here",
     )
-    _require(labels.shape in ((n,), (n, 1)), f"{what} has shape {labels.shape} for {n} images")
+    _require(labels.shape in ((n,), (n, 1)), f"{y} has shape {labels.shape} for {n} images")
     countable = labels.dtype.kind in "biuU"
-    _require(countable, f"{what} is {labels.dtype}; whole numbers or text are needed")
-    return labels.reshape(n)
+    _require(countable, f"{y} is {labels.dtype}; whole numbers or text are needed")
+    return images, labels.reshape(n)
 
 
 def resize_pixels(pool: np.ndarray, side: int | None) -> np.ndarray:
-    """Images as reading files of them gives them, brought to squares of `side`.
-
-    Shapes: (N, C, H, W) uint8 -> (N, C, S, S).
-    """
+    """Images as reading files of them gives them. Shapes: (N, C, H, W) uint8 -> (N, C, S, S)."""
     if side is None or pool.shape[2:] == (side, side):
         return np.ascontiguousarray(pool)
     grey = pool.shape[1] == 1

@@ -18,7 +18,8 @@ from common.base.cli import UsageError, as_dict, expand_grid, first_line
 from common.base.config import HwTrainConfig, TrainConfig
 from common.base.log import run_id
 from common.data.batches import Batches
-from common.data.datasets import cached_dataset, pin_dataset, split_dataset
+from common.data.datasets import cached_dataset, split_dataset
+from common.data.own import pin_dataset
 from common.models import build_model
 from common.speed import timing
 from common.speed.peaks import count_layers, measure_peaks, train_bound_ms

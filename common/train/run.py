@@ -16,13 +16,7 @@ from common.base.cli import UsageError, as_dict, first_line, is_out_of_memory
 from common.base.config import TrainConfig
 from common.base.log import save_predictions
 from common.data.batches import Batches, draw_views, epoch_order, measure_pixels, split_batches
-from common.data.datasets import (
-    cached_dataset,
-    describe_split,
-    explain_images,
-    print_once,
-    split_dataset,
-)
+from common.data.datasets import cached_dataset, describe_split, explain_images, split_dataset
 from common.data.fetch import Dataset
 from common.models import build_model, build_on_meta
 from common.train import loop
@@ -72,9 +66,7 @@ class Run:
         config = self.config
         order = self.split.train[epoch_order(len(self.split.train), config.seed, epoch)]
         if config.translate or config.mirrored or config.erase:
-            sides = tuple(self.dataset.images.shape[-2:])
-            moves = (config.translate, config.mirrored, config.seed, epoch, config.erase)
-            order = draw_views(order, *moves, sides)
+            order = draw_views(order, config, epoch, self.dataset.images.shape[-2:])
         return split_batches(order.to(self.batches.home), config.batch_size)
 
     def train_steps(self, epoch: int) -> Metrics:
@@ -270,10 +262,7 @@ def check_configs(configs: Sequence[TrainConfig], data_dir: str) -> None:
             print(
                 f"{config.describe()}: fp32, for this CPU has no fast bf16; --amp changes nothing"
             )
-    print_once(
-        explain_images(c.dataset, data_dir, c.image_size, c.split, c.split_seed, c.limit)
-        for c in configs
-    )
+    explain_images(configs, data_dir)
 
 
 @cache
