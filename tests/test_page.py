@@ -13,6 +13,7 @@ from common.base.config import SvmConfig, TrainConfig
 from common.base.log import save_predictions
 from common.data.datasets import load_dataset
 from common.judge.stats import wilson_interval
+from common.judge.tables import make_table
 from common.report import figures, page
 from common.report.figures import Point
 from common.report.tables import runs_table
@@ -233,6 +234,15 @@ def test_a_logarithmic_axis_has_ticks_but_not_too_many(low, ratio):
     assert 1 <= len(ticks) <= 14
     assert ticks == sorted(ticks)
     assert len(ticks) >= 3 or ratio < 2
+
+
+def test_speeds_of_one_label_are_bars_of_their_own():
+    work = {"dataset": "fashion", "model": "resnet18", "opt": "sgd", "image_size": 224,
+            "batch_size": 16, "label": "cpu", "test_acc": None}  # fmt: skip
+    table = make_table("q2", [work | {"speedup": ratio} for ratio in (1.0, 3.1, None)])
+    [figure] = figures.speedup_figure(table)
+    [axes] = figure.draw().axes
+    assert [bar.get_width() for bar in axes.patches] == [1.0, 3.1]
 
 
 # --- in a browser ---------------------------------------------------------------------------------

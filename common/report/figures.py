@@ -231,7 +231,7 @@ def speedup_figure(table: Table) -> Iterable[ReportFigure]:
     key, baseline, panel, label, caption = SPEEDUPS[table.key]
     measured = [record for record in table.records if record["speedup"]]
     panels = {
-        title: {name(record, label): record for record in records}
+        title: [(name(record, label), record) for record in records]  # a label may come twice
         for title, records in log.grouped(measured, lambda record: name(record, panel)).items()
     }
     if panels:
@@ -405,17 +405,17 @@ def accuracy_cost(points: Mapping[str, Sequence[Point]]) -> Figure:
     return figure
 
 
-def speedups(panels: Mapping[str, Mapping[str, Row]], baseline: str) -> Figure:
+def speedups(panels: Mapping[str, Sequence[tuple[str, Row]]], baseline: str) -> Figure:
     """Horizontal bars of speed-ups by panel and label, with the accuracy of what ran; hatched where
     the epoch behind one was extrapolated, 1 is the baseline."""
     sizes = [len(bars) for bars in panels.values()]
     figure = Figure(figsize=(9, sum(0.9 + 0.25 * size for size in sizes)))
     grid = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=sizes).flat
     for axes, (title, bars) in zip(grid, panels.items(), strict=True):
-        ratios = [bar["speedup"] for bar in bars.values()]
+        ratios = [bar["speedup"] for _, bar in bars]
         drawn = axes.barh(range(len(bars)), ratios, 0.65, color=COLORS[0])
         texts = []
-        for patch, bar in zip(drawn, bars.values(), strict=True):
+        for patch, (_, bar) in zip(drawn, bars, strict=True):
             accuracy = bar["test_acc"]
             correct = "" if accuracy is None else f", {100 * accuracy:.2f} % correct"
             texts.append(f"{bar['speedup']:.2f}x{correct}")
@@ -424,10 +424,10 @@ def speedups(panels: Mapping[str, Mapping[str, Row]], baseline: str) -> Figure:
         axes.bar_label(drawn, texts, padding=3, fontsize=8)
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_title(literal(title), loc="left")
-        axes.set_yticks(range(len(bars)), map(literal, bars))
+        axes.set_yticks(range(len(bars)), [literal(label) for label, _ in bars])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"Speed-up over {baseline}, times")
-    most = max(bar["speedup"] for bars in panels.values() for bar in bars.values())
+    most = max(bar["speedup"] for bars in panels.values() for _, bar in bars)
     axes.set_xlim(0, 1.3 * most)  # with room for the texts
     return figure
