@@ -20,20 +20,14 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from common.base.cli import (
-    UsageError,
-    as_dict,
-    expand_grid,
-    need,
-    parse_command_line,
-    run_script,
-)
+from common.base import cli
+from common.base.cli import UsageError, as_dict, expand_grid, need
 from common.base.config import SVM_PRESETS, GridOptions, SvmConfig
 from common.base.log import Log, run_id, save_predictions
 
@@ -49,20 +43,12 @@ ENGINES = {
 }
 
 
-def load_split(config: SvmConfig, data_dir: str) -> tuple[Any, Any]:
-    """A data set and its split."""
-    from common.data.datasets import cached_dataset, split_dataset
-
-    dataset = cached_dataset(config.dataset, data_dir, config.image_size)
-    return dataset, split_dataset(dataset, config.split, config.split_seed)
-
-
 def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
     """Look for every engine, library and image that is asked for, before any work.
 
     Raises: UsageError.
     """
-    from common.data.datasets import explain_images
+    from common.data.datasets import explain_images, load_split
 
     for name in dict.fromkeys(c.engine for c in configs):
         module, package = ENGINES[name]
@@ -79,33 +65,17 @@ def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
     explain_images(configs, data_dir)
 
 
-def compute_features(images: Array, kind: str) -> Array:
-    """Pixels in [0, 1], or HOG descriptors of them (9 directions, blocks of 2 x 2 cells), at each
+@lru_cache(maxsize=2)  # raw and hog, shared by the kernels of a grid; more would cost memory
+def prepare_parts(config: SvmConfig, data_dir: str) -> tuple[dict[str, Array], dict, float]:
+    """Choose the training images and compute all features, for all that but the SVC is set of:
+    pixels in [0, 1], or HOG descriptors of them (9 directions, blocks of 2 x 2 cells), at each
     pixel of the colour channel of the strongest gradient.
 
-    Shapes: images (N, C, H, W) uint8 -> (N, D) float64.
+    Returns: features (N, D) float64 and labels of train, val and test, and milliseconds.
     """
     import numpy as np
 
-    pixels = images / 255
-    if kind == "raw":
-        return pixels.reshape(len(images), -1)
-    from skimage.feature import hog
-
-    cell = (HOG_CELL, HOG_CELL)
-    return np.stack([hog(p, 9, cell, cells_per_block=(2, 2), channel_axis=0) for p in pixels])
-
-
-@lru_cache(maxsize=2)  # raw and hog, shared by the kernels of a grid; more would cost memory
-def prepare_parts(
-    config: SvmConfig, data_dir: str
-) -> tuple[dict[str, Array], dict[str, Array], float]:
-    """Choose the training images and compute all features, for all that but the SVC is set of.
-
-    Returns: features and labels of train, val and test, and milliseconds.
-    """
-    import numpy as np
-
+    from common.data.datasets import load_split
     from common.data.own import resize_pixels
 
     pool, split = load_split(config, data_dir)
@@ -115,7 +85,14 @@ def prepare_parts(
     parts = {"train": split.train.numpy()[chosen], "val": split.val.numpy()}
     parts["test"] = split.test.numpy()
     start = time.perf_counter()
-    x = {name: compute_features(images[i], config.features) for name, i in parts.items()}
+    if config.features == "raw":
+        x = {name: (images[i] / 255).reshape(len(i), -1) for name, i in parts.items()}
+    else:
+        from skimage.feature import hog
+
+        cells = {"pixels_per_cell": (HOG_CELL, HOG_CELL), "cells_per_block": (2, 2)}
+        describe = partial(hog, orientations=9, channel_axis=0, **cells)
+        x = {name: np.stack([describe(p / 255) for p in images[i]]) for name, i in parts.items()}
     features_ms = (time.perf_counter() - start) * 1e3
     return x, {name: pool.labels.numpy()[i] for name, i in parts.items()}, features_ms
 
@@ -149,26 +126,12 @@ def predict(model: Any, x: Array, jobs: int) -> Array:
     return np.concatenate(Parallel(jobs, prefer="threads")(parts))
 
 
-def read_convergence(config: SvmConfig, model: Any) -> dict[str, Any]:
-    """Whether the solver converged, its most iterations in a pair of classes, and how many pairs
-    max_iter stopped; nulls where the engine does not tell."""
-    if config.engine != "sklearn":
-        return {"converged": None, "n_iter_max": None, "pairs_stopped": None}
-    converged, iterations = bool(model.fit_status_ == 0), model.n_iter_
-    stopped = 0 if converged else int((iterations >= config.max_iter).sum())
-    return {
-        "converged": converged,
-        "n_iter_max": int(iterations.max()),
-        "pairs_stopped": stopped,
-    }
-
-
 def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
     """Fit, test, and save the predictions. Returns: the metrics of the row."""
     import numpy as np
     from joblib import cpu_count
 
-    from common.data.datasets import describe_split
+    from common.data.datasets import describe_split, load_split
 
     pool, split = load_split(config, options.data_dir)
     of_images = SvmConfig(**{name: getattr(config, name) for name in IMAGES})
@@ -181,6 +144,11 @@ def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
     fitted = time.perf_counter()
     pred = predict(model, x["test"], jobs)
     predicted = time.perf_counter()
+    # The most iterations in a pair of classes, and how many pairs max_iter stopped.
+    converged = iterations = stopped = None
+    if config.engine == "sklearn":  # which alone tells
+        converged, iterations = bool(model.fit_status_ == 0), int(model.n_iter_.max())
+        stopped = 0 if converged else int((model.n_iter_ >= config.max_iter).sum())
     file = f"predictions/{run_id('svm', as_dict(config))}.npz"
     row = {"label": y["test"], "index": split.test, "classes": pool.classes}
     save_predictions(Path(options.results_dir) / file, pred=pred, **row)
@@ -192,7 +160,9 @@ def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
         "predict_jobs": jobs,
         "features_ms": features_ms,
         "n_support": int(np.sum(model.n_support_)),
-        **read_convergence(config, model),
+        "converged": converged,
+        "n_iter_max": iterations,
+        "pairs_stopped": stopped,
         "engine": config.engine,
         **{f"n_{name}": len(labels) for name, labels in y.items()},
         "split_sha256": split.sha256(),
@@ -201,9 +171,7 @@ def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
     }
 
 
-def measure_and_log(
-    config: SvmConfig, options: GridOptions, log: Log, label: str
-) -> dict[str, Any]:
+def measure_and_log(config: SvmConfig, options: GridOptions, log: Log, label: str) -> dict:
     """Measure one configuration. Returns: its row, a failed one whatever it failed of."""
     with log.failed_rows("svm", [as_dict(config)]) as failed:
         metrics = measure(config, options)
@@ -211,11 +179,9 @@ def measure_and_log(
         print(f"{label}: failed, {failed[0]['error']}", file=sys.stderr)
         return failed[0]
     if metrics["converged"] is False:
-        print(
-            f"{label}: warning: --max-iter {config.max_iter} stopped the solver before it "
-            f"converged, in {metrics['pairs_stopped']} pairs of classes",
-            file=sys.stderr,
-        )
+        stopped = f"--max-iter {config.max_iter} stopped the solver before it converged"
+        pairs = f"in {metrics['pairs_stopped']} pairs of classes"
+        print(f"{label}: warning: {stopped}, {pairs}", file=sys.stderr)
     return log.append("svm", as_dict(config), metrics)
 
 
@@ -223,15 +189,14 @@ def format_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     """A table of the rows, led by the settings of those names."""
     lines = []
     for row in rows:
-        settings, m = [row["config"][name] for name in names], row["metrics"]
-        if row["status"] != "ok":
-            lines.append([*settings, "failed", "", "", "", ""])
-            continue
-        # A digit is shown while it stands for at least an image or so.
-        acc = f"{m['test_acc']:.{2 if m['n_test'] >= 5000 else 1}%}"
-        times = [f"{m[name] / 1e3:.2f}" for name in ("fit_ms", "predict_ms")]
-        converged = {True: "yes", False: "no", None: "unknown"}[m["converged"]]
-        lines.append([*settings, acc, *times, m["n_support"], converged])
+        m, figures = row["metrics"], ["failed", "", "", "", ""]
+        if row["status"] == "ok":
+            # A digit is shown while it stands for at least an image or so.
+            acc = f"{m['test_acc']:.{2 if m['n_test'] >= 5000 else 1}%}"
+            times = [f"{m[name] / 1e3:.2f}" for name in ("fit_ms", "predict_ms")]
+            converged = {True: "yes", False: "no", None: "unknown"}[m["converged"]]
+            figures = [acc, *times, m["n_support"], converged]
+        lines.append([*(row["config"][name] for name in names), *figures])
     headers = [*names, "test acc", "fit s", "predict s", "support vectors", "converged"]
     aligned = ["left"] * len(names) + ["right"] * 4 + ["left"]
     return tabulate(lines, headers, colalign=aligned, disable_numparse=True)
@@ -239,7 +204,7 @@ def format_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit every configuration that the log does not have, and print them all."""
-    grid, options = parse_command_line(argv, __doc__, SvmConfig, GridOptions, SVM_PRESETS)
+    grid, options = cli.parse_command_line(argv, __doc__, SvmConfig, GridOptions, SVM_PRESETS)
     expand_grid(SvmConfig, grid)  # a bad value is said before any image is read
     from common.data.own import pin_dataset
     from common.train import workers
@@ -273,4 +238,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    cli.run_script(main)

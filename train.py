@@ -154,7 +154,7 @@ def train_trajectory(
             log.append("epoch", as_dict(run.config), epoch, name=name, device=run.config.device)
         if log and options.tensorboard:
             write_events(log.folder / "tensorboard" / name, run.history)
-        if due := trajectory.due(len(run.history)):
+        if due := [c for c in trajectory.configs if c.epochs == len(run.history)]:
             metrics, logits = run.finish()
             files = run.save(log.folder, grids.train_id(due[0]), logits) if log else {}
             for config in due if log else ():

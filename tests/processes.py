@@ -1,5 +1,6 @@
-"""Processes that a test starts, watches and kills."""
+"""Processes that a test starts, watches and kills, and what their rows have in common."""
 
+import json
 import os
 import resource
 import signal
@@ -10,6 +11,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+
+
+TIMES = {"train_ms", "eval_ms", "images_per_s", "fit_ms", "predict_ms", "features_ms"}
+
+
+def outcome(row):
+    """All in a row that two identical runs may not differ in."""
+    figures = {k: v for k, v in row["metrics"].items() if k not in TIMES}
+    return json.dumps([row["kind"], row["run_id"], row["status"], row["config"], figures])
 
 
 def start(*command, limits=(), **env):

@@ -99,21 +99,16 @@ def test_what_several_processes_cannot_do_is_said(fields, said):
     check_world(TrainConfig(device="cpu", batch_size=1, compile=True))
 
 
-@pytest.fixture
-def plain(monkeypatch):
-    """The network PLAIN in this process's registry."""
-    monkeypatch.setitem(MODELS, "plain", None)  # which PLAIN fills in
-    exec(PLAIN, {})
-
-
 @pytest.mark.slow
-def test_without_batchnorm_two_processes_end_in_the_weights_of_one(tmp_path, rows, plain):
+def test_without_batchnorm_two_processes_end_in_the_weights_of_one(tmp_path, rows, monkeypatch):
     """7 steps an epoch, the last of 3 images, which one process has; shifted, erased views.
 
     And the gradients of single batches, in both processes, are those of torch's autograd.
     """
     flags = [*FLAGS, "--limit", "99", "--epochs", "2", "--lr", "0.05", "--translate", "1"]
     flags += ["--erase", "0.5", "--label-smoothing", "0.1", "--results-dir"]
+    monkeypatch.setitem(MODELS, "plain", None)  # which PLAIN fills in
+    exec(PLAIN, {})
     script = tmp_path / "script.py"
     script.write_text(PLAIN + GRADIENTS + TRAIN)
     two = start(*TWO, script, tmp_path, *flags, tmp_path / "two")
@@ -124,19 +119,14 @@ def test_without_batchnorm_two_processes_end_in_the_weights_of_one(tmp_path, row
     [one], [two] = rows("train", "one"), rows("train", "two")
     assert two["config"] == one["config"] | {"world_size": 2}
     for key in ("checkpoint", "best_checkpoint"):
-        ours, theirs = (
-            weights_of(tmp_path / "two", two, key),
-            weights_of(tmp_path / "one", one, key),
-        )
-        for name, value in theirs.items():
+        ours = weights_of(tmp_path / "two", two, key)
+        for name, value in weights_of(tmp_path / "one", one, key).items():
             torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-6)
     for a, b in zip(rows("epoch", "one"), rows("epoch", "two"), strict=True):
         for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
             assert b["metrics"][name] == pytest.approx(a["metrics"][name], rel=1e-5), name
-    ours, theirs = (
-        np.load(tmp_path / folder / row["metrics"]["predictions"])
-        for folder, row in (("two", two), ("one", one))
-    )
+    ours = np.load(tmp_path / "two" / two["metrics"]["predictions"])
+    theirs = np.load(tmp_path / "one" / one["metrics"]["predictions"])
     assert np.array_equal(ours["index"], theirs["index"])
     assert len(set(ours["index"].tolist())) == 361
     np.testing.assert_allclose(ours["logits"], theirs["logits"], rtol=2e-3, atol=2e-3)
@@ -174,9 +164,8 @@ def test_batchnorm_noise_failures_kills_restarts_and_two_machines(tmp_path, rows
     torchrun's restart continues it, and ends it when it has none left. Two agents, as on two
     machines, bring it to the undisturbed job's weights."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    undisturbed = start(
-        *TWO, "train.py", *BATCHNORM, "--lr", "1e30", "0.05", "--results-dir", whole
-    )  # fmt: skip
+    lrs = ["--lr", "1e30", "0.05"]
+    undisturbed = start(*TWO, "train.py", *BATCHNORM, *lrs, "--results-dir", whole)
     flags = ["train.py", *BATCHNORM, "--lr", "0.05", "--results-dir", killed]
     assert train.main([*flags[1:-1], str(tmp_path / "one")]) == 0
     finish(undisturbed, 1)
@@ -216,10 +205,10 @@ def test_batchnorm_noise_failures_kills_restarts_and_two_machines(tmp_path, rows
 
 @pytest.mark.slow
 def test_a_job_that_is_told_to_stop_leaves_nothing_running(tmp_path, rows):
-    folder = tmp_path / "results"
-    flags = [*BATCHNORM, "--epochs", "400", "--results-dir", folder]
+    log = tmp_path / "results" / "log.jsonl"
+    flags = [*BATCHNORM, "--epochs", "400", "--results-dir", log.parent]
     process = start(*TWO, "train.py", *flags)
-    wait_for(lambda: (folder / "log.jsonl").exists() and rows("epoch"), process)
+    wait_for(lambda: log.exists() and rows("epoch"), process)
     workers = children(process)
     process.terminate()
     finish(process, 1)

@@ -3,7 +3,6 @@
 import importlib.util
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from sklearn.svm import SVC
 import svm
 from common.base.cli import UsageError
 
-ROOT = Path(__file__).parent.parent
 IMAGES, SAMPLES = 1797, 300
 
 
@@ -190,9 +188,9 @@ def test_a_failing_fit_is_a_row_and_the_rest_go_on(run, rows, monkeypatch, capsy
     assert (failed["status"], failed["error"]) == ("failed", "ValueError: first line")
     assert failed["metrics"] == {}
     assert done["status"] == "ok"
-    captured = capsys.readouterr()
-    assert "[1/2] digits poly raw sklearn: failed, ValueError: first line" in captured.err
-    assert "failed" in captured.out
+    out, err = capsys.readouterr()
+    assert "[1/2] digits poly raw sklearn: failed, ValueError: first line" in err
+    assert "failed" in out
     monkeypatch.undo()
     assert run("--kernel", "poly", "rbf") == 0  # what failed is tried again, what is done is not
     assert [row["status"] for row in rows("svm")] == ["failed", "ok", "ok"]
@@ -202,24 +200,18 @@ def test_hog_features(run, rows, tmp_path):
     hog = pytest.importorskip("skimage.feature").hog
     assert run("--features", "hog") == 0
     x, y = digits_pixels()
-    x = np.array([
-        hog(image, orientations=9, pixels_per_cell=(4, 4), cells_per_block=(2, 2))
-        for image in x.reshape(-1, 8, 8)
-    ])  # fmt: skip
+    cells = {"pixels_per_cell": (4, 4), "cells_per_block": (2, 2)}
+    x = np.array([hog(image, orientations=9, **cells) for image in x.reshape(-1, 8, 8)])
     train, _, test = split_digits()
     model = SVC(max_iter=1000).fit(x[train], y[train])
     [row] = rows("svm")
     np.testing.assert_array_equal(predictions(tmp_path, row)["pred"], model.predict(x[test]))
 
 
-@pytest.mark.parametrize(
-    ("n_test", "shown"), [(361, "95.6%"), (14_000, "95.57%")], ids=["digits", "pool"]
-)
+@pytest.mark.parametrize(("n_test", "shown"), [(361, "95.6%"), (14_000, "95.57%")])
 def test_the_table_shows_no_more_digits_than_images_give(n_test, shown):
-    metrics = {
-        "test_acc": 0.955714, "n_test": n_test, "fit_ms": 1234.5, "predict_ms": 20.0,
-        "n_support": 77, "converged": True,
-    }  # fmt: skip
+    metrics = {"test_acc": 0.955714, "n_test": n_test, "fit_ms": 1234.5, "predict_ms": 20.0}
+    metrics |= {"n_support": 77, "converged": True}
     row = {"status": "ok", "config": {"kernel": "rbf"}, "metrics": metrics}
     last = svm.format_table([row], ["kernel"]).splitlines()[-1]
     assert last.split() == ["rbf", shown, "1.23", "0.02", "77", "yes"]

@@ -14,7 +14,7 @@ from common.base.log import append_line
 from common.train import watch
 from common.train.grid import group_trajectories, train_id
 
-STARTED = "2025-01-01T00:00:00+00:00"
+STARTED, BEFORE = "2025-01-01T00:00:00+00:00", "2024-12-31T23:00:00+00:00"
 
 
 def grid(workers=1, **values):
@@ -50,24 +50,16 @@ def test_progress_counts_configurations_epochs_and_time():
 def test_what_is_trained_side_by_side_is_said_and_shares_the_time():
     plan = grid(workers=2, opt=["sgd", "adam", "adamw"])
     rows = [row("epoch", t.trained, epoch=1, train_ms=60_000) for t in plan.trajectories[:2]]
-    rows += [
-        row(
-            "epoch",
-            plan.trajectories[2].trained,
-            "2024-12-31T23:00:00+00:00",
-            epoch=1,
-            train_ms=60_000,
-        )
-    ]
+    rows += [row("epoch", plan.trajectories[2].trained, BEFORE, epoch=1, train_ms=60_000)]
     said = watch.progress(plan, rows)
     assert "sgd 0.001: 1 of 5 epochs; mnist resnet18 adam 0.001: 1 of 5 epochs; about 6.5" in said
 
 
 def test_rows_from_before_the_start_are_timings_and_nothing_else():
     plan = grid()
-    before = "2024-12-31T23:00:00+00:00"
-    rows = [row("epoch", plan.trajectories[0].trained, before, epoch=5, train_ms=30_000),
-            row("train", plan.trajectories[0].trained, before, status="failed")]  # fmt: skip
+    [config] = plan.trajectories[0].configs
+    rows = [row("epoch", config, BEFORE, epoch=5, train_ms=30_000)]
+    rows += [row("train", config, BEFORE, status="failed")]
     said = watch.progress(plan, rows)
     assert said.startswith("0 of 1 configurations finished; ")
     assert "0 of 5 epochs; about 2.5 min left" in said
@@ -93,10 +85,9 @@ def test_ctrl_c_ends_it_and_a_pipe_gets_a_line_for_each_change(tmp_path):
     assert first.startswith("0 of 1 configurations finished")
     with open(tmp_path / "log.jsonl", "ab") as file:
         file.write(b'{"torn')  # the next line is one of its own
-    append_line(tmp_path / "log.jsonl", json.dumps(
-        row("epoch", plan.trajectories[0].trained, "2999-01-01T00:00:00+00:00", epoch=1,
-            train_ms=1000)
-    ))  # fmt: skip
+    later, config = "2999-01-01T00:00:00+00:00", plan.trajectories[0].trained
+    new = row("epoch", config, later, epoch=1, train_ms=1000)
+    append_line(tmp_path / "log.jsonl", json.dumps(new))
     assert ": 1 of 5 epochs; about 0.1 min left" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     out, err = finish(process, 130)

@@ -89,6 +89,13 @@ def split_dataset(dataset: Dataset, split: str, seed: int, limit: int | None = N
     return Split(train[:limit], val, test)
 
 
+def load_split(config: DataConfig, data_dir: str) -> tuple[Dataset, Split]:
+    """A configuration's images, and which of them it trains on and is tested on."""
+    dataset = cached_dataset(config.dataset, data_dir, config.image_size)
+    limit = getattr(config, "limit", None)  # an SVM's has none
+    return dataset, split_dataset(dataset, config.split, config.split_seed, limit)
+
+
 def describe_split(dataset: Dataset, split: Split) -> dict[str, Any]:
     """What an accuracy on a split has to be read with, as a row of the log has it: the images of
     each class in each part, the test accuracy of always answering training's most frequent class,

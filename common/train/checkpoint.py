@@ -24,13 +24,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     than data."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        why = None if isinstance(content, dict) else "it holds no dictionary"
     except FileNotFoundError:
         why = "it is not there; train.py writes checkpoints"
-        raise UsageError(f"cannot load {path}: {why}") from None
     except Exception as error:  # the unpickler meets damage with whatever it stumbles over
-        raise UsageError(f"cannot load {path}: {first_line(error)}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"cannot load {path}: it holds no dictionary")
+        why = first_line(error)
+    if why:
+        raise UsageError(f"cannot load {path}: {why}")
     return content
 
 

@@ -23,12 +23,11 @@ WIDE = 128  # output channels from which gathering neighbourhoods pays
 def use_matmul(model: nn.Module) -> None:
     """Let every wide or 1x1 convolution compute so, in place."""
     for layer in model.modules():
-        if type(layer) is not nn.Conv2d or isinstance(layer.padding, str):
-            continue
-        pays = layer.out_channels >= WIDE or Window.of(layer) == ((1, 1), layer.stride, (0, 0))
-        plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
-        if pays and plain and layer.bias is None:
-            layer.__class__ = MatmulConv2d  # the same parameters, under the same names
+        if type(layer) is nn.Conv2d and layer.bias is None and not isinstance(layer.padding, str):
+            plain = (layer.groups, layer.dilation, layer.padding_mode) == (1, (1, 1), "zeros")
+            pixelwise = (layer.kernel_size, layer.padding) == ((1, 1), (0, 0))
+            if plain and (layer.out_channels >= WIDE or pixelwise):
+                layer.__class__ = MatmulConv2d  # the same parameters, under the same names
 
 
 class MatmulConv2d(nn.Conv2d):
@@ -37,13 +36,10 @@ class MatmulConv2d(nn.Conv2d):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) -> (B, O, H', W')."""
-        training = inputs.device.type == "cpu" and torch.is_grad_enabled()
-        if (
-            training
-            and torch.is_autocast_enabled("cpu")
-            and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        ):
-            return _Convolve.apply(inputs.bfloat16(), self.weight, Window.of(self))
+        autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
+        if inputs.device.type == "cpu" and torch.is_grad_enabled() and autocast == torch.bfloat16:
+            window = Window(self.kernel_size, self.stride, self.padding)
+            return _Convolve.apply(inputs.bfloat16(), self.weight, window)
         return super().forward(inputs)
 
 
@@ -54,13 +50,7 @@ class Window(NamedTuple):
     stride: Sequence[int]
     padding: Sequence[int]
 
-    @classmethod
-    def of(cls, layer: nn.Conv2d) -> Window:
-        """That of a layer."""
-        return cls(layer.kernel_size, layer.stride, layer.padding)
-
     def output_sides(self, height: int, width: int) -> list[int]:
-        """The height and width of what comes out."""
         sides = zip((height, width), *self, strict=True)
         return [(n + 2 * p - k) // s + 1 for n, k, s, p in sides]
 
@@ -117,10 +107,11 @@ class _Convolve(torch.autograd.Function):
         grad_rows = grad.movedim(1, -1).reshape(-1, out)  # B H' W', O
         rows = saved if ctx.by_product else window.gather(saved)
         grad_weight = (grad_rows.mT @ rows).view(out, *kernel, channels).movedim(-1, 1)
-        grad_inputs = None
-        if ctx.needs_input_grad[0] and ctx.by_product:
+        if not ctx.needs_input_grad[0]:
+            grad_inputs = None
+        elif ctx.by_product:
             grad_inputs = window.scatter(grad_rows @ _as_matrix(weight), ctx.shape)
-        elif ctx.needs_input_grad[0]:
+        else:
             plain = (window.stride, window.padding, (1, 1), False, (0, 0), 1, (True, False, False))
             grad_inputs = torch.ops.aten.convolution_backward(grad, saved, weight, None, *plain)[0]
         return grad_inputs, grad_weight.float(), None

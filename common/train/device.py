@@ -56,10 +56,9 @@ def resolve_device(name: str) -> torch.device:
         return here or torch.device("cpu")
     if name != "cpu" and (here is None or here.type != name):
         has = f"{here.type} and cpu" if here else "cpu only"
-        raise UsageError(
-            f"--device {name}: not available, torch {torch.__version__} finds {has} here; "
-            f"install the torch build and driver for {name}, or ask for another device"
-        )
+        hint = f"install the torch build and driver for {name}, or ask for another device"
+        found = f"torch {torch.__version__} finds {has} here"
+        raise UsageError(f"--device {name}: not available, {found}; {hint}")
     return torch.device(name)
 
 
@@ -77,9 +76,8 @@ def resolve_precision(amp: bool, amp_dtype: str, device: torch.device) -> str:
         return "bf16" if amp_dtype == "bf16" or cpu_has_fast_bf16() else "fp32"
     if amp_dtype != "auto":
         return amp_dtype
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if device.type == "xpu" else "fp16"
+    cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if cuda or device.type == "xpu" else "fp16"
 
 
 def cpu_has_fast_bf16() -> bool:
@@ -97,11 +95,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 def compile_obstacle() -> str | None:
     """What torch.compile lacks on this machine to build for the CPU, and how to get it, or None."""
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if not shutil.which(compiler):
-        return (
-            f"torch.compile needs a C++ compiler and {compiler} is not there: apt-get install g++"
-        )
+    tool = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if not shutil.which(tool):
+        return f"torch.compile needs a C++ compiler and {tool} is not there: apt-get install g++"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "torch.compile needs Python's headers: apt-get install python3-dev"
     return None

@@ -53,25 +53,23 @@ class World:
         over the processes is then the batch's mean, whatever the parts' sizes."""
         if self.size == 1:
             return order, [None] * len(order)
-        parts, scales = zip(*map(self._share, order), strict=True)
+        parts, scales = [], []
+        for batch in order:
+            # BatchNorm cannot train on a single 1x1 feature map, but for SyncBatchNorm, which
+            # counts a part of no image rightly too. Whoever else gets none takes part with images
+            # of another's, which count nothing.
+            active = self.size if self.sync_bn else max(1, min(self.size, len(batch) // 2))
+            counts = self.rank < active
+            parts.append(batch.tensor_split(active)[self.rank] if counts else batch[:2])
+            scales.append(self.size / len(batch) if counts else 0.0)
         return parts, scales
-
-    def _share(self, batch: Tensor) -> tuple[Tensor, float]:
-        # BatchNorm cannot train on a single 1x1 feature map, but for SyncBatchNorm, which counts a
-        # part of no image rightly too. Whoever else gets none takes part with images of another's,
-        # which count nothing.
-        active = self.size if self.sync_bn else max(1, min(self.size, len(batch) // 2))
-        if self.rank >= active:
-            return batch[:2], 0.0
-        return batch.tensor_split(active)[self.rank], self.size / len(batch)
 
     def sum(self, values: Tensor) -> Tensor:
         """Values added up over the processes."""
-        if self.size == 1:
-            return values
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
 
     def mean(self, values: Tensor) -> Tensor:
         """Values averaged over the processes."""
@@ -79,8 +77,8 @@ class World:
 
     def average_buffers(self, network: nn.Module) -> None:
         """Give every process the mean of BatchNorm's running statistics: those of all images."""
-        for buffer in network.buffers() if self.size > 1 else ():
-            if buffer.is_floating_point():
+        for buffer in network.buffers():
+            if self.size > 1 and buffer.is_floating_point():
                 buffer.copy_(self.mean(buffer))
 
     def evaluate(self, forward: Callable[[Tensor], Tensor], index: Tensor, block: int) -> Tensor:
@@ -100,8 +98,8 @@ class World:
         """Seed torch's random numbers, otherwise in each process: what is drawn inside a network,
         as by dropout, is then a function of the numbers and the process alone."""
         if self.size > 1:
-            sequence = np.random.SeedSequence([*numbers, self.rank])
-            torch.manual_seed(int(sequence.generate_state(1)[0]))
+            [seed] = np.random.SeedSequence([*numbers, self.rank]).generate_state(1)
+            torch.manual_seed(int(seed))
 
     @contextmanager
     def ending_together(self, *known: type[Exception]) -> Iterator[None]:
@@ -115,18 +113,18 @@ class World:
 
     def leave(self, status: int) -> int:
         """End well, with this exit status: every process has done its work."""
+
+        def end() -> None:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
         if self.size > 1:
             dist.destroy_process_group()
             # Gloo's threads live on (torch 2.14). One that gives back a tensor while Python takes
             # the process down aborts it, so the process ends before that.
-            atexit.register(_end, status)
+            atexit.register(end)
         return status
-
-
-def _end(status: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 ALONE = World()
@@ -145,10 +143,9 @@ def join_world(devices: Sequence[str]) -> World:
     for kind in {name for name in devices if name != "cpu"}:
         here, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.accelerator.device_count()
         if here > there:
-            raise UsageError(
-                f"--nproc-per-node: {here} processes want a {kind} device each, and this machine "
-                f"has {there}; start at most as many, or ask for --device cpu"
-            )
+            want = f"{here} processes want a {kind} device each, and this machine has {there}"
+            hint = "start at most as many, or ask for --device cpu"
+            raise UsageError(f"--nproc-per-node: {want}; {hint}")
         torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
         backend += f",{kind}:{dist.get_default_backend_for_device(kind)}"
     # Restarted processes meet in the store of those before (torch 2.14): each attempt has its part

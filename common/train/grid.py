@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -30,19 +31,15 @@ class Trajectory:
         """The first of the longest configurations."""
         return max(self.configs, key=lambda c: c.epochs)
 
-    def due(self, epoch: int) -> list[TrainConfig]:
-        """The configurations that end with this epoch."""
-        return [config for config in self.configs if config.epochs == epoch]
-
 
 def group_trajectories(configs: Sequence[TrainConfig]) -> list[Trajectory]:
     """Group the configurations whose training is the same but for its length."""
-    groups: dict[TrainConfig, list[TrainConfig]] = {}
+    groups = defaultdict(list)
     for config in configs:
         key = canonical(config)
         if config.schedule == "constant":  # else a shorter run is no part of a longer one
             key = replace(key, epochs=1)
-        groups.setdefault(key, []).append(config)
+        groups[key].append(config)
     return [Trajectory(tuple(sorted(g, key=lambda c: c.epochs))) for g in groups.values()]
 
 
@@ -59,9 +56,7 @@ def pin_memory_effect(config: TrainConfig) -> str | None:
     """Why pin_memory changes nothing in this configuration, or None where it is a real factor."""
     if config.device == "cpu":
         return "none: a CPU has no copy to make"
-    if config.data_on == "device":
-        return "none: the images live on the device"
-    return None
+    return "none: the images live on the device" if config.data_on == "device" else None
 
 
 def train_id(config: TrainConfig) -> str:
@@ -80,9 +75,7 @@ def name_weights(config: TrainConfig) -> TrainConfig:
     return replace(config, weights_sha256=hashlib.sha256(content).hexdigest())
 
 
-def look_up(
-    configs: Sequence[TrainConfig], log: Log
-) -> tuple[dict[TrainConfig, Row], list[TrainConfig]]:
+def look_up(configs: Sequence[TrainConfig], log: Log) -> tuple[dict[TrainConfig, Row], list]:
     """Of the configurations that the log has no row of: those whose training it has under another
     configuration, with the row of that; and those that are still to be trained."""
     rows = log.finished("train")
@@ -100,31 +93,22 @@ def state_file(folder: Path, config: TrainConfig) -> Path:
     return folder / f"checkpoints/{train_id(config)}.state.pt"
 
 
-def append_row(
-    log: Log,
-    config: TrainConfig,
-    metrics: Row,
-    shared_with: str | None,
-    measured_by: Row | None = None,
-) -> None:
+def append_row(log: Log, config: TrainConfig, metrics: Row, shared_with: str | None, **by) -> None:
     """Write a configuration's row: `shared_with` is the run that was trained, if it is another."""
     own = {"pin_memory_effect": pin_memory_effect(config), "shared_with": shared_with}
-    stamp = {"device": config.device, "measured_by": measured_by}
-    log.append("train", as_dict(config), metrics | own, **stamp)
+    log.append("train", as_dict(config), metrics | own, device=config.device, **by)
 
 
 def check_values(values: dict[str, list[Any]]) -> None:
     """Raises: UsageError for a bad value, or a 16-bit type that nothing would be computed in."""
     expand_grid(TrainConfig, values)
     if values["amp"] == [False] and values["amp_dtype"] != ["auto"]:
-        raise UsageError(
-            f"--amp-dtype {values['amp_dtype'][0]}: --amp is false, so that nothing would be "
-            "computed in it; leave one of the two out"
-        )
+        why = "--amp is false, so that nothing would be computed in it; leave one of the two out"
+        raise UsageError(f"--amp-dtype {values['amp_dtype'][0]}: {why}")
 
 
 def print_plan(
-    configs: Sequence[TrainConfig], todo: Sequence[Trajectory], estimated_ms: float | None
+    configs: Sequence[TrainConfig], todo: Sequence[Trajectory], ms: float | None
 ) -> None:
     """Say how much there is to do, how much of it is done, and how long the rest may take."""
     in_log = len(configs) - sum(len(t.configs) for t in todo)
@@ -132,9 +116,8 @@ def print_plan(
         f"configurations: {len(configs)}, in the log: {in_log}; "
         f"trajectories: {len(group_trajectories(configs))}, to train: {len(todo)}"
     )
-    if estimated_ms is not None:
-        failing = math.isnan(estimated_ms)
-        time = "unknown, for some steps fail" if failing else format_minutes(estimated_ms / 6e4)
+    if ms is not None:
+        time = "unknown, for some steps fail" if math.isnan(ms) else format_minutes(ms / 6e4)
         print(f"estimated time of the training steps: {time} (a few of each kind were timed)")
 
 
@@ -150,9 +133,8 @@ def format_finished(configs: Sequence[TrainConfig], log: Log) -> str:
     lines = []
     for config in configs:
         if row := rows.get(train_id(config)):
-            m, name = row["metrics"], row["run_id"]
-            accuracies = (f"{m['val_acc']:.4f}", f"{m['test_acc']:.4f}")
-            speed = (f"{m['train_ms'] / 1e3:.0f}", f"{m['images_per_s']:.0f}")
-            setting = (config.describe(), config.epochs, config.seed)
-            lines.append([name, *setting, *accuracies, *speed, m["shared_with"] or ""])
+            m = row["metrics"]
+            line = [row["run_id"], config.describe(), config.epochs, config.seed]
+            line += [f"{m['val_acc']:.4f}", f"{m['test_acc']:.4f}", f"{m['train_ms'] / 1e3:.0f}"]
+            lines.append([*line, f"{m['images_per_s']:.0f}", m["shared_with"] or ""])
     return tabulate(lines, heads.split(", "), disable_numparse=True)

@@ -25,9 +25,9 @@ CHECK_EVERY = 100  # steps between looks at the losses; each look waits for the 
 class NonFiniteLoss(RuntimeError):
     """The loss became NaN or infinite; holds the step it did at and the last finite value."""
 
-    def __init__(self, step: int, last_finite_loss: float | None) -> None:
-        super().__init__(f"loss not finite at step {step}; last finite loss {last_finite_loss}")
-        self.metrics = {"step": step, "last_finite_loss": last_finite_loss}
+    def __init__(self, step: int, last: float | None) -> None:
+        super().__init__(f"loss not finite at step {step}; last finite loss {last}")
+        self.metrics = {"step": step, "last_finite_loss": last}
 
 
 @dataclass
@@ -61,24 +61,20 @@ def prepare_forward(model: nn.Module, compile: bool, channels_last: bool = True)
 
 
 def train_epoch(
-    setup: Setup,
-    order: Sequence[Tensor],
-    lrs: Sequence[float] | None = None,
-    label: str | None = None,
+    setup: Setup, order: Sequence[Tensor], lrs: Sequence[float] = (), label: str | None = None
 ) -> dict[str, float]:
     """Train on every batch of indices or views in `order`, once, at the learning rate of each
-    step, or at the optimiser's own; each process on its share of every batch.
+    step, or at the optimiser's own; each process on its share of every batch. With a label a
+    progress bar is shown on a terminal.
 
-    With a label a progress bar is shown on a terminal.
     Returns: means over images, of the loss without label smoothing, as evaluation has it; wall time
     of the steps.
     Raises: NonFiniteLoss, on a CPU at most CHECK_EVERY steps late, else at the end of the epoch.
     """
     setup.model.train()
     world, device = setup.world, setup.batches.device
-    losses = torch.zeros(len(order), device=device)
+    losses, seen = torch.zeros(len(order), device=device), 0
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    seen = 0
     shares, scales = world.share(order)
     progress = tqdm(shares, desc=label, disable=None if label else True, leave=False)
     # On an accelerator a look at the losses would stall the queue: without a bar it waits for the
@@ -86,9 +82,8 @@ def train_epoch(
     stalls = device.type != "cpu" and (progress.disable or world.size > 1)
     start_ms = now_ms(device)
     for step, index in enumerate(progress):
-        if lrs:
-            for group in setup.optimizer.param_groups:
-                group["lr"] = lrs[step]
+        for group in setup.optimizer.param_groups if lrs else ():
+            group["lr"] = lrs[step]
         inputs, labels = setup.batches.load(index)
         losses[step], logits = train_step(setup, inputs, labels, scales[step])
         if scales[step] != 0:
@@ -167,7 +162,14 @@ def refresh_statistics(model: nn.Module, batches: Batches, train: Tensor, steps:
     Returns: how many images that took, None where the running statistics stay.
     Source: torch.optim.swa_utils.update_bn.
     """
-    lagging = {layer: layer.momentum for layer in model.modules() if _lags(layer, steps)}
+    lagging = {
+        layer: layer.momentum
+        for layer in model.modules()
+        # The common base of BatchNorm, SyncBatchNorm and InstanceNorm; torch has no public one.
+        if isinstance(layer, nn.modules.batchnorm._NormBase)
+        and layer.running_mean is not None
+        and (layer.momentum is None or (layer.momentum < 0.1 and layer.momentum * steps < 100))
+    }
     if not lagging:
         return None
     model.eval()
@@ -184,14 +186,6 @@ def refresh_statistics(model: nn.Module, batches: Batches, train: Tensor, steps:
     for layer, momentum in lagging.items():
         layer.momentum = momentum
     return images
-
-
-def _lags(layer: nn.Module, steps: int) -> bool:
-    # The common base of BatchNorm, SyncBatchNorm and InstanceNorm; torch has no public one.
-    if not isinstance(layer, nn.modules.batchnorm._NormBase) or layer.running_mean is None:
-        return False
-    momentum = layer.momentum
-    return momentum is None or (momentum < 0.1 and momentum * steps < 100)
 
 
 class MirrorMean(nn.Module):

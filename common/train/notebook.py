@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
 from common.base.config import HwTrainConfig, TrainConfig
@@ -17,8 +16,11 @@ from common.models import build_model
 from common.train.device import autocast
 from common.train.optim import MOMENTUM
 
+Config = TrainConfig | HwTrainConfig
+Statistics = tuple[Tensor, Tensor]  # mean and standard deviation of pixels
 
-class PilImages(TorchDataset):
+
+class PilImages(torch.utils.data.Dataset):
     """Some images of a data set, each made a PIL image and transformed when asked for."""
 
     def __init__(self, dataset: Dataset, index: Tensor, prepare: transforms.Compose) -> None:
@@ -34,10 +36,7 @@ class PilImages(TorchDataset):
 
 
 def notebook_loader(
-    config: TrainConfig | HwTrainConfig,
-    dataset: Dataset,
-    index: Tensor,
-    statistics: tuple[Tensor, Tensor],
+    config: Config, dataset: Dataset, index: Tensor, statistics: Statistics
 ) -> DataLoader:
     """The study's preprocessing as torchvision's tutorials write it, on the images of `index`, in
     full batches, for a step's images are counted."""
@@ -50,23 +49,20 @@ def notebook_loader(
 
 
 def notebook_steps(
-    config: TrainConfig | HwTrainConfig,
+    config: Config,
     dataset: Dataset,
     index: Tensor,
-    statistics: tuple[Tensor, Tensor],
+    statistics: Statistics,
     device: torch.device,
     precision: str,
 ) -> Iterator[Tensor]:
     """One training step at each turn, which gives its loss, the network being built before: NCHW,
     torch's default optimiser, loss.item() at every step, and autocast around the forward pass
     unless the precision is fp32."""
-    size = config.image_size
-    model = build_model(config.model, len(dataset.classes), config.seed, image_size=size)
-    model.to(device).train()
-    kind, extra = {
-        "sgd": (torch.optim.SGD, {"momentum": MOMENTUM}),
-        "adam": (torch.optim.Adam, {}),
-    }[config.opt]
+    classes, size = len(dataset.classes), config.image_size
+    model = build_model(config.model, classes, config.seed, image_size=size).to(device).train()
+    kinds = {"sgd": (torch.optim.SGD, {"momentum": MOMENTUM}), "adam": (torch.optim.Adam, {})}
+    kind, extra = kinds[config.opt]
     optimizer = kind(model.parameters(), lr=config.lr, **extra)
     criterion = torch.nn.CrossEntropyLoss()
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")

@@ -41,20 +41,19 @@ def build_optimizer(
         return kind(model.parameters(), fused=True, **settings)
     names = find_hidden(model, image_size) if opt == "muon" else []
     params = dict(model.named_parameters())
-    hidden = [params.pop(name) for name in names]
+    hidden = {"params": [params.pop(name) for name in names], "orthogonal": True}
     groups = [
         {"params": [p for p in params.values() if p.ndim > 1]},
         {"params": [p for p in params.values() if p.ndim == 1], "weight_decay": 0.0},
     ]
     if opt == "muon":
         set_norms_if_noticed(model, names, image_size)
-        groups.insert(0, {"params": hidden, "weight_decay": 0.0, "orthogonal": True})
+        groups = [hidden | {"weight_decay": 0.0}, *groups]
         return Muon(groups, momentum=MUON_MOMENTUM, **settings)
     # torch's fused SGD is the slower one on a CPU.
     settings |= {"momentum": MOMENTUM, "fused": next(model.parameters()).device.type != "cpu"}
-    if opt == "sgd":
-        return torch.optim.SGD(model.parameters(), **settings)
-    return torch.optim.SGD(groups, nesterov=True, **settings)
+    sgd = opt == "sgd"
+    return torch.optim.SGD(model.parameters() if sgd else groups, nesterov=not sgd, **settings)
 
 
 def schedule_lr(schedule: str, lr: float, step: int, steps: int) -> float:
@@ -79,34 +78,32 @@ class Muon(torch.optim.Optimizer):
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; cifar10-airbench.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], **settings: Any) -> None:
+    def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
         """settings: lr, momentum and weight_decay."""
-        super().__init__(list(groups), {"weight_decay": 0.0, "orthogonal": False} | settings)
+        super().__init__(groups, {"weight_decay": 0.0, "orthogonal": False} | settings)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """One step of every group. A closure is not taken: there is no loss to give back."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            for p, step in zip(params, self._nesterov(params, group), strict=True):
+            if not params:
+                continue
+            for p in params:
+                if "momentum" not in self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum"] for p in params]
+            grads = [p.grad for p in params]
+            if group["weight_decay"]:
+                grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, grads)
+            steps = torch._foreach_add(grads, buffers, alpha=group["momentum"])
+            for p, step in zip(params, steps, strict=True):
                 if group["orthogonal"]:
                     set_norm(p)
                     step = orthogonalize(step.reshape(len(p), -1)).view_as(p)
                 p.sub_(step, alpha=group["lr"])
-
-    def _nesterov(self, params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        if not params:
-            return []
-        for p in params:
-            if "momentum" not in self.state[p]:
-                self.state[p]["momentum"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum"] for p in params]
-        grads = [p.grad for p in params]
-        if group["weight_decay"]:
-            grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, grads)
-        return list(torch._foreach_add(grads, buffers, alpha=group["momentum"]))
 
 
 @torch.no_grad()
@@ -133,8 +130,8 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 def find_hidden(model: nn.Module, image_size: int) -> list[str]:
     """The weights, by name, whose steps Muon orthogonalises."""
-    first = next((name for name, p in model.named_parameters() if p.ndim == 4), None)
-    return [name for name in find_scale_free(model, image_size) if name != first]
+    convolutions = [name for name, p in model.named_parameters() if p.ndim == 4]
+    return [name for name in find_scale_free(model, image_size) if name not in convolutions[:1]]
 
 
 def find_scale_free(model: nn.Module, image_size: int) -> list[str]:
@@ -164,9 +161,8 @@ def find_scale_free(model: nn.Module, image_size: int) -> list[str]:
 
 @torch.no_grad()
 def set_norms_if_noticed(model: nn.Module, names: Iterable[str], image_size: int) -> None:
-    """Give weights the norms that they will be kept at, where the network notices: where outputs
-    are so small that a normalisation's epsilon counts, the first step would change the network
-    whatever the learning rate."""
+    """Give weights the norms that they will be kept at, where the network notices: where a
+    normalisation's epsilon counts, the first step would change it whatever the learning rate."""
     probe = _copy_in_double(model)
     before = _answer(probe, image_size)
     for name in names:
@@ -177,8 +173,7 @@ def set_norms_if_noticed(model: nn.Module, names: Iterable[str], image_size: int
 
 
 def _copy_in_double(model: nn.Module) -> nn.Module:
-    """In evaluation mode, but that normalisations take their statistics from what they are given,
-    as in training."""
+    # In evaluation mode, but normalisations take their statistics from what they are given.
     probe = copy.deepcopy(model).cpu().double().eval()
     for layer in probe.modules():
         if getattr(layer, "running_mean", None) is not None:
@@ -188,12 +183,7 @@ def _copy_in_double(model: nn.Module) -> nn.Module:
 
 def _answer(probe: nn.Module, image_size: int) -> Tensor:
     """Logits of noise: of small images, or where the network takes no such, of its own size."""
-    generator = torch.Generator().manual_seed(0)
-
-    def images(side: int) -> Tensor:
-        shape = (PROBE_IMAGES, 3, side, side)
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
+    settings = {"generator": torch.Generator().manual_seed(0), "dtype": torch.float64}
     with suppress(Exception):  # each network refuses in its own way
-        return probe(images(PROBE_SIDE))
-    return probe(images(image_size))
+        return probe(torch.randn(PROBE_IMAGES, 3, PROBE_SIDE, PROBE_SIDE, **settings))
+    return probe(torch.randn(PROBE_IMAGES, 3, image_size, image_size, **settings))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from common.base.cli import UsageError, as_dict, first_line, is_out_of_memory
 from common.base.config import TrainConfig
 from common.base.log import save_predictions
+from common.data import datasets
 from common.data.batches import Batches, draw_views, epoch_order, measure_pixels, split_batches
-from common.data.datasets import cached_dataset, describe_split, explain_images, split_dataset
 from common.data.fetch import Dataset
 from common.models import build_model, build_on_meta
 from common.train import loop
@@ -38,19 +39,14 @@ class Run:
         self.config, self.world = config, replace(world, sync_bn=config.sync_bn)
         self.device = torch.device(config.device)
         self.precision = resolve_precision(config.amp, config.amp_dtype, self.device)
-        self.dataset = cached_dataset(config.dataset, data_dir, config.image_size)
-        self.split = split_dataset(self.dataset, config.split, config.split_seed, config.limit)
+        self.dataset, self.split = datasets.load_split(config, data_dir)
         self.statistics = measure_pixels(self.dataset.images[self.split.train])
-        placed = {name: getattr(config, name) for name in PLACED}
-        self.batches = Batches(
-            self.dataset, self.statistics, config.image_size, self.device, **placed
-        )
+        size, placed = config.image_size, {name: getattr(config, name) for name in PLACED}
+        self.batches = Batches(self.dataset, self.statistics, size, self.device, **placed)
         torch.manual_seed(config.seed)
         self.model = new_model(config, self.dataset)
         self.model.to(self.device, memory_format=self.batches.memory_format)
-        optimizer = build_optimizer(
-            self.model, config.opt, config.lr, config.weight_decay, config.image_size
-        )
+        optimizer = build_optimizer(self.model, config.opt, config.lr, config.weight_decay, size)
         if config.sync_bn:  # the same parameters
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         forward = world.wrap(loop.prepare_forward(self.model, config.compile, config.channels_last))
@@ -74,10 +70,10 @@ class Run:
         config, order = self.config, self.order(epoch)
         steps = range(len(order) * (epoch - 1), len(order) * epoch)
         total = len(order) * config.epochs
+        lrs = [schedule_lr(config.schedule, config.lr, step, total) for step in steps]
         label = f"{config.describe()} [{epoch}/{config.epochs}]"
         self.world.seed(config.seed, epoch)
         try:
-            lrs = [schedule_lr(config.schedule, config.lr, step, total) for step in steps]
             return loop.train_epoch(self.setup, order, lrs, None if self.world.rank else label)
         except loop.NonFiniteLoss as error:
             error.metrics["epoch"] = epoch
@@ -101,11 +97,8 @@ class Run:
 
     def test(self, index: Tensor) -> tuple[float, float, Tensor]:
         """Loss, accuracy and logits on the images of `index`. Shapes: (N,) -> (N, classes)."""
-        logits = self.world.evaluate(
-            lambda part: loop.evaluate(self.tested, self.batches, part),
-            index,
-            loop.EVAL_BATCH_SIZE,
-        )
+        answer = partial(loop.evaluate, self.tested, self.batches)
+        logits = self.world.evaluate(answer, index, loop.EVAL_BATCH_SIZE)
         return *loop.score(logits, self.dataset.labels[index]), logits
 
     def finish(self) -> tuple[Metrics, Tensor]:
@@ -128,7 +121,7 @@ class Run:
             "precision": self.precision,
             **n,
             "split_sha256": self.split.sha256(),
-            **describe_split(self.dataset, self.split),
+            **datasets.describe_split(self.dataset, self.split),
         }, logits
 
     def save(self, folder: Path, name: str, logits: Tensor) -> dict[str, str]:
@@ -138,15 +131,10 @@ class Run:
             "checkpoint": f"checkpoints/{name}.pt",
             "best_checkpoint": f"checkpoints/{name}.best.pt",
         }
-        index = self.split.test
-        save_predictions(
-            folder / files["predictions"],
-            pred=logits.argmax(1),
-            logits=logits,
-            label=self.dataset.labels[index],
-            index=index,
-            classes=self.dataset.classes,
-        )
+        index, classes = self.split.test, self.dataset.classes
+        images = {"label": self.dataset.labels[index], "index": index, "classes": classes}
+        file = folder / files["predictions"]
+        save_predictions(file, pred=logits.argmax(1), logits=logits, **images)
         save_checkpoint(folder / files["checkpoint"], self.weights())
         save_checkpoint(folder / files["best_checkpoint"], self.best)
         return files
@@ -166,7 +154,7 @@ class Run:
             "history": self.history,
             "best": self.best,
             "rng": torch.get_rng_state(),
-            "device_rng": self._device_generator().get_rng_state(),
+            "device_rng": self._generator.get_rng_state(),
             "arithmetic": arithmetic(),
         }
 
@@ -177,14 +165,13 @@ class Run:
         self.setup.scaler.load_state_dict(state["scaler"])
         self.history, self.best = state["history"], state["best"]
         if state["arithmetic"] != arithmetic():
-            print(
-                f"  continues in {arithmetic()} a run begun in {state['arithmetic']}: "
-                "the same to rounding, not to the bit"
-            )
+            begun = f"a run begun in {state['arithmetic']}: the same to rounding, not to the bit"
+            print(f"  continues in {arithmetic()} {begun}")
         torch.set_rng_state(state["rng"])
-        self._device_generator().set_rng_state(state["device_rng"])
+        self._generator.set_rng_state(state["device_rng"])
 
-    def _device_generator(self) -> Any:
+    @property
+    def _generator(self) -> Any:
         """The module with the generator that the device draws from, such as torch.cuda."""
         return torch if self.device.type == "cpu" else torch.get_device_module(self.device)
 
@@ -209,13 +196,10 @@ def load_state(folder: Path, trajectory: Trajectory) -> dict[str, Any] | None:
 
 def explain_failure(error: Exception, config: dict[str, Any]) -> str:
     """An error in one line; where memory ran out, with what to lower."""
-    what = first_line(error)
-    if is_out_of_memory(error):
-        return (
-            f"out of memory at --batch-size {config['batch_size']}, --image-size "
-            f"{config['image_size']}: lower one of them ({what})"
-        )
-    return what
+    if not is_out_of_memory(error):
+        return first_line(error)
+    flags = f"--batch-size {config['batch_size']}, --image-size {config['image_size']}"
+    return f"out of memory at {flags}: lower one of them ({first_line(error)})"
 
 
 def best_epoch(history: list[Metrics]) -> Metrics:
@@ -224,8 +208,7 @@ def best_epoch(history: list[Metrics]) -> Metrics:
 
 
 def arithmetic() -> str:
-    """What the order of additions depends on, on a CPU: results are bit-identical where this is
-    the same and the kind of CPU is."""
+    """What the order of additions depends on, on a CPU, beside the kind of CPU."""
     instructions = torch.backends.cpu.get_cpu_capability()
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {instructions}"
 
@@ -251,18 +234,16 @@ def check_configs(configs: Sequence[TrainConfig], data_dir: str) -> None:
         on_cpu = device.type == "cpu"
         if config.compile and on_cpu and (obstacle := compile_obstacle()):
             raise UsageError(f"--compile true: {obstacle}")
-        dataset = cached_dataset(config.dataset, data_dir, config.image_size)
-        split_dataset(dataset, config.split, config.split_seed)
+        dataset, _ = datasets.load_split(config, data_dir)
         check_network(config.model, config.image_size, config.opt, min(2, config.batch_size))
         if on_cpu and precision == "bf16":
             check_bf16(config.model, config.image_size, "--amp false")
         if config.weights:
             new_model(config, dataset)
         if config.amp and precision == "fp32":
-            print(
-                f"{config.describe()}: fp32, for this CPU has no fast bf16; --amp changes nothing"
-            )
-    explain_images(configs, data_dir)
+            why = "for this CPU has no fast bf16; --amp changes nothing"
+            print(f"{config.describe()}: fp32, {why}")
+    datasets.explain_images(configs, data_dir)
 
 
 @cache
@@ -293,17 +274,17 @@ def check_bf16(model: str, image_size: int, way_out: str) -> None:
     taps that only ever meet padding.
     """
 
-    def look(name: str, conv: nn.Conv2d, inputs: tuple[Tensor]) -> None:
+    def look(conv: nn.Conv2d, inputs: tuple[Tensor]) -> None:
         if min(inputs[0].shape[-2:]) == 1 and max(conv.kernel_size) > 1 and max(conv.stride) > 1:
             raise UsageError(
-                f"--image-size {image_size}: {name} would see a single pixel, where oneDNN leaves "
-                f"part of its bf16 weight gradient unset; use larger images or {way_out}"
+                f"--image-size {image_size}: {names[conv]} would see a single pixel, where oneDNN "
+                f"leaves part of its bf16 weight gradient unset; use larger images or {way_out}"
             )
 
     network = build_on_meta(model, 10, image_size).eval()
-    for name, layer in network.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.register_forward_pre_hook(lambda conv, x, name=name: look(name, conv, x))
+    names = {layer: name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)}
+    for layer in names:
+        layer.register_forward_pre_hook(look)
     network(torch.empty(1, 3, image_size, image_size, device="meta"))
 
 
@@ -316,21 +297,12 @@ def estimate_ms(configs: Iterable[TrainConfig], data_dir: str) -> float:
         sample = replace(config, seed=0, split_seed=0, lr=1e-9, epochs=1, limit=None)
         kind = replace(sample, dataset="mnist")
         if kind not in step_ms:
-            step_ms[kind] = _time_steps(sample, data_dir)
-        dataset = cached_dataset(config.dataset, data_dir, config.image_size)
-        split = split_dataset(dataset, config.split, config.split_seed, config.limit)
+            step_ms[kind] = float("nan")  # what fails here will fail, and be logged, in its own run
+            with suppress(Exception):
+                run = Run(sample, data_dir)
+                for epoch in (1, 2):  # a few untimed steps, and as many timed ones
+                    order = run.order(epoch)[:3]
+                    step_ms[kind] = loop.train_epoch(run.setup, order)["train_ms"] / len(order)
+        _, split = datasets.load_split(config, data_dir)
         total_ms += step_ms[kind] * config.epochs * len(split.train) / config.batch_size
     return total_ms
-
-
-def _time_steps(config: TrainConfig, data_dir: str, steps: int = 3) -> float:
-    """Milliseconds a step, after as many untimed ones; NaN where the steps fail, for what fails
-    here will fail, and be logged, in its own run."""
-    try:
-        run = Run(config, data_dir)
-        for epoch in (1, 2):
-            order = run.order(epoch)[:steps]
-            timed = loop.train_epoch(run.setup, order)
-        return timed["train_ms"] / len(order)
-    except Exception:
-        return float("nan")

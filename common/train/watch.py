@@ -57,67 +57,57 @@ def read_plan(folder: Path) -> Plan:
         raise UsageError(f"--watch: {path} is no plan of this version: {error}") from None
 
 
-def speed_key(config: Row) -> str:
-    """What runs of equally long epochs have in common."""
-    return json.dumps({k: v for k, v in config.items() if k not in FREE}, sort_keys=True)
-
-
 def progress(plan: Plan, rows: Sequence[Row]) -> str:
     """One line: what is finished, what runs, how long the rest may take; ends in "done" at last."""
     new = [row for row in rows if row["time_utc"] >= plan.started]
     status = {row["run_id"]: row["status"] for row in new if row["kind"] == "train"}
     epochs = {r["run_id"]: r["metrics"].get("epoch", 0) for r in new if r["kind"] == "epoch"}
-    names = [train_id(config) for t in plan.trajectories for config in t.configs]
-    outcomes = [status.get(name) for name in names]
+    outcomes = [status.get(train_id(config)) for t in plan.trajectories for config in t.configs]
     failed = f", {outcomes.count('failed')} failed" if "failed" in outcomes else ""
-    text = f"{outcomes.count('ok')} of {len(names)} configurations finished{failed}"
-    ended = {name for name in names if status.get(name) in ("ok", "failed")}
-    waiting = [t for t in plan.trajectories if {train_id(c) for c in t.configs} - ended]
+    text = f"{outcomes.count('ok')} of {len(outcomes)} configurations finished{failed}"
+    ended = {name for name, outcome in status.items() if outcome in ("ok", "failed")}
+    waiting = [t.trained for t in plan.trajectories if {*map(train_id, t.configs)} - ended]
     if not waiting:
         return f"{text}; done"
-    for running in (t.trained for t in waiting[: plan.workers]):  # they are begun in this order
+    for running in waiting[: plan.workers]:  # they are begun in this order
         done = epochs.get(train_id(running), 0)
         text += f"; {running.describe()}: {done} of {running.epochs} epochs"
+    left = {config: config.epochs - epochs.get(train_id(config), 0) for config in waiting}
     last = max([plan.started, *(row["time_utc"] for row in rows)])
-    left = time_left([t.trained for t in waiting], epochs, rows, plan.workers)
-    return f"{text}; {left}; last row {last[11:19]} UTC"
+    return f"{text}; {time_left(left, rows, plan.workers)}; last row {last[11:19]} UTC"
 
 
-def time_left(
-    waiting: Sequence[TrainConfig], epochs: dict[str, int], rows: Sequence[Row], workers: int
-) -> str:
-    """How long the training steps that are left take, as far as their like has been timed."""
+def time_left(epochs: dict[TrainConfig, int], rows: Sequence[Row], workers: int) -> str:
+    """How long training so many epochs takes, as far as their like has been timed."""
+
+    def kind(config: Row) -> str:  # what runs of equally long epochs have in common
+        return json.dumps({k: v for k, v in config.items() if k not in FREE}, sort_keys=True)
+
     times_ms: dict[str, list[float]] = {}
     for row in rows:
         train_ms = row["metrics"].get("train_ms")
         if row["kind"] == "epoch" and isinstance(train_ms, int | float):
-            times_ms.setdefault(speed_key(row["config"]), []).append(train_ms)
-    timed = [config for config in waiting if speed_key(as_dict(config)) in times_ms]
+            times_ms.setdefault(kind(row["config"]), []).append(train_ms)
+    timed = {c: times_ms[kind(as_dict(c))] for c in epochs if kind(as_dict(c)) in times_ms}
     if not timed:
         return "time left unknown until an epoch is timed"
-    left_ms = sum(
-        (config.epochs - epochs.get(train_id(config), 0))
-        * statistics.median(times_ms[speed_key(as_dict(config))])
-        for config in timed
-    )
-    untimed = len(waiting) - len(timed)
-    minutes = format_minutes(left_ms / 6e4 / min(workers, len(waiting)))
+    left_ms = sum(epochs[config] * statistics.median(ms) for config, ms in timed.items())
+    minutes = format_minutes(left_ms / 6e4 / min(workers, len(epochs)))
+    untimed = len(epochs) - len(timed)
     return f"about {minutes} left" + (f" and {untimed} trainings not timed yet" if untimed else "")
 
 
 def watch(folder: Path) -> int:
     """Follow a grid until it is done: on a terminal in one line, else in a line for each change."""
-    terminal = sys.stdout.isatty()
+    start, end = ("\r\x1b[K", "") if sys.stdout.isatty() else ("", "\n")
     size, rows, shown = -1, [], ""
-    while True:
+    while not shown.endswith("done"):
         plan = read_plan(folder)
         if size != (size := sum(f.stat().st_size for f in log_files(folder) if f.exists())):
             rows = [row for row in read_log(folder)[0] if row["kind"] in ("epoch", "train")]
-        text = progress(plan, rows)
-        if text != shown:
-            print(f"\r\x1b[K{text}" if terminal else text, end="" if terminal else "\n", flush=True)
-        shown = text
-        if text.endswith("done"):
-            print(end="\n" if terminal else "", flush=True)
-            return 0
-        time.sleep(INTERVAL_S)
+        if shown != (shown := progress(plan, rows)):
+            print(f"{start}{shown}", end=end, flush=True)
+        if not shown.endswith("done"):
+            time.sleep(INTERVAL_S)
+    print(end="" if end else "\n", flush=True)
+    return 0

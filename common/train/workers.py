@@ -40,7 +40,8 @@ WAIT_S = 30  # for a cluster and its first worker
 PARENT = "BAKEOFF_PARENT"  # in a worker's environment: the process that started it
 # Options that say which work there is and how it is shared out, and are no part of a piece of it.
 OUTER = ("jobs", "backend", "cluster", "list_commands", "dry_run", "best")
-SILENT = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "text": True}
+PIPES = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+AS_WORKER = ("sh", "-c", f'{PARENT}=$PPID exec "$@"', "sh")  # tells a command who starts it
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,14 @@ class Job:
         flags = to_flags([replace(options, **inner)], several=False)
         flags = [*to_flags(self.configs, several=True), *flags]
         return [sys.executable, str(ROOT / f"{self.script}.py"), *flags]
+
+    def rows(self, log: Log, rows_before: int, force: bool) -> list[dict[str, Any] | None]:
+        """The row of each configuration, if it has one: written since the log had so many or, where
+        work is not to be done again, of whatever is finished, maybe by another process."""
+        ended = {} if force else log.finished(self.script)
+        since = log.read(self.script)[rows_before:]
+        ended |= {row["run_id"]: row for row in since if row["status"] != "interrupted"}
+        return [ended.get(run_id(self.script, as_dict(config))) for config in self.configs]
 
 
 def set_up(values: dict[str, list[Any]], options: TrainOptions) -> World:
@@ -98,76 +107,49 @@ def share_out(jobs: Sequence[Job], log: Log, options: GridOptions, workers: int)
     """Have every job done, and failed rows written for what cannot be. Returns: failed jobs."""
     local = options.backend == "loky"
     share = max(1, cpu_count() // workers) if local else 1  # a cluster's machines are not known
-    options = replace(
-        options,
-        threads=options.threads or share,
-        results_dir=os.path.abspath(options.results_dir),  # the same wherever it runs
-        data_dir=os.path.abspath(options.data_dir),
-    )
+    # The same folders wherever it runs.
+    folders = {
+        name: os.path.abspath(getattr(options, name)) for name in ("results_dir", "data_dir")
+    }
+    options = replace(options, threads=options.threads or share, **folders)
     machines = Processes() if local else Cluster(options.cluster, workers)
-    grid = _Grid(log, options, machines, len(log.read(jobs[0].script)) if jobs else 0)
-    failures = 0
-    with ThreadPoolExecutor(workers) as pool:
-        labels = [f"[{number}/{len(jobs)}] {job.label}" for number, job in enumerate(jobs, 1)]
-        futures = [pool.submit(grid.work_off, *work) for work in zip(jobs, labels, strict=True)]
-        try:
-            for future in as_completed(futures):
-                failures += future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            machines.stop()
-    return failures
+    rows_before = len(log.read(jobs[0].script)) if jobs else 0
 
-
-@dataclass(frozen=True)
-class _Grid:
-    """What the jobs of a grid have in common."""
-
-    log: Log
-    options: GridOptions
-    machines: Processes | Cluster
-    rows_before: int  # in the log
-
-    def work_off(self, job: Job, label: str) -> bool:
+    def work_off(job: Job, label: str) -> bool:
         """Run a job's command until all its rows are there. Returns: whether one is failed."""
         print(label, flush=True)
-        command = job.command(self.options, (*OUTER, "export"))  # exports come when all are done
+        command = job.command(options, (*OUTER, "export"))  # exports come when all are done
         for _ in range(TRIES):
-            status, errors = self.machines.run(command)
-            if self.machines.stopped:
+            status, errors = machines.run(command)
+            if machines.stopped:
                 return False
             *_, last = errors.strip().splitlines() or ["it left no row"]
             if status == 2:
                 raise UsageError(last.removeprefix(f"{job.script}.py: "))
             sys.stderr.write(errors)  # whole, and no progress bars in between
-            rows = self.rows_of(job)
+            rows = job.rows(log, rows_before, options.force)
             if all(rows):
                 break
             why = f"its worker died ({signal.Signals(-status).name})" if status < 0 else last
             print(f"  {label}: {why}; what it left is begun again", flush=True)
-        for config, row in zip(job.configs, rows, strict=True):
-            if not row:
-                device, error = getattr(config, "device", None), f"tried {TRIES} times: {why}"
-                self.log.append(
-                    job.script, as_dict(config), {}, status="failed", error=error, device=device
-                )
-        failed = [row["error"] for row in self.rows_of(job) if row["status"] != "ok"]
+        for n, config in enumerate(job.configs):
+            if not rows[n]:
+                end = {"status": "failed", "error": f"tried {TRIES} times: {why}"}
+                device = getattr(config, "device", None)
+                rows[n] = log.append(job.script, as_dict(config), {}, device=device, **end)
+        failed = [row["error"] for row in rows if row["status"] != "ok"]
         if failed:
             print(f"  failed: {job.label}: {failed[0]}", flush=True)
         return bool(failed)
 
-    def rows_of(self, job: Job) -> list[dict[str, Any] | None]:
-        """The row of each configuration, if it has one: written since this began or, where work is
-        not to be done again, of whatever is finished, for another process may have done it."""
-        ended = {} if self.options.force else self.log.finished(job.script)
-        since = self.log.read(job.script)[self.rows_before :]
-        ended |= {row["run_id"]: row for row in since if row["status"] != "interrupted"}
-        return [ended.get(run_id(job.script, as_dict(config))) for config in job.configs]
-
-
-def _as_worker(command: Sequence[str]) -> list[str]:
-    """The command, told of the process that starts it."""
-    return ["sh", "-c", f'{PARENT}=$PPID exec "$@"', "sh", *command]
+    labels = [f"[{number}/{len(jobs)}] {job.label}" for number, job in enumerate(jobs, 1)]
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            work = [pool.submit(work_off, *job) for job in zip(jobs, labels, strict=True)]
+            return sum(future.result() for future in as_completed(work))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            machines.stop()
 
 
 class Processes:
@@ -184,7 +166,7 @@ class Processes:
                 return 0, ""
             # In a session of its own: a terminal's Ctrl-C is for this process alone.
             process = subprocess.Popen(
-                _as_worker(command), **SILENT, stderr=subprocess.PIPE, start_new_session=True
+                [*AS_WORKER, *command], text=True, start_new_session=True, **PIPES
             )
             self.running.add(process)
         errors = process.communicate()[1]
@@ -204,14 +186,11 @@ class Cluster:
 
     def __init__(self, address: str | None, workers: int) -> None:
         """Raises: UsageError when the cluster is not there."""
-        self.stopped = False
+        self.stopped, dask = False, need("distributed", "--backend dask")
         here = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
         try:
-            dask = need("distributed", "--backend dask")
             self.client = dask.Client(address, timeout=WAIT_S, **({} if address else here))
             self.client.wait_for_workers(1, timeout=WAIT_S)
-        except UsageError:
-            raise
         except (OSError, ValueError) as error:  # ValueError: an address without a port
             raise UsageError(
                 f"--cluster {address}: no dask worker answers within {WAIT_S} s "
@@ -220,11 +199,10 @@ class Cluster:
 
     def run(self, command: Sequence[str]) -> tuple[int, str]:
         """As Processes.run: dask begins a command again elsewhere when its worker dies."""
+        command = [*AS_WORKER, *command]
         try:
-            submit = self.client.submit
-            done = submit(
-                subprocess.run, _as_worker(command), **SILENT, stderr=subprocess.PIPE, pure=False
-            ).result()
+            done = self.client.submit(subprocess.run, command, text=True, pure=False, **PIPES)
+            done = done.result()
         except Exception as error:  # too many workers died, or the client was closed
             return 1, first_line(error)
         return done.returncode, done.stderr
