@@ -10,27 +10,17 @@ from common.train.conv import MatmulConv2d, Window, use_matmul
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding"), [((3, 3), (1, 1), (1, 1)), ((3, 2), (2, 1), (0, 1))]
-)
-def test_neighbourhoods_are_torchs_unfold(kernel, stride, padding):
-    x = torch.randn(2, 5, 6, 7)
-    expected = unfold(x, kernel, padding=padding, stride=stride)  # B, C K K, L
-    expected = expected.view(2, 5, kernel[0] * kernel[1], -1).permute(0, 3, 2, 1).flatten(2)
-    assert torch.equal(Window(kernel, stride, padding).gather(x), expected.flatten(0, 1))
-
-
-@pytest.mark.parametrize(
     ("kernel", "stride", "padding"),
     [((3, 3), (1, 1), (1, 1)), ((3, 2), (2, 1), (0, 1)), ((1, 1), (1, 1), (0, 0)),
      ((1, 1), (2, 2), (0, 0))],
 )  # fmt: skip
-def test_scattering_is_torchs_fold(kernel, stride, padding):
-    x = torch.randn(2, 5, 6, 7)
-    window = Window(kernel, stride, padding)
-    rows = window.gather(x)
-    columns = rows.view(2, -1, kernel[0] * kernel[1], 5).permute(0, 3, 2, 1).flatten(1, 2)
+def test_gathering_is_torchs_unfold_and_scattering_its_fold(kernel, stride, padding):
+    x, window = torch.randn(2, 5, 6, 7), Window(kernel, stride, padding)
+    columns = unfold(x, kernel, padding=padding, stride=stride)  # B, C K K, L
+    rows = columns.view(2, 5, kernel[0] * kernel[1], -1).permute(0, 3, 2, 1).flatten(2)
+    assert torch.equal(window.gather(x), rows.flatten(0, 1))
     expected = fold(columns, (6, 7), kernel, padding=padding, stride=stride)
-    torch.testing.assert_close(window.scatter(rows, x.shape), expected)
+    torch.testing.assert_close(window.scatter(rows.flatten(0, 1), x.shape), expected)
 
 
 @pytest.mark.parametrize("needs_input", [True, False])

@@ -38,19 +38,15 @@ def prepare_process(threads: int) -> bool:
 
 def make_deterministic() -> None:
     """Use no algorithm that adds in an order of chance; an operation that has no other raises.
-
-    Source: https://docs.pytorch.org/docs/stable/notes/randomness.html
-    """
+    Source: https://docs.pytorch.org/docs/stable/notes/randomness.html"""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device asked for; auto takes the accelerator if there is one.
-
-    Raises: UsageError when it is not there. There is no falling back.
-    """
+    """The device asked for; auto takes the accelerator if there is one. Raises: UsageError when it
+    is not there: there is no falling back."""
     here = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
         return here or torch.device("cpu")
@@ -64,10 +60,7 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_precision(amp: bool, amp_dtype: str, device: torch.device) -> str:
     """fp32, bf16 or fp16: what autocast will really use. A CPU without fast bf16 trains in fp32,
-    and the caller says so.
-
-    Raises: UsageError for a type that was asked for by name and is not there.
-    """
+    and the caller says so. Raises: UsageError for a type asked for by name that is not there."""
     if not amp:
         return "fp32"
     if device.type == "cpu":

@@ -131,11 +131,9 @@ ALONE = World()
 
 
 def join_world(devices: Sequence[str]) -> World:
-    """Meet the other processes that torchrun started; without torchrun there is none.
-
-    On an accelerator each process of a machine takes a device of its own.
-    Raises: UsageError where there are too few of them.
-    """
+    """Meet the other processes that torchrun started; without torchrun there is none. On an
+    accelerator each process of a machine takes a device of its own. Raises: UsageError where there
+    are too few of them."""
     size = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
     if size == 1:
         return ALONE
@@ -160,21 +158,17 @@ def join_world(devices: Sequence[str]) -> World:
 
 def check_world(config: TrainConfig) -> None:
     """Say what several processes, or one, cannot do. Raises: UsageError."""
-    size = config.world_size
+    size, images, fault = config.world_size, config.batch_size, ""
     if config.sync_bn and size == 1:
-        raise UsageError(
-            "--sync-bn: one process has nothing to synchronise; start several with torchrun, or "
-            "leave it out"
-        )
-    if config.sync_bn and config.device == "cpu":
-        raise UsageError(
-            "--sync-bn: torch's SyncBatchNorm needs an accelerator; leave it out on a CPU, where "
-            "BatchNorm takes its statistics from each process's share"
-        )
-    if size > 1 and config.batch_size < 2 * size:
-        raise UsageError(
-            f"--batch-size {config.batch_size}: is over all {size} processes, and each needs two "
-            f"images a step; use {2 * size} or more, or fewer processes"
-        )
-    if config.compile and size > 1:
-        raise UsageError("--compile: one process only; leave it out under torchrun")
+        fault = "--sync-bn: one process has nothing to synchronise; start several with torchrun"
+        fault += ", or leave it out"
+    elif config.sync_bn and config.device == "cpu":
+        fault = "--sync-bn: torch's SyncBatchNorm needs an accelerator; leave it out on a CPU, "
+        fault += "where BatchNorm takes its statistics from each process's share"
+    elif size > 1 and images < 2 * size:
+        fault = f"--batch-size {images}: is over all {size} processes, and each needs two images "
+        fault += f"a step; use {2 * size} or more, or fewer processes"
+    elif config.compile and size > 1:
+        fault = "--compile: one process only; leave it out under torchrun"
+    if fault:
+        raise UsageError(fault)

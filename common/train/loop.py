@@ -152,9 +152,8 @@ def check_finite(losses: Tensor) -> None:
 
 
 def refresh_statistics(model: nn.Module, batches: Batches, train: Tensor, steps: int) -> int | None:
-    """Where a normalisation's running statistics lag behind its weights after so many steps of
-    training, take them again, as means over batches of the first images of `train`. Nothing else
-    is in training mode, and nothing is drawn.
+    """Where a normalisation's running statistics lag behind its weights after so many steps, take
+    them again, as means over batches of the first images of `train`; nothing is drawn.
 
     A running average looks back over 1 / momentum steps. It lags where that is over a hundredth of
     all: at momentum 0.01 and 400 steps a network that has learnt answers at chance. torch's own
@@ -189,10 +188,7 @@ def refresh_statistics(model: nn.Module, batches: Batches, train: Tensor, steps:
 
 
 class MirrorMean(nn.Module):
-    """A trained network that answers with the mean logits of an image and its mirror image.
-
-    Shapes: as the network's.
-    """
+    """A trained network that answers with the mean logits of an image and its mirror image."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -206,8 +202,7 @@ class MirrorMean(nn.Module):
 
 def as_tested(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
     """The network as its configuration has it answer."""
-    averaged = config.get("tta") and may_mirror(config["dataset"])
-    return MirrorMean(model) if averaged else model
+    return MirrorMean(model) if config.get("tta") and may_mirror(config["dataset"]) else model
 
 
 def evaluate(model: nn.Module, batches: Batches, index: Tensor) -> Tensor:

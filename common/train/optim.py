@@ -57,11 +57,8 @@ def build_optimizer(
 
 
 def schedule_lr(schedule: str, lr: float, step: int, steps: int) -> float:
-    """The learning rate of one step of a run, the first being 0.
-
-    triangular: up in a straight line for WARMUP of the run, then down to zero just after its end.
-    Where the corner lies between two steps, the lines would pass lr at one of them.
-    """
+    """The learning rate of one step of a run, the first being 0. triangular: up in a straight line
+    for WARMUP of the run, then down to zero just after its end, and never above lr."""
     if schedule == "constant":
         return lr
     warmup = WARMUP * steps
@@ -113,10 +110,7 @@ def set_norm(weight: Tensor) -> None:
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """The matrix with its singular values brought near one, by Newton-Schulz iterations in bf16.
-
-    Shapes: (m, n) -> (m, n).
-    """
+    """The matrix, its singular values brought near one by Newton-Schulz iterations in bf16."""
     a, b, c = COEFFICIENTS
     x = matrix.bfloat16()
     if tall := len(x) > x.shape[1]:

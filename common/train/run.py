@@ -126,18 +126,14 @@ class Run:
 
     def save(self, folder: Path, name: str, logits: Tensor) -> dict[str, str]:
         """Keep predictions and weights. Returns: the files as a row names them."""
-        files = {
-            "predictions": f"predictions/{name}.npz",
-            "checkpoint": f"checkpoints/{name}.pt",
-            "best_checkpoint": f"checkpoints/{name}.best.pt",
-        }
+        predictions = f"predictions/{name}.npz"
         index, classes = self.split.test, self.dataset.classes
         images = {"label": self.dataset.labels[index], "index": index, "classes": classes}
-        file = folder / files["predictions"]
-        save_predictions(file, pred=logits.argmax(1), logits=logits, **images)
-        save_checkpoint(folder / files["checkpoint"], self.weights())
-        save_checkpoint(folder / files["best_checkpoint"], self.best)
-        return files
+        save_predictions(folder / predictions, pred=logits.argmax(1), logits=logits, **images)
+        last, best = f"checkpoints/{name}.pt", f"checkpoints/{name}.best.pt"
+        save_checkpoint(folder / last, self.weights())
+        save_checkpoint(folder / best, self.best)
+        return {"predictions": predictions, "checkpoint": last, "best_checkpoint": best}
 
     def weights(self) -> dict[str, Any]:
         """A checkpoint's content: the weights, and what is needed to use them."""
@@ -171,8 +167,7 @@ class Run:
         self._generator.set_rng_state(state["device_rng"])
 
     @property
-    def _generator(self) -> Any:
-        """The module with the generator that the device draws from, such as torch.cuda."""
+    def _generator(self) -> Any:  # the module with the device's, such as torch.cuda
         return torch if self.device.type == "cpu" else torch.get_device_module(self.device)
 
 
@@ -223,15 +218,11 @@ def new_model(config: TrainConfig, dataset: Dataset) -> nn.Module:
 
 
 def check_configs(configs: Sequence[TrainConfig], data_dir: str) -> None:
-    """Say what is wrong with any configuration, or to be known of its images, before training.
-
-    Raises: UsageError.
-    """
+    """Say what is to be known of the images, before training. Raises: UsageError."""
     for config in configs:
         check_world(config)
-        device = torch.device(config.device)
-        precision = resolve_precision(config.amp, config.amp_dtype, device)
-        on_cpu = device.type == "cpu"
+        precision = resolve_precision(config.amp, config.amp_dtype, torch.device(config.device))
+        on_cpu = config.device == "cpu"
         if config.compile and on_cpu and (obstacle := compile_obstacle()):
             raise UsageError(f"--compile true: {obstacle}")
         dataset, _ = datasets.load_split(config, data_dir)
@@ -268,11 +259,9 @@ def check_network(model: str, image_size: int, opt: str, images: int = 2) -> Non
 
 @cache
 def check_bf16(model: str, image_size: int, way_out: str) -> None:
-    """Raises: UsageError where a strided convolution is wider than its input of one pixel.
-
-    In bf16 on a CPU oneDNN (torch 2.14) returns uninitialised memory as the weight gradient of the
-    taps that only ever meet padding.
-    """
+    """Raises: UsageError where a strided convolution is wider than its input of one pixel: in bf16
+    on a CPU oneDNN (torch 2.14) returns uninitialised memory as the weight gradient of the taps
+    that only ever meet padding."""
 
     def look(conv: nn.Conv2d, inputs: tuple[Tensor]) -> None:
         if min(inputs[0].shape[-2:]) == 1 and max(conv.kernel_size) > 1 and max(conv.stride) > 1:

@@ -192,10 +192,8 @@ class Cluster:
             self.client = dask.Client(address, timeout=WAIT_S, **({} if address else here))
             self.client.wait_for_workers(1, timeout=WAIT_S)
         except (OSError, ValueError) as error:  # ValueError: an address without a port
-            raise UsageError(
-                f"--cluster {address}: no dask worker answers within {WAIT_S} s "
-                f"({first_line(error)})"
-            ) from None
+            why = f"no dask worker answers within {WAIT_S} s ({first_line(error)})"
+            raise UsageError(f"--cluster {address}: {why}") from None
 
     def run(self, command: Sequence[str]) -> tuple[int, str]:
         """As Processes.run: dask begins a command again elsewhere when its worker dies."""
