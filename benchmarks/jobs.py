@@ -22,18 +22,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
-from joblib import cpu_count  # noqa: E402
-from simulate import Grid, simulate  # noqa: E402
+from joblib import cpu_count
+from simulate import Grid, simulate
+from tabulate import tabulate
 
-from common.base.cli import UsageError, run_script  # noqa: E402
-from common.base.log import read_rows  # noqa: E402
-from common.base.machine import describe_machine, git_state  # noqa: E402
+from common.base.cli import UsageError, run_script
+from common.base.log import read_rows
+from common.base.machine import describe_machine, git_state
 
+HEADS = ("jobs x threads", "trajectories an hour (range)", "simulated", "measured / simulated")
 TRAIN = ("dataset", "model", "opt", "batch_size", "image_size", "limit", "data_dir")  # passed on
 
 
@@ -79,29 +80,28 @@ def main(argv: list[str] | None = None) -> int:
         f"{trajectories} trajectories of {args.limit} images a block",
         flush=True,
     )
-    blocks: dict[tuple[int, int], list[tuple[float, list[float]]]] = {side: [] for side in sides}
+    blocks = {side: [] for side in sides}
     for pair in range(args.pairs):
         for side in sides[:: -1 if pair % 2 else 1]:
             blocks[side].append(run_block(flags, *side))
-    print("| jobs x threads | trajectories an hour (range) | simulated | measured / simulated |")
-    print("|---|---|---|---|")
-    results: list[dict[str, Any]] = []
+    lines, results = [], []
     for (jobs, threads), own in blocks.items():
         speeds = [trajectories / seconds * 3600 for seconds, _ in own]
         epoch_s = statistics.median(s for _, epochs in own for s in epochs)
         end = simulate(Grid(trajectories, jobs, epoch_s, epochs=1))
         simulated, speed = trajectories / end.makespan_s * 3600, statistics.median(speeds)
         measured = f"{speed:.1f} ({min(speeds):.1f} to {max(speeds):.1f})"
-        print(f"| {jobs} x {threads} | {measured} | {simulated:.1f} | {speed / simulated:.2f} |")
+        compared = f"{simulated:.1f}", f"{speed / simulated:.2f}"
+        lines.append((f"{jobs} x {threads}", measured, *compared))
         side = {"jobs": jobs, "threads": threads, "simulated_per_h": simulated}
         results.append(side | {"block_s": [b[0] for b in own], "epoch_s": [b[1] for b in own]})
+    print(tabulate(lines, HEADS, tablefmt="pipe", disable_numparse=True))
     ratios = [a[0] / b[0] for a, b in zip(*blocks.values(), strict=True)]
     print(
         f"{cores} jobs of one thread do {statistics.median(ratios):.2f} times as many as one of "
         f"{cores} threads ({min(ratios):.2f} to {max(ratios):.2f})"
     )
-    record = {"git": git_state(), "env": env, "ratios": ratios, "results": results}
-    print(json.dumps(record))
+    print(json.dumps({"git": git_state(), "env": env, "ratios": ratios, "results": results}))
     return 0
 
 

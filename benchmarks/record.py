@@ -7,8 +7,7 @@ For each seed the preset's network is trained from scratch in a fresh process, p
 the notebook loop are (threads, and freed memory kept), and tested once on the 14,000 test images of
 the study's split, which stays the same. Its time is all that happens after packages are imported
 and the images are in memory, and before the final evaluation: pixel statistics, building, every
-step.
-The study's recipe is its best configuration of the data set (ResNet-18, five epochs) in the
+step. The study's recipe is its best configuration of the data set (ResNet-18, five epochs) in the
 notebook loop of benchmarks/notebook.py, in fp32 and with bf16 autocast, projected from blocks of
 their steps that take turns with the seeds. A ratio is a projected time over the median time of the
 seeds. The last line is JSON.
@@ -17,38 +16,28 @@ seeds. The last line is JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import multiprocessing
 import statistics
 import sys
 import time
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import scipy.stats  # noqa: E402
-import torch  # noqa: E402
-import torch._dynamo  # noqa: E402 - which torch.optim imports at its first optimiser
-from notebook import WARMUP_STEPS, Side, print_machine  # noqa: E402
+import notebook
+import scipy.stats
+import torch
+import torch._dynamo  # which torch.optim imports at its first optimiser
 
-from common.base.cli import (  # noqa: E402
-    UsageError,
-    expand_grid,
-    run_script,
-)
-from common.base.config import TRAIN_PRESETS, TrainConfig  # noqa: E402
-from common.base.machine import describe_machine, git_state  # noqa: E402
-from common.cost import count_costs  # noqa: E402
-from common.data.datasets import cached_dataset  # noqa: E402
-from common.judge.published import load_published  # noqa: E402
-from common.models import build_model  # noqa: E402
-from common.speed.timing import alternate  # noqa: E402
-from common.train.device import prepare_process  # noqa: E402
-from common.train.run import Run  # noqa: E402
+from common.base.cli import UsageError, run_script
+from common.base.config import TrainConfig
+from common.data.datasets import cached_dataset
+from common.judge.published import load_published
+from common.speed.process import Process
+from common.speed.timing import alternate
+from common.train.run import Run
 
 STEPS = 10  # of the notebook loop between two seeds
 RECIPE = ("dataset", "model", "opt", "lr", "epochs")
@@ -61,36 +50,30 @@ def study_recipes() -> dict[str, tuple[TrainConfig, float]]:
     return {c.dataset: (c, row["test_acc"]) for c, row in zip(recipes, best, strict=True)}
 
 
-def train_once(pipe: Connection, config: TrainConfig, data_dir: str) -> None:
-    """In a process of its own: train, then test; send seconds, val_acc, test_acc, precision."""
-    prepare_process(torch.get_num_threads())
+def train_once(config: TrainConfig, data_dir: str) -> tuple[float, float, float, str]:
+    """Train, then test. Returns: seconds, val_acc, test_acc, precision."""
     cached_dataset(config.dataset, data_dir)
     start = time.perf_counter()
     run = Run(config, data_dir)
     for epoch in range(1, config.epochs + 1):
         run.train_steps(epoch)
     seconds = time.perf_counter() - start
-    pipe.send((seconds, run.test(run.split.val)[1], run.test(run.split.test)[1], run.precision))
+    return seconds, run.test(run.split.val)[1], run.test(run.split.test)[1], run.precision
 
 
 def run_apart(config: TrainConfig, data_dir: str) -> tuple[float, float, float, str]:
     """train_once in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    pipe, end = context.Pipe()
-    process = context.Process(target=train_once, args=(end, config, data_dir))
-    process.start()
-    end.close()
-    result = pipe.recv()
-    process.join()
+    work = partial, train_once, config, data_dir
+    process = Process(*work, threads=torch.get_num_threads())
+    result = process.call("__call__")
+    process.close()
     return result
 
 
 def measure(dataset: str, configs: list[TrainConfig], data_dir: str) -> dict[str, Any]:
     """All seeds on one data set, with the notebook loop in between; print a line, return all."""
     study, published = study_recipes()[dataset]
-    sides = [Side(f"notebook {precision}", study, data_dir) for precision in ("fp32", "bf16")]
-    for side in sides:
-        side.run(WARMUP_STEPS)
+    sides = [notebook.Side(f"notebook {name}", study, data_dir) for name in ("fp32", "bf16")]
     seeds = []
     for number, seed in enumerate(configs):
         for side in alternate(sides, number):
@@ -102,17 +85,15 @@ def measure(dataset: str, configs: list[TrainConfig], data_dir: str) -> dict[str
     steps = math.ceil(n / study.batch_size) * study.epochs
     study_s = {side.name: statistics.median(side.step_s) * steps for side in sides}
     seconds, val, test, precision = zip(*seeds, strict=True)
-    mean, sd = statistics.mean(test), statistics.stdev(test)
+    mean, sd, median_s = statistics.mean(test), statistics.stdev(test), statistics.median(seconds)
     half = scipy.stats.t.ppf(0.975, len(test) - 1) * sd / math.sqrt(len(test))
-    shape = (1, 3, config.image_size, config.image_size)
-    flops = count_costs(build_model(config.model, 10), shape, "conv_linear").train_step_flops
-    total = flops * n * config.epochs
-    ratios = {name: value / statistics.median(seconds) for name, value in study_s.items()}
+    total = notebook.step_flops(config, 1) * n * config.epochs
+    ratios = {name: value / median_s for name, value in study_s.items()}
     beside = ", ".join(f"{name} {study_s[name]:.0f} s: 1/{ratios[name]:.0f}" for name in ratios)
     print(
         f"{dataset}: test accuracy {mean:.2%}, sd {sd:.2%} over {len(test)} seeds, 95 % interval "
         f"of the mean {mean - half:.2%} to {mean + half:.2%} (published {published:.2%}); "
-        f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f}), "
+        f"{median_s:.2f} s ({min(seconds):.2f} to {max(seconds):.2f}), "
         f"{total / 1e12:.2f} TFLOP in {precision[0]}; the study's recipe "
         f"({study.model} {study.opt}, {study.epochs} epochs) in the loop of {beside}",
         flush=True,
@@ -133,14 +114,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.seeds is not None and args.seeds < 2:
         raise UsageError(f"--seeds: {args.seeds} leave no standard deviation; give 2 or more")
-    print_machine()
-    grid = {name: [value] for name, value in vars(TrainConfig(device="cpu")).items()}
-    configs = expand_grid(TrainConfig, grid | TRAIN_PRESETS["record"])
-    results = [
-        measure(name, [c for c in configs if c.dataset == name][: args.seeds], args.data_dir)
-        for name in args.dataset
-    ]
-    print(json.dumps({"git": git_state(), "env": describe_machine(), "results": results}))
+    notebook.print_machine()
+    configs = notebook.expand_preset("record")
+    seeds = {n: [c for c in configs if c.dataset == n][: args.seeds] for n in args.dataset}
+    notebook.print_json([measure(n, configs, args.data_dir) for n, configs in seeds.items()])
     return 0
 
 

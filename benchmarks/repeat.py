@@ -22,11 +22,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common.base.cli import UsageError, run_script  # noqa: E402
-from common.base.log import read_rows  # noqa: E402
-from common.base.machine import describe_machine, git_state  # noqa: E402
+from common.base.cli import UsageError, run_script
+from common.base.log import read_rows
+from common.base.machine import describe_machine, git_state
 
-Interval = tuple[float, float]
+SpeedUp = tuple[float, tuple[float, float]]  # and its interval
 
 
 def measure(flags: list[str], log: Path) -> list[dict[str, Any]]:
@@ -39,38 +39,20 @@ def measure(flags: list[str], log: Path) -> list[dict[str, Any]]:
     return read_rows(log)[0][before:]
 
 
-def label_of(row: dict[str, Any]) -> str:
-    """What a row measured."""
+def speedup_of(row: dict[str, Any]) -> tuple[str, bool, SpeedUp | None]:
+    """What a row measured, whether that is the baseline, and its speed-up: None where it or the
+    baseline was refused, or there is no interval."""
     m, config = row["metrics"], row["config"]
     if row["kind"] == "hw_train":
-        return f"{config['dataset']} {config['model']} {config['opt']}, {m['label']}"
-    return f"{m['dataset']} {m['model']}, {m['engine']}, {m['scenario']} {m['batch_size']}"
-
-
-def speedup_of(row: dict[str, Any]) -> tuple[float, Interval] | None:
-    """A row's speed-up and its interval, or None where it or what it is compared with was refused,
-    or there is no interval."""
-    m = row["metrics"]
-    if row["status"] != "ok":
-        return None
-    if row["kind"] == "hw_train":
-        ratio, interval = m["speedup"]["ratio"], m["speedup"]["interval"]
+        label = f"{config['dataset']} {config['model']} {config['opt']}, {m['label']}"
+        is_baseline = m["speedup"]["baseline"] == row["run_id"]
+        ratio, interval = m["speedup"].get("ratio"), m["speedup"].get("interval")
     else:
-        ratio, interval = m["speedup_vs_eager"], m["speedup_interval"]
-    return (ratio, interval) if ratio and interval else None
-
-
-def is_baseline(row: dict[str, Any]) -> bool:
-    """Whether the row is what the others' speed-ups are against."""
-    m = row["metrics"]
-    if row["kind"] == "hw_train":
-        return m["speedup"]["baseline"] == row["run_id"]
-    return m["engine"] == "eager"
-
-
-def agree(intervals: list[Interval]) -> bool:
-    """Whether every two of the intervals overlap."""
-    return all(a[0] <= b[1] and b[0] <= a[1] for a, b in itertools.combinations(intervals, 2))
+        label = f"{m['dataset']} {m['model']}, {m['engine']}, {m['scenario']} {m['batch_size']}"
+        is_baseline = m["engine"] == "eager"
+        ratio, interval = m["speedup_vs_eager"], m.get("speedup_interval")
+    known = row["status"] == "ok" and ratio and interval
+    return label, is_baseline, (ratio, interval) if known else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,23 +65,25 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError(f"--times: {args.times} measurements cannot be compared; give 2 or more")
     flags += ["--results-dir", args.results_dir]
     runs = [measure(flags, Path(args.results_dir, "log.jsonl")) for _ in range(args.times)]
-    found: dict[str, list[tuple[float, Interval] | None]] = {}
-    for row in itertools.chain.from_iterable(runs):
-        if not is_baseline(row):
-            found.setdefault(label_of(row), []).append(speedup_of(row))
-    if not found:
+    results: dict[str, list[SpeedUp | None]] = {}
+    for label, is_baseline, speedup in map(speedup_of, itertools.chain.from_iterable(runs)):
+        if not is_baseline:
+            results.setdefault(label, []).append(speedup)
+    if not results:
         raise UsageError("nothing was compared; ask for a second variant, or for eager too")
-    print(f"{describe_machine()['cpu']}, load {describe_machine()['load_average'][0]:.1f}")
-    failures = 0
-    for label, values in found.items():
+    env, failures = describe_machine(), 0
+    print(f"{env['cpu']}, load {env['load_average'][0]:.1f}")
+    for label, values in results.items():
         measured = [value for value in values if value]
-        verdict = "agrees" if agree([interval for _, interval in measured]) else "DIFFERS"
+        pairs = itertools.combinations([interval for _, interval in measured], 2)
+        agree = all(a[0] <= b[1] and b[0] <= a[1] for a, b in pairs)
+        verdict = "agrees" if agree else "DIFFERS"
         if refused := len(values) - len(measured):
             verdict = f"REFUSED {refused} of {len(values)} times"
         failures += verdict != "agrees"
-        said = ", ".join(f"{r:.2f} ({low:.2f} to {high:.2f})" for r, (low, high) in measured)
-        print(f"{label}: {said or 'nothing'}: {verdict}")
-    print(json.dumps({"git": git_state(), "env": describe_machine(), "results": found}))
+        shown = ", ".join(f"{r:.2f} ({low:.2f} to {high:.2f})" for r, (low, high) in measured)
+        print(f"{label}: {shown or 'nothing'}: {verdict}")
+    print(json.dumps({"git": git_state(), "env": env, "results": results}))
     return 1 if failures else 0
 
 

@@ -31,8 +31,8 @@ from tabulate import tabulate
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common.base.cli import UsageError, run_script  # noqa: E402
-from common.base.log import append_line, dumps_strict, read_rows  # noqa: E402
+from common.base.cli import UsageError, run_script
+from common.base.log import append_line, dumps_strict, read_rows
 
 READS = 3  # of the whole log by a command: what is done, which epochs, the last table
 FULL = 0.9  # share of the time from which on a part that serves one at a time is the limit

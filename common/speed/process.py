@@ -27,15 +27,20 @@ class Process:
         self.process = spawn.Process(target=serve, args=args, daemon=True)
         self.process.start()
         inner.close()
-        self.freed_memory_kept = self._receive()
+        self.freed_memory_kept = self.receive()
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What a method of its object returns."""
+        self.send(method, *arguments)
+        return self.receive()
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Begin a call, which goes on beside this process until its answer is received."""
         with suppress(ConnectionError):  # the answer will say so
             self.pipe.send((method, arguments))
-        return self._receive()
 
-    def _receive(self) -> Any:
+    def receive(self) -> Any:
+        """The answer to a call. Raises: RuntimeError."""
         try:
             value, error = self.pipe.recv()
         except (EOFError, ConnectionError):
