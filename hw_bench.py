@@ -8,24 +8,21 @@ Method of --mode train: whole steps (gather and resize fresh images, forward, ba
 of every variant and optimiser of a network, after a warm-up, in rounds that run first forwards,
 then backwards through them, so that a machine's drift meets all of them. On a CPU a sample is one
 step; on an accelerator the mean of ten, since a look at the clock after each would stall its queue.
-Each round has a step more, with a wait after every phase (data, copy to the device, forward,
-backward, optimiser), for where the time goes. An epoch is extrapolated from the median step, unless
---full-epoch trains and tests one. Speed-ups are against the optimiser's first variant on the first
-device, with Student's interval over the rounds. Where the CPU is the only device, its own variants
-are compared: threads, precision, and torch.compile, whose cost without kernels kept from earlier is
-in first_step_ms. The device's peaks, of a matrix product or a convolution, and of a copy, are
-measured; each row says what share of them a step reached. Networks are channels_last, but in the
-notebook loop: torchvision transforms on PIL images, a DataLoader without workers, NCHW, torch's
-default optimiser, loss.item() at every step. All share one process, which keeps freed memory.
+Each round has a step more, with a wait after every phase, for where the time goes. An epoch is
+extrapolated from the median step, unless --full-epoch trains and tests one. Speed-ups are against
+the optimiser's first variant on the first device, with Student's interval over the rounds. Where
+the CPU is the only device, its own variants are compared: threads, precision, and torch.compile,
+whose cost without kernels kept from earlier is in first_step_ms. The device's peaks, of a matrix
+product or a convolution, and of a copy, are measured; each row says what share of them a step
+reached. Networks are channels_last, but in the notebook loop (common/train/notebook.py).
 
-Method of --mode infer: every engine has a process of its own, all of them prepared alike: threads
-(none bound to a core), freed memory kept, no gradients, a query made with one thread. It first
-answers the whole test split, and is timed only if it answers as the eager fp32 network does
-(in bf16 and int8: without losing 0.2 points of accuracy). Queries are different test images, put to
-the engines in such rounds too, modelled on MLPerf's single stream (batch 1) and offline (images/s
-by batch size) but much shorter: 100 queries and 10 s at least. Making a query is not timed, nor is
-loading (cold_start_ms, of the first launch). All of it is done in --launches sets of fresh
-processes; the interval of a speed-up is over them.
+Method of --mode infer: every engine has a process of its own, all prepared alike. It first answers
+the whole test split, and is timed only if it answers as the eager fp32 network does (in bf16 and
+int8: without losing 0.2 points of accuracy). Queries are different test images, put to the engines
+in such rounds too, modelled on MLPerf's single stream (batch 1) and offline (images/s by batch
+size) but much shorter: 100 queries and 10 s at least. Making a query is not timed, nor is loading
+(cold_start_ms, of the first launch). All of it is done in --launches sets of fresh processes; the
+interval of a speed-up is over them.
 
 In both a timing whose IQR is over a tenth of its median is flagged, and over a quarter refused.
 Writes to --results-dir: log.jsonl (kind hw_train or hw_infer).
@@ -41,38 +38,32 @@ from typing import Any
 
 from tabulate import tabulate
 
+from common.base import config as settings
 from common.base.cli import as_dict, check_name, expand_grid, parse_command_line, run_script
-from common.base.config import (
-    HW_INFER_PRESETS,
-    HW_PRESETS,
-    NOISY,
-    HwInferConfig,
-    HwOptions,
-    HwTrainConfig,
-)
 from common.base.log import Log, run_id
 
 MODES = {
-    "train": (HwTrainConfig, HW_PRESETS, "q2"),
-    "infer": (HwInferConfig, HW_INFER_PRESETS, "bench"),
+    "train": (settings.HwTrainConfig, settings.HW_PRESETS, "q2"),
+    "infer": (settings.HwInferConfig, settings.HW_INFER_PRESETS, "bench"),
 }
-KINDS = {HwTrainConfig: "hw_train", HwInferConfig: "hw_infer"}
+KINDS = {settings.HwTrainConfig: "hw_train", settings.HwInferConfig: "hw_infer"}
+Row = dict[str, Any]  # of the log, the table, or what is in one
 BUSY_LOAD = 0.5  # of the cores: other work that is felt in the timings
 
 
-def bench_train(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int:
+def bench_train(grid: dict[str, list[Any]], options: settings.HwOptions, log: Log) -> int:
     """Measure every group that the log lacks a row of, or has of different rounds; print a table.
 
     Returns: failures.
     """
     import torch
 
-    from common.speed.training import check_group, expand_groups, measure_group
+    from common.speed import training
 
     threads = torch.get_num_threads()
-    groups = expand_groups(grid)
+    groups = training.expand_groups(grid)
     for group in groups:
-        check_group(group, options.data_dir)
+        training.check_group(group, options.data_dir)
     warn_if_busy()
     compiled = any(config.compile for group in groups for config in group)
     if compiled:
@@ -82,9 +73,15 @@ def bench_train(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
     failures = 0
     for number, group in enumerate(groups, 1):
         print(f"[{number}/{len(groups)}] {group[0].dataset} {group[0].model}", flush=True)
-        if not options.force and in_log(group, log):
-            continue
-        for config, metrics, error in measure_group(group, options.data_dir, threads):
+        done = log.finished("hw_train")
+        rows = [done.get(hw_id(config)) for config in group]
+        if all(rows) and not options.force:
+            rounds = {row["metrics"].get("rounds", {}).get("group") for row in rows}
+            together = len(rows) == 1 or (len(rounds) == 1 and None not in rounds)
+            print("  in the log" + ("" if together else ", but not measured in the same rounds"))
+            if together:
+                continue
+        for config, metrics, error in training.measure_group(group, options.data_dir, threads):
             label = f"{config.opt}, {config.describe()}"
             failures += append(log, config, label, metrics, error)
         if compiled:
@@ -97,26 +94,14 @@ def bench_train(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
     return failures
 
 
-def in_log(group: list[HwTrainConfig], log: Log) -> bool:
-    """Whether all variants of a group are in the log, and were measured in the same rounds."""
-    done = log.finished("hw_train")
-    rows = [done.get(hw_id(config)) for config in group]
-    if not all(rows):
-        return False
-    rounds = {row["metrics"].get("rounds", {}).get("group") for row in rows}
-    together = len(rows) == 1 or (len(rounds) == 1 and None not in rounds)
-    print("  in the log" + ("" if together else ", but not measured in the same rounds"))
-    return together
-
-
-def bench_infer(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int:
+def bench_infer(grid: dict[str, list[Any]], options: settings.HwOptions, log: Log) -> int:
     """Measure every run that the log lacks a row of; print a table. Returns: failures."""
     from common.judge.rows import pick_best
-    from common.speed.inference import describe_queries, expand_queries, find_files, measure_run
+    from common.speed import inference
 
     plan = [
-        (run, files, expand_queries(grid, run["run_id"], files))
-        for run, files in find_files(grid["train_run_id"], log, pick_best)
+        (run, files, inference.expand_queries(grid, run["run_id"], files))
+        for run, files in inference.find_files(grid["train_run_id"], log, pick_best)
     ]
     warn_if_busy()
     failures = 0
@@ -133,9 +118,10 @@ def bench_infer(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
             if not options.force and known == [sums[paths[config.engine]] for config in part]:
                 print(f"  in the log, of {threads} threads")
                 continue
-            for config, metrics, error in measure_run(run["config"], paths, part, options.data_dir):
+            args = run["config"], paths, part, options.data_dir
+            for config, metrics, error in inference.measure_run(*args):
                 file = {"file": files[config.engine], "sha256": sums[paths[config.engine]]}
-                label = f"{config.scenario}, {describe_queries(config)}"
+                label = f"{config.scenario}, {config.describe()}"
                 failures += append(log, config, label, names | file | metrics, error)
     print_table([config for _, _, configs in plan for config in configs], log, infer_cells)
     print(
@@ -145,7 +131,7 @@ def bench_infer(grid: dict[str, list[Any]], options: HwOptions, log: Log) -> int
     return failures
 
 
-def hw_id(config: HwTrainConfig | HwInferConfig) -> str:
+def hw_id(config: Any) -> str:
     """The run_id of a measurement."""
     return run_id(KINDS[type(config)], as_dict(config))
 
@@ -159,7 +145,7 @@ def append(log: Log, config: Any, label: str, metrics: dict[str, Any], error: st
     return error is not None
 
 
-def print_table(configs: list[Any], log: Log, cells: Callable[..., dict[str, Any]]) -> None:
+def print_table(configs: list[Any], log: Log, cells: Callable[..., Row]) -> None:
     """What was measured, a row a line."""
     done = log.finished(KINDS[type(configs[0])])
     rows = [row for config in configs if (row := done.get(hw_id(config)))]
@@ -167,18 +153,17 @@ def print_table(configs: list[Any], log: Log, cells: Callable[..., dict[str, Any
     print(tabulate(records, "keys", disable_numparse=True))
 
 
-def train_cells(config: dict[str, Any], m: dict[str, Any]) -> dict[str, Any]:
-    step, speedup, phases = m["step_ms"], m["speedup"], m["phase_ms"] or {}
+def train_cells(config: Row, m: Row) -> Row:
+    step, speedup, phases = m["step_ms"], m["speedup"], (m["phase_ms"] or {}).values()
+    noisy = "?" * (m["noise"] > settings.NOISY)
     return {
         "data set": config["dataset"],
         "model": config["model"],
         "opt": config["opt"],
         "batch": config["batch_size"],
         "variant": m["label"],
-        "step ms (IQR)": f"{step['median']:.1f} ({step['iqr']:.1f}){'?' * (m['noise'] > NOISY)}",
-        "data copy fwd bwd opt": " ".join(
-            "-" if v is None else f"{v:.0f}" for v in phases.values()
-        ),
+        "step ms (IQR)": f"{step['median']:.1f} ({step['iqr']:.1f}){noisy}",
+        "data copy fwd bwd opt": " ".join("-" if v is None else f"{v:.0f}" for v in phases),
         "first step ms": f"{m['first_step_ms']:.0f}",
         "images/s": f"{m['images_per_s']:.1f}",
         "epoch s": f"{'~' * m['extrapolated']}{m['epoch_ms'] / 1e3:.1f}",
@@ -188,8 +173,8 @@ def train_cells(config: dict[str, Any], m: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def infer_cells(config: dict[str, Any], m: dict[str, Any]) -> dict[str, Any]:
-    flags = "?" * (m["noise"] > NOISY) + " quick" * m["quick"]
+def infer_cells(config: Row, m: Row) -> Row:
+    flags = "?" * (m["noise"] > settings.NOISY) + " quick" * m["quick"]
     return {
         "data set": m["dataset"],
         "model": m["model"],
@@ -207,7 +192,6 @@ def infer_cells(config: dict[str, Any], m: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_interval(ratio: float | None, interval: list[float] | None) -> str:
-    """A ratio and its interval."""
     if ratio is None:
         return ""
     return f"{ratio:.2f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
@@ -227,7 +211,9 @@ def main(argv: list[str] | None = None) -> int:
     mode = parser.parse_known_args(argv)[0].mode or "train"
     check_name("--mode", mode, tuple(MODES))
     config_class, presets, preset = MODES[mode]
-    grid, options = parse_command_line(argv, __doc__, config_class, HwOptions, presets, preset)
+    grid, options = parse_command_line(
+        argv, __doc__, config_class, settings.HwOptions, presets, preset
+    )
     expand_grid(config_class, grid)  # a bad value is said before torch is even imported
     log = Log(options.results_dir)
     failures = (bench_train if mode == "train" else bench_infer)(grid, options, log)

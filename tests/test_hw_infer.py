@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -43,19 +44,16 @@ class LocalProcess:
     freed_memory_kept = True
 
     def __init__(self, make, *arguments, threads):
-        self.server = self._do(make, *arguments)
+        self.server = self.call(make, *arguments)
 
     def call(self, method, *arguments):
-        return self._do(getattr(self.server, method), *arguments)
+        try:
+            return (method if callable(method) else getattr(self.server, method))(*arguments)
+        except Exception as error:
+            raise RuntimeError(first_line(error)) from None
 
     def close(self):
         pass
-
-    def _do(self, function, *arguments):
-        try:
-            return function(*arguments)
-        except Exception as error:
-            raise RuntimeError(first_line(error)) from None
 
 
 @pytest.fixture(autouse=True)
@@ -157,29 +155,28 @@ def test_every_engine_of_the_best_run_is_checked_and_timed(bench, runs, rows, ca
     assert versions["onnxruntime"] == {"onnxruntime": onnxruntime.__version__}
 
 
-def test_a_file_that_was_made_again_is_measured_again(bench, runs, rows, tmp_path):
-    for made_again in (False, False, True):
-        if made_again:
-            file = tmp_path / "results" / exported_file(rows, runs[1], "onnx")
-            model = onnx.load(file)
-            model.doc_string = "made again"
-            onnx.save(model, file)
-        assert bench(*SINGLE, "onnxruntime", "--threads", "1") == 0
-    first, second = rows("hw_infer")
-    assert first["run_id"] == second["run_id"]
-    assert first["metrics"]["sha256"] != second["metrics"]["sha256"]
-
-
-def test_only_the_count_of_threads_that_is_missing_is_measured(bench, runs, rows):
+def test_only_a_file_or_a_count_of_threads_that_is_new_is_measured(bench, runs, rows, tmp_path):
+    for threads in (["1"], ["1"], ["1", "2"]):
+        assert bench(*SINGLE, "onnxruntime", "--threads", *threads) == 0
+    file = tmp_path / "results" / exported_file(rows, runs[1], "onnx")
+    model = onnx.load(file)
+    model.doc_string = "made again"
+    onnx.save(model, file)
     assert bench(*SINGLE, "onnxruntime", "--threads", "1") == 0
-    assert bench(*SINGLE, "onnxruntime", "--threads", "1", "2") == 0
-    assert [row["config"]["threads"] for row in rows("hw_infer")] == [1, 2]
+    first, other, again = rows("hw_infer")
+    assert [row["config"]["threads"] for row in (first, other, again)] == [1, 2, 1]
+    assert first["run_id"] == again["run_id"] != other["run_id"]
+    assert first["metrics"]["sha256"] == other["metrics"]["sha256"] != again["metrics"]["sha256"]
 
 
 def queries_of(engine, rounds_ms=(), **settings):
     settings = {"scenario": "single", "batch_size": 1, "threads": 1} | settings
     config = HwInferConfig(train_run_id="run", engine=engine, **settings)
-    return inference.Queries(config, inference.Launched(engine, Path()), list(rounds_ms))
+    queries = inference.Queries(config, inference.Launched(engine, Path()))
+    for round_ms in rounds_ms:
+        queries.latencies_ms += round_ms
+        queries.medians_ms.append(statistics.median(round_ms))
+    return queries
 
 
 @pytest.mark.parametrize(("accepted", "known"), [(False, False), (True, True)])
@@ -210,8 +207,14 @@ def server_of(right=lambda index: torch.eye(10)[index - 100]):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 25])
 def test_queries_are_put_in_turn_to_images_that_differ(batch_size):
-    server = server_of()
+    """A query is made without the threads that an engine may find awake."""
+    torch.set_num_threads(2)
+    server, threads = server_of(), {"load": set(), "answer": set()}
+    load, answer = server.load_pixels, server.engine
+    server.load_pixels = lambda i: threads["load"].add(torch.get_num_threads()) or load(i)
+    server.engine = lambda i: threads["answer"].add(torch.get_num_threads()) or answer(i)
     latencies_ms, peak = server.time(batch_size, 0, 6, 0)
+    assert threads == {"load": {1}, "answer": {2}}
     timed = server.seen[1:]  # the first wakes the threads
     assert len(latencies_ms) == len(timed) == 6
     flat = [image for query in timed for image in query]
@@ -273,17 +276,6 @@ def test_no_engine_pins_its_threads_where_the_others_do_not(name, exported):
     assert len({next(ln for ln in part if ln.startswith("Cpus_allowed:")) for part in lines}) == 1
 
 
-def test_a_query_is_made_without_the_threads_that_an_engine_may_find_awake():
-    server = server_of()
-    torch.set_num_threads(2)
-    threads = {"load": set(), "answer": set()}
-    load, answer = server.load_pixels, server.engine
-    server.load_pixels = lambda i: threads["load"].add(torch.get_num_threads()) or load(i)
-    server.engine = lambda i: threads["answer"].add(torch.get_num_threads()) or answer(i)
-    server.time(4, 0, 3, 0)
-    assert threads == {"load": {1}, "answer": {2}}
-
-
 def test_a_cold_start_imports_nothing(tmp_path):
     """In a process of its own, for here other tests have imported it."""
     run = Run(TrainConfig(dataset="digits", model="resnet18", image_size=32, device="cpu"), "data")
@@ -333,7 +325,7 @@ def test_engines_take_turns_from_alternating_ends_and_a_refused_one_has_none():
     inference.take_turns(scenario, 20, 1.0)
     assert "".join(name for name, _ in turns) == "eooe" * (inference.ROUNDS // 2)
     assert [first for name, first in turns if name == "e"] == list(range(0, 20, 2))
-    assert [len(own.latencies_ms()) for own in scenario] == [20, 20, 0]
+    assert [len(own.latencies_ms) for own in scenario] == [20, 20, 0]
 
 
 def test_every_launch_is_answered_by_fresh_engines_and_adds_to_the_timings(
@@ -383,30 +375,30 @@ def test_one_engine_of_one_run_may_be_asked_for(bench, runs, rows):
     assert row["metrics"]["flips"] == 0
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_a_file_that_answers_otherwise_gets_no_speed(format, bench, runs, rows, tmp_path):
+@pytest.mark.parametrize("format", [*FORMATS, "damaged"])
+def test_a_file_that_answers_otherwise_or_not_at_all_costs_its_own_rows(
+    format, bench, runs, rows, tmp_path
+):
+    damaged = format == "damaged"
+    format = "onnx" if damaged else format
     file = tmp_path / "results" / exported_file(rows, runs[1], format)
-    untrained = add_run(Log(tmp_path / "other"), 1e-9, 0.1, formats=[format])
-    [other] = (tmp_path / "other" / "exports").iterdir()
-    assert untrained["run_id"] in other.name
-    shutil.copy(other, file)
+    if damaged:
+        file.write_bytes(file.read_bytes()[:1000])
+    else:
+        untrained = add_run(Log(tmp_path / "other"), 1e-9, 0.1, formats=[format])
+        [other] = (tmp_path / "other" / "exports").iterdir()
+        assert untrained["run_id"] in other.name
+        shutil.copy(other, file)
     assert bench(*INFER, "--scenario", "single") == 1
-    found = {row["config"]["engine"]: row for row in rows("hw_infer")}
-    row = found.pop(export.FORMATS[format].engine)
+    by_engine = {row["config"]["engine"]: row for row in rows("hw_infer")}
+    row = by_engine.pop(export.FORMATS[format].engine)
+    assert {r["status"] for r in by_engine.values()} == {"ok"}
     assert row["status"] == "failed"
-    assert ("accuracy falls by" if "int8" in format else "classes differ") in row["error"]
     m = row["metrics"]
-    assert m["flips"] > 0
     assert m["latency_ms"] is m["images_per_s"] is m["speedup_vs_eager"] is None
-    assert {r["status"] for r in found.values()} == {"ok"}
-
-
-def test_a_damaged_file_costs_its_own_rows(bench, runs, rows, tmp_path):
-    file = tmp_path / "results" / exported_file(rows, runs[1], "onnx")
-    file.write_bytes(file.read_bytes()[:1000])
-    assert bench(*INFER) == 1
-    failed = {r["config"]["engine"] for r in rows("hw_infer") if r["status"] == "failed"}
-    assert failed == {"onnxruntime"}
+    if not damaged:
+        assert ("accuracy falls by" if "int8" in format else "classes differ") in row["error"]
+        assert m["flips"] > 0
 
 
 def test_a_noisy_clock_is_flagged_then_refused_unless_accepted(bench, runs, rows, monkeypatch):
@@ -435,7 +427,12 @@ def test_a_noisy_clock_is_flagged_then_refused_unless_accepted(bench, runs, rows
     assert kept["metrics"]["noise"] == pytest.approx(10 / 15)
 
 
-def test_what_is_not_exported_is_named(bench, runs, rows, tmp_path, capsys):
+def test_what_is_not_exported_or_installed_is_named(
+    bench, runs, rows, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UsageError, match=r"openvino: .*pip install openvino"):
+        bench(*INFER, "--engine", "openvino")
     (tmp_path / "results" / exported_file(rows, runs[1], "onnx")).unlink()
     hint = f"no export for onnxruntime: python -m common.export {runs[1]['run_id']} --format onnx"
     flags = ["--train-run-id", runs[1]["run_id"], "--engine", "onnxruntime"]
@@ -469,15 +466,6 @@ def test_torch_compile_starts_cold_without_kernels_of_an_earlier_start(
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
 
 
-def test_an_absent_package_is_named_with_its_command(bench, runs, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(UsageError, match=r"openvino: .*pip install openvino"):
-        bench(*INFER, "--engine", "openvino")
-
-
-# --- a process of its own -------------------------------------------------------------------------
-
-
 def test_an_engine_in_a_process_of_its_own_answers_and_is_timed_and_ends(tmp_path, monkeypatch):
     monkeypatch.undo()
     log = Log(tmp_path / "results")
@@ -502,6 +490,6 @@ def test_an_engine_in_a_process_of_its_own_answers_and_is_timed_and_ends(tmp_pat
     finally:
         for engine in (eager, onnxruntime):
             engine.process.close()
-    assert len(scenario[0].latencies_ms()) >= 10
+    assert len(scenario[0].latencies_ms) >= 10
     assert scenario[1].error == "the engine's process ended with status -9"
     assert not eager.process.process.is_alive()

@@ -18,7 +18,6 @@ from common.speed import peaks as roofline
 from common.speed import timing
 from common.speed.peaks import Peaks, count_layers, measure_peaks, train_bound_ms
 from common.speed.samples import judge_noise, percentiles_ms, ratio_interval, summarize_ms
-from common.speed.timing import Laps
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -42,16 +41,22 @@ def test_noise_is_iqr_over_median_and_refused_beyond_a_quarter(noise, refused):
     assert judge_noise(samples, accept=True) == (found, None)
 
 
-def test_a_ratio_is_the_geometric_mean_of_its_blocks():
-    ratio, (low, high) = ratio_interval([2.0, 8.0], [1.0, 1.0])
+def student_of(logs):
+    return np.exp(stats.t.interval(0.95, len(logs) - 1, loc=np.mean(logs), scale=stats.sem(logs)))
+
+
+def test_a_ratio_is_the_geometric_mean_and_its_interval_students_of_blocks_or_launches():
+    ratio, interval = ratio_interval([2.0, 8.0], [1.0, 1.0])
     assert ratio == pytest.approx(4)
-    logs = np.log([2.0, 8.0])
-    expected = stats.t.interval(0.95, 1, loc=logs.mean(), scale=stats.sem(logs))
-    assert (low, high) == pytest.approx(np.exp(expected))
+    assert interval == pytest.approx(student_of(np.log([2.0, 8.0])))
     assert ratio_interval([3.0], [1.0]) == (pytest.approx(3), None)
     ratio, interval = ratio_interval([3.0, 6.0], [1.0, 2.0])
-    assert ratio == pytest.approx(3)
-    assert interval == (pytest.approx(ratio), pytest.approx(ratio))
+    assert (ratio, *interval) == pytest.approx((3, 3, 3))
+    baseline = [2.0, 8.0, 3.0, 3.0, 6.0, 6.0]  # two blocks in each of three launches
+    ratio, interval = ratio_interval(baseline, [1.0] * 6, launches=3)
+    means = np.log([4.0, 3.0, 6.0])
+    assert ratio == pytest.approx(np.exp(means.mean()))
+    assert interval == pytest.approx(student_of(means))
 
 
 def test_a_drift_that_both_sides_meet_is_in_no_interval():
@@ -74,15 +79,6 @@ def test_intervals_hold_the_truth_as_often_as_they_say(blocks):
     assert 0.93 <= held / 1000 <= 0.97  # 95 %, and three standard errors of a thousand
 
 
-def test_over_launches_the_interval_is_students_of_their_means():
-    baseline = [2.0, 8.0, 3.0, 3.0, 6.0, 6.0]  # two blocks in each of three launches
-    ratio, (low, high) = ratio_interval(baseline, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0], launches=3)
-    means = np.log([4.0, 3.0, 6.0])
-    expected = stats.t.interval(0.95, 2, loc=means.mean(), scale=stats.sem(means))
-    assert ratio == pytest.approx(np.exp(means.mean()))
-    assert (low, high) == pytest.approx(np.exp(expected))
-
-
 def test_what_differs_between_processes_is_in_the_interval_over_launches_and_in_no_other():
     random = np.random.default_rng(2)
     held = {1: 0, 3: 0}
@@ -99,7 +95,7 @@ def test_what_differs_between_processes_is_in_the_interval_over_launches_and_in_
 def test_laps_add_up_what_comes_again(monkeypatch):
     clock = iter([0.0, 3.0, 4.0, 9.0])
     monkeypatch.setattr(timing, "now_ms", lambda device: next(clock))
-    laps = Laps(CPU)
+    laps = timing.Laps(CPU)
     for phase in ("data", "copy", "data"):
         laps(phase)
     assert laps.ms == {"data": 8.0, "copy": 1.0}
@@ -128,9 +124,6 @@ def test_peak_memory_sees_what_was_freed_and_forgets_at_a_reset():
     assert left < 64
 
 
-# --- roofline -------------------------------------------------------------------------------------
-
-
 def test_a_bound_is_the_slower_of_arithmetic_and_memory_layer_by_layer():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)
@@ -148,23 +141,18 @@ def test_a_bound_is_the_slower_of_arithmetic_and_memory_layer_by_layer():
         ("fp32", Peaks(1e6, 1e6), (conv_flops + 4 * linear_moved) / 1e6),
     ):
         assert train_bound_ms(costs, peaks, precision) == pytest.approx(passes * seconds * 1e3)
-
-
-def test_a_network_that_multiplies_outside_of_layers_has_no_roofline():
+    # which a network that multiplies outside of its layers has not
     assert count_layers(build_model("vit_b_16", 10, image_size=32), 1, 32) is None
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_peaks_are_of_work_that_was_done(precision, monkeypatch):
+def test_a_peak_is_that_of_the_fastest_work(monkeypatch):
     """Half the time for the same work is twice the peak."""
     clock = itertools.count()  # milliseconds
-    monkeypatch.setattr(roofline, "now_ms", lambda device: next(clock))
-    peaks = measure_peaks("cpu", precision, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(roofline, "now_ms", lambda device: next(clock))
+        peaks = measure_peaks("cpu", "bf16", 1)
     assert peaks.flops_per_s == pytest.approx(2 * 64**3 / 1e-3)
     assert peaks.bytes_per_s == pytest.approx(2 * 2**16 / 1e-3)
-
-
-def test_a_peak_is_that_of_the_fastest_work(monkeypatch):
     seconds = iter([4.0, 2.0, 1.0])
     works = [(10, lambda: None), (20, lambda: None)]
     monkeypatch.setattr(roofline, "dense_works", lambda *args: works)
@@ -210,9 +198,6 @@ def test_peaks_are_of_data_that_differ_and_are_the_same_each_time(precision, mon
         assert torch.equal(first, second)
         assert len(first.unique()) > 200
         assert first.float().mean().abs() < first.float().std() * 2
-
-
-# --- energy ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -207,6 +207,11 @@ class HwInferConfig(Validated):
     quick: bool = option(False, "a fifth of the queries, a twentieth of the time, one launch")
     accept_noise: bool = option(False, NOISE)
 
+    def describe(self) -> str:
+        """The engine and its work in a few words."""
+        counts = {"image": self.batch_size, "thread": self.threads}
+        return ", ".join([self.engine, *(f"{n} {w}{'s' * (n > 1)}" for w, n in counts.items())])
+
     def effort(self) -> tuple[int, int, float]:
         """Launches, and the least queries and seconds of timing in each of them."""
         if self.quick:

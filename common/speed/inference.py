@@ -4,7 +4,6 @@ if that process has answered the whole test split as the eager network does."""
 from __future__ import annotations
 
 import importlib
-import itertools
 import math
 import statistics
 import time
@@ -24,15 +23,14 @@ from common.data.datasets import cached_dataset, split_dataset
 from common.deploy.export import build_pixel_loader, measure_parity, predict
 from common.deploy.runtimes import ENGINES, check_packages, load_engine
 from common.models import build_model
-from common.speed import timing
-from common.speed.peaks import count_layers, measure_peaks
+from common.speed import peaks, samples, timing
 from common.speed.process import Process
-from common.speed.samples import judge_noise, percentiles_ms, ratio_interval
 from common.train import device, loop
 
 Row = dict[str, Any]  # of the log, or the configuration in it
 
 CPU = torch.device("cpu")
+FACTS = ("versions", "freed_memory_kept", "cold_start_ms", "test_acc", "parity")
 ROUNDS = 10  # of a launch, in which every engine has a turn
 # Idle threads of one engine's pool spin on for a while and slow the next engine down: without a
 # pause before its turn, eager's batch 1 took 7.9 ms after ONNX Runtime's turn instead of 4.5.
@@ -63,20 +61,20 @@ def find_files(
         )
     if wanted == [None]:
         wanted = [g.first()["run_id"] for g in pick_best([trained[name] for name in files])]
+    chosen = []
     for name in wanted:
         if name not in files:
             what = "is not exported" if name in trained else f"is no finished run in {log.path}"
             among = f"choose from {', '.join(files)}, or export it with {how}"
             raise UsageError(f"--train-run-id: {name} {what}; {among}")
-        checkpoint = files[name]["checkpoint"]
-        if not checkpoint or not locate(log.folder, checkpoint).exists():
-            what = log.folder / checkpoint if checkpoint else f"the checkpoint of run {name}"
+        own = files[name]
+        if not own["checkpoint"] or not locate(log.folder, own["checkpoint"]).exists():
+            what = own["checkpoint"] and log.folder / own["checkpoint"]
+            what = what or f"the checkpoint of run {name}"
             raise UsageError(f"{what} is missing: eager inference needs it")
-    by_engine = [
-        {k: files[name][e.reads] for k, e in ENGINES.items() if e.reads in files[name]}
-        for name in wanted
-    ]
-    return [(trained[name], engines) for name, engines in zip(wanted, by_engine, strict=True)]
+        engines = {key: own[e.reads] for key, e in ENGINES.items() if e.reads in own}
+        chosen.append((trained[name], engines))
+    return chosen
 
 
 def expand_queries(
@@ -161,70 +159,53 @@ class Server:
         was: engines compile or choose kernels by the size of a batch.
         """
         timing.reset_peak_memory(CPU)
-        rows, pixels = self._query(first - 1, batch_size)
+        threads, latencies_ms, total_ms = torch.get_num_threads(), [], 0.0
+
+        def make_query(number: int) -> tuple[Tensor, Tensor]:
+            rows = torch.arange(number * batch_size, (number + 1) * batch_size) % len(self.test)
+            # More threads would stay awake for a while, in the way of an engine's own.
+            torch.set_num_threads(1)
+            pixels = self.load_pixels(self.test[rows])
+            torch.set_num_threads(threads)
+            return rows, pixels
+
+        rows, pixels = make_query(first - 1)
         expected = self.answers[rows]
         answers = self.engine(pixels)  # which also wakes its threads
         fault = measure_parity(answers, expected, expected.argmax(1), self.precision)[1]
         if fault:
             raise RuntimeError(f"in batches of {batch_size} it answers otherwise: {fault}")
-        latencies_ms: list[float] = []
-        total_ms = 0.0
         while len(latencies_ms) < queries or total_ms < 1e3 * seconds:
-            _, pixels = self._query(first + len(latencies_ms), batch_size)
+            _, pixels = make_query(first + len(latencies_ms))
             start_ms = device.now_ms(CPU)
             self.engine(pixels)
             latencies_ms.append(device.now_ms(CPU) - start_ms)
             total_ms += latencies_ms[-1]
         return latencies_ms, timing.peak_memory_bytes(CPU)
 
-    def _query(self, number: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Which of the test images a query has, and their pixels."""
-        rows = torch.arange(number * batch_size, (number + 1) * batch_size) % len(self.test)
-        threads = torch.get_num_threads()
-        # More would stay awake for a while, in the way of an engine's own.
-        torch.set_num_threads(1)
-        pixels = self.load_pixels(self.test[rows])
-        torch.set_num_threads(threads)
-        return rows, pixels
-
 
 @dataclass
 class Launched:
-    """An engine over all launches: its answers, and its error, if any."""
+    """An engine over all launches: what its rows say of it, and its error, if any."""
 
     name: str
     file: Path
     process: Process | None = None
-    cold_start_ms: float | None = None
-    versions: dict[str, str] | None = None
-    freed_memory_kept: bool | None = None
-    test_acc: float | None = None
-    parity: dict[str, Any] | None = None
+    facts: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(FACTS))
     error: str | None = None
 
 
 @dataclass
 class Queries:
-    """An engine in one scenario: its latencies by round, and what else was read meanwhile."""
+    """An engine in one scenario: its latencies, each round's median, and what else was read."""
 
     config: HwInferConfig
     engine: Launched
-    rounds_ms: list[list[float]] = field(default_factory=list)
+    latencies_ms: list[float] = field(default_factory=list)
+    medians_ms: list[float] = field(default_factory=list)
     peak_bytes: int | None = None
     joules: float = 0.0
     error: str | None = None
-
-    def latencies_ms(self) -> list[float]:
-        """Of all rounds."""
-        return list(itertools.chain.from_iterable(self.rounds_ms))
-
-    def medians_ms(self) -> list[float]:
-        """Of each round."""
-        return list(map(statistics.median, self.rounds_ms))
-
-    def failed(self) -> str | None:
-        """Why there are no timings, or None."""
-        return self.engine.error or self.error
 
 
 def measure_run(
@@ -278,24 +259,25 @@ def launch_engines(
     for engine in engines:
         if engine.error:
             continue
+        facts = engine.facts
         try:
             args = engine.name, engine.file, threads, trained, data_dir, first
             engine.process = Process(Server, *args, threads=threads)
-            cold_start_ms, engine.versions, answers = engine.process.call("answer")
+            cold_start_ms, facts["versions"], answers = engine.process.call("answer")
         except RuntimeError as error:
             engine.error = str(error)
             continue
         if first:
-            engine.cold_start_ms = cold_start_ms
-        engine.freed_memory_kept = engine.process.freed_memory_kept
+            facts["cold_start_ms"] = cold_start_ms
+        facts["freed_memory_kept"] = engine.process.freed_memory_kept
         logits = torch.from_numpy(answers)
-        engine.test_acc = loop.score(logits, labels)[1]
+        facts["test_acc"] = loop.score(logits, labels)[1]
         reference = logits if engine.name == "eager" else reference
         if reference is None:
             engine.error = "cannot be checked: eager failed"
             continue
         precision = ENGINES[engine.name].precision
-        engine.parity, engine.error = measure_parity(logits, reference, labels, precision)
+        facts["parity"], engine.error = measure_parity(logits, reference, labels, precision)
 
 
 def take_turns(scenario: list[Queries], queries: int, seconds: float) -> None:
@@ -304,18 +286,17 @@ def take_turns(scenario: list[Queries], queries: int, seconds: float) -> None:
     share = math.ceil(queries / ROUNDS), seconds / ROUNDS
     for number in range(ROUNDS):
         for own in timing.alternate(scenario, number):
-            if own.failed():
+            if own.engine.error or own.error:
                 continue
             time.sleep(SETTLE_S)
-            before, answered = meter(), len(own.latencies_ms())
+            before, turn = meter(), (own.config.batch_size, len(own.latencies_ms), *share)
             try:
-                latencies_ms, own.peak_bytes = own.engine.process.call(
-                    "time", own.config.batch_size, answered, *share
-                )
+                latencies_ms, own.peak_bytes = own.engine.process.call("time", *turn)
             except RuntimeError as error:  # out of memory at this batch size
                 own.error = str(error)
                 continue
-            own.rounds_ms.append(latencies_ms)
+            own.latencies_ms += latencies_ms
+            own.medians_ms.append(statistics.median(latencies_ms))
             if None not in (before, after := meter()):
                 own.joules += after - before
 
@@ -326,35 +307,33 @@ def assess(own: Queries, eager: Queries | None, rounds: str) -> tuple[dict[str, 
 
     The speed-up is eager's median latency over the engine's, round by round.
     """
-    config, engine = own.config, own.engine
+    config, parity = own.config, own.engine.facts["parity"]
     metrics = {k: getattr(config, k) for k in ("engine", "scenario", "batch_size", "quick")}
-    facts = "versions", "freed_memory_kept", "cold_start_ms", "test_acc", "parity"
-    metrics |= {name: getattr(engine, name) for name in facts}
+    metrics |= own.engine.facts
     metrics |= dict.fromkeys(("latency_ms", "images_per_s", "speedup_vs_eager"))
-    metrics["flips"] = engine.parity and engine.parity["flips"]
+    metrics["flips"] = parity and parity["flips"]
     metrics["baseline"] = eager and run_id("hw_infer", as_dict(eager.config))
-    metrics["baseline_label"] = eager and describe_queries(eager.config)
-    if own.failed():
-        return metrics, own.failed()
-    latencies_ms = own.latencies_ms()
-    metrics["noise"], refused = judge_noise(latencies_ms, config.accept_noise)
+    metrics["baseline_label"] = eager and eager.config.describe()
+    if error := own.engine.error or own.error:
+        return metrics, error
+    metrics["noise"], refused = samples.judge_noise(own.latencies_ms, config.accept_noise)
     if refused:  # a refused speed is none
         return metrics, refused
     ratio = interval = None
-    known = eager and eager.rounds_ms and not eager.error
-    if known and not judge_noise(eager.latencies_ms(), config.accept_noise)[1]:
-        medians_ms = eager.medians_ms(), own.medians_ms()
-        ratio, interval = ratio_interval(*medians_ms, launches=config.effort()[0])
-    images = config.batch_size * len(latencies_ms)
-    metered = images + config.batch_size * len(own.rounds_ms)  # with the query before each turn
+    known = eager and eager.medians_ms and not eager.error
+    if known and not samples.judge_noise(eager.latencies_ms, config.accept_noise)[1]:
+        launches = config.effort()[0]
+        ratio, interval = samples.ratio_interval(eager.medians_ms, own.medians_ms, launches)
+    images = config.batch_size * len(own.latencies_ms)
+    metered = images + config.batch_size * len(own.medians_ms)  # with the query before each turn
     return metrics | {
-        "latency_ms": percentiles_ms(latencies_ms),
-        "images_per_s": images / sum(latencies_ms) * 1e3,
+        "latency_ms": samples.percentiles_ms(own.latencies_ms),
+        "images_per_s": images / sum(own.latencies_ms) * 1e3,
         "peak_memory_bytes": own.peak_bytes,
         "energy_per_image_j": own.joules / metered if own.joules else None,
         "speedup_vs_eager": ratio,
         "speedup_interval": interval,
-        "rounds": {"group": rounds, "query_ms": own.medians_ms()},
+        "rounds": {"group": rounds, "query_ms": own.medians_ms},
     }, None
 
 
@@ -363,14 +342,9 @@ def utilisation(
 ) -> dict[str, float | None]:
     """The machine's measured peak, and the share of it that an engine reaches."""
     device.prepare_process(config.threads)
-    peaks = measure_peaks("cpu", ENGINES[config.engine].precision, config.threads)
+    peak = peaks.measure_peaks("cpu", ENGINES[config.engine].precision, config.threads).flops_per_s
     model = build_model(trained["model"], classes, image_size=trained["image_size"])
-    costs = count_layers(loop.as_tested(model, trained), 1, trained["image_size"])
-    mfu = costs and costs.flops * images_per_s / peaks.flops_per_s
-    return {"mfu": mfu, "peak_flops_per_s": costs and peaks.flops_per_s}
-
-
-def describe_queries(config: HwInferConfig) -> str:
-    """An engine and its work in a few words."""
-    counts = {"image": config.batch_size, "thread": config.threads}
-    return ", ".join([config.engine, *(f"{n} {what}{'s' * (n > 1)}" for what, n in counts.items())])
+    costs = peaks.count_layers(loop.as_tested(model, trained), 1, trained["image_size"])
+    if costs is None:
+        return {"mfu": None, "peak_flops_per_s": None}
+    return {"mfu": costs.flops * images_per_s / peak, "peak_flops_per_s": peak}

@@ -1,10 +1,8 @@
 """How fast a device could be: its own peaks, measured, and what they allow a network.
 
 The roofline of Williams, Waterman and Patterson ("Roofline: An Insightful Visual Performance
-Model", 2009), layer by layer: a layer takes at least the time of its arithmetic at the peak of
-dense work, and at least the time of moving its input, output and weights once at the bandwidth of a
-copy. What lies between layers (normalisation, activation, optimiser) counts nothing, so the
-bound is one from below.
+Model", 2009), layer by layer. What lies between layers (normalisation, activation, optimiser)
+counts nothing, so the bound is one from below.
 """
 
 from __future__ import annotations
@@ -74,13 +72,13 @@ def dense_works(
     if dtype == torch.int8:  # which convolutions have only in quantised tensors
         return [(2 * side**3, lambda: torch._int_mm(a, b))]
     images, channels, out = CONVOLUTION
-    x = random_values((images, channels, out + 2, out + 2), dtype, device)
-    kernel = random_values((channels, channels, 3, 3), dtype, device)
-    x, kernel = (t.contiguous(memory_format=torch.channels_last) for t in (x, kernel))
-    return [
-        (2 * side**3, lambda: torch.mm(a, b)),
-        (2 * images * out**2 * 9 * channels**2, lambda: F.conv2d(x, kernel)),
-    ]
+    shapes = (images, channels, out + 2, out + 2), (channels, channels, 3, 3)
+    x, kernel = (
+        random_values(shape, dtype, device).contiguous(memory_format=torch.channels_last)
+        for shape in shapes
+    )
+    flops = 2 * images * out**2 * 9 * channels**2
+    return [(2 * side**3, lambda: torch.mm(a, b)), (flops, lambda: F.conv2d(x, kernel))]
 
 
 def _fastest_s(device: torch.device, work: Callable[[], Tensor]) -> float:
@@ -101,11 +99,9 @@ def count_layers(model: nn.Module, images: int, image_size: int) -> Costs | None
 
 
 def train_bound_ms(costs: Costs, peaks: Peaks, precision: str) -> float:
-    """The least time of a training step, as the roofline has it: it does the work of a layer as
-    often as costs.train_step_macs says on the mean, and moves as much each time.
-
-    costs: of the whole batch, in convention conv_linear.
-    """
+    """The least time of a training step: each layer takes at least the time of its arithmetic at
+    the peak, and at least that of moving its input, output and weights once; a step does so as
+    often as costs.train_step_macs says on the mean. costs: of the whole batch, in conv_linear."""
     item = DTYPES[precision].itemsize
     pass_s = sum(
         max(2 * layer.macs / peaks.flops_per_s, item * layer.moved / peaks.bytes_per_s)

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +43,9 @@ def alternate(items: Sequence[Any], number: int) -> Sequence[Any]:
 def without_kept_kernels(compiled: bool) -> AbstractContextManager[Any]:
     """Inside, torch.compile finds none of the kernels that it keeps on the disk and in memory: what
     it takes is the price of a first time. Nothing where nothing is compiled."""
-    if not compiled:
-        return nullcontext()
-    from torch._inductor.utils import fresh_cache  # torch has no public way to do it in a process
-
-    return fresh_cache()
+    if compiled:
+        from torch._inductor.utils import fresh_cache  # torch has no public way within a process
+    return fresh_cache() if compiled else nullcontext()
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -86,39 +83,36 @@ def open_meter(device: torch.device) -> Callable[[], float | None]:
     Source: Linux Documentation/power/powercap; NVML, nvmlDeviceGetTotalEnergyConsumption.
     """
     try:
-        counters = _energy_counters(device)
-        last = [read() for read, _ in counters]
+        tops, read = _energy_counters(device)
+        last = read()
     except Exception:  # no package, no driver, no permission
-        counters = []
+        tops = []
     used = 0
 
     def joules() -> float | None:
         nonlocal last, used
         with suppress(OSError, ValueError):
-            now = [read() for read, _ in counters]
-            used += sum((b - a) % top for a, b, (_, top) in zip(last, now, counters, strict=True))
+            now = read()
+            used += sum((b - a) % top for a, b, top in zip(last, now, tops, strict=True))
             last = now
             return used / 1e6
         return None
 
-    return joules if counters else lambda: None
+    return joules if tops else lambda: None
 
 
-def _energy_counters(device: torch.device) -> list[tuple[Callable[[], int], float]]:
-    """What reads each counter, in microjoules, and where it begins again from 0."""
+def _energy_counters(device: torch.device) -> tuple[list[float], Callable[[], list[int]]]:
+    """Where each counter begins again from 0, and what reads them all, in microjoules."""
     if device.type == "cuda":
         import pynvml
 
         pynvml.nvmlInit()
         index = torch.cuda._get_nvml_device_index(device)  # NVML counts cards that are hidden too
         card = pynvml.nvmlDeviceGetHandleByIndex(index)
-        return [(lambda: 1000 * pynvml.nvmlDeviceGetTotalEnergyConsumption(card), math.inf)]
+        return [math.inf], lambda: [1000 * pynvml.nvmlDeviceGetTotalEnergyConsumption(card)]
     packages = sorted(RAPL.glob("intel-rapl:[0-9]")) if device.type == "cpu" else []  # AMD's too
-    return [
-        (partial(_number, package / "energy_uj"), _number(package / "max_energy_range_uj"))
-        for package in packages
-    ]
 
+    def read(name: str = "energy_uj") -> list[int]:
+        return [int((package / name).read_text()) for package in packages]
 
-def _number(file: Path) -> int:
-    return int(file.read_text())
+    return read("max_energy_range_uj"), read

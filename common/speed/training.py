@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from uuid import uuid4
@@ -21,9 +21,7 @@ from common.data.batches import Batches
 from common.data.datasets import cached_dataset, split_dataset
 from common.data.own import pin_dataset
 from common.models import build_model
-from common.speed import timing
-from common.speed.peaks import count_layers, measure_peaks, train_bound_ms
-from common.speed.samples import judge_noise, ratio_interval, summarize_ms
+from common.speed import peaks, samples, timing
 from common.train import device, loop
 from common.train.notebook import notebook_steps
 from common.train.run import Run, check_bf16, check_network
@@ -31,9 +29,6 @@ from common.train.run import Run, check_bf16, check_network
 VISIT_SAMPLES = 2  # timed samples of a variant before it is the next one's turn
 ACCELERATOR_STEPS = 10  # steps in a sample
 PHASES = ("data", "copy", "forward", "backward", "optimizer")
-
-
-# --- which variants -------------------------------------------------------------------------------
 
 
 def expand_variants(name: str, grid: dict[str, list[Any]], alone: bool) -> list[dict[str, Any]]:
@@ -110,9 +105,6 @@ def as_training(config: HwTrainConfig) -> TrainConfig:
     return TrainConfig(**precision, **{name: getattr(config, name) for name in shared})
 
 
-# --- the measurement ------------------------------------------------------------------------------
-
-
 def measure_group(
     group: list[HwTrainConfig], data_dir: str, threads: int
 ) -> Iterator[tuple[HwTrainConfig, dict[str, Any], str | None]]:
@@ -171,13 +163,12 @@ class Variant:
 
     def build(self) -> None:
         """The untrained network and its optimiser."""
-        config = self.config
-        run = Run(as_training(config), self.data_dir)
+        run = Run(as_training(self.config), self.data_dir)
         run.batches = run.setup.batches = self.batches
         self.n_train, self.n_classes = len(run.split.train), len(run.dataset.classes)
-        if config.loop == "notebook":
+        if self.config.loop == "notebook":
             data = run.dataset, run.split.train, run.statistics
-            steps = notebook_steps(config, *data, self.device, config.precision)
+            steps = notebook_steps(self.config, *data, self.device, self.config.precision)
             self.step = lambda: next(steps)
         else:
             self.run, pending = run, full_batches(run)
@@ -206,8 +197,7 @@ class Variant:
         timing.reset_peak_memory(here)
         waiting = timing.tensor_bytes(here) - self.own_bytes  # tensors of the other variants
         device.now_ms(here)  # so that the meter starts with nothing queued
-        meter = timing.open_meter(here)
-        visit = []
+        meter, visit = timing.open_meter(here), []
         for _ in range(min(VISIT_SAMPLES, self.config.steps - len(self.samples_ms))):
             start_ms = device.now_ms(here)
             for _ in range(steps):
@@ -229,10 +219,15 @@ class Variant:
             raise ArithmeticError(f"loss {loss.item()} after {len(self.samples_ms)} samples")
 
     def train_whole_epoch(self) -> None:
-        """Train an untrained network for one epoch, as train.py does, and test it."""
+        """Train an untrained network for one epoch, as train.py does, and test it. Before, it meets
+        both sizes of batches that an epoch has, for which a compiler compiles and libraries choose
+        their work, and forgets them."""
         self.build()
         run, order = self.run, self.run.order(1)
-        rehearse(run, order)
+        untrained = copy.deepcopy(run.state())
+        for index in (order[0], order[-1]) * 2:  # a CUDA graph is recorded at its second turn
+            take_step(run, index)
+        run.restore(untrained)
         epoch_ms = run.train_steps(1)["train_ms"]
         refreshed = loop.refresh_statistics(run.model, run.batches, run.split.train, len(order))
         self.whole_epoch = {
@@ -250,32 +245,31 @@ class Variant:
         if self.config.full_epoch:
             self.attempt(self.train_whole_epoch)
         if not self.error:
-            noise, self.error = judge_noise(self.samples_ms, self.config.accept_noise)
-        ratio = interval = None
+            noise, self.error = samples.judge_noise(self.samples_ms, self.config.accept_noise)
+        speedup = {"ratio": None, "interval": None}
         if not (self.error or first.error):
-            ratio, interval = ratio_interval(first.rounds_ms, self.rounds_ms)
-        baseline = run_id("hw_train", as_dict(first.config)), first.config.describe()
-        names = "ratio", "interval", "baseline", "baseline_label"
-        metrics = {
-            "label": self.config.describe(),
-            "speedup": dict(zip(names, (ratio, interval, *baseline), strict=True)),
-        }
+            ratio = samples.ratio_interval(first.rounds_ms, self.rounds_ms)
+            speedup = dict(zip(speedup, ratio, strict=True))
+        speedup["baseline"] = run_id("hw_train", as_dict(first.config))
+        speedup["baseline_label"] = first.config.describe()
+        metrics = {"label": self.config.describe(), "speedup": speedup}
         if self.error:  # a refused speed is none
             return metrics
         rounds = {"group": group, "step_ms": self.rounds_ms}
         return metrics | self._speed() | {"noise": noise, "rounds": rounds}
 
     def _speed(self) -> dict[str, Any]:
-        config, step_ms = self.config, summarize_ms(self.samples_ms)
+        config, step_ms = self.config, samples.summarize_ms(self.samples_ms)
         median_ms, images = step_ms["median"], config.batch_size
         epoch_ms = median_ms * math.ceil(self.n_train / images)
-        metered = images * self.steps_metered
-        known = self.phases_ms[0] if self.phases_ms else {}
-        phases = {name: statistics.median(ms[name] for ms in self.phases_ms) for name in known}
+        phases, metered = None, images * self.steps_metered
+        if known := self.phases_ms:
+            phases = dict.fromkeys(PHASES)
+            phases |= {name: statistics.median(ms[name] for ms in known) for name in known[0]}
         speed = {
             "images_per_s": images / median_ms * 1e3,
             "step_ms": step_ms,
-            "phase_ms": {name: phases.get(name) for name in PHASES} if phases else None,
+            "phase_ms": phases,
             "first_step_ms": self.first_step_ms,
             "compile_ms": self.first_step_ms - median_ms if config.compile else None,
             "peak_memory_bytes": self.peak_bytes or None,
@@ -284,29 +278,19 @@ class Variant:
             "extrapolated": True,
             "test_acc": None,
             "freed_memory_kept": self.freed_memory_kept,
-        } | self._roofline(median_ms)
-        if config.full_epoch:
-            speed |= self.whole_epoch
-            speed["extrapolation"] = epoch_ms / speed["epoch_ms"]
-        return speed
-
-    def _roofline(self, step_ms: float) -> dict[str, Any]:
-        """The device's measured peaks, and the shares of them that a step reaches."""
-        config = self.config
-        peaks = measure_peaks(config.device, config.precision, self.threads)
-        model = build_model(config.model, self.n_classes, image_size=config.image_size)
-        costs = count_layers(model, config.batch_size, config.image_size)
-        if costs is None:
-            return {"mfu": None, "roofline": None}
-        bound_ms = train_bound_ms(costs, peaks, config.precision)
-        roofline = {
-            "peak_flops_per_s": peaks.flops_per_s,
-            "peak_bytes_per_s": peaks.bytes_per_s,
-            "bound_ms": bound_ms,
-            "fraction": bound_ms / step_ms,
         }
-        mfu = costs.train_step_flops / step_ms * 1e3 / peaks.flops_per_s
-        return {"mfu": mfu, "roofline": roofline}
+        if config.full_epoch:
+            speed |= self.whole_epoch | {"extrapolation": epoch_ms / self.whole_epoch["epoch_ms"]}
+        peak = peaks.measure_peaks(config.device, config.precision, self.threads)
+        model = build_model(config.model, self.n_classes, image_size=config.image_size)
+        costs = peaks.count_layers(model, images, config.image_size)
+        if costs is None:
+            return speed | {"mfu": None, "roofline": None}
+        bound_ms = peaks.train_bound_ms(costs, peak, config.precision)
+        roofline = {"peak_flops_per_s": peak.flops_per_s, "peak_bytes_per_s": peak.bytes_per_s}
+        roofline |= {"bound_ms": bound_ms, "fraction": bound_ms / median_ms}
+        mfu = costs.train_step_flops / median_ms * 1e3 / peak.flops_per_s
+        return speed | {"mfu": mfu, "roofline": roofline}
 
 
 def full_batches(run: Run) -> Iterator[Tensor]:
@@ -319,12 +303,3 @@ def full_batches(run: Run) -> Iterator[Tensor]:
 def take_step(run: Run, index: Tensor, lap: Callable[[str], None] = lambda phase: None) -> Tensor:
     """One training step on the images of `index`; returns the loss."""
     return loop.train_step(run.setup, *run.batches.load(index, lap), lap=lap)[0]
-
-
-def rehearse(run: Run, order: Sequence[Tensor]) -> None:
-    """Meet both sizes of batches that an epoch has, for which a compiler compiles and libraries
-    choose their work, and leave the network untrained."""
-    untrained = copy.deepcopy(run.state())
-    for index in (order[0], order[-1]) * 2:  # a CUDA graph is recorded at its second turn
-        take_step(run, index)
-    run.restore(untrained)
