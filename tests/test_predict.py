@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 import train
 from common.base.cli import UsageError
 from common.base.log import Log
-from common.data import own
+from common.data import datasets, own
 from common.data.datasets import cached_dataset, split_dataset
 from common.data.images import open_image, to_inputs
 from common.data.own import pin_dataset
@@ -112,9 +112,10 @@ def test_files_that_are_no_images_cost_themselves_alone(trained, tmp_path, capsy
 
 def foreign(path, **metadata):
     """An ONNX file of another make: the identity of (1, 3, 2, 2) pixels."""
-    shape = [1, 3, 2, 2]
-    one = onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, shape)
-    out = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, shape)
+    one, out = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 2, 2])
+        for name in ("pixels", "logits")
+    )
     node = onnx.helper.make_node("Identity", ["pixels"], ["logits"])
     graph = onnx.helper.make_graph([node], "g", [one], [out])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
@@ -164,8 +165,10 @@ def test_no_torch_is_needed_and_no_model_is_bad_usage(trained, tmp_path):
         assert said in done.stderr
 
 
-def test_a_run_is_exported_again_by_how_its_name_starts(trained, capsys):
-    folder, rows, _ = trained
+def test_a_run_is_exported_again_by_how_its_name_starts_unless_its_images_have_changed(
+    trained, capsys
+):
+    folder, rows, files = trained
     where = ["--results-dir", str(folder / "results"), "--data-dir", str(folder / "data")]
     run = rows["digits"]["run_id"]
     file = folder / "results" / "exports" / f"{run}.onnx"
@@ -174,26 +177,18 @@ def test_a_run_is_exported_again_by_how_its_name_starts(trained, capsys):
     assert export.main([run[:8], "--format", "onnx", *where]) == 0
     assert str(file) in capsys.readouterr().out
     assert len(file.read_bytes()) == len(before)
-    for name, said in (("xyz", "no finished trainings"), ("", "2 finished trainings")):
-        with pytest.raises(UsageError, match=said):
+    for name, message in (("xyz", "no finished trainings"), ("", "2 finished trainings")):
+        with pytest.raises(UsageError, match=message):
             export.main([name, *where])
     with pytest.raises(UsageError, match=r"has no log\.jsonl"):
         export.main([run, "--results-dir", str(folder / "nowhere")])
     assert not (folder / "nowhere").exists()
-
-
-def test_a_run_whose_images_have_changed_is_not_exported(trained):
-    folder, rows, files = trained
-    where = ["--results-dir", str(folder / "results"), "--data-dir", str(folder / "data")]
     content = files["folder"][0].read_bytes()
     try:
         files["folder"][0].unlink()
-        own.find_images.cache_clear()
-        cached = pin_dataset(f"folder:{folder / 'photos'}")
-        assert cached != rows["folder"]["config"]["dataset"]
-        from common.data import datasets as data
-
-        data._load_once.cache_clear()
+        for function in (own.find_images, datasets._load_once):
+            function.cache_clear()
+        assert pin_dataset(f"folder:{folder / 'photos'}") != rows["folder"]["config"]["dataset"]
         with pytest.raises(UsageError, match="have changed"):
             export.main([rows["folder"]["run_id"], *where])
     finally:

@@ -3,10 +3,9 @@
     python -m common.export 1a2b3c             a run of the log, again, from its checkpoint
 
 An exported graph takes float32 pixels in [0, 1], already resized, and returns logits; normalising
-and repeating grey to three channels happen inside, folded into convolutions where that is exact.
-Class names and what else a user needs are in the file: ONNX metadata_props, TorchScript's extra
-file metadata.json. Before a file gets its name it is loaded by the engine that it is for, and
-answers the whole test split.
+and repeating grey to three channels happen inside. What a user needs to know is in the file: ONNX
+metadata_props, TorchScript's extra file metadata.json. Before a file gets its name it is loaded by
+the engine that it is for, and answers the whole test split.
 """
 
 from __future__ import annotations
@@ -63,9 +62,9 @@ def build_pixel_loader(dataset: Dataset, image_size: int) -> Callable[[Tensor], 
     return lambda index: batches.load(index)[0][:, :channels].contiguous()
 
 
-def predict(engine: runtimes.Run, batches: Images) -> Tensor:
-    """An engine's logits for every batch. Shapes: (B, C, S, S) each -> (N, classes)."""
-    return torch.cat([engine(pixels) for pixels in batches])
+def predict(engine: runtimes.Run, load_pixels: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
+    """An engine's logits of some images. Shapes: (N,) -> (N, classes)."""
+    return torch.cat([engine(load_pixels(part)) for part in index.split(EVAL_BATCH_SIZE)])
 
 
 def measure_parity(
@@ -281,7 +280,7 @@ def write_draft(
         ranges = map(load_pixels, calibration.split(CALIBRATION_BATCH))
         FORMATS[format].write(fold(network), draft, facts, ranges)
         run = runtimes.load_engine(engine, draft, torch.get_num_threads())
-        logits = predict(run, map(load_pixels, split.test.split(EVAL_BATCH_SIZE)))
+        logits = predict(run, load_pixels, split.test)
         precision = runtimes.ENGINES[engine].precision
         return draft.read_bytes(), *measure_parity(logits, reference, labels, precision)
 

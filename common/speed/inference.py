@@ -27,8 +27,7 @@ from common.speed import peaks, samples, timing
 from common.speed.process import Process
 from common.train import device, loop
 
-Row = dict[str, Any]  # of the log, or the configuration in it
-
+Row = dict[str, Any]  # of the log, or a part of it
 CPU = torch.device("cpu")
 FACTS = ("versions", "freed_memory_kept", "cold_start_ms", "test_acc", "parity")
 ROUNDS = 10  # of a launch, in which every engine has a turn
@@ -37,9 +36,7 @@ ROUNDS = 10  # of a launch, in which every engine has a turn
 SETTLE_S = 0.1
 
 
-def find_files(
-    wanted: list[str | None], log: Log, pick_best: Callable[[list[Row]], list[Any]]
-) -> list[tuple[Row, dict[str, str]]]:
+def find_files(wanted: list[str | None], log: Log, pick_best: Callable) -> list[tuple[Row, Row]]:
     """The train rows to measure, each with the file of every engine, relative to the results.
 
     `pick_best` chooses among rows where none are wanted by name.
@@ -77,9 +74,7 @@ def find_files(
     return chosen
 
 
-def expand_queries(
-    grid: dict[str, list[Any]], run: str, files: dict[str, str]
-) -> list[HwInferConfig]:
+def expand_queries(grid: Row, run: str, files: dict[str, str]) -> list[HwInferConfig]:
     """What is to be measured of one run: each engine in each scenario.
 
     Raises: UsageError for an engine that was asked for by name and has no file or package.
@@ -138,15 +133,11 @@ class Server:
             self.engine(first)
             self.cold_start_ms = device.now_ms(CPU) - start_ms
 
-    def answer(self) -> tuple[float, dict[str, str], Any]:
-        """Its cold start, its packages' versions, and its logits of the test split.
-
-        Shapes: logits (N, classes).
-        """
-        self.answers = predict(
-            self.engine, map(self.load_pixels, self.test.split(loop.EVAL_BATCH_SIZE))
-        )
-        return self.cold_start_ms, self.versions, self.answers.numpy()
+    def answer(self) -> tuple[dict[str, Any], Any]:
+        """What its rows say of it, and its logits of the test split. Shapes: (N, classes)."""
+        self.answers = predict(self.engine, self.load_pixels, self.test)
+        facts = {"cold_start_ms": self.cold_start_ms, "versions": self.versions}
+        return facts, self.answers.numpy()
 
     def time(
         self, batch_size: int, first: int, queries: int, seconds: float
@@ -210,7 +201,7 @@ class Queries:
 
 def measure_run(
     trained: Row, files: dict[str, Path], configs: list[HwInferConfig], data_dir: str
-) -> Iterator[tuple[HwInferConfig, dict[str, Any], str | None]]:
+) -> Iterator[tuple[HwInferConfig, Row, str | None]]:
     """Check and time the engines of one run with one number of threads.
 
     Returns: the configuration, metrics and error of each row.
@@ -259,25 +250,26 @@ def launch_engines(
     for engine in engines:
         if engine.error:
             continue
-        facts = engine.facts
         try:
             args = engine.name, engine.file, threads, trained, data_dir, first
             engine.process = Process(Server, *args, threads=threads)
-            cold_start_ms, facts["versions"], answers = engine.process.call("answer")
+            facts, answers = engine.process.call("answer")
         except RuntimeError as error:
             engine.error = str(error)
             continue
-        if first:
-            facts["cold_start_ms"] = cold_start_ms
-        facts["freed_memory_kept"] = engine.process.freed_memory_kept
+        if not first:
+            facts["cold_start_ms"] = engine.facts["cold_start_ms"]
         logits = torch.from_numpy(answers)
+        facts["freed_memory_kept"] = engine.process.freed_memory_kept
         facts["test_acc"] = loop.score(logits, labels)[1]
+        engine.facts |= facts
         reference = logits if engine.name == "eager" else reference
         if reference is None:
             engine.error = "cannot be checked: eager failed"
             continue
         precision = ENGINES[engine.name].precision
-        facts["parity"], engine.error = measure_parity(logits, reference, labels, precision)
+        parity = measure_parity(logits, reference, labels, precision)
+        engine.facts["parity"], engine.error = parity
 
 
 def take_turns(scenario: list[Queries], queries: int, seconds: float) -> None:
@@ -301,7 +293,7 @@ def take_turns(scenario: list[Queries], queries: int, seconds: float) -> None:
                 own.joules += after - before
 
 
-def assess(own: Queries, eager: Queries | None, rounds: str) -> tuple[dict[str, Any], str | None]:
+def assess(own: Queries, eager: Queries | None, rounds: str) -> tuple[Row, str | None]:
     """What an engine's latencies in one scenario come to, and why they are refused, or None. Rows
     of the same `rounds` were measured in turn.
 
@@ -337,9 +329,7 @@ def assess(own: Queries, eager: Queries | None, rounds: str) -> tuple[dict[str, 
     }, None
 
 
-def utilisation(
-    config: HwInferConfig, trained: Row, classes: int, images_per_s: float
-) -> dict[str, float | None]:
+def utilisation(config: HwInferConfig, trained: Row, classes: int, images_per_s: float) -> Row:
     """The machine's measured peak, and the share of it that an engine reaches."""
     device.prepare_process(config.threads)
     peak = peaks.measure_peaks("cpu", ENGINES[config.engine].precision, config.threads).flops_per_s

@@ -26,12 +26,13 @@ from common.train import device, loop
 from common.train.notebook import notebook_steps
 from common.train.run import Run, check_bf16, check_network
 
+Row = dict[str, Any]  # of the log, or a part of it
 VISIT_SAMPLES = 2  # timed samples of a variant before it is the next one's turn
 ACCELERATOR_STEPS = 10  # steps in a sample
 PHASES = ("data", "copy", "forward", "backward", "optimizer")
 
 
-def expand_variants(name: str, grid: dict[str, list[Any]], alone: bool) -> list[dict[str, Any]]:
+def expand_variants(name: str, grid: Row, alone: bool) -> list[Row]:
     """The variants of one device, in the order of comparison; `alone`: it is the only device.
 
     Raises: UsageError for one that was asked for by name and cannot be had.
@@ -62,7 +63,7 @@ def expand_variants(name: str, grid: dict[str, list[Any]], alone: bool) -> list[
     return variants
 
 
-def expand_groups(grid: dict[str, list[Any]]) -> list[list[HwTrainConfig]]:
+def expand_groups(grid: Row) -> list[list[HwTrainConfig]]:
     """What is to be measured: a group for each network, of variants to compare, in which each
     variant's optimisers follow one another."""
     grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
@@ -105,9 +106,7 @@ def as_training(config: HwTrainConfig) -> TrainConfig:
     return TrainConfig(**precision, **{name: getattr(config, name) for name in shared})
 
 
-def measure_group(
-    group: list[HwTrainConfig], data_dir: str, threads: int
-) -> Iterator[tuple[HwTrainConfig, dict[str, Any], str | None]]:
+def measure_group(group: list[HwTrainConfig], data_dir: str, threads: int) -> Iterator[tuple]:
     """Measure variants that are to be compared, in alternating rounds.
 
     `threads`: those of a variant that names none.
@@ -140,7 +139,7 @@ class Variant:
     alone: bool
     samples_ms: list[float] = field(default_factory=list)
     rounds_ms: list[float] = field(default_factory=list)
-    phases_ms: list[dict[str, float]] = field(default_factory=list)
+    phases_ms: list[Row] = field(default_factory=list)
     peak_bytes: int = 0
     joules: float = 0.0
     steps_metered: int = 0
@@ -238,7 +237,7 @@ class Variant:
             "test_acc": run.test(run.split.test)[1],
         }
 
-    def row(self, first: Variant, group: str) -> dict[str, Any]:
+    def row(self, first: Variant, group: str) -> Row:
         """The metrics of its row: its speed, its speed-up against the first variant of its
         optimiser, and the times of its rounds, by which other rows of the group are compared."""
         torch.set_num_threads(self.threads)  # which the row's env names
@@ -258,7 +257,7 @@ class Variant:
         rounds = {"group": group, "step_ms": self.rounds_ms}
         return metrics | self._speed() | {"noise": noise, "rounds": rounds}
 
-    def _speed(self) -> dict[str, Any]:
+    def _speed(self) -> Row:
         config, step_ms = self.config, samples.summarize_ms(self.samples_ms)
         median_ms, images = step_ms["median"], config.batch_size
         epoch_ms = median_ms * math.ceil(self.n_train / images)
