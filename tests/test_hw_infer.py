@@ -233,8 +233,8 @@ def test_queries_are_put_in_turn_to_images_that_differ(batch_size, monkeypatch):
     assert peak > 10e6
     clock = itertools.count(step=1.0)  # each query takes a millisecond
     monkeypatch.setattr(device, "now_ms", lambda device: next(clock))
-    for queries, asked in ((3, 10), (30, 30)):  # enough queries, and enough seconds
-        assert len(server.time(batch_size, 0, queries, 0.010)[0]) == asked
+    for queries, expected in ((3, 10), (30, 30)):  # enough queries, and enough seconds
+        assert len(server.time(batch_size, 0, queries, 0.010)[0]) == expected
 
 
 @pytest.mark.parametrize(("precision", "tolerated"), [("fp32", 1e-4), ("int8", 0.1)])
