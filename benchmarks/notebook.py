@@ -103,7 +103,7 @@ def step_flops(config: TrainConfig, images: int) -> int:
 
 def expand_preset(name: str) -> list[TrainConfig]:
     """The configurations of one of train.py's presets, on the CPU."""
-    defaults = {name: [value] for name, value in vars(TrainConfig(device="cpu")).items()}
+    defaults = {key: [value] for key, value in vars(TrainConfig(device="cpu")).items()}
     return cli.expand_grid(TrainConfig, defaults | TRAIN_PRESETS[name])
 
 
