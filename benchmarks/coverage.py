@@ -22,7 +22,6 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.base.cli import as_dict, run_script
 from common.base.config import TrainConfig
 from common.judge.compare import Pair, compare_with_chosen, measure_effect
-from common.judge.rows import TRANSPORT, Group, accuracy_interval, by_seed
+from common.judge.rows import TRANSPORT, accuracy_interval, by_seed
+from common.judge.stats import Spread
 from common.judge.verdicts import BEATS, MARGIN, SEEDS, judge, more_data
 
 MEAN, IMAGE_SD, LUCK_SD = 1.9, 1.25, 0.35  # 92.8 % right; two seeds disagree on 5 % of images
@@ -71,34 +71,18 @@ class Design:
         skill_sd = self.noise * image_sd * WIDE / norm.pdf(MEAN / WIDE)  # moves accuracy as much
         sds = (1.5 * skill_sd, 0.5 * skill_sd) if self.uneven else (skill_sd, skill_sd)
         sides = list(zip(("sgd", "adam"), (BASE + lead, BASE), sds, self.seeds, strict=True))
-        return [
-            tuple(self._train(rng, difficulty, *side, opt=opt, lr=0.1 + k) for opt, *side in sides)
-            for k in range(self.pairs)
-        ]
-
-    def _train(
-        self,
-        rng: Any,
-        difficulty: np.ndarray,
-        accuracy: float,
-        sd: float,
-        seeds: range,
-        **settings: Any,
-    ) -> Group:
-        skill, rows = norm.ppf(accuracy) * np.hypot(WIDE, sd), []
-        for seed in seeds:
-            chance = ndtr((skill + rng.normal(0, sd) - difficulty) / LUCK_SD)
-            right = rng.random(self.images) < chance
-            metrics = {"val_acc": settings["lr"], "test_acc": right.mean(), "n_test": self.images}
-            config = as_dict(TrainConfig(seed=seed, **settings))
-            row = {"kind": "train", "run_id": f"{settings} {seed}", "config": config}
-            rows.append(row | {"metrics": metrics, "right": right})
-        return by_seed(rows, *TRANSPORT)[0]
-
-
-def interval_of(pairs: Sequence[Pair]) -> tuple[float, float]:
-    """The report's interval of their difference."""
-    return measure_effect(pairs)["estimate"].interval()
+        rows = []
+        for k, (opt, accuracy, sd, seeds) in itertools.product(range(self.pairs), sides):
+            skill = norm.ppf(accuracy) * np.hypot(WIDE, sd)
+            for seed in seeds:
+                chance = ndtr((skill + rng.normal(0, sd) - difficulty) / LUCK_SD)
+                right = rng.random(self.images) < chance
+                config = as_dict(TrainConfig(opt=opt, lr=0.1 + k, seed=seed))
+                metrics = {"val_acc": 0.1 + k, "test_acc": right.mean(), "n_test": self.images}
+                row = {"kind": "train", "run_id": f"{opt} {k} {seed}", "config": config}
+                rows.append(row | {"metrics": metrics, "right": right})
+        groups = by_seed(rows, *TRANSPORT)
+        return list(zip(groups[::2], groups[1::2], strict=True))
 
 
 def check_design(design: Design, sims: int) -> dict[str, float]:
@@ -109,7 +93,7 @@ def check_design(design: Design, sims: int) -> dict[str, float]:
     wrong = dict.fromkeys(TRUTHS, 0)
     for _, lead in itertools.product(range(sims), TRUTHS):
         drawn = design.draw(rng, lead)
-        low, high = interval_of(drawn)
+        low, high = measure_effect(drawn)["estimate"].interval()
         verdict = judge(BEATS, (low, high))
         wrong[lead] += verdict == ("contradicted" if lead > MARGIN else "supported")
         covered += low <= lead <= high
@@ -128,17 +112,15 @@ def check_number(pairs: int, noise: float, lead: float, images: int, sims: int) 
     rng, many = np.random.default_rng([pairs, round(10 * noise)]), 400
     design = Design((range(many), range(many)), pairs, noise, images)
     pilot, share = measure_effect(design.draw(rng, lead))["estimate"], many / SEEDS
-    few = {"seeds": SEEDS, "degrees": SEEDS - 1}
-    spreads = tuple(
-        replace(s, variance=s.variance * share, scale=s.scale * share, **few) for s in pilot.spreads
-    )
+    spreads = tuple(Spread(s.variance * share, s.scale * share, SEEDS) for s in pilot.spreads)
     image = tuple(end + lead - pilot.value for end in pilot.image)
     estimate = replace(pilot, value=lead, image=image, spreads=spreads)
     advice, power = more_data(BEATS, estimate, SEEDS, images), None
     if named := re.search(r"about (\d+) of each", advice):
         design = replace(design, seeds=(range(int(named[1])), range(100, 100 + int(named[1]))))
-        decided = (judge(BEATS, interval_of(design.draw(rng, lead))) for _ in range(sims))
-        power = sum(verdict == "supported" for verdict in decided) / sims
+        drawn = (measure_effect(design.draw(rng, lead)) for _ in range(sims))
+        verdicts = (judge(BEATS, effect["estimate"].interval()) for effect in drawn)
+        power = sum(verdict == "supported" for verdict in verdicts) / sims
     return {"pairs": pairs, "noise": noise, "lead": lead, "advice": advice, "power": power}
 
 

@@ -20,6 +20,11 @@ def wrong_on(*blocks, images=IMAGES):
     return right
 
 
+def only(records, **where):
+    (record,) = (record for record in records if where.items() <= record.items())
+    return record
+
+
 class Invented:
     """A log in memory, and what load_predictions would return of its files."""
 
@@ -39,7 +44,9 @@ class Invented:
         return self.rows[-1]["run_id"]
 
     def tested(self, kind, config, right, metrics):
-        """A run with predictions: class 1 throughout, or 0 where the answer is wrong."""
+        """A run with predictions: class 1 throughout, or 0 where the answer is wrong. `right` tells
+        which images are answered rightly, or how many, the first ones, are not."""
+        right = wrong_on((0, right)) if isinstance(right, int) else right
         test_acc = float(right.mean())
         metrics = {
             "val_acc": test_acc, "test_acc": test_acc, "n_test": len(right), "n_val": 7000,
@@ -47,18 +54,24 @@ class Invented:
             "shared_with": None,
         } | metrics  # fmt: skip
         name = self.add(kind, config, metrics)
-        label = np.ones(len(right), int)
-        self.held[name] = {
-            "pred": right.astype(int),
-            "label": label,
-            "index": np.arange(len(right)),
-        }
+        answers = {"pred": right.astype(int), "label": np.ones(len(right), int)}
+        self.held[name] = answers | {"index": np.arange(len(right))}
         return name
 
     def train(self, right, metrics=None, **settings):
         """Of the study's protocol, on MNIST, but for these settings."""
         config = as_dict(TrainConfig(**{"device": "cpu"} | settings))
         return self.tested("train", config, right, {"train_ms": 1000.0} | (metrics or {}))
+
+    def grid(self, names, wrong, metrics=None, seeds=1, **settings):
+        """For each level of the named settings, a tuple where they are several, a training with so
+        many wrong answers, or one for each of a list; or several with the same."""
+        for levels, counts in wrong.items():
+            levels = levels if isinstance(levels, tuple) else (levels,)
+            varied = settings | dict(zip(names.split(), levels, strict=True))
+            for seed, count in enumerate(counts if isinstance(counts, list) else [counts] * seeds):
+                self.train(count, metrics, seed=seed, **varied)
+        return self
 
     def svm(self, right, metrics=None, **settings):
         return self.tested("svm", as_dict(SvmConfig(**settings)), right, metrics or {})
@@ -74,7 +87,7 @@ class Invented:
         self, median_ms, iqr_ms=None, n=30, test_acc=None, speedup=None, group=None, **settings
     ):
         """A row of hw_bench.py, of the study's second question. group: of rows that took turns."""
-        base = {"batch_size": 16, "image_size": 224, "precision": "bf16", "compile": False}
+        config = HwTrainConfig(**{"precision": "bf16"} | settings)
         iqr_ms = median_ms * 0.001 if iqr_ms is None else iqr_ms
         noise = np.random.default_rng(len(self.rows)).normal(0, iqr_ms / 1.349, n)
         metrics = {
@@ -82,7 +95,7 @@ class Invented:
             "step_ms": {"median": median_ms, "n": n, "iqr": iqr_ms},
             "rounds": {"group": group, "step_ms": (median_ms + noise).tolist()},
         }  # fmt: skip
-        return self.add("hw_train", as_dict(HwTrainConfig(**base | settings)), metrics)
+        return self.add("hw_train", as_dict(config), metrics)
 
     def load(self, row):
         held = self.held.get(row["run_id"])

@@ -1,28 +1,20 @@
 """Comparisons from stored predictions: what is paired, what counts once, what is left out."""
 
 import itertools
+import json
 import math
 
 import numpy as np
 import pytest
-from invented import IMAGES, Invented, wrong_on
+from invented import IMAGES, Invented, only, wrong_on
 from scipy import stats
 
 from common.base.cli import as_dict
 from common.base.config import TrainConfig
 from common.base.log import read_rows
+from common.judge import compare
 from common.judge.claims import CLAIMS
-from common.judge.compare import (
-    comparison_tables,
-    contrast_records,
-    interaction_records,
-    matched,
-    measure_effect,
-    optimism_records,
-    pair_records,
-    seeds_table,
-    tie_records,
-)
+from common.judge.compare import contrast_records, tie_records
 from common.judge.findings import preferences
 from common.judge.rows import best_of, by_seed, latest_ok, pick_best, trained_by
 from common.judge.stats import newcombe_interval, paired_interval
@@ -31,12 +23,6 @@ from common.judge.stats import newcombe_interval, paired_interval
 @pytest.fixture
 def log():
     return Invented()
-
-
-def only(records, **where):
-    found = [record for record in records if where.items() <= record.items()]
-    assert len(found) == 1
-    return found[0]
 
 
 def mcnemar(first_only, second_only):
@@ -63,32 +49,26 @@ def test_a_contrast_of_one_pair_is_mcnemar_s_test(log):
 
 def test_holm_is_over_every_contrast_of_every_data_set(log):
     for dataset, worse in (("mnist", 20), ("fashion", 40)):
-        log.train(wrong_on((0, 100)), dataset=dataset, opt="sgd")
-        log.train(wrong_on((0, 100 + worse)), dataset=dataset, opt="adam")
+        log.grid("opt", {"sgd": 100, "adam": 100 + worse}, dataset=dataset)
     records = contrast_records(log.evidence())
-    mnist, fashion = (only(records, dataset=d, contrast="opt sgd - adam")
-                      for d in ("mnist", "fashion"))  # fmt: skip
-    assert fashion["p_holm"] == pytest.approx(2 * mcnemar(40, 0))
-    assert mnist["p_holm"] == pytest.approx(mcnemar(20, 0))
+    for dataset, p in (("mnist", mcnemar(20, 0)), ("fashion", 2 * mcnemar(40, 0))):
+        record = only(records, dataset=dataset, contrast="opt sgd - adam")
+        assert record["p_holm"] == pytest.approx(p)
     assert sum("p" in record for record in records) == 2
     assert only(records, dataset="mnist", contrast="lr 0.001 - 0.0001")["note"].endswith("make q1a")
 
 
-def add_shared(log, opt, lengths=(5, 3)):
-    """A trajectory as train.py writes it: twins with pinned memory, the shorter one on the way."""
-    trained = None
-    for epochs in lengths:
-        right = wrong_on((0, 100 + 40 * (epochs == 3) + 30 * (opt == "adam")))
-        for pin in (False, True):
-            name = log.train(
-                right, {"shared_with": trained}, opt=opt, epochs=epochs, pin_memory=pin
-            )
-            trained = trained or name
-
-
 def test_rows_of_one_training_are_one_piece_of_evidence(log):
-    add_shared(log, "sgd")
-    add_shared(log, "adam")
+    """As train.py writes them: each with pinned memory too, the shorter one on the way."""
+    for opt in ("sgd", "adam"):
+        trained = None
+        for epochs, pin in itertools.product((5, 3), (False, True)):
+            wrong, shared = (
+                100 + 40 * (epochs == 3) + 30 * (opt == "adam"),
+                {"shared_with": trained},
+            )
+            name = log.train(wrong, shared, opt=opt, epochs=epochs, pin_memory=pin)
+            trained = trained or name
     evidence = log.evidence()
     assert len(log.rows) == 8
     assert len(evidence.groups) == 4
@@ -101,46 +81,31 @@ def test_rows_of_one_training_are_one_piece_of_evidence(log):
 
 
 def test_a_training_repeated_elsewhere_under_pinned_memory_is_no_second_one(log):
-    for pin in (False, True):
-        for opt, wrong in (("sgd", 100), ("adam", 130)):
-            log.train(
-                wrong_on((0, wrong + pin)), opt=opt, pin_memory=pin, data_on="host", device="cuda"
-            )
-    record = contrast_of(log)
-    assert record["pairs"] == 1
+    wrong = {("sgd", False): 100, ("adam", False): 130, ("sgd", True): 101, ("adam", True): 131}
+    log.grid("opt pin_memory", wrong, data_on="host", device="cuda")
+    assert contrast_of(log)["pairs"] == 1
 
 
 def test_runs_that_differ_in_something_else_too_are_no_pair(log):
-    log.train(wrong_on((0, 100)), opt="sgd")
-    log.train(wrong_on((0, 200)), opt="adam", batch_size=8)
-    log.train(wrong_on((0, 200)), dataset="fashion", opt="adam")
-    log.train(wrong_on((0, 200)), opt="adam", split_seed=3)
+    log.train(100, opt="sgd")
+    log.train(200, opt="adam", batch_size=8)
+    log.train(200, dataset="fashion", opt="adam")
+    log.train(200, opt="adam", split_seed=3)
     assert all("p" not in record for record in contrast_records(log.evidence()))
 
 
 def test_the_study_s_protocol_goes_before_more_pairs_of_another(log):
     for image_size, seeds in ((64, 1), (32, 3)):
-        for seed in range(seeds):
-            log.train(wrong_on((0, 100)), image_size=image_size, seed=seed)
-            log.train(wrong_on((0, 120)), image_size=image_size, seed=seed, opt="adam")
+        log.grid("opt", {"sgd": 100, "adam": 120}, seeds=seeds, image_size=image_size)
     record = contrast_of(log)
     assert record["pairs"] == 1
     assert record["note"] == "one seed: the interval holds the noise of test images only"
 
 
-def sides(log, first, second, seeds=(range(99), range(99)), **settings):
-    """Two optimisers on MNIST with as many wrong answers, seed by seed, as the lists say."""
-    for opt, wrong, numbers in zip(("sgd", "adam"), (first, second), seeds, strict=True):
-        for count, seed in zip(wrong, numbers, strict=False):
-            log.train(wrong_on((0, count)), opt=opt, seed=seed, **settings)
-    records = contrast_records(log.evidence())
-    return next(r for r in records if r["contrast"].startswith("opt ") and "p" in r)
-
-
 def test_the_interval_holds_the_noise_of_images_and_of_seeds_each_once(log):
     """By hand: the seeds' by Welch, the images' by the bootstrap, less what is in the seeds'."""
     first, second = [100, 140, 150], [180, 150, 300, 220]
-    record = sides(log, first, second)
+    record = contrast_of(log.grid("opt", {"sgd": first, "adam": second}))
     rights = [np.array([wrong_on((0, n)) for n in side], float) for side in (first, second)]
     answers = stats.ttest_ind(*(r.mean(1) for r in rights), equal_var=False)
     half = np.diff(tuple(answers.confidence_interval()))[0] / 2
@@ -158,10 +123,11 @@ def test_the_interval_holds_the_noise_of_images_and_of_seeds_each_once(log):
 
 def test_seeds_count_alike_whatever_their_numbers(log):
     """Equal accuracies under other numbers of seeds are the same two samples."""
-    wrong = [200, 240, 280], [150, 260, 190]
-    shared, apart = (
-        sides(Invented(), *wrong, seeds=(range(3), numbers)) for numbers in (range(3), (3, 4, 5))
-    )
+    log.grid("opt", {"sgd": [200, 240, 280], "adam": [150, 260, 190]})
+    shared = contrast_of(log)
+    for row in log.rows[3:]:
+        row["config"]["seed"] += 3
+    apart = contrast_of(log)
     for name in ("difference", "low", "high", "p"):
         assert shared[name] == apart[name]
 
@@ -179,18 +145,15 @@ def test_seeds_that_agree_by_chance_leave_the_doubt_of_single_answers(log):
 
 def test_every_run_of_both_sides_is_used(log):
     first, second = [200, 240, 280], [150, 260, 190, 150, 160, 140, 155, 145, 150, 165]
-    record = sides(log, first, second)
+    record = contrast_of(log.grid("opt", {"sgd": first, "adam": second}))
     assert record["difference"] == pytest.approx((np.mean(second) - np.mean(first)) / IMAGES)
     assert record["trajectories"] == 13
 
 
 def test_a_setting_counts_once_however_many_seeds_it_has(log):
     """One pair of two has thirty seeds: the effect stays the mean of the two."""
-    for seed in range(30):
-        log.train(wrong_on((0, 100 + seed % 3)), lr=1e-3, seed=seed)
-    log.train(wrong_on((0, 201)), opt="adam", lr=1e-3)
-    log.train(wrong_on((0, 900)), lr=1e-4, epochs=3)
-    log.train(wrong_on((0, 600)), opt="adam", lr=1e-4, epochs=3)
+    log.grid("opt", {"sgd": [100, 101, 102] * 10, "adam": 201}, lr=1e-3)
+    log.grid("opt", {"sgd": 900, "adam": 600}, lr=1e-4, epochs=3)
     record = contrast_of(log)
     assert record["difference"] == pytest.approx((100 - 300) / 2 / IMAGES)
     assert (record["pairs"], record["seeds"], record["trajectories"]) == (2, 1, 33)
@@ -215,7 +178,7 @@ def test_optimisers_meet_each_at_its_best_learning_rate_chosen_on_validation(log
     wrong = {("sgd", 1e-3): 100, ("adam", 1e-3): 150, ("sgd", 1e-4): 900, ("adam", 1e-4): 120}
     val = {("sgd", 1e-3): 0.99, ("adam", 1e-3): 0.98, ("sgd", 1e-4): 0.9, ("adam", 1e-4): 0.97}
     for (opt, lr), count in wrong.items():
-        log.train(wrong_on((0, count)), {"val_acc": val[opt, lr]}, opt=opt, lr=lr)
+        log.train(count, {"val_acc": val[opt, lr]}, opt=opt, lr=lr)
     records = contrast_records(log.evidence())
     name = "opt sgd - adam"
     tuned = only(records, dataset="mnist", contrast=f"{name}, each at its best learning rate")
@@ -225,18 +188,14 @@ def test_optimisers_meet_each_at_its_best_learning_rate_chosen_on_validation(log
 
 
 def test_equal_and_perfect_models_differ_by_nothing_but_doubt(log):
-    for opt in ("sgd", "adam"):
-        log.train(wrong_on(), opt=opt)
-    record = contrast_of(log)
+    record = contrast_of(log.grid("opt", {"sgd": 0, "adam": 0}))
     assert (record["difference"], record["p"]) == (0, 1)
     assert record["low"] < 0 < record["high"]
 
 
 def test_an_interaction_is_the_difference_of_two_effects(log):
     wrong = {("sgd", 1e-3): 100, ("adam", 1e-3): 150, ("sgd", 1e-4): 100, ("adam", 1e-4): 300}
-    for (opt, lr), count in wrong.items():
-        log.train(wrong_on((0, count)), opt=opt, lr=lr)
-    (record,) = interaction_records(log.evidence())
+    (record,) = compare.interaction_records(log.grid("opt lr", wrong).evidence())
     assert record["contrast"] == "(opt sgd - adam) at lr 0.001 - at 0.0001"
     assert record["difference"] == pytest.approx((50 - 200) / IMAGES)
     assert record["high"] < 0
@@ -244,9 +203,9 @@ def test_an_interaction_is_the_difference_of_two_effects(log):
 
 def test_each_pair_has_its_row_with_both_accuracies(log):
     for lr in (1e-3, 1e-4):
-        log.train(wrong_on((0, 140)), opt="sgd", lr=lr)
-        log.train(wrong_on((0, 280)), opt="adam", lr=lr)
-    records = [r for r in pair_records(log.evidence()) if r["contrast"].startswith("opt")]
+        log.grid("opt", {"sgd": 140, "adam": 280}, lr=lr)
+    records = compare.pair_records(log.evidence())
+    records = [record for record in records if record["contrast"].startswith("opt")]
     assert [r["setting"] for r in records] == [
         "model resnet18, lr 0.001, epochs 5", "model resnet18, lr 0.0001, epochs 5",
     ]  # fmt: skip
@@ -254,19 +213,18 @@ def test_each_pair_has_its_row_with_both_accuracies(log):
 
 
 def test_the_best_network_meets_the_best_machine_chosen_on_validation(log):
-    log.train(wrong_on((0, 100)), {"val_acc": 0.9})
-    log.train(wrong_on((0, 200)), {"val_acc": 0.95}, opt="adam")
-    log.train(wrong_on((0, 10)), {"val_acc": 0.99}, model="vgg5")
-    log.svm(wrong_on((0, 500)), {"val_acc": 0.8}, kernel="rbf")
-    log.svm(wrong_on((0, 300)), {"val_acc": 0.7}, kernel="poly")
+    log.train(100, {"val_acc": 0.9})
+    log.train(200, {"val_acc": 0.95}, opt="adam")
+    log.train(10, {"val_acc": 0.99}, model="vgg5")
+    log.svm(500, {"val_acc": 0.8}, kernel="rbf")
+    log.svm(300, {"val_acc": 0.7}, kernel="poly")
     record = contrast_of(log, "best ResNet - best SVM")
     assert record["difference"] == pytest.approx(300 / IMAGES)
 
 
 def test_a_side_of_one_seed_is_taken_to_vary_as_the_other_does_and_decides_nothing(log):
-    for seed in range(3):
-        log.train(wrong_on((0, 100 + 40 * seed)), {"val_acc": 0.9}, seed=seed)
-    log.svm(wrong_on((0, 400)))
+    log.grid("opt", {"sgd": [100, 140, 180]}, {"val_acc": 0.9})
+    log.svm(400)
     record = contrast_of(log, "best ResNet - best SVM")
     assert (record["pairs"], record["seeds"]) == (1, 1)
     half = stats.t.isf(0.025, 2) * 40 / IMAGES * math.sqrt(1 / 3 + 1)
@@ -280,14 +238,13 @@ def test_a_side_of_one_seed_is_taken_to_vary_as_the_other_does_and_decides_nothi
 
 def test_a_row_older_than_a_setting_is_of_its_default(log):
     """A grid is compared with it, and its own row of that configuration takes its place."""
-    log.train(wrong_on((0, 100)), opt="adam")
+    log.train(100, opt="adam")
     old = log.rows[-1]
     old["config"] = {k: v for k, v in old["config"].items() if k not in ("erase", "flip")}
-    for lr, wrong in ((1e-3, 300), (1e-4, 400)):
-        log.train(wrong_on((0, wrong)), opt="sgd", lr=lr)
+    log.grid("lr", {1e-3: 300, 1e-4: 400}, opt="sgd")
     record = contrast_of(log)
     assert record["difference"] == pytest.approx(-200 / IMAGES)
-    log.train(wrong_on((0, 150)), opt="adam", data_on="host")
+    log.train(150, opt="adam", data_on="host")
     evidence = log.evidence()
     assert len(evidence.groups) == 3
     log.rows.append(old | {"time_utc": "later"})  # trained once more
@@ -298,14 +255,11 @@ def test_a_row_older_than_a_setting_is_of_its_default(log):
     assert record["difference"] == pytest.approx(-150 / IMAGES)
 
 
-# --- ties, optimism, seeds ------------------------------------------------------------------------
-
-
 def test_what_is_tied_with_the_chosen_one_is_told_from_what_is_not(log):
-    log.train(wrong_on((0, 200)), {"val_acc": 0.99}, lr=0.1)
+    log.train(200, {"val_acc": 0.99}, lr=0.1)
     log.train(wrong_on((0, 190), (500, 12)), {"val_acc": 0.98}, lr=0.2)
-    log.train(wrong_on((0, 300)), {"val_acc": 0.97}, lr=0.3)
-    log.train(wrong_on((0, 100)), {"val_acc": 0.96}, lr=0.4)
+    log.train(300, {"val_acc": 0.97}, lr=0.3)
+    log.train(100, {"val_acc": 0.96}, lr=0.4)
     records = tie_records(log.evidence())
     assert records[2]["p_holm"] == pytest.approx(3 * mcnemar(100, 0))
     # One seed decides nothing but that not even the test images tell two apart.
@@ -318,26 +272,25 @@ def test_what_is_tied_with_the_chosen_one_is_told_from_what_is_not(log):
 
 
 def test_a_lead_below_the_margin_is_a_tie_however_sure(log):
-    for seed, (lr, wrong) in itertools.product(range(3), ((0.1, 100), (0.2, 111))):
-        log.train(wrong_on((0, wrong)), {"val_acc": 1 - lr}, lr=lr, seed=seed)
+    for lr, wrong in ((0.1, 100), (0.2, 111)):
+        log.grid("lr", {lr: wrong}, {"val_acc": 1 - lr}, seeds=3)
     _, rival = tie_records(log.evidence())
     assert rival["p_holm"] < 0.01
     assert rival["tied"] is True
 
 
 def test_a_rival_among_many_is_not_worse_for_a_p_that_many_tests_would_give(log):
-    log.train(wrong_on((0, 200)), {"val_acc": 0.99}, lr=0.1)
-    for number in range(4):
-        log.train(wrong_on((0, 207)), {"val_acc": 0.9}, lr=0.2 + number)
+    log.train(200, {"val_acc": 0.99}, lr=0.1)
+    log.grid("lr", dict.fromkeys((0.2, 0.3, 0.4, 0.5), 207), {"val_acc": 0.9})
     rivals = tie_records(log.evidence())[1:]
     assert {record["p"] < 0.05 for record in rivals} == {True}
     assert [record["tied"] for record in rivals] == [True] * 4
 
 
 def test_test_accuracy_has_no_part_in_the_choice(log):
-    log.train(wrong_on((0, 900)), {"val_acc": 0.99, "train_ms": 5}, lr=0.1)
+    log.train(900, {"val_acc": 0.99, "train_ms": 5}, lr=0.1)
     log.train(wrong_on(), {"val_acc": 0.98}, lr=0.2)
-    log.train(wrong_on((0, 9)), {"val_acc": 0.99, "train_ms": 4}, lr=0.3)
+    log.train(9, {"val_acc": 0.99, "train_ms": 4}, lr=0.3)
     assert best_of(log.evidence().groups).config["lr"] == 0.3  # the shorter of two equals
 
 
@@ -347,9 +300,9 @@ def test_the_best_is_the_same_whoever_asks(log):
     for seed in range(3):
         for pin in (False, True):
             metrics = {"val_acc": 0.9 + 0.01 * seed, "train_ms": 7.0}
-            log.train(wrong_on((0, 90)), metrics, lr=0.2, seed=seed, pin_memory=pin)
-    log.train(wrong_on((0, 50)), {"val_acc": 0.91, "train_ms": 9.0}, lr=0.1)
-    log.svm(wrong_on((0, 10)), {"val_acc": 0.99, "fit_ms": 5.0})
+            log.train(90, metrics, lr=0.2, seed=seed, pin_memory=pin)
+    log.train(50, {"val_acc": 0.91, "train_ms": 9.0}, lr=0.1)
+    log.svm(10, {"val_acc": 0.99, "fit_ms": 5.0})
     done = [*latest_ok(log.rows, "train"), *latest_ok(log.rows, "svm")]
     network, svm = pick_best(done)
     assert (network.config["lr"], len(network.rows)) == (0.2, 3)
@@ -360,17 +313,17 @@ def test_the_best_is_the_same_whoever_asks(log):
 
 def test_seeds_with_and_without_pinned_memory_are_of_one_configuration(log):
     for seed in range(3):
-        log.train(wrong_on((0, 90)), seed=seed, pin_memory=seed > 0)
+        log.train(90, seed=seed, pin_memory=seed > 0)
     (best,) = pick_best(latest_ok(log.rows, "train"))
     (group,) = log.evidence().groups
     assert len(best.rows) == len(group.rows) == 3
 
 
 def test_the_best_of_both_kinds_meet_on_the_test_images_that_both_have(log):
-    log.train(wrong_on((0, 100)))
-    log.svm(wrong_on((0, 400)))
+    log.train(100)
+    log.svm(400)
     for opt in ("sgd", "adam"):
-        name = log.train(wrong_on((0, 100)), opt=opt, split_seed=1)
+        name = log.train(100, opt=opt, split_seed=1)
         log.held[name]["index"] = log.held[name]["index"] + 1
     record = contrast_of(log, "best ResNet - best SVM")
     assert record["difference"] == pytest.approx(300 / IMAGES)
@@ -378,9 +331,8 @@ def test_the_best_of_both_kinds_meet_on_the_test_images_that_both_have(log):
 
 def test_optimism_is_validation_minus_test_of_the_chosen(log):
     for lr, val_acc in ((0.1, 0.95), (0.2, 0.99)):
-        for pin in (False, True):
-            log.train(wrong_on((0, 280)), {"val_acc": val_acc}, lr=lr, pin_memory=pin)
-    (record,) = optimism_records(latest_ok(log.rows, "train"))
+        log.grid("pin_memory", {False: 280, True: 280}, {"val_acc": val_acc}, lr=lr)
+    (record,) = compare.optimism_records(latest_ok(log.rows, "train"))
     assert record["optimism"] == pytest.approx(0.01)
     expected = newcombe_interval((6930, 7000), (13_720, 14_000))
     assert (record["low"], record["high"]) == pytest.approx(expected)
@@ -388,10 +340,8 @@ def test_optimism_is_validation_minus_test_of_the_chosen(log):
 
 
 def test_the_noise_of_seeds_stands_beside_that_of_test_images(log):
-    for seed, wrong in enumerate((100, 140, 180)):
-        log.train(wrong_on((0, wrong)), seed=seed)
-    log.train(wrong_on((0, 140)), opt="adam")
-    table = seeds_table(latest_ok(log.rows, "train"))
+    log.grid("opt", {"sgd": [100, 140, 180], "adam": 140})
+    table = compare.seeds_table(latest_ok(log.rows, "train"))
     (record,) = table.records
     assert record["test_acc"] == pytest.approx(0.99)
     assert record["test_acc_sd"] == pytest.approx(40 / IMAGES)
@@ -401,14 +351,10 @@ def test_the_noise_of_seeds_stands_beside_that_of_test_images(log):
     assert table.notes[-1].endswith("is not measured: 1.")
 
 
-# --- what cannot be compared ----------------------------------------------------------------------
-
-
 def test_what_cannot_be_compared_is_counted_with_its_reason(log):
-    for lr in (0.1, 0.2, 0.3):
-        log.train(wrong_on((0, 100)), lr=lr)
+    log.grid("lr", {0.1: 100, 0.2: 100, 0.3: 100})
     names = [
-        log.train(wrong_on((0, 100)), settings, lr=lr)
+        log.train(100, settings, lr=lr)
         for lr, settings in ((0.4, {"predictions": None}), (0.5, {"n_test": 5}),
                              (0.6, {"split_sha256": "b"}), (0.7, {}), (0.8, {}))
     ]  # fmt: skip
@@ -432,22 +378,20 @@ def test_what_cannot_be_compared_is_counted_with_its_reason(log):
         f"run {names[3]}: other test images or labels than the rest": 1,
         f"run {names[4]}: other test images or labels than the rest": 1,
     }
-    *_, rows, reasons = comparison_tables(evidence, [], [], [])
+    *_, rows, reasons = compare.comparison_tables(evidence, [], [], [])
     assert len(rows.records) == 1
     assert sum(row["rows"] for row in reasons.records) == 5
 
 
 def test_the_last_of_repeated_runs_counts(log):
-    log.train(wrong_on((0, 900)), opt="sgd")
-    log.train(wrong_on((0, 100)), opt="sgd")
-    log.train(wrong_on((0, 130)), opt="adam")
-    record = contrast_of(log)
+    log.train(900, opt="sgd")
+    record = contrast_of(log.grid("opt", {"sgd": 100, "adam": 130}))
     assert record["difference"] == pytest.approx(30 / IMAGES)
 
 
 def test_of_an_empty_log_every_table_says_what_it_lacks():
     evidence = Invented().evidence()
-    contrasts, *rest = comparison_tables(evidence, contrast_records(evidence), [], [])
+    contrasts, *rest = compare.comparison_tables(evidence, contrast_records(evidence), [], [])
     assert contrasts.missing
     for table in rest:
         assert not table.records
@@ -456,13 +400,11 @@ def test_of_an_empty_log_every_table_says_what_it_lacks():
 
 def test_no_pairs_no_effect():
     with pytest.raises(ValueError, match="at least one pair"):
-        measure_effect([])
-    assert matched([], "opt", "sgd", "adam") == []
+        compare.measure_effect([])
+    assert compare.matched([], "opt", "sgd", "adam") == []
 
 
 def test_rows_keep_one_copy_of_what_they_repeat(tmp_path, log):
-    import json
-
     for seed in (0, 1):
         log.train(wrong_on(), seed=seed)
     path = tmp_path / "log.jsonl"

@@ -3,7 +3,7 @@
 import statistics
 
 import pytest
-from invented import Invented, wrong_on
+from invented import Invented, only, wrong_on
 
 from common.base.cli import as_dict, expand_grid, parse_command_line
 from common.base.config import TRAIN_PRESETS, TrainConfig, preset_of
@@ -19,15 +19,6 @@ def log():
     return Invented()
 
 
-def only(records, **where):
-    found = [record for record in records if where.items() <= record.items()]
-    assert len(found) == 1
-    return found[0]
-
-
-# --- what was chosen ------------------------------------------------------------------------------
-
-
 def results_of(log):
     return results_table(latest_ok(log.rows, "train"), latest_ok(log.rows, "svm")).records
 
@@ -35,8 +26,7 @@ def results_of(log):
 def test_the_best_of_the_grid_is_chosen_on_validation_and_each_training_counts_once(log):
     for opt, val_acc, wrong in (("sgd", 0.95, 1400), ("adam", 0.94, 700)):
         for pin_memory in (False, True):
-            right = wrong_on((0, wrong))
-            log.train(right, {"val_acc": val_acc}, dataset="mnist", opt=opt, pin_memory=pin_memory)
+            log.train(wrong, {"val_acc": val_acc}, dataset="mnist", opt=opt, pin_memory=pin_memory)
     (record,) = results_of(log)
     assert record["config"] == (
         "resnet18, sgd, rate 0.001, epochs 5; the study's protocol; best of 2 on validation"
@@ -49,13 +39,11 @@ def test_the_best_of_the_grid_is_chosen_on_validation_and_each_training_counts_o
 
 
 def test_another_recipe_has_a_row_where_it_has_several_seeds_as_their_mean(log):
-    log.train(wrong_on((0, 1400)), dataset="fashion")
-    log.train(wrong_on((0, 100)), dataset="fashion", batch_size=32)  # the best, of a single seed
-    accuracies = []
+    log.train(1400, dataset="fashion")
+    log.train(100, dataset="fashion", batch_size=32)  # the best, of a single seed
     for seed, wrong in enumerate((900, 1000, 1150)):
-        right = wrong_on((0, wrong))
-        log.train(right, {"train_ms": 7000.0 * seed}, dataset="fashion", seed=seed, **TUNED)
-        accuracies.append(float(right.mean()))
+        log.train(wrong, {"train_ms": 7000.0 * seed}, dataset="fashion", seed=seed, **TUNED)
+    accuracies = [1 - wrong / 14_000 for wrong in (900, 1000, 1150)]
     study, tuned = results_of(log)
     assert (study["seeds"], study["test_acc"]) == (1, 0.9)
     assert tuned["config"] == (
@@ -70,8 +58,7 @@ def test_another_recipe_has_a_row_where_it_has_several_seeds_as_their_mean(log):
 
 
 def test_seeds_that_agree_by_chance_do_not_hide_the_noise_of_test_images(log):
-    for seed in range(3):
-        log.train(wrong_on((0, 1000)), dataset="fashion", seed=seed)
+    log.grid("dataset", {"fashion": 1000}, seeds=3)
     (record,) = results_of(log)
     low, high = wilson_interval(13_000, 14_000)
     assert record["interval"] == f"{100 * low:.2f} to {100 * high:.2f}"
@@ -92,7 +79,7 @@ def test_the_best_machine_stands_beside_the_study_s_best_machine(log):
         for features, val_acc in (("raw", 0.85), ("hog", 0.89)):
             metrics = {"val_acc": val_acc, "fit_ms": fit_ms, "converged": False}
             settings = {"features": features, "engine": engine}
-            log.svm(wrong_on((0, 1540)), metrics, dataset="fashion", **settings)
+            log.svm(1540, metrics, dataset="fashion", **settings)
     (record,) = results_of(log)
     assert record["config"] == (
         "SVM, rbf; other protocol: features hog; best of 2 on validation; stopped by max_iter"
@@ -117,12 +104,8 @@ def test_a_recipe_of_a_preset_has_its_name_and_other_test_images_no_published_fi
 
 
 def test_data_sets_and_divisions_do_not_compete(log):
-    for settings in (
-        {"dataset": "digits"},
-        {"dataset": "mnist"},
-        {"dataset": "mnist", "split_seed": 1},
-    ):
-        log.train(wrong_on((0, 14)), **settings)
+    log.grid("dataset", {"digits": 14, "mnist": 14})
+    log.train(14, dataset="mnist", split_seed=1)
     records = results_of(log)
     assert [r["dataset"] for r in records] == ["MNIST", "MNIST", "digits"]
     assert not any("best of" in r["config"] for r in records)
@@ -149,9 +132,6 @@ def test_without_an_accuracy_to_choose_by_it_names_the_command(log):
     assert (table.records, table.missing) == ((), True)
 
 
-# --- each published accuracy ----------------------------------------------------------------------
-
-
 def published_of(log, **where):
     rows = published_table(latest_ok(log.rows, "train"), latest_ok(log.rows, "svm")).records
     return only(rows, **where)
@@ -161,7 +141,7 @@ ADAM = {"dataset": "fashion", "setting": "model resnet18, opt adam, lr 0.001, ep
 
 
 def test_a_difference_from_a_published_figure_has_its_interval(log):
-    log.train(wrong_on((0, 1120)), dataset="fashion", opt="adam")
+    log.train(1120, dataset="fashion", opt="adam")
     record = published_of(log, **ADAM)
     assert record["difference"] == pytest.approx(0.92 - 0.9154)
     expected = newcombe_interval((12_880, 14_000), (round(0.9154 * 14_000), 14_000))
@@ -170,8 +150,7 @@ def test_a_difference_from_a_published_figure_has_its_interval(log):
 
 
 def test_a_published_run_has_a_seed_too_and_is_taken_to_vary_as_ours_do(log):
-    for seed, count in enumerate((800, 950, 1150)):
-        log.train(wrong_on((0, count)), dataset="fashion", opt="adam", seed=seed)
+    log.grid("dataset", {"fashion": [800, 950, 1150]}, opt="adam")
     record = published_of(log, **ADAM)
     image = newcombe_interval((14_000 * 3 - 2900, 42_000), (12_816, 14_000))
     assert record["difference_low"] < image[0] - 0.02
@@ -190,22 +169,20 @@ def test_a_published_run_has_a_seed_too_and_is_taken_to_vary_as_ours_do(log):
 )
 def test_why_they_differ_is_said_as_far_as_it_is_known(log, wrong, settings, metrics, said):
     for seed, count in enumerate(wrong):
-        right = wrong_on((0, count))
-        log.train(right, metrics, **{"dataset": "fashion", "opt": "adam", "seed": seed} | settings)
+        log.train(count, metrics, **{"dataset": "fashion", "opt": "adam", "seed": seed} | settings)
     note = published_of(log, **ADAM)["note"]
     assert note == f"differs from the published figure: {said}"
 
 
 def test_of_equally_near_runs_the_one_of_more_seeds_stands_beside_the_figure(log):
-    log.train(wrong_on((0, 280)), dataset="fashion", opt="adam", batch_size=32)
-    for seed in (0, 1):
-        log.train(wrong_on((0, 1400)), dataset="fashion", opt="adam", batch_size=64, seed=seed)
+    log.train(280, dataset="fashion", opt="adam", batch_size=32)
+    log.grid("batch_size", {64: 1400}, seeds=2, dataset="fashion", opt="adam")
     record = published_of(log, **ADAM)
     assert (record["seeds"], record["test_acc"]) == (2, pytest.approx(0.9))
 
 
 def test_a_machine_that_was_stopped_may_differ_for_that(log):
-    log.svm(wrong_on((0, 280)), {"converged": False}, dataset="mnist", kernel="rbf")
+    log.svm(280, {"converged": False}, dataset="mnist", kernel="rbf")
     assert "max_iter stopped" in published_of(log, dataset="mnist", setting="kernel rbf")["note"]
     poly = published_of(log, dataset="mnist", setting="kernel poly")
     assert poly["note"] == "not measured, no finished run of it in the log: make q1b measures it"

@@ -16,9 +16,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from common.judge import rows, stats, times, verdicts
-from common.judge.compare import CONTRASTS, TUNED, Evidence, best_pairs, main_recipe, matched
-from common.judge.compare import measure_effect as measured
+from common.judge import compare, rows, stats, times, verdicts
 from common.judge.published import STUDY_TEST_IMAGES, published
 from common.judge.rows import STUDY_DATASETS, TRAIN_PROTOCOL, Row, grouped, join_notes, number
 from common.judge.stats import Estimate, Interval
@@ -29,7 +27,11 @@ UNITS = {"points": 100.0, "times": 1.0}  # a unit's size in that of the effects
 NAMES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}
 OPTIMIZERS = ("sgd", "adam")
 DEVICES = ("cpu", "gpu")
-WORKS = [{"model": model, "opt": opt} for model in NAMES for opt in OPTIMIZERS]
+WORKS = {
+    f"{name} with {opt}": {"model": model, "opt": opt}
+    for model, name in NAMES.items()
+    for opt in OPTIMIZERS
+}
 LENGTH = 5  # epochs of the study's longer runs; a shorter run cannot speak of learning curves
 
 
@@ -58,7 +60,7 @@ class Claim:
     number: int
     text: str
     criterion: str
-    parts: Callable[[Evidence], Iterable[Part]]
+    parts: Callable[[compare.Evidence], Iterable[Part]]
 
 
 @dataclass(frozen=True)
@@ -76,21 +78,8 @@ class Result:
         return next(one_is_enough, "supported" if each == {"supported"} else "undecided")
 
 
-# --- a part's verdict -----------------------------------------------------------------------------
-
-
-def unmeasured(subject: str, unit: str, figure: float | None, command: str) -> Part:
-    """A part on which no row bears."""
-    return Part(subject, unit, figure, note=f"not measured: {command} measures it")
-
-
 def points_part(
-    subject: str,
-    rule: Rule,
-    figure: float | None,
-    command: str,
-    effect: Row | None,
-    levels: Iterable[Row] = (),
+    subject: str, rule: Rule, figure: float | None, command: str, effect: Row | None, levels=()
 ) -> Part:
     """A part on accuracies: an `effect` is an estimate of settings of at least so many `seeds`,
     tested on so many `images`, with what it rests on; `levels` tells what else it may depend on,
@@ -100,13 +89,13 @@ def points_part(
     only the estimates say so it is undecided.
     """
     if effect is None:
-        return unmeasured(subject, "points", figure, command)
+        return Part(subject, "points", figure, note=f"not measured: {command} measures it")
     estimate, seeds = effect["estimate"], effect["seeds"]
     interval = estimate.interval()
     verdict, why = judge(rule, interval), ""
     apart = verdicts.dependence(rule, levels)
     if verdict == "contradicted":
-        apart = [each for each in apart if each[-1]]  # what may be noise excuses no claim
+        apart = {text: True for text, surely in apart.items() if surely}  # noise excuses no claim
     if seeds < SEEDS:
         flag = f"--seed {' '.join(map(str, range(SEEDS)))}"
         flag = f"ARGS='{flag}'" if command.startswith("make ") else flag
@@ -114,205 +103,174 @@ def points_part(
     elif verdict == "undecided":
         why = verdicts.more_data(rule, estimate, seeds, effect["images"])
     elif apart:
-        verdict = "mixed" if any(surely for *_, surely in apart) else "undecided"
+        verdict = "mixed" if any(apart.values()) else "undecided"
     leaning = judge(rule, (estimate.value, estimate.value))
     leans = f"leans to {leaning}" if verdict == "undecided" != leaning else ""
-    note = join_notes(leans, why, *map(verdicts.dependence_text, apart), effect["note"])
+    note = join_notes(leans, why, *apart, effect["note"])
     basis, runs = effect["basis"], effect["runs"]
     return Part(subject, "points", figure, verdict, estimate.value, interval, basis, runs, note)
 
 
-def times_part(
-    subject: str, rule: Rule, figure: float, ratio: tuple[float, Interval], *because: object
-) -> Part:
-    """A part on a ratio of times, and what it rests on: basis, runs and note."""
-    verdict, (basis, runs, note) = judge(rule, ratio[1]), because
-    why = "too few timed steps to decide" if verdict == "undecided" else ""
-    return Part(subject, "times", figure, verdict, *ratio, basis, runs, join_notes(why, note))
-
-
-# --- accuracies -----------------------------------------------------------------------------------
-
-
-def best_gap(part: str, dataset: str, factor: str, first: object, second: object) -> float:
-    """The difference of the study's best accuracies at two levels of a factor."""
-    best = [
-        max(figure["test_acc"] for figure in published(part, dataset=dataset, **{factor: level}))
-        for level in (first, second)
-    ]
-    return best[0] - best[1]
-
-
-def matched_gap(part: str, dataset: str, factor: str, first: object, second: object) -> float:
-    """The mean of the published differences of configurations that differ in one factor alone."""
-    names = [name for name in rows.TRAIN_FACTORS if name != factor]
-    pairs = grouped(published(part, dataset=dataset), lambda f: tuple(map(f.get, names))).values()
-    levels = [{figure[factor]: figure["test_acc"] for figure in same} for same in pairs]
-    return statistics.fmean(s[first] - s[second] for s in levels if {first, second} <= s.keys())
-
-
-def effect_of(
-    estimate: Estimate,
-    seeds: int,
-    images: int,
-    basis: str,
-    own: Iterable[Row],
-    note: str | None = None,
-) -> Row:
-    """An effect that is no paired one, with what it rests on."""
-    sizes = {"estimate": estimate, "seeds": seeds, "images": images}
-    return sizes | {"basis": basis, "runs": [row["run_id"] for row in own], "note": note}
-
-
-def compared(pairs: Sequence[tuple[rows.Group, rows.Group]], basis: str) -> Row | None:
+def compared(pairs: Sequence[compare.Pair], basis: str) -> Row | None:
     """The effect of matched pairs, where there are any, with what it rests on."""
     if not pairs:
         return None
-    effect = measured(pairs)
+    effect = compare.measure_effect(pairs)
     counts = "pairs: {pairs}, seeds: {seeds}, trainings: {trajectories}".format(**effect)
     return effect | {"basis": f"{basis}; {counts}"}
 
 
-def contrast_part(
-    log: Evidence, dataset: str, factor: str, rule: Rule, best: bool = False, swap: bool = False
-) -> Part:
-    """The verdict of a predeclared contrast, the other way round where `swap`; beside the published
-    difference of the `best` of each, where the figures make no matched pairs."""
-    (contrast,) = (c for c in CONTRASTS if c.factor == factor)
-    levels = (contrast.first, contrast.second)
-    pairs, averaged = (contrast.pairs(log, dataset, tuned) for tuned in (True, False))
-    if swap:
-        levels = levels[::-1]
-        pairs, averaged = ([(b, a) for a, b in side] for side in (pairs, averaged))
-    basis = f"{levels[0]} minus {levels[1]}{', all else equal' if pairs == averaged else TUNED}"
-    if pairs != averaged and averaged:
-        basis += f" (averaged: {100 * measured(averaged)['difference']:+.2f} points)"
-    basis += " (published: the best of each, of other length)" if best else ""
-    part = "q1b" if contrast.kind == "svm" else "q1a"
-    figure = (best_gap if best else matched_gap)(part, dataset, factor, *levels)
-    effect, by_level = compared(pairs, basis), contrast.levels(averaged)
-    return points_part(STUDY_DATASETS[dataset], rule, figure, contrast.command, effect, by_level)
+def published_gap(dataset: str, factor: str, levels: Sequence[object], best: bool) -> float:
+    """The published difference of two levels of a factor: of the best of each, or the mean of
+    configurations that differ in that factor alone."""
+    figures = published("q1b" if factor == "kernel" else "q1a", dataset=dataset)
+    names = [] if best else [name for name in rows.TRAIN_FACTORS if name != factor]
+    gaps = []
+    for same in grouped(figures, lambda figure: tuple(map(figure.get, names))).values():
+        sides = [[f["test_acc"] for f in same if f[factor] == level] for level in levels]
+        gaps += [max(sides[0]) - max(sides[1])] if all(sides) else []
+    return statistics.fmean(gaps)
 
 
 def contrasts(
-    factor: str, rule: Rule, datasets: Iterable[str] = tuple(STUDY_DATASETS), **more: bool
-) -> Callable[[Evidence], list[Part]]:
-    """A predeclared contrast on each data set."""
-    return lambda log: [contrast_part(log, name, factor, rule, **more) for name in datasets]
+    log: compare.Evidence, factor: str, rule: Rule, datasets=STUDY_DATASETS, best=False, swap=False
+) -> Iterator[Part]:
+    """A predeclared contrast on each data set, the other way round where `swap`; beside the
+    published difference of the `best` of each, where the figures make no matched pairs."""
+    (contrast,) = (c for c in compare.CONTRASTS if c.factor == factor)
+    if swap:
+        contrast = replace(contrast, first=contrast.second, second=contrast.first)
+    levels = contrast.first, contrast.second
+    for dataset in datasets:
+        pairs, averaged = (contrast.pairs(log, dataset, tuned) for tuned in (True, False))
+        alike = pairs == averaged
+        basis = f"{levels[0]} minus {levels[1]}{', all else equal' if alike else compare.TUNED}"
+        if not alike and averaged:
+            average = compare.measure_effect(averaged)["difference"]
+            basis += f" (averaged: {100 * average:+.2f} points)"
+        basis += " (published: the best of each, of other length)" if best else ""
+        figure, effect = published_gap(dataset, factor, levels, best), compared(pairs, basis)
+        name, by_level = STUDY_DATASETS[dataset], contrast.levels(averaged)
+        yield points_part(name, rule, figure, contrast.command, effect, by_level)
 
 
-def best_of_rates(log: Evidence) -> Iterator[Part]:
+def best_of_rates(log: compare.Evidence) -> Iterator[Part]:
     """The best of each learning rate, which may differ in the other factors."""
-    (contrast,) = (c for c in CONTRASTS if c.factor == "lr")
+    (contrast,) = (c for c in compare.CONTRASTS if c.factor == "lr")
     basis = "best of 0.001 minus best of 0.0001, each chosen on validation"
     for dataset, name in STUDY_DATASETS.items():
-        groups = [group for (group,) in main_recipe((g,) for g in log.of(dataset, "train"))]
+        groups = [g for (g,) in compare.main_recipe((g,) for g in log.of(dataset, "train"))]
         best = [rows.best_of(g for g in groups if g.config.get("lr") == lr) for lr in (1e-3, 1e-4)]
         effect = compared([best] if all(best) else [], basis)
-        figure = best_gap("q1a", dataset, "lr", 1e-3, 1e-4)
+        figure = published_gap(dataset, "lr", (1e-3, 1e-4), best=True)
         levels = contrast.levels(contrast.pairs(log, dataset))
         yield points_part(name, BEATS, figure, "make q1a", effect, levels)
 
 
-def best_of_kinds(log: Evidence) -> Iterator[Part]:
+def best_of_kinds(log: compare.Evidence) -> Iterator[Part]:
     """The best ResNet beside the best SVM."""
     for dataset, name in STUDY_DATASETS.items():
         figures = (published(part, dataset=dataset) for part in ("q1a", "q1b"))
         network, svm = (max(figure["test_acc"] for figure in part) for part in figures)
         basis = "best ResNet minus best SVM, each chosen on validation"
         rule = (network - svm - 0.005, network - svm + 0.005)
-        effect = compared(best_pairs(log, dataset), basis)
+        effect = compared(compare.best_pairs(log, dataset), basis)
         yield points_part(name, rule, network - svm, "make q1a q1b", effect)
 
 
-# --- devices --------------------------------------------------------------------------------------
-
-
-def published_q2(value: str, **where: object) -> float:
-    """A figure of the study's question 2."""
-    return published("q2", **where)[0][value]
-
-
-def step_part(
-    subject: str, rule: Rule, figure: float, slow: Row | None, fast: Row | None, command: str
-) -> Part:
-    """How many times as long one row's steps take as another's, where they can be compared."""
-    if not (slow and fast and (ratio := times.time_ratio(slow, fast))):
-        return unmeasured(subject, "times", figure, command)
-    labels = [rows.get(r, "metrics", "label") or rows.get(r, "env", "device") for r in (slow, fast)]
-    basis, runs = f"step time of {' over '.join(labels)}", (slow["run_id"], fast["run_id"])
-    note = "noise between processes is not in the interval"
-    note = join_notes(note, *map(rows.busy_note, (slow, fast)))
-    return times_part(subject, rule, figure, ratio, basis, runs, note)
-
-
-def speedups(log: Evidence) -> Iterator[Part]:
-    """Of each network and optimiser, then the deeper network's over the other's."""
-    rules = {"resnet18": (24.0, 27.0), "resnet50": (37.0, 38.0)}
-    parts = {}
-    for work in WORKS:
-        cpu_ms, gpu_ms = (published_q2("train_ms", **work, device=device) for device in DEVICES)
-        sides = times.sides(times.study_rows(log.rows, **work))
-        cpu, gpu = map(times.representative, sides)
-        model, opt = work.values()
-        subject, figure = f"{NAMES[model]} with {opt}", cpu_ms / gpu_ms
-        parts[model, opt] = step_part(subject, rules[model], figure, cpu, gpu, times.COMMAND)
-    yield from parts.values()
-    for opt in OPTIMIZERS:
-        deep, shallow = parts["resnet50", opt], parts["resnet18", opt]
-        if deep.interval and shallow.interval:
-            widths = (math.log(p.interval[1] / p.interval[0]) / 2 for p in (deep, shallow))
-            half, ratio = math.exp(math.hypot(*widths)), deep.effect / shallow.effect
-            subject, figure = (
-                f"ResNet-50 over ResNet-18 with {opt}",
-                deep.published / shallow.published,
-            )
-            because = "ratio of the speed-ups above", (*deep.runs, *shallow.runs), None
-            interval = ratio / half, ratio * half
-            yield times_part(subject, (1.0, math.inf), figure, (ratio, interval), *because)
-
-
-def device_accuracy(log: Evidence) -> list[Part]:
-    """Whole epochs of hw_bench.py, and trainings that differ in their device alone. Of what was
-    begun no part that was not measured is left out: it keeps the claim open."""
-    rule = (-0.03, 0.03)
-    basis = "cuda minus cpu, all else equal"
-    command = "python train.py --preset q1a --device cpu cuda"
-    epochs = [epoch_part(log, rule, **work) for work in WORKS]
-    trainings = []
+def device_accuracy(log: compare.Evidence) -> list[Part]:
+    """GPU minus CPU: of whole epochs of hw_bench.py, without predictions, as if on different
+    images, which errs on the side of a wider interval; and of trainings that differ in their device
+    alone. Of what was begun no part that was not measured is left out: it keeps the claim open."""
+    rule, images = (-0.03, 0.03), STUDY_TEST_IMAGES
+    epochs, trainings = [], []
+    for subject, work in WORKS.items():
+        gpu, cpu = (published("q2", **work, device=d)[0]["test_acc"] for d in ("gpu", "cpu"))
+        tested = [
+            row
+            for row in times.study_rows(log.rows, **work, split="study")
+            if number(row, "metrics", "test_acc") is not None
+        ]
+        sides, effect = [times.seeds_of(side) for side in times.sides(tested)][::-1], None
+        if all(sides):
+            accuracies = [[row["metrics"]["test_acc"] for row in side] for side in sides]
+            effect = {
+                "estimate": stats.difference_of(*accuracies, (images, images)),
+                "seeds": min(map(len, sides)),
+                "images": images,
+                "basis": "GPU minus CPU, one epoch",
+                "runs": [row["run_id"] for side in sides[::-1] for row in side],
+                "note": None,
+            }
+        command = "python hw_bench.py --preset q2 --device cpu cuda --full-epoch"
+        epochs.append(points_part(subject, rule, gpu - cpu, command, effect))
     for dataset, name in STUDY_DATASETS.items():
-        pairs = main_recipe(matched(log.of(dataset, "train"), "device", "cuda", "cpu"))
-        trainings.append(points_part(name, rule, None, command, compared(pairs, basis)))
+        groups = log.of(dataset, "train")
+        pairs = compare.main_recipe(compare.matched(groups, "device", "cuda", "cpu"))
+        effect = compared(pairs, "cuda minus cpu, all else equal")
+        command = "python train.py --preset q1a --device cpu cuda"
+        trainings.append(points_part(name, rule, None, command, effect))
     begun = [parts for parts in (epochs, trainings) if any(p.effect is not None for p in parts)]
     return [part for parts in begun for part in parts] or epochs
 
 
-def epoch_part(log: Evidence, rule: Rule, model: str, opt: str) -> Part:
-    """GPU minus CPU, from whole epochs; without predictions, as if on different images, which errs
-    on the side of a wider interval."""
-    work = {"model": model, "opt": opt}
-    gpu_acc, cpu_acc = (published_q2("test_acc", **work, device=d) for d in ("gpu", "cpu"))
-    epochs = times.study_rows(log.rows, **work, split="study")
-    tested = [row for row in epochs if number(row, "metrics", "test_acc") is not None]
-    cpu, gpu = (times.seeds_of(side) for side in times.sides(tested))
-    effect = None
-    if cpu and gpu:
-        values = [[row["metrics"]["test_acc"] for row in side] for side in (gpu, cpu)]
-        images, seeds = STUDY_TEST_IMAGES, min(len(gpu), len(cpu))
-        estimate = stats.difference_of(*values, (images, images))
-        effect = effect_of(estimate, seeds, images, "GPU minus CPU, one epoch", (*cpu, *gpu))
-    command = "python hw_bench.py --preset q2 --device cpu cuda --full-epoch"
-    return points_part(f"{NAMES[model]} with {opt}", rule, gpu_acc - cpu_acc, command, effect)
+def step_ratio(slow: Row | None, fast: Row | None) -> Row | None:
+    """How many times as long one row's steps take as another's, where they can be compared."""
+    if not (slow and fast and (ratio := times.time_ratio(slow, fast))):
+        return None
+    labels = [rows.get(r, "metrics", "label") or rows.get(r, "env", "device") for r in (slow, fast)]
+    note = "noise between processes is not in the interval"
+    return {
+        "effect": ratio[0],
+        "interval": ratio[1],
+        "basis": f"step time of {' over '.join(labels)}",
+        "runs": (slow["run_id"], fast["run_id"]),
+        "note": join_notes(note, *map(rows.busy_note, (slow, fast))),
+    }
 
 
-def adam_cost(log: Evidence) -> Iterator[Part]:
+def times_part(
+    subject: str, rule: Rule, figure: float, effect: Row | None, command: str = times.COMMAND
+) -> Part:
+    """A part on a ratio of times, and what it rests on."""
+    if effect is None:
+        return Part(subject, "times", figure, note=f"not measured: {command} measures it")
+    verdict = judge(rule, effect["interval"])
+    why = "too few timed steps to decide" if verdict == "undecided" else ""
+    effect = effect | {"note": join_notes(why, effect["note"])}
+    return Part(subject, "times", figure, verdict, **effect)
+
+
+def speedups(log: compare.Evidence) -> Iterator[Part]:
+    """Of each network and optimiser, then the deeper network's over the other's."""
+    rules = {"resnet18": (24.0, 27.0), "resnet50": (37.0, 38.0)}
+    parts = {}
+    for subject, work in WORKS.items():
+        cpu_ms, gpu_ms = (published("q2", **work, device=d)[0]["train_ms"] for d in DEVICES)
+        sides = map(times.representative, times.sides(times.study_rows(log.rows, **work)))
+        effect = step_ratio(*sides)
+        parts[subject] = times_part(subject, rules[work["model"]], cpu_ms / gpu_ms, effect)
+    yield from parts.values()
+    for opt in OPTIMIZERS:
+        deep, shallow = (parts[f"{name} with {opt}"] for name in ("ResNet-50", "ResNet-18"))
+        if deep.interval and shallow.interval:
+            widths = (math.log(p.interval[1] / p.interval[0]) / 2 for p in (deep, shallow))
+            half, ratio = math.exp(math.hypot(*widths)), deep.effect / shallow.effect
+            effect = {"effect": ratio, "interval": (ratio / half, ratio * half)}
+            effect |= {"basis": "ratio of the speed-ups above", "note": None}
+            effect |= {"runs": (*deep.runs, *shallow.runs)}
+            subject, figure = f"ResNet-50 over ResNet-18 with {opt}", deep.published
+            yield times_part(subject, (1.0, math.inf), figure / shallow.published, effect)
+
+
+def adam_cost(log: compare.Evidence) -> Iterator[Part]:
     """Adam's step over SGD's, of the same variant, on each device that was measured; only where the
     two took turns, for a machine's drift is as large as the difference."""
     for model in NAMES:
         sides = times.sides(times.study_rows(log.rows, model=model))
         for device, side in zip(DEVICES, sides, strict=True):
             work = {"model": model, "device": device}
-            adam_ms, sgd_ms = (published_q2("train_ms", **work, opt=opt) for opt in ("adam", "sgd"))
+            ms = [published("q2", **work, opt=opt)[0]["train_ms"] for opt in OPTIMIZERS]
             turns = [
                 (sgd, adam)
                 for sgd, adam in itertools.product(side, side)
@@ -325,21 +283,21 @@ def adam_cost(log: Evidence) -> Iterator[Part]:
             sgd, adam = next((pair for pair in turns if pair[0] is chosen), (None, None))
             subject = f"{NAMES[model]} on a {device.upper()}"
             command = "make q2" if device == "cpu" else times.COMMAND
-            part = step_part(subject, (1.03, 1.05), adam_ms / sgd_ms, adam, sgd, command)
+            effect, figure = step_ratio(adam, sgd), ms[1] / ms[0]
+            part = times_part(subject, (1.03, 1.05), figure, effect, command)
             there = {row["config"].get("opt") for row in side}
             if part.effect is None and there.issuperset(OPTIMIZERS):
-                why = f"steps of both did not take turns: {command} measures it"
-                part = replace(part, note=why)
+                part = replace(
+                    part, note=f"steps of both did not take turns: {command} measures it"
+                )
             yield part
 
-
-# --- learning curves ------------------------------------------------------------------------------
 
 Curve = list[tuple[int, int]]  # of validation images: how many right after each epoch, of how many
 Change = tuple[float, Interval]
 
 
-def curves(log: Evidence) -> Iterator[Part]:
+def curves(log: compare.Evidence) -> Iterator[Part]:
     """What is left to learn, the largest fall and the overfitting; then the need of five epochs."""
     for dataset, name in STUDY_DATASETS.items():
         runs = curves_of(log.rows, dataset)
@@ -352,14 +310,21 @@ def curves(log: Evidence) -> Iterator[Part]:
             for _, curve in runs
         ]
         yield curve_part(f"{name}: largest fall", 0.01, falls, runs)
-        tested = [run for run in runs if number(run[0], "metrics", "train_acc") is not None]
-        gaps = [overfitting(*run) for run in tested]
+        # The final weights on as many training images as validation images. An epoch's own training
+        # accuracy is no measure: its weights were still to be learned.
+        tested, gaps = [], []
+        for row, curve in runs:
+            metrics = row["metrics"]
+            if (train_acc := number(metrics, "train_acc")) is not None:
+                images = int(min(metrics["n_train"], metrics["n_val"]))
+                gaps.append(change_of((round(train_acc * images), images), curve[-1]))
+                tested.append((row, curve))
         part = curve_part(f"{name}: overfitting", 0.02, gaps, tested)
         if runs and not tested:
             again = "these runs were not tested on training images: --force trains them again"
             part = replace(part, note=again)
         yield part
-    length = contrast_part(log, "fashion", "epochs", BEATS)
+    (length,) = contrasts(log, "epochs", BEATS, ["fashion"])
     yield replace(length, subject="FashionMNIST: 5 minus 3 epochs")
 
 
@@ -385,10 +350,7 @@ def curves_of(log: Sequence[Row], dataset: str) -> list[tuple[Row, Curve]]:
 
 
 def curve_part(
-    subject: str,
-    below: float,
-    changes: Iterable[Change],
-    runs: Sequence[tuple[Row, Curve]],
+    subject: str, below: float, changes: Iterable[Change], runs: Sequence[tuple[Row, Curve]]
 ) -> Part:
     """The verdict of a change in the curves: the mean over seeds, of the values and of the ends of
     their intervals over images."""
@@ -396,11 +358,14 @@ def curve_part(
     if runs:
         values, intervals = zip(*changes, strict=True)
         image = tuple(statistics.fmean(ends) for ends in zip(*intervals, strict=True))
-        estimate = Estimate(statistics.fmean(values), image, tuple(stats.sample_spread(values)))
-        note = join_notes(*(rows.deviations(row["config"], TRAIN_PROTOCOL) for row, _ in runs))
-        basis, seeds = f"the ResNet chosen on validation, seeds: {len(values)}", len(values)
-        images = int(number(runs[0][0], "metrics", "n_val"))
-        effect = effect_of(estimate, seeds, images, basis, [row for row, _ in runs], note)
+        effect = {
+            "estimate": Estimate(statistics.fmean(values), image, stats.sample_spread(values)),
+            "seeds": len(runs),
+            "images": int(runs[0][0]["metrics"]["n_val"]),
+            "basis": f"the ResNet chosen on validation, seeds: {len(runs)}",
+            "runs": [row["run_id"] for row, _ in runs],
+            "note": join_notes(*(rows.deviations(r["config"], TRAIN_PROTOCOL) for r, _ in runs)),
+        }
     return points_part(subject, (-math.inf, below), None, "make q1a", effect)
 
 
@@ -410,37 +375,28 @@ def change_of(first: tuple[int, int], second: tuple[int, int], confidence: float
     return value, stats.newcombe_interval(first, second, confidence)
 
 
-def overfitting(row: Row, curve: Curve) -> Change:
-    """Training minus validation accuracy of the final weights, the former on as many images as the
-    latter. An epoch's own training accuracy is no measure: its weights were still to be learned."""
-    images = int(min(number(row, "metrics", f"n_{part}") for part in ("train", "val")))
-    return change_of((round(row["metrics"]["train_acc"] * images), images), curve[-1])
-
-
-# --- the claims -----------------------------------------------------------------------------------
-
 LEAD = "difference above 0.1 points; a smaller one counts as none"
 ENTRIES = {  # what it says: when it holds, and what measures it
     "ResNet-18 is as accurate as ResNet-50 or better, on both data sets": (
         "ResNet-18 minus ResNet-50 is above -0.2 points",
-        contrasts("model", (-0.002, math.inf)),
+        lambda log: contrasts(log, "model", (-0.002, math.inf)),
     ),
     "On MNIST, SGD is more accurate than Adam": (
         LEAD,
-        contrasts("opt", BEATS, ["mnist"], best=True),
+        lambda log: contrasts(log, "opt", BEATS, ["mnist"], best=True),
     ),
     "On FashionMNIST, Adam is more accurate than SGD": (
         LEAD,
-        contrasts("opt", BEATS, ["fashion"], best=True, swap=True),
+        lambda log: contrasts(log, "opt", BEATS, ["fashion"], best=True, swap=True),
     ),
     "Five epochs give 0.3 to 0.5 points more than three": (
         "difference between 0.3 and 0.5 points",
-        contrasts("epochs", (0.003, 0.005)),
+        lambda log: contrasts(log, "epochs", (0.003, 0.005)),
     ),
     "The best models are better at a rate of 0.001 than at 0.0001": (LEAD, best_of_rates),
     "The RBF kernel is more accurate than the polynomial one, on both data sets": (
         LEAD,
-        contrasts("kernel", BEATS),
+        lambda log: contrasts(log, "kernel", BEATS),
     ),
     "The best ResNet leads the best SVM by 2.98 points on MNIST, 5.87 on FashionMNIST": (
         "difference within 0.5 points of the published one",
@@ -467,7 +423,7 @@ ENTRIES = {  # what it says: when it holds, and what measures it
 CLAIMS = [Claim(n, text, *entry) for n, (text, entry) in enumerate(ENTRIES.items(), 1)]
 
 
-def judge_claims(log: Evidence) -> list[Result]:
+def judge_claims(log: compare.Evidence) -> list[Result]:
     """Every claim with its parts."""
     return [Result(claim, tuple(claim.parts(log))) for claim in CLAIMS]
 
@@ -478,9 +434,8 @@ def claims_tables(results: Sequence[Result]) -> list[Table]:
     for r in results:
         same = grouped(r.parts, lambda p: "not measured" if p.effect is None else p.verdict)
         why = "; ".join(f"{k}: {', '.join(p.subject for p in v)}" for k, v in same.items())
-        judged.append(
-            vars(r.claim) | {"claim": r.claim.number, "verdict": r.verdict, "reason": why}
-        )
+        words = {"claim": r.claim.number, "verdict": r.verdict, "reason": why}
+        judged.append(vars(r.claim) | words)
         for part in r.parts:
             low, high = part.interval or (None, None)
             values = {"published": part.published, "effect": part.effect, "low": low, "high": high}

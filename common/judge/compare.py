@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +28,6 @@ from common.judge.verdicts import BEATS, MARGIN, SEEDS, dependence, leads
 ALPHA = 0.05
 Load = Callable[[Row], tuple[Mapping[str, Any] | None, str | None]]
 Pair = tuple[Group, Group]
-
-
-# --- what can be compared -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -67,81 +65,53 @@ def collect(log: Sequence[Row], load: Load) -> Evidence:
         for dataset in rows.datasets_of(done):
             finished = [row for row in done if row["config"].get("dataset") == dataset]
             single = rows.distinct(finished)
-            tested = [row for run in single if (row := _tested(run, load, reasons))]
-            by_images = grouped(tested, lambda row: division(row["config"])).values()
-            kept = [row for same in by_images for row in _same_images(same, reasons)]
-            groups += rows.by_seed(kept, *rows.TRANSPORT)
-            counts.append(
-                {
-                    "dataset": dataset,
-                    "kind": kind,
-                    "rows": len(finished),
-                    "same_training": len(finished) - len(single),
-                    "unusable": len(single) - len(kept),
-                    "models": len(kept),
-                    **_unfinished(log, kind, dataset),
-                }
-            )
+            usable = _usable(single, load, reasons)
+            groups += rows.by_seed(usable, *rows.TRANSPORT)
+            # Those that did not end well, each once; partial: epochs without a result.
+            own = [row for row in log if row["config"].get("dataset") == dataset]
+            ended = grouped((row for row in own if row["kind"] == kind), lambda row: row["run_id"])
+            statuses = [[row["status"] for row in same] for same in ended.values()]
+            last = Counter(each[-1] for each in statuses if "ok" not in each)
+            begun = {row["run_id"] for row in own if row["kind"] == "epoch" and kind == "train"}
+            record = {"dataset": dataset, "kind": kind, "rows": len(finished)}
+            record |= {"same_training": len(finished) - len(single), "models": len(usable)}
+            record |= {"unusable": len(single) - len(usable), "partial": len(begun - ended.keys())}
+            counts.append(record | {name: last[name] for name in ("failed", "interrupted")})
     return Evidence(log, tuple(groups), tuple(counts), reasons)
 
 
-def _tested(row: Row, load: Load, reasons: Counter[str]) -> Row | None:
-    answers, problem = load(row)
-    logged = number(row, "metrics", "n_test")
-    if answers is None:
-        named = isinstance(row["metrics"].get("predictions"), str)
-        reasons[str(problem) if named else "the row names no predictions"] += 1
-    elif logged is not None and logged != len(answers["label"]):
-        count = len(answers["label"])
-        reasons[f"run {row['run_id']}: {count} predictions for {logged} images"] += 1
-    else:
-        images = np.stack([answers["label"], answers["index"]]).astype("<i8").tobytes()
-        right = np.asarray(answers["pred"] == answers["label"])
-        return row | {"right": right, "images": hashlib.sha256(images).hexdigest()}
-    return None
-
-
-def _same_images(same: Sequence[Row], reasons: Counter[str]) -> list[Row]:
-    """Those that were tested on the same images with the same labels, and whose training split,
-    for as many images, was the same one: the majority."""
-
-    def limit(row: Row) -> Any:
-        return row["config"].get("limit")
-
-    def split(row: Row) -> Any:
-        return row["metrics"].get("split_sha256")
-
-    def majority(values: Iterable[Any]) -> Any:
-        return Counter(values).most_common(1)[0][0]
-
-    images = majority(row["images"] for row in same)
-    splits = {n: majority(map(split, of)) for n, of in grouped(same, limit).items()}
-    kept = []
-    for row in same:
-        if row["images"] != images:
-            reasons[f"run {row['run_id']}: other test images or labels than the rest"] += 1
-        elif split(row) != splits[limit(row)]:
-            reasons[f"run {row['run_id']}: another split_sha256 than the rest"] += 1
+def _usable(runs: Sequence[Row], load: Load, reasons: Counter[str]) -> list[Row]:
+    """Rows with their right answers; of a split of the images the majority, which was tested on the
+    same images with the same labels, and whose training split, for as many images, was the same
+    one. Why others are left out is counted in `reasons`."""
+    tested, kept = [], []
+    for row in runs:
+        answers, problem = load(row)
+        logged = number(row, "metrics", "n_test")
+        if answers is None:
+            named = isinstance(row["metrics"].get("predictions"), str)
+            reasons[str(problem) if named else "the row names no predictions"] += 1
+        elif logged is not None and logged != len(answers["label"]):
+            count = len(answers["label"])
+            reasons[f"run {row['run_id']}: {count} predictions for {logged} images"] += 1
         else:
-            kept.append(row)
+            images = np.stack([answers["label"], answers["index"]]).astype("<i8").tobytes()
+            right = np.asarray(answers["pred"] == answers["label"])
+            tested.append(row | {"right": right, "images": hashlib.sha256(images).hexdigest()})
+    for same in grouped(tested, lambda row: division(row["config"])).values():
+        images = statistics.mode(row["images"] for row in same)
+        alike = grouped(same, lambda row: row["config"].get("limit")).items()
+        splits = {
+            n: statistics.mode(r["metrics"].get("split_sha256") for r in of) for n, of in alike
+        }
+        for row in same:
+            if row["images"] != images:
+                reasons[f"run {row['run_id']}: other test images or labels than the rest"] += 1
+            elif row["metrics"].get("split_sha256") != splits[row["config"].get("limit")]:
+                reasons[f"run {row['run_id']}: another split_sha256 than the rest"] += 1
+            else:
+                kept.append(row)
     return kept
-
-
-def _unfinished(log: Sequence[Row], kind: str, dataset: str) -> Row:
-    """Runs that did not end well, each once: failed, interrupted, or epochs without a result."""
-    own = [row for row in log if row["config"].get("dataset") == dataset]
-    ended = grouped((r for r in own if r["kind"] == kind), lambda row: row["run_id"])
-    statuses = {name: [row["status"] for row in same] for name, same in ended.items()}
-    last = Counter(each[-1] for each in statuses.values() if "ok" not in each)
-    begun = {row["run_id"] for row in own if row["kind"] == "epoch" and kind == "train"}
-    return {
-        "failed": last["failed"],
-        "interrupted": last["interrupted"],
-        "partial": len(begun - ended.keys()),
-    }
-
-
-# --- matched pairs --------------------------------------------------------------------------------
 
 
 def matched(
@@ -202,7 +172,7 @@ def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = ()) -> Row:
     # What differs from image to image between seeds is in the seeds' variance already.
     alone = math.sqrt(max(0.0, 1 - shared * whole**2 * len(sums) / max(sums.var(), 1e-12)))
     narrow = (value + alone * (image[0] - value), value + alone * (image[1] - value))
-    estimate = stats.Estimate(value, narrow, spreads) if spreads else stats.Estimate(value, image)
+    estimate = stats.Estimate(value, narrow, spreads)
     seeds, (low, high) = min(len(g.rows) for g in weights), estimate.interval()
     one_seed = "one seed: the interval holds the noise of test images only"
     if spreads:
@@ -257,11 +227,8 @@ def _spreads(
         variance = max(luck, sum(float(off.mean()) ** 2 for off in seeds.values()))
         n = min(len(g.rows) for g in family)
         total = sum(shares[g] ** 2 * len(g.rows) for g in family)
-        known.append(stats.Spread(variance, total, n, n - 1))
+        known.append(stats.Spread(variance, total, n))
     return stats.lend(known, [shares[g] ** 2 for g in shares if len(g.rows) == 1]), by_image
-
-
-# --- contrasts ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -295,12 +262,11 @@ class Contrast:
     def levels(self, pairs: Iterable[Pair]) -> list[Row]:
         """What its effect is at each level of the other factors."""
         levels = []
-        for other in CONTRASTS:
-            if other.kind == self.kind and other is not self:
-                there = grouped(pairs, lambda pair, k=other.factor: pair[0].config.get(k))
-                for level, same in there.items() if len(there) > 1 else ():
-                    name = {"factor": other.factor, "level": f"{other.factor} {rows.plain(level)}"}
-                    levels.append(measure_effect(same) | name)
+        for factor in (c.factor for c in CONTRASTS if c.kind == self.kind):
+            there = grouped(pairs, lambda pair, k=factor: pair[0].config.get(k))
+            for level, same in there.items() if factor != self.factor and len(there) > 1 else ():
+                name = {"factor": factor, "level": f"{factor} {rows.plain(level)}"}
+                levels.append(measure_effect(same) | name)
         return levels
 
 
@@ -341,29 +307,21 @@ def contrast_records(evidence: Evidence) -> list[Row]:
     averaged over it, and the best network against the best SVM."""
     records = []
     for dataset in evidence.datasets:
+        cases = []
         for c in CONTRASTS:
             averaged, pairs = (c.pairs(evidence, dataset, tuned) for tuned in (False, True))
-            more = {
-                "tuned": "" if averaged == pairs else TUNED,
-                "apart": dependence(BEATS, c.levels(averaged)),
-            }
-            name = c.name + more["tuned"]
-            records.append(_contrast_record(dataset, name, c.sides, c.command, pairs) | more)
+            more = {"sides": c.sides, "tuned": "" if averaged == pairs else TUNED}
+            more["apart"] = dependence(BEATS, c.levels(averaged))
+            cases.append((c.name + more["tuned"], c.command, pairs, more))
             if averaged and more["tuned"]:
-                name = f"{c.name}, averaged"
-                records.append(_contrast_record(dataset, name, c.sides, c.command, averaged))
-        sides = "best ResNet", "best SVM"
-        pairs = best_pairs(evidence, dataset)
-        best = _contrast_record(dataset, " - ".join(sides), sides, "make q1a q1b", pairs)
-        records.append(best | {"tuned": "", "apart": []})
+                cases.append((f"{c.name}, averaged", c.command, averaged, {}))
+        more = {"sides": ("best ResNet", "best SVM"), "tuned": "", "apart": {}}
+        best = best_pairs(evidence, dataset)
+        cases.append((" - ".join(more["sides"]), "make q1a q1b", best, more))
+        for name, command, pairs, more in cases:
+            effect = measure_effect(pairs) if pairs else {"note": f"no pair in the log: {command}"}
+            records.append(effect | {"dataset": dataset, "contrast": name} | more)
     return add_holm(records)
-
-
-def _contrast_record(
-    dataset: str, name: str, sides: tuple[str, str], command: str, pairs: Sequence[Pair]
-) -> Row:
-    effect = measure_effect(pairs) if pairs else {"note": f"no pair in the log: {command}"}
-    return effect | {"dataset": dataset, "contrast": name, "sides": sides}
 
 
 def interaction_records(evidence: Evidence) -> list[Row]:
@@ -400,16 +358,12 @@ def pair_records(evidence: Evidence) -> list[Row]:
     records = []
     for dataset, contrast in itertools.product(evidence.datasets, CONTRASTS):
         for pair in contrast.pairs(evidence, dataset, tuned=False):
+            names = {"dataset": dataset, "contrast": contrast.name}
             first, second = (float(np.mean([r["right"] for r in side.rows])) for side in pair)
-            records.append(
-                measure_effect([pair])
-                | {"dataset": dataset, "contrast": contrast.name, "first_acc": first}
-                | {"second_acc": second, "setting": setting_of(pair[0], contrast.factor)}
-            )
+            names |= {"setting": setting_of(pair[0], contrast.factor)}
+            names |= {"first_acc": first, "second_acc": second}
+            records.append(measure_effect([pair]) | names)
     return add_holm(records)
-
-
-# --- what the noise leaves open -------------------------------------------------------------------
 
 
 def tie_records(evidence: Evidence) -> list[Row]:
@@ -463,8 +417,9 @@ def seeds_table(train: Sequence[Row]) -> Table:
             single += 1
             continue
         record = group.config | rows.accuracy_record(group)
-        record["mean_low"], record["mean_high"] = stats.t_interval(values)
         mean = record["test_acc"]
+        seeds = stats.Estimate(mean, (mean, mean), stats.sample_spread(values))
+        record["mean_low"], record["mean_high"] = seeds.interval()
         record["image_sd"] = math.sqrt(mean * (1 - mean) / int(images))
         records.append(record)
     note = "Configurations with a single seed, whose noise of training is not measured"

@@ -8,7 +8,6 @@ beside None.
 from __future__ import annotations
 
 import json
-import math
 import re
 import statistics
 from collections import Counter
@@ -27,22 +26,18 @@ Row = dict[str, Any]
 MAX_SLUG = 80  # of the 255 bytes that file systems take
 STUDY_DATASETS = {"mnist": "MNIST", "fashion": "FashionMNIST"}
 DEFAULTS = {"train": defaults_of(TrainConfig), "svm": defaults_of(SvmConfig)}
-
-
-def _defaults(kind: str, names: str) -> Row:
-    return {name: DEFAULTS[kind][name] for name in names.split()}
-
-
 # What the study varied, and what it held fixed: a run that differs in one of the latter is not
 # beside a published figure.
 TRAIN_FACTORS = ("dataset", "model", "opt", "lr", "epochs", "pin_memory")
 SVM_FACTORS = ("dataset", "kernel")
-TRAIN_PROTOCOL = _defaults(
-    "train",
-    "split limit image_size batch_size amp weights weight_decay schedule label_smoothing translate "
-    "flip erase tta world_size",
+FIXED = {
+    "train": "split limit image_size batch_size amp weights weight_decay schedule label_smoothing "
+    "translate flip erase tta world_size",
+    "svm": "split samples features C gamma max_iter image_size",
+}
+TRAIN_PROTOCOL, SVM_PROTOCOL = (
+    {name: DEFAULTS[kind][name] for name in names.split()} for kind, names in FIXED.items()
 )
-SVM_PROTOCOL = _defaults("svm", "split samples features C gamma max_iter image_size")
 PROTOCOLS = {"train": (TRAIN_PROTOCOL, TRAIN_FACTORS), "svm": (SVM_PROTOCOL, SVM_FACTORS)}
 # They change how images reach a device, and no arithmetic: two runs that differ in them alone are
 # one training done twice.
@@ -87,9 +82,6 @@ def latest_ok(rows: Iterable[Row], kind: str) -> list[Row]:
     return list(last.values())
 
 
-# --- configurations -------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
 class Group:
     """The runs of one configuration, which differ in their seed alone."""
@@ -99,7 +91,6 @@ class Group:
 
     @property
     def kind(self) -> str:
-        """Train or svm."""
         return self.rows[0]["kind"]
 
     @property
@@ -113,7 +104,6 @@ class Group:
         return [value for value in values if value is not None]
 
     def mean(self, metric: str) -> float | None:
-        """Mean over seeds."""
         values = self.values(metric)
         return statistics.fmean(values) if values else None
 
@@ -179,10 +169,9 @@ def best_of(groups: Iterable[Group]) -> Group | None:
     """The best: of highest mean validation accuracy; ties go to the shorter training or fit, then
     to the name. Test accuracy has no part in it. None where no group has a validation accuracy."""
 
-    def rank(group: Group) -> tuple[float, float, str]:
-        cost_ms = group.cost_ms()
-        cost_ms = math.inf if cost_ms is None else cost_ms
-        return -group.mean("val_acc"), cost_ms, settings_of(group.rows[0], "seed")
+    def rank(group: Group) -> tuple[float, bool, float, str]:
+        cost_ms, settings = group.cost_ms(), settings_of(group.rows[0], "seed")
+        return -group.mean("val_acc"), cost_ms is None, cost_ms or 0.0, settings
 
     return min((g for g in groups if g.mean("val_acc") is not None), key=rank, default=None)
 
@@ -196,12 +185,8 @@ def pick_best(rows: Sequence[Row]) -> list[Group]:
 def trajectory(run: Row, epochs: Iterable[Row]) -> list[Row]:
     """The epoch rows behind a run, of the run that was really trained where it is shared."""
     trained, length = trained_by(run), number(run, "config", "epochs") or 0
-    own = [row for row in epochs if row["run_id"] == trained]
-    own.sort(key=lambda row: number(row, "metrics", "epoch") or 0)
-    return [row for row in own if (number(row, "metrics", "epoch") or 0) <= length]
-
-
-# --- accuracy -------------------------------------------------------------------------------------
+    own = [(number(r, "metrics", "epoch") or 0, r) for r in epochs if r["run_id"] == trained]
+    return [row for n, row in sorted(own, key=lambda item: item[0]) if n <= length]
 
 
 def accuracy_interval(group: Group) -> Interval | None:
@@ -212,22 +197,17 @@ def accuracy_interval(group: Group) -> Interval | None:
         return None
     mean = statistics.fmean(values)
     image = wilson_interval(round(mean * total), int(total))
-    low, high = Estimate(mean, image, tuple(sample_spread(values))).interval()
+    low, high = Estimate(mean, image, sample_spread(values)).interval()
     return max(low, 0.0), min(high, 1.0)
 
 
 def accuracy_record(group: Group) -> Row:
     """Mean, spread over seeds and interval of a configuration's accuracy."""
-    values = group.values("test_acc")
-    low, high = accuracy_interval(group) or (None, None)
-    return {
-        "seeds": len(group.rows),
-        "val_acc": group.mean("val_acc"),
-        "test_acc": group.mean("test_acc"),
-        "test_acc_sd": statistics.stdev(values) if len(values) > 1 else None,
-        "test_acc_low": low,
-        "test_acc_high": high,
-    }
+    values, interval = group.values("test_acc"), accuracy_interval(group) or (None, None)
+    record = {name: group.mean(name) for name in ("val_acc", "test_acc")}
+    record["test_acc_sd"] = statistics.stdev(values) if len(values) > 1 else None
+    record["test_acc_low"], record["test_acc_high"] = interval
+    return record | {"seeds": len(group.rows)}
 
 
 def choice_record(group: Group) -> Row:
@@ -241,9 +221,6 @@ def choice_record(group: Group) -> Row:
         "device": get(row, "env", "device"),
         "protocol": group.protocol,
     }
-
-
-# --- in words -------------------------------------------------------------------------------------
 
 
 def slug(text: str) -> str:
@@ -269,13 +246,12 @@ def shorten(dataset: str) -> str:
 
 def plain(value: Any) -> str:
     """A setting's value in words."""
-    if value is None:
-        return "default"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value)
+    return "default" if value is None else text.lower() if isinstance(value, bool) else text
 
 
 def in_words(config: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """The settings of these names."""
+    """Settings by name."""
     return [f"{name.replace('_', ' ')} {plain(config.get(name))}" for name in names]
 
 
@@ -301,14 +277,8 @@ def varying_settings(
 
 def describe(config: Mapping[str, Any], varying: Iterable[str]) -> str:
     """A run in words: its model, and of its settings those named."""
-    if "model" in config:
-        names = [
-            plain(config["model"]),
-            plain(config.get("opt")),
-            f"rate {plain(config.get('lr'))}",
-        ]
-    else:
-        names = ["SVM", plain(config.get("kernel"))]
+    model, opt, lr, kernel = (plain(config.get(k)) for k in ("model", "opt", "lr", "kernel"))
+    names = [model, opt, f"rate {lr}"] if "model" in config else ["SVM", kernel]
     shown = {"dataset", "model", "opt", "lr", "kernel"}
     return ", ".join([*names, *in_words(config, (name for name in varying if name not in shown))])
 
@@ -329,9 +299,6 @@ def order_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     return (*(str(config.get(name)) for name in names), json.dumps(config, sort_keys=True))
 
 
-# --- notes ----------------------------------------------------------------------------------------
-
-
 def join_notes(*notes: str | None) -> str | None:
     """The notes that say anything, each once."""
     return "; ".join(dict.fromkeys(filter(None, notes))) or None
@@ -347,9 +314,8 @@ def load_of(row: Row) -> float:
 def busy_note(row: Row) -> str:
     """Says so where the machine had more to do than this run when it was timed."""
     load, cpus = load_of(row), number(row, "env", "cpu_count")
-    if not cpus or load <= 1.5 * cpus:
-        return ""
-    return f"busy machine: load {load:.1f} on {cpus:g} CPUs"
+    busy = cpus and load > 1.5 * cpus
+    return f"busy machine: load {load:.1f} on {cpus:g} CPUs" if busy else ""
 
 
 def noise_note(row: Row) -> str:

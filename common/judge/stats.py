@@ -66,10 +66,8 @@ def sign_flip_test(sums: np.ndarray) -> float:
     return float(min(1.0, chance[deviation >= abs(int(sums.sum())) // step].sum()))
 
 
-def paired_interval(
-    sums: np.ndarray, pairs: int, confidence: float = 0.95, seed: int = 0
-) -> Interval:
-    """Percentile bootstrap interval, over the test images, of the mean difference of accuracies.
+def paired_interval(sums: np.ndarray, pairs: int) -> Interval:
+    """Bootstrap interval of 95 %, over the test images, of the mean difference of accuracies.
 
     Images of the same sum are alike, so that drawing images with replacement is drawing how many
     there are of each sum: one multinomial draw a resample instead of N. One image on which the
@@ -83,10 +81,9 @@ def paired_interval(
     step = max(1, int(np.ptp(sums)) // MOST_SUMS)  # above one, sums in one bin count as alike
     values, counts = np.unique(np.rint(sums / step) * step, return_counts=True)
     total = len(sums)
-    drawn = np.random.default_rng(seed).multinomial(total, counts / total, size=RESAMPLES)
+    drawn = np.random.default_rng(0).multinomial(total, counts / total, size=RESAMPLES)
     means = drawn @ values / total + (sums.mean() - values @ counts / total)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means / pairs, [tail, 1 - tail])
+    low, high = np.quantile(means / pairs, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -95,27 +92,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
     """
-    p = np.asarray(p_values, float)
-    order = np.argsort(p)
-    adjusted = np.empty_like(p)
-    steps = np.arange(len(p), 0, -1) * p[order]
+    order, adjusted = np.argsort(p_values), np.empty(len(p_values))
+    steps = np.arange(len(order), 0, -1) * np.asarray(p_values, float)[order]
     adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
     return adjusted.tolist()
 
 
-def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """Student's interval of a mean over seeds; None for less than two values."""
-    if len(values) < 2:
-        return None
-    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
-    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
-    return mean - half, mean + half
-
-
 def median_ratio_interval(
-    first: tuple[float, float, int], second: tuple[float, float, int], confidence: float = 0.95
+    first: tuple[float, float, int], second: tuple[float, float, int]
 ) -> Interval:
-    """Interval of the ratio of two medians of times, each (median, interquartile range, samples).
+    """95 % interval of the ratio of two medians, each (median, interquartile range, samples).
 
     The standard error of a median is taken as that of normal samples of this range, the ratio's
     logarithm as Student's t on the fewer samples.
@@ -123,12 +109,9 @@ def median_ratio_interval(
     """
     errors = [1.2533 * iqr / 1.349 / math.sqrt(n) / median for median, iqr, n in (first, second)]
     degrees = max(1, min(first[2], second[2]) - 1)
-    half = float(t.ppf((1 + confidence) / 2, degrees)) * math.hypot(*errors)
+    half = float(t.ppf(0.975, degrees)) * math.hypot(*errors)
     ratio = first[0] / second[0]
     return ratio * math.exp(-half), ratio * math.exp(half)
-
-
-# --- test images and seeds together ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -136,26 +119,18 @@ class Spread:
     """What the seeds of one recipe add to the variance of an estimate.
 
     `variance` is what they add, `scale` what they would add if every training of every recipe had
-    variance one, `seeds` how many trainings there are, `degrees` the degrees of freedom.
+    variance one, `seeds` how many trainings there are.
     """
 
     variance: float
     scale: float
     seeds: int
-    degrees: float
-
-    def at(self, seeds: int) -> Spread:
-        """With at least so many seeds, of the same noise."""
-        if seeds <= self.seeds:
-            return self
-        share = self.seeds / seeds
-        return Spread(self.variance * share, self.scale * share, seeds, seeds - 1)
 
 
-def sample_spread(values: Sequence[float]) -> list[Spread]:
+def sample_spread(values: Sequence[float]) -> tuple[Spread, ...]:
     """What the seeds add to the variance of the mean of their values; nothing known for one."""
     n = len(values)
-    return [Spread(float(np.var(values, ddof=1)) / n, 1 / n, n, n - 1)] if n > 1 else []
+    return (Spread(float(np.var(values, ddof=1)) / n, 1 / n, n),) if n > 1 else ()
 
 
 def lend(known: Sequence[Spread], scales: Sequence[float]) -> tuple[Spread, ...]:
@@ -174,10 +149,9 @@ class Estimate:
 
     `image` is its 95 % interval over test images alone; `spreads` is what the seeds add, empty
     where no recipe has several. The two are joined by adding their squares on each side of the
-    value (MOVER). Student's degrees of freedom for the seeds are the smaller of Welch's, from the
-    variances as measured, and of those for equal variances: with two seeds a measured variance is
-    often far too small, and Welch's degrees of freedom then far too many.
-    `benchmarks/coverage.py` shows how often the interval holds the truth.
+    value (MOVER). Student's degrees of freedom for the seeds are the smaller of Welch's and of
+    those for equal variances: with two seeds a measured variance is often far too small, and
+    Welch's degrees of freedom then far too many. benchmarks/coverage.py simulates all of it.
     Source: Zou and Donner, Statistics in Medicine 27 (2008), 1693-1702; Welch, Biometrika 34
     (1947), 28-35; test images and trainings as crossed random effects: Gallas, Bandos, Samuelson
     and Wagner, Communications in Statistics 38 (2009), 2586-2603.
@@ -196,20 +170,20 @@ class Estimate:
     def degrees(self) -> float:
         """Student's degrees of freedom of the seeds; infinite where they add nothing."""
 
-        def welch(parts: list[float]) -> float:
-            squares = sum(p * p / s.degrees for p, s in zip(parts, self.spreads, strict=True))
-            return sum(parts) ** 2 / squares if squares else math.inf
+        def welch(name: str) -> float:
+            parts = [(getattr(spread, name), spread.seeds - 1) for spread in self.spreads]
+            squares = sum(part * part / degrees for part, degrees in parts)
+            return sum(part for part, _ in parts) ** 2 / squares if squares else math.inf
 
-        return min(
-            welch([s.variance for s in self.spreads]), welch([s.scale for s in self.spreads])
-        )
+        return min(welch("variance"), welch("scale"))
 
     def interval(self, level: float = 0.05) -> Interval:
         """Two-sided interval that misses the truth with a probability of at most `level`."""
         scale = norm.isf(level / 2) / norm.isf(0.025)
-        low, high = (scale * (end - self.value) for end in self.image)
+        image = (scale * (end - self.value) for end in self.image)
         seed = t.isf(level / 2, self.degrees) * self.seed_error if self.seed_error else 0.0
-        return self.value - math.hypot(low, seed), self.value + math.hypot(high, seed)
+        low, high = (math.hypot(half, seed) for half in image)
+        return self.value - low, self.value + high
 
     def p(self) -> float:
         """The level at which the interval ends at zero."""
@@ -239,7 +213,9 @@ class Estimate:
 
     def at(self, seeds: int) -> Estimate:
         """With at least so many seeds of every recipe, of the same noise."""
-        return replace(self, spreads=tuple(spread.at(seeds) for spread in self.spreads))
+        shares = [(s, min(1.0, s.seeds / seeds)) for s in self.spreads]
+        spreads = (Spread(s.variance * k, s.scale * k, max(s.seeds, seeds)) for s, k in shares)
+        return replace(self, spreads=tuple(spreads))
 
 
 def difference_of(

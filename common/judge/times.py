@@ -25,16 +25,10 @@ def representative(rows: Iterable[Row]) -> Row | None:
     noise that had to be accepted."""
 
     def rank(row: Row) -> tuple[object, ...]:
-        config = row["config"]
-        return (
-            config.get("loop", "ours") != "ours",
-            bool(config.get("compile")),
-            -(number(config, "threads") or 0),
-            config.get("precision") == "fp32",
-            bool(config.get("accept_noise")),
-            number(row, "metrics", "noise") or 0.0,
-            row["run_id"],
-        )
+        config, noise = row["config"], number(row, "metrics", "noise") or 0.0
+        other = config.get("loop", "ours") != "ours", bool(config.get("compile"))
+        slow = -(number(config, "threads") or 0), config.get("precision") == "fp32"
+        return *other, *slow, bool(config.get("accept_noise")), noise, row["run_id"]
 
     return min(rows, key=rank, default=None)
 
@@ -56,7 +50,7 @@ def seeds_of(rows: Sequence[Row]) -> list[Row]:
 
 def comparable(row: Row) -> tuple[object, ...]:
     """What two rows must share for their times to be compared."""
-    return (*machine_of(row["env"]), get(row, "env", "torch"))
+    return *machine_of(row["env"]), get(row, "env", "torch")
 
 
 def speedup_interval(row: Row) -> Interval | None:
@@ -64,8 +58,8 @@ def speedup_interval(row: Row) -> Interval | None:
     logged = get(row, "metrics", "speedup_interval") or get(row, "metrics", "speedup", "interval")
     if not (isinstance(logged, list) and len(logged) == 2):
         return None
-    low, high = (number({"end": end}, "end") for end in logged)
-    return None if low is None or high is None else (low, high)
+    ends = low, high = tuple(number({"end": end}, "end") for end in logged)
+    return None if low is None or high is None else ends
 
 
 def rounds_of(*rows: Row) -> list[list[float]] | None:
@@ -90,10 +84,10 @@ def time_ratio(slow: Row, fast: Row) -> tuple[float, Interval] | None:
         return ratio, interval
     if rounds := rounds_of(slow, fast):
         return ratio_interval(*rounds)
-    steps = []
-    for row in (slow, fast):
-        median, iqr, n = (number(row, "metrics", "step_ms", k) for k in ("median", "iqr", "n"))
-        if None in (median, iqr, n) or median <= 0 or n < 2:
-            return None
-        steps.append((median, iqr, int(n)))
+    steps = [
+        [number(row, "metrics", "step_ms", name) for name in ("median", "iqr", "n")]
+        for row in (slow, fast)
+    ]
+    if any(None in step or step[0] <= 0 or step[2] < 2 for step in steps):
+        return None
     return steps[0][0] / steps[1][0], median_ratio_interval(*steps)

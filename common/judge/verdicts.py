@@ -1,5 +1,4 @@
-"""From an interval and a rule to a verdict, to what it depends on, and to how much more data an
-open one would take."""
+"""From an interval and a rule to a verdict, what it depends on, and what an open one would take."""
 
 from __future__ import annotations
 
@@ -23,45 +22,37 @@ BEATS: Rule = (MARGIN, math.inf)
 
 def judge(rule: Rule, interval: Interval) -> str:
     """The verdict of an interval: that of both of its ends, or none."""
-    low, high = interval
-    if rule[0] < low and high < rule[1]:
+    (low, high), (above, below) = interval, rule
+    if above < low and high < below:
         return "supported"
-    return "contradicted" if high < rule[0] or low > rule[1] else "undecided"
+    return "contradicted" if high < above or low > below else "undecided"
 
 
 def leads(interval: Interval) -> int:
     """Which side of a difference surely leads by what counts: 1 the first, -1 the second, or 0."""
     low, high = interval
-    return (judge(BEATS, (low, high)) == "supported") - (judge(BEATS, (-high, -low)) == "supported")
+    return (low > MARGIN) - (-high > MARGIN)
 
 
-def dependence(rule: Rule, levels: Iterable[Row]) -> list[tuple[Row, Row, bool]]:
-    """Of each factor whose levels disagree on which side of the rule's edge (of a range: of zero)
-    the effect lies the highest and the lowest, and whether they surely do: their intervals too, on
-    enough seeds. A level is an effect with its `factor` and the `level` in words."""
-    edge = rule[0] if math.isinf(rule[1]) else 0.0
-    apart = []
-    for same in grouped(levels, lambda level: level["factor"]).values():
+def dependence(rule: Rule, levels: Iterable[Row]) -> dict[str, bool]:
+    """The factors whose levels disagree on which side of the rule's edge (of a range: of zero) the
+    effect lies, with the highest and the lowest in words; and whether they surely disagree: their
+    intervals too, on enough seeds. A level is an effect with its `factor` and `level` in words."""
+    edge, apart = rule[0] if math.isinf(rule[1]) else 0.0, {}
+    for factor, same in grouped(levels, lambda level: level["factor"]).items():
         low, high = (pick(same, key=lambda level: level["difference"]) for pick in (min, max))
         if low["difference"] < edge < high["difference"]:
-            surely = min(low["seeds"], high["seeds"]) >= SEEDS
-            apart.append((high, low, surely and low["high"] < edge < high["low"]))
+            enough = min(low["seeds"], high["seeds"]) >= SEEDS
+            surely = enough and low["high"] < edge < high["low"]
+            best, worst = (100 * level["difference"] for level in (high, low))
+            text = f"depends on {factor}: {best:+.2f} points at {high['level']}, "
+            text += f"{worst:+.2f} at {low['level']}{'' if surely else ', which may be noise'}"
+            apart[text] = surely
     return apart
 
 
-def dependence_text(apart: tuple[Row, Row, bool]) -> str:
-    """What an effect depends on, with its numbers."""
-    best, worst, surely = apart
-    return (
-        f"depends on {best['factor']}: {100 * best['difference']:+.2f} points at {best['level']}, "
-        f"{100 * worst['difference']:+.2f} at {worst['level']}"
-        f"{'' if surely else ', which may be noise'}"
-    )
-
-
 def more_data(rule: Rule, estimate: Estimate, seeds: int, images: int) -> str:
-    """How many seeds of every setting, or images, would decide with a power of 80 %, were the value
-    and the noises as measured."""
+    """How many seeds of every setting, or images, would decide with a power of 80 %."""
     value, (low, high) = estimate.value, rule
     if value in rule:
         return "at the criterion's edge"
@@ -75,9 +66,6 @@ def more_data(rule: Rule, estimate: Estimate, seeds: int, images: int) -> str:
             if factor == 1:
                 return f"too near the criterion's edge: more than {MOST_SEEDS} seeds would decide"
             size = 10 ** max(0, len(str(int(images * factor))) - 2)  # two digits are meant
-            wanted = math.ceil(images * factor / size) * size
-            return (
-                f"no number of seeds would decide on {images:,} images; many seeds on about "
-                f"{wanted:,} would"
-            )
+            wanted = f"many seeds on about {math.ceil(images * factor / size) * size:,} would"
+            return f"no number of seeds would decide on {images:,} images; {wanted}"
     return "too near the criterion's edge to decide"
