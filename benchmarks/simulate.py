@@ -28,15 +28,17 @@ from random import Random
 
 from tabulate import tabulate
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.base.cli import UsageError, run_script
 from common.base.log import append_line, dumps_strict, read_rows
 
 READS = 3  # of the whole log by a command: what is done, which epochs, the last table
 FULL = 0.9  # share of the time from which on a part that serves one at a time is the limit
+PARTS = ("scheduler", "files", "log")  # that serve one at a time
 ASK, STORE, LOG = range(3)  # what a worker does next
+MEASURED = ("epoch_s", "store_s", "append_s", "read_s")  # where they are not given
+UNITS = {"years": 31_557_600, "days": 86_400, "h": 3600, "min": 60}
 
 
 @dataclass(frozen=True)
@@ -72,35 +74,36 @@ class Outcome:
     @property
     def limit(self) -> str:
         """What more workers would wait for."""
-        name = max(("scheduler", "files", "log"), key=lambda part: getattr(self, part))
+        name = max(PARTS, key=lambda part: getattr(self, part))
         return name if getattr(self, name) >= FULL else "workers"
-
-
-class Queue:
-    """A part that serves one at a time, in the order of asking."""
-
-    def __init__(self) -> None:
-        self.free_s = self.busy_s = 0.0
-
-    def serve(self, now_s: float, service_s: float) -> float:
-        """When the one that asks now has been served."""
-        self.free_s = max(now_s, self.free_s) + service_s
-        self.busy_s += service_s
-        return self.free_s
 
 
 def simulate(grid: Grid, seed: int = 0) -> Outcome:
     """Run the grid's events in the order of their times."""
-    random, parts = Random(seed), (Queue(), Queue(), Queue())
-    scheduler, files, log = parts
+    random, free_s, busy_s = Random(seed), dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
     left, written, worked_s, now = grid.trajectories, 0, 0.0, 0.0
     trained = [0] * grid.workers  # epochs of the worker's trajectory
     own_s = [0.0] * grid.workers  # length of an epoch of it
+
+    def serve(part: str, now_s: float, service_s: float) -> float:
+        """When the one that asks now has been served, in the order of asking."""
+        free_s[part] = max(now_s, free_s[part]) + service_s
+        busy_s[part] += service_s
+        return free_s[part]
+
+    def epoch(worker: int) -> float:
+        """Seconds until an epoch is done, with the failures on the way."""
+        total_s = own_s[worker]
+        if grid.mtbf_s < math.inf:
+            while (failed_s := random.expovariate(1 / grid.mtbf_s)) < own_s[worker]:
+                total_s += failed_s + grid.restart_s
+        return total_s
+
     events = [(0.0, worker, ASK) for worker in range(min(grid.workers, grid.trajectories))]
     while events:
         now, worker, step = heapq.heappop(events)
         if step == STORE:
-            heapq.heappush(events, (files.serve(now, grid.store_s), worker, LOG))
+            heapq.heappush(events, (serve("files", now, grid.store_s), worker, LOG))
             continue
         if step == ASK:
             if not left:
@@ -108,89 +111,56 @@ def simulate(grid: Grid, seed: int = 0) -> Outcome:
             left, trained[worker] = left - 1, 0
             own_s[worker] = grid.epoch_s * random.lognormvariate(-(grid.sigma**2) / 2, grid.sigma)
             read = 0 if grid.sharded else READS * written
-            begin, done = scheduler.serve(now, grid.dispatch_s) + grid.read_s * read, False
+            begin, done = serve("scheduler", now, grid.dispatch_s) + grid.read_s * read, False
         else:
             trained[worker] += 1
             worked_s += own_s[worker]
             done = trained[worker] == grid.epochs
             rows = 1 + grid.rows * done
             written += rows
-            served_s = rows * grid.append_s
-            begin = now + served_s if grid.sharded else log.serve(now, served_s)
-        next_step = (begin, ASK) if done else (begin + train(own_s[worker], grid, random), STORE)
-        heapq.heappush(events, (next_step[0], worker, next_step[1]))
-    shares = (part.busy_s / now if now else 0.0 for part in parts)
+            append_s = rows * grid.append_s
+            begin = now + append_s if grid.sharded else serve("log", now, append_s)
+        end, step = (begin, ASK) if done else (begin + epoch(worker), STORE)
+        heapq.heappush(events, (end, worker, step))
+    shares = (busy_s[part] / now if now else 0.0 for part in PARTS)
     return Outcome(now, worked_s / (grid.workers * now) if now else 1.0, *shares)
 
 
-def train(epoch_s: float, grid: Grid, random: Random) -> float:
-    """Seconds until an epoch is done, with the failures on the way."""
-    total_s = epoch_s
-    if grid.mtbf_s < math.inf:
-        while (failed_s := random.expovariate(1 / grid.mtbf_s)) < epoch_s:
-            total_s += failed_s + grid.restart_s
-    return total_s
+def measure(name: str, folder: str | Path, model: str) -> float:
+    """A cost of the grid, here and now: the median epoch of a network in a log, or the median time
+    to store what a run of it continues from, to append a log's last row durably, to read a row.
 
+    Raises: UsageError when the log has no epoch of the network.
+    """
 
-def median_s(work: Callable[[], object], n: int) -> float:
-    """The median of so many times."""
-    times = []
-    for _ in range(n):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    def median_s(work: Callable[[], object], n: int) -> float:
+        times = []
+        for _ in range(n):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
 
-
-def measure_epoch_s(folder: str, model: str) -> float:
-    """The median epoch of a network in a log. Raises: UsageError when it has none."""
-    rows = read_rows(Path(folder) / "log.jsonl")[0]
-    epochs = [r for r in rows if r["kind"] == "epoch" and r["config"].get("model") == model]
-    if not epochs:
-        raise UsageError(
-            f"--results-dir: no epoch of {model} in the log of {folder}; give --epoch-s"
-        )
-    return statistics.median(row["metrics"]["train_ms"] for row in epochs) / 1e3
-
-
-def measure_append_s(folder: str, model: str) -> float:
-    """The median time to append a log's last row durably."""
-    line = Path(folder, "log.jsonl").read_text().splitlines()[-1]
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        return median_s(lambda: append_line(Path(scratch, "log.jsonl"), line), 100)
-
-
-def measure_read_s(folder: str, model: str) -> float:
-    """The time to read a row of a log."""
     log = Path(folder, "log.jsonl")
-    return median_s(lambda: read_rows(log), 3) / len(read_rows(log)[0])
-
-
-def measure_store_s(folder: str, model: str) -> float:
-    """The median time to save what a run of the network continues from, by momentum SGD."""
-    from common.models import build_model
-    from common.train.checkpoint import save_checkpoint
-
-    weights = build_model(model, 10).state_dict()
-    state = {"model": weights, "momentum": {k: v.clone() for k, v in weights.items()}}
+    if name == "read_s":
+        return median_s(lambda: read_rows(log), 3) / len(read_rows(log)[0])
+    if name == "epoch_s":
+        epochs = [r for r in read_rows(log)[0] if r["kind"] == "epoch"]
+        own = [r["metrics"]["train_ms"] for r in epochs if r["config"].get("model") == model]
+        if own:
+            return statistics.median(own) / 1e3
+        no_epoch = f"no epoch of {model} in the log of {folder}"
+        raise UsageError(f"--results-dir: {no_epoch}; give --epoch-s")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        if name == "append_s":
+            line = log.read_text().splitlines()[-1]
+            return median_s(lambda: append_line(Path(scratch, "log.jsonl"), line), 100)
+        from common.models import build_model
+        from common.train.checkpoint import save_checkpoint
+
+        weights = build_model(model, 10).state_dict()
+        state = {"model": weights, "momentum": {k: v.clone() for k, v in weights.items()}}
         return median_s(lambda: save_checkpoint(Path(scratch, "run.pt"), state), 5)
-
-
-MEASURES = {
-    "epoch_s": measure_epoch_s,
-    "store_s": measure_store_s,
-    "append_s": measure_append_s,
-    "read_s": measure_read_s,
-}
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that people would say it in."""
-    for unit, size in (("years", 31_557_600), ("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -215,17 +185,20 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=int, default=0, help="of what is drawn [0]")
     args = vars(parser.parse_args(argv))
     seed, folder, model = (args.pop(name) for name in ("seed", "results_dir", "model"))
-    for name, measure in MEASURES.items():
+    for name in MEASURED:
         how = "measured" if args[name] is None else "given"
-        args[name] = measure(folder, model) if args[name] is None else args[name]
+        args[name] = measure(name, folder, model) if args[name] is None else args[name]
         print(f"{name} {args[name]:.6g} ({how})")
     lines, results = [], []
     sizes, workers = args.pop("trajectories"), args.pop("workers")
     for case in (Grid(n, count, **args) for n in sizes for count in workers if count <= n):
         end = simulate(case, seed)
         shares = (f"{s:.0%}" for s in (end.efficiency, end.scheduler, end.files, end.log))
-        speed = f"{case.trajectories / end.makespan_s * 3600:,.0f}"
-        grid = (f"{case.trajectories:,}", f"{case.workers:,}", duration(end.makespan_s), speed)
+        units = (
+            f"{end.makespan_s / s:.1f} {u}" for u, s in UNITS.items() if end.makespan_s >= 2 * s
+        )
+        took, speed = next(units, f"{end.makespan_s:.1f} s"), case.trajectories / end.makespan_s
+        grid = (f"{case.trajectories:,}", f"{case.workers:,}", took, f"{speed * 3600:,.0f}")
         lines.append([*grid, *shares, end.limit])
         results.append(asdict(case) | asdict(end))
     heads = ["trajectories", "workers", "takes", "an hour", "in epochs"]

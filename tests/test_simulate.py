@@ -102,7 +102,7 @@ def test_the_table_says_what_was_given_and_what_was_measured(tmp_path, capsys):
 def test_an_epoch_is_the_networks_own(tmp_path):
     log = Path(__file__).parent.parent / "reference" / "log.jsonl"
     (tmp_path / "log.jsonl").write_bytes(log.read_bytes())
-    small, large = (simulation.measure_epoch_s(tmp_path, name) for name in ("vgg5", "resnet18"))
+    small, large = (simulation.measure("epoch_s", tmp_path, n) for n in ("vgg5", "resnet18"))
     assert small < large / 10
     with pytest.raises(UsageError, match="no epoch of alexnet in the log"):
-        simulation.measure_epoch_s(tmp_path, "alexnet")
+        simulation.measure("epoch_s", tmp_path, "alexnet")
