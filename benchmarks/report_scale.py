@@ -80,13 +80,12 @@ def grid_rows(folder: Path) -> Iterator[dict[str, Any]]:
             metrics |= {"shared_with": None if name == trained else trained}
             yield row_of("train", config, val_acc=test_acc, test_acc=test_acc, **metrics, **IMAGES)
         yield from epoch_rows(trajectory.trained, 5)
+    metrics = {"test_acc": 0.9, "val_acc": 0.9, "fit_ms": 7e3, "n_test": n}
     for dataset, kernel in itertools.product(("mnist", "fashion"), ("rbf", "poly")):
-        metrics = {"test_acc": 0.9, "val_acc": 0.9, "fit_ms": 7e3, "n_test": n}
         yield row_of("svm", SvmConfig(dataset=dataset, kernel=kernel), **metrics)
 
 
 def epoch_rows(config: TrainConfig, epochs: int) -> Iterator[dict[str, Any]]:
-    """The epochs of one training."""
     for n in range(1, epochs + 1):
         losses = {"train_loss": 1 / n, "val_loss": 1.1 / n, "lr": config.lr, "train_ms": 2e5}
         accuracies = {"train_acc": 1 - 0.3 / n, "val_acc": 1 - 0.4 / n}
@@ -99,44 +98,17 @@ def many_epochs(folder: Path) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng(0)
     base = TrainConfig(device="cpu", epochs=100)
     for i in range(1000):
-        config = replace(
-            base, dataset=("mnist", "fashion")[i % 2], seed=i % 5, batch_size=16 + i // 10
-        )
+        dataset, status = ("mnist", "fashion")[i % 2], ("failed", "interrupted", "ok", "ok")[i % 4]
+        config = replace(base, dataset=dataset, seed=i % 5, batch_size=16 + i // 10)
         yield from epoch_rows(config, 100)
-        status = ("failed", "interrupted", "ok", "ok")[i % 4]
         metrics = {"val_acc": rng.random(), "test_acc": rng.random(), "train_ms": 1e6, **IMAGES}
-        row = row_of("train", config, status, **(metrics if status == "ok" else {}))
-        yield row
+        yield (row := row_of("train", config, status, **(metrics if status == "ok" else {})))
         if i % 10 == 0:
             yield from (row, row | {"schema": 2}, row | {"kind": "magic"})
 
 
-def measure_report(folder: Path) -> dict[str, Any]:
-    """Report on a folder. Units: seconds; gigabytes of peak resident memory.
-
-    Raises: SystemExit when the report does not end well.
-    """
-    command = [sys.executable, str(ROOT / "report.py"), "--results-dir", str(folder)]
-    started = time.perf_counter()
-    with open(folder / "printed.txt", "wb") as file:
-        process = subprocess.Popen(command, stdout=file)
-        _, status, usage = os.wait4(process.pid, 0)  # this child's memory, and no other's
-    seconds = time.perf_counter() - started
-    if status:
-        raise SystemExit(f"report.py failed: status {status}")
-    lines = (folder / "printed.txt").read_text().splitlines()
-    return {
-        "lines": (folder / "log.jsonl").read_bytes().count(b"\n"),
-        "seconds": round(seconds, 1),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-        "load_average": os.getloadavg()[0],
-        "peak_gb": round(usage.ru_maxrss / 1e6, 2),
-        "problems": [line for line in lines if line.startswith("problems in the log")],
-    }
-
-
 def main() -> int:
-    """Write, report, print, judge."""
+    """Write, report, print, judge. Units: seconds; gigabytes of peak resident memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("log", nargs="*", help=f"which logs ({', '.join(LIMITS)}) [all]")
     passed = True
@@ -145,12 +117,28 @@ def main() -> int:
             folder = Path(temporary)
             rows = {"grid": grid_rows, "epochs": many_epochs}[name](folder)
             lines = [dumps_strict(row) + "\n" for row in rows]  # without a durable log's pauses
-            torn = ["{torn\n"] * 500 if name == "epochs" else []
-            (folder / "log.jsonl").write_text("".join(lines + torn))
-            measured = measure_report(folder)
-        seconds, gigabytes = LIMITS[name]
-        kept = measured["seconds"] < seconds and measured["peak_gb"] < gigabytes
-        print(json.dumps({"log": name, **measured, "limits_kept": kept}))
+            lines += ["{torn\n"] * 500 if name == "epochs" else []
+            (folder / "log.jsonl").write_text("".join(lines))
+            command = [sys.executable, str(ROOT / "report.py"), "--results-dir", str(folder)]
+            started = time.perf_counter()
+            with open(folder / "printed.txt", "wb") as file:
+                process = subprocess.Popen(command, stdout=file)
+                _, status, usage = os.wait4(process.pid, 0)  # this child's memory, and no other's
+            seconds, gigabytes = time.perf_counter() - started, usage.ru_maxrss / 1e6
+            if status:
+                raise SystemExit(f"report.py failed: status {status}")
+            printed = (folder / "printed.txt").read_text().splitlines()
+        kept = round(seconds, 1) < LIMITS[name][0] and round(gigabytes, 2) < LIMITS[name][1]
+        measured = {
+            "log": name,
+            "lines": len(lines),
+            "seconds": round(seconds, 1),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+            "load_average": os.getloadavg()[0],
+            "peak_gb": round(gigabytes, 2),
+            "problems": [line for line in printed if line.startswith("problems in the log")],
+        }
+        print(json.dumps(measured | {"limits_kept": kept}))
         passed &= kept
     return 0 if passed else 1
 
