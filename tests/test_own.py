@@ -330,44 +330,43 @@ def test_a_comparison_on_your_own_images(tmp_path, photos, rows, kind, colour):
     else:
         source = medmnist(tmp_path / "a_b & <i>é.npz", colour)
     name = f"{kind}:{source}"
-    where = ["--results-dir", str(tmp_path / "results"), "--data-dir", str(tmp_path / "data")]
-    split = ["--split", "study" if kind == "folder" else "official"]
-    flags = ["--model", "vgg5", "shufflenet_v2_x0_5", "--image-size", "32", "--batch-size", "64"]
-    flags += ["--epochs", "1", "--opt", "adam"]
-    assert train.main(["--dataset", name, *split, *flags, *where]) == 0
-    assert svm.main(["--dataset", name, *split, "--samples", "150", *where]) == 0
-    speed = ["--model", "vgg5", "--image-size", "32", "--steps", "2", "--warmup", "1"]
-    speed += ["--precision", "fp32", "--loop", "ours", "notebook", "--threads", "1"]
-    speed += ["--accept-noise"]  # of a busy machine
-    assert hw_bench.main(["--dataset", name, *split, *speed, *where]) == 0
-    assert report.main(["--results-dir", where[1]]) == 0
+    results, data = tmp_path / "results", str(tmp_path / "data")
+    split = "study" if kind == "folder" else "official"
+    where = ["--results-dir", str(results), "--data-dir", data, "--dataset", name, "--split", split]
+    flags = "--model vgg5 shufflenet_v2_x0_5 --image-size 32 --batch-size 64 --epochs 1 --opt adam"
+    assert train.main([*flags.split(), *where]) == 0
+    assert svm.main(["--samples", "150", *where]) == 0
+    speed = (
+        "--model vgg5 --image-size 32 --steps 2 --warmup 1 --precision fp32 --loop ours notebook"
+    )
+    speed += " --threads 1 --accept-noise"  # of a busy machine
+    assert hw_bench.main([*speed.split(), *where]) == 0
+    assert report.main(where[:2]) == 0
     pinned = pin_dataset(name)
     [*trained, machine] = rows("train") + rows("svm")
     assert {row["config"]["dataset"] for row in (*trained, machine)} == {pinned}
-    dataset = cached_dataset(pinned, where[3])
+    dataset = cached_dataset(pinned, data)
     x = dataset.images.numpy().reshape(len(dataset.labels), -1) / 255
-    parts = split_dataset(dataset, split[1], 0)
+    parts = split_dataset(dataset, split, 0)
     chosen = parts.train[np.random.RandomState(0).permutation(len(parts.train))[:150]]
     reference = SVC(max_iter=1000).fit(x[chosen], dataset.labels[chosen])
     acc = reference.score(x[parts.test], dataset.labels[parts.test])
     assert machine["metrics"]["test_acc"] == pytest.approx(acc)
-    counts = trained[0]["metrics"]["class_counts"]["train"]
-    assert counts == np.bincount(dataset.labels[parts.train]).tolist()
-    content = torch.load(tmp_path / "results" / trained[0]["metrics"]["checkpoint"])
+    metrics = trained[0]["metrics"]
+    counts = np.bincount(dataset.labels[parts.train]).tolist()
+    assert metrics["class_counts"]["train"] == counts
+    content = torch.load(results / metrics["checkpoint"])
     assert content["classes"] == list(dataset.classes)
     assert len(content["mean"]) == (3 if colour else 1)
     # Engines see the pixels that training saw, resized as bytes and not as fractions.
-    file = tmp_path / "results" / trained[0]["metrics"]["checkpoint"]
-    server = Server("eager", file, 1, trained[0]["config"], where[3], True)
-    kept = np.load(tmp_path / "results" / trained[0]["metrics"]["predictions"])["logits"]
+    server = Server("eager", results / metrics["checkpoint"], 1, trained[0]["config"], data, True)
+    kept = np.load(results / metrics["predictions"])["logits"]
     np.testing.assert_allclose(server.answer()[1], kept, rtol=1e-3, atol=1e-4)
-    written = (tmp_path / "results" / "report" / "report.md").read_text()
-    assert "Largest class, training images" in written
-    assert pinned[-12:] in written
-    assert dataset.classes[0] in written
-    tex = (tmp_path / "results" / "report" / "report.tex").read_text()
-    assert "& <i>" not in tex
+    written = (results / "report" / "report.md").read_text()
+    for text in ("Largest class, training images", pinned[-12:], dataset.classes[0]):
+        assert text in written
     assert str(tmp_path) not in written
+    assert "& <i>" not in (results / "report" / "report.tex").read_text()
 
 
 def test_changed_images_are_other_work_under_any_path(tmp_path, photos, rows):

@@ -171,7 +171,6 @@ def _verify(data: bytes, name: str, checksum: str) -> bytes:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raises: UsageError, before anything is fetched."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
