@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 
 import pytest
 
@@ -13,6 +14,14 @@ TINY = ["--dataset", "digits", "--limit", "48", "--image-size", "32"]
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    """What a test does to torch's threads ends with it: other threads give other bits."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -34,16 +43,12 @@ def rows(tmp_path):
 
 @pytest.fixture
 def small_peaks(monkeypatch):
-    """A device's peaks are of work that takes no time, and threads are afterwards as before."""
-    import torch
-
+    """A device's peaks are of work that takes no time."""
     from common.speed import peaks
 
     small = {"MATRIX_SIDE": {"cpu": 64}, "CONVOLUTION": (2, 16, 6), "COPY_BYTES": 2**16}
     for name, value in (small | {"SECONDS": 0}).items():
         monkeypatch.setattr(peaks, name, value)
-    before = torch.get_num_threads()
     peaks.measure_peaks.cache_clear()
     yield
     peaks.measure_peaks.cache_clear()
-    torch.set_num_threads(before)
