@@ -78,7 +78,7 @@ report: .venv/.stamp ## report.html, .md, .tex, .pdf, CSVs and figures from the 
 all: q1a q1b q2 flops best bench report ## the whole study
 
 test: .venv/.stamp-dev ## the full test suite, offline
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 $(ARGS)
 
 lint: .venv/.stamp-dev ## ruff
 	$(PY) -m ruff check .
