@@ -34,7 +34,7 @@ import torch._dynamo  # which torch.optim imports at its first optimiser
 from common.base.cli import UsageError, run_script
 from common.base.config import TrainConfig
 from common.data.datasets import cached_dataset
-from common.judge.published import load_published
+from common.judge.published import published
 from common.speed.process import Process
 from common.speed.timing import alternate
 from common.train.run import Run
@@ -45,7 +45,7 @@ RECIPE = ("dataset", "model", "opt", "lr", "epochs")
 
 def study_recipes() -> dict[str, tuple[TrainConfig, float]]:
     """Of each data set the study's best configuration, and its published test accuracy."""
-    best = [row for row in load_published() if row["part"] == "best"]
+    best = published("best")
     recipes = [TrainConfig(device="cpu", **{name: row[name] for name in RECIPE}) for row in best]
     return {c.dataset: (c, row["test_acc"]) for c, row in zip(recipes, best, strict=True)}
 

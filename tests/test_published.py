@@ -12,6 +12,7 @@ from common.judge.rows import latest_ok
 from common.judge.stats import Estimate, newcombe_interval, sample_spread, wilson_interval
 
 TUNED = {"opt": "muon", "lr": 0.03, "batch_size": 256, "schedule": "triangular"}
+ADAM = {"dataset": "fashion", "setting": "model resnet18, opt adam, lr 0.001, epochs 5"}
 
 
 @pytest.fixture
@@ -19,23 +20,32 @@ def log():
     return Invented()
 
 
+def table_of(log, table=results_table):
+    return table(latest_ok(log.rows, "train"), latest_ok(log.rows, "svm"))
+
+
 def results_of(log):
-    return results_table(latest_ok(log.rows, "train"), latest_ok(log.rows, "svm")).records
+    return table_of(log).records
+
+
+def published_of(log, **where):
+    return only(table_of(log, published_table).records, **where)
+
+
+def percent(low, high):
+    return f"{100 * low:.2f} to {100 * high:.2f}"
 
 
 def test_the_best_of_the_grid_is_chosen_on_validation_and_each_training_counts_once(log):
     for opt, val_acc, wrong in (("sgd", 0.95, 1400), ("adam", 0.94, 700)):
-        for pin_memory in (False, True):
-            log.train(wrong, {"val_acc": val_acc}, dataset="mnist", opt=opt, pin_memory=pin_memory)
+        log.grid("pin_memory", {False: wrong, True: wrong}, {"val_acc": val_acc}, opt=opt)
     (record,) = results_of(log)
     assert record["config"] == (
         "resnet18, sgd, rate 0.001, epochs 5; the study's protocol; best of 2 on validation"
     )
     assert (record["dataset"], record["seeds"], record["test_acc"]) == ("MNIST", 1, 0.9)
-    low, high = wilson_interval(12_600, 14_000)
-    assert record["interval"] == f"{100 * low:.2f} to {100 * high:.2f}"
-    assert record["published_test_acc"] == 0.9933
-    assert record["training"] == "1.00 s; a CPU"
+    assert record["interval"] == percent(*wilson_interval(12_600, 14_000))
+    assert (record["published_test_acc"], record["training"]) == (0.9933, "1.00 s; a CPU")
 
 
 def test_another_recipe_has_a_row_where_it_has_several_seeds_as_their_mean(log):
@@ -50,27 +60,23 @@ def test_another_recipe_has_a_row_where_it_has_several_seeds_as_their_mean(log):
         "resnet18, muon, rate 0.03, epochs 5; other protocol: batch size 256, schedule triangular"
     )
     assert (tuned["seeds"], tuned["training"]) == (3, "7.00 s; a CPU")
-    assert tuned["test_acc"] == pytest.approx(statistics.fmean(accuracies))
-    image = wilson_interval(round(14_000 * statistics.fmean(accuracies)), 14_000)
-    spreads = tuple(sample_spread(accuracies))
-    low, high = Estimate(statistics.fmean(accuracies), image, spreads).interval()
-    assert tuned["interval"] == f"{100 * low:.2f} to {100 * high:.2f}"
+    mean = statistics.fmean(accuracies)
+    assert tuned["test_acc"] == pytest.approx(mean)
+    image = wilson_interval(round(14_000 * mean), 14_000)
+    interval = Estimate(mean, image, tuple(sample_spread(accuracies))).interval()
+    assert tuned["interval"] == percent(*interval)
 
 
 def test_seeds_that_agree_by_chance_do_not_hide_the_noise_of_test_images(log):
-    log.grid("dataset", {"fashion": 1000}, seeds=3)
-    (record,) = results_of(log)
-    low, high = wilson_interval(13_000, 14_000)
-    assert record["interval"] == f"{100 * low:.2f} to {100 * high:.2f}"
+    (record,) = results_of(log.grid("dataset", {"fashion": 1000}, seeds=3))
+    assert record["interval"] == percent(*wilson_interval(13_000, 14_000))
 
 
 def test_a_recipe_of_one_seed_has_a_row_where_there_is_nothing_else(log):
-    log.train(wrong_on(), dataset="mnist", limit=100)
-    log.train(wrong_on(), dataset="fashion")
-    log.train(wrong_on(), dataset="fashion", limit=100)
-    assert [(r["dataset"], "limit 100" in r["config"]) for r in results_of(log)] == [
-        ("MNIST", True), ("FashionMNIST", False),
-    ]  # fmt: skip
+    for dataset, limit in (("mnist", 100), ("fashion", None), ("fashion", 100)):
+        log.train(wrong_on(), dataset=dataset, limit=limit)
+    reduced = [(r["dataset"], "limit 100" in r["config"]) for r in results_of(log)]
+    assert reduced == [("MNIST", True), ("FashionMNIST", False)]
 
 
 def test_the_best_machine_stands_beside_the_study_s_best_machine(log):
@@ -78,8 +84,7 @@ def test_the_best_machine_stands_beside_the_study_s_best_machine(log):
     for engine, fit_ms in (("sklearn", 7000.0), ("sklearnex", 6000.0)):
         for features, val_acc in (("raw", 0.85), ("hog", 0.89)):
             metrics = {"val_acc": val_acc, "fit_ms": fit_ms, "converged": False}
-            settings = {"features": features, "engine": engine}
-            log.svm(1540, metrics, dataset="fashion", **settings)
+            log.svm(1540, metrics, dataset="fashion", features=features, engine=engine)
     (record,) = results_of(log)
     assert record["config"] == (
         "SVM, rbf; other protocol: features hog; best of 2 on validation; stopped by max_iter"
@@ -104,8 +109,7 @@ def test_a_recipe_of_a_preset_has_its_name_and_other_test_images_no_published_fi
 
 
 def test_data_sets_and_divisions_do_not_compete(log):
-    log.grid("dataset", {"digits": 14, "mnist": 14})
-    log.train(14, dataset="mnist", split_seed=1)
+    log.grid("dataset split_seed", {("digits", 0): 14, ("mnist", 0): 14, ("mnist", 1): 14})
     records = results_of(log)
     assert [r["dataset"] for r in records] == ["MNIST", "MNIST", "digits"]
     assert not any("best of" in r["config"] for r in records)
@@ -115,34 +119,23 @@ def test_data_sets_and_divisions_do_not_compete(log):
 def test_the_machine_is_named_and_the_busiest_run_s_load(log):
     cpu = {"cpu": "a CPU", "device": "a CPU", "cpu_count": 2, "threads": 1}
     log.svm(wrong_on(), dataset="mnist")  # libsvm fits with one, whatever the process may use
-    log.rows[-1]["env"] = cpu | {"load_average": [0.1, 0.1, 0.1]}
-    for seed, (load, env) in enumerate(((3.0, cpu), (3.5, cpu), (10.0, cpu | {"device": "a GPU"}))):
-        log.train(wrong_on(), dataset="mnist", seed=seed)
-        log.rows[-1]["env"] = env | {"load_average": [load, 0.1, 0.1]}
+    log.grid("dataset", {"mnist": 0}, seeds=3)
+    for row, load in zip(log.rows, (0.1, 3.0, 3.5, 10.0), strict=True):
+        row["env"] = cpu | {"load_average": [load, 0.1, 0.1]}
+    log.rows[-1]["env"]["device"] = "a GPU"
     network, machine = results_of(log)
     assert network["training"] == "1.00 s; 1 thread; a GPU; busy machine: load 10.0 on 2 CPUs"
     assert machine["training"] is None
-    notes = results_table(latest_ok(log.rows, "train"), latest_ok(log.rows, "svm")).notes
-    assert notes[-1] == "Measured on a CPU (rows: 3), a GPU (rows: 1)"
+    assert table_of(log).notes[-1] == "Measured on a CPU (rows: 3), a GPU (rows: 1)"
 
 
 def test_without_an_accuracy_to_choose_by_it_names_the_command(log):
-    log.train(wrong_on(), {"val_acc": None}, dataset="mnist")
-    table = results_table(latest_ok(log.rows, "train"), [])
+    table = table_of(log.grid("dataset", {"mnist": 0}, {"val_acc": None}))
     assert (table.records, table.missing) == ((), True)
 
 
-def published_of(log, **where):
-    rows = published_table(latest_ok(log.rows, "train"), latest_ok(log.rows, "svm")).records
-    return only(rows, **where)
-
-
-ADAM = {"dataset": "fashion", "setting": "model resnet18, opt adam, lr 0.001, epochs 5"}
-
-
 def test_a_difference_from_a_published_figure_has_its_interval(log):
-    log.train(1120, dataset="fashion", opt="adam")
-    record = published_of(log, **ADAM)
+    record = published_of(log.grid("dataset", {"fashion": 1120}, opt="adam"), **ADAM)
     assert record["difference"] == pytest.approx(0.92 - 0.9154)
     expected = newcombe_interval((12_880, 14_000), (round(0.9154 * 14_000), 14_000))
     assert (record["difference_low"], record["difference_high"]) == pytest.approx(expected)
@@ -150,33 +143,29 @@ def test_a_difference_from_a_published_figure_has_its_interval(log):
 
 
 def test_a_published_run_has_a_seed_too_and_is_taken_to_vary_as_ours_do(log):
-    log.grid("dataset", {"fashion": [800, 950, 1150]}, opt="adam")
-    record = published_of(log, **ADAM)
+    record = published_of(log.grid("dataset", {"fashion": [800, 950, 1150]}, opt="adam"), **ADAM)
     image = newcombe_interval((14_000 * 3 - 2900, 42_000), (12_816, 14_000))
     assert record["difference_low"] < image[0] - 0.02
     assert record["note"] == "within the noise of test images and seeds"
 
 
 @pytest.mark.parametrize(
-    ("wrong", "settings", "metrics", "said"),
+    ("wrong", "settings", "metrics", "reason"),
     [
-        ((280,), {}, {}, "unexplained; one seed, whose noise is not measured"),
-        ((280, 281, 282), {}, {}, "unexplained"),
-        ((280,), {}, {"precision": "fp32"}, "trained in fp32, not in mixed precision"),
-        ((280,), {"limit": 9, "image_size": 32}, {}, "reduced protocol: limit 9, image size 32"),
-        ((280,), {"epochs": 2}, {}, "other protocol: epochs 2"),
+        ([280], {}, {}, "unexplained; one seed, whose noise is not measured"),
+        ([280, 281, 282], {}, {}, "unexplained"),
+        ([280], {}, {"precision": "fp32"}, "trained in fp32, not in mixed precision"),
+        ([280], {"limit": 9, "image_size": 32}, {}, "reduced protocol: limit 9, image size 32"),
+        ([280], {"epochs": 2}, {}, "other protocol: epochs 2"),
     ],
 )
-def test_why_they_differ_is_said_as_far_as_it_is_known(log, wrong, settings, metrics, said):
-    for seed, count in enumerate(wrong):
-        log.train(count, metrics, **{"dataset": "fashion", "opt": "adam", "seed": seed} | settings)
-    note = published_of(log, **ADAM)["note"]
-    assert note == f"differs from the published figure: {said}"
+def test_why_they_differ_is_said_as_far_as_it_is_known(log, wrong, settings, metrics, reason):
+    log.grid("dataset", {"fashion": wrong}, metrics, opt="adam", **settings)
+    assert published_of(log, **ADAM)["note"] == f"differs from the published figure: {reason}"
 
 
 def test_of_equally_near_runs_the_one_of_more_seeds_stands_beside_the_figure(log):
-    log.train(280, dataset="fashion", opt="adam", batch_size=32)
-    log.grid("batch_size", {64: 1400}, seeds=2, dataset="fashion", opt="adam")
+    log.grid("batch_size", {32: 280, 64: [1400, 1400]}, dataset="fashion", opt="adam")
     record = published_of(log, **ADAM)
     assert (record["seeds"], record["test_acc"]) == (2, pytest.approx(0.9))
 

@@ -1,9 +1,9 @@
 """Configurations compared on the test images that both answered: matched pairs, the predeclared
 contrasts, what the noise leaves open, and the tables of all of it.
 
-Configurations that share a training are one here, however many rows tell of it: a row that only
-repeats another's predictions is no further evidence. They are chosen on validation images and
-compared on test images. Every contrast is named here, before any row is read.
+Rows that share a training are one configuration here: a repeated prediction is no further evidence.
+Configurations are chosen on validation images and compared on test images. Every contrast is named
+here, before any row is read.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from common.judge.tables import Table, make_table
 from common.judge.verdicts import BEATS, MARGIN, SEEDS, dependence, leads
 
 ALPHA = 0.05
+TUNED = ", each at its best learning rate"
 Load = Callable[[Row], tuple[Mapping[str, Any] | None, str | None]]
 Pair = tuple[Group, Group]
 
@@ -40,8 +41,8 @@ class Evidence:
     """
 
     rows: Sequence[Row]
-    groups: tuple[Group, ...]
-    counts: tuple[Row, ...]
+    groups: Sequence[Group]
+    counts: Sequence[Row]
     reasons: Mapping[str, int]
 
     def of(self, dataset: str, kind: str) -> list[Group]:
@@ -55,44 +56,40 @@ class Evidence:
 
 
 def collect(log: Sequence[Row], load: Load) -> Evidence:
-    """Every distinct model with predictions that can be used, by data set as in the report.
-
-    `load` returns a row's predictions, or the reason why there are none.
-    """
+    """Every distinct model with predictions that can be used, by data set as in the report. `load`
+    returns a row's predictions, or the reason why there are none."""
     groups, counts, reasons = [], [], Counter()
     for kind in PROTOCOLS:
         done = rows.latest_ok(log, kind)
         for dataset in rows.datasets_of(done):
+            own = [row for row in log if row["config"].get("dataset") == dataset]
             finished = [row for row in done if row["config"].get("dataset") == dataset]
             single = rows.distinct(finished)
             usable = _usable(single, load, reasons)
             groups += rows.by_seed(usable, *rows.TRANSPORT)
-            # Those that did not end well, each once; partial: epochs without a result.
-            own = [row for row in log if row["config"].get("dataset") == dataset]
-            ended = grouped((row for row in own if row["kind"] == kind), lambda row: row["run_id"])
-            statuses = [[row["status"] for row in same] for same in ended.values()]
-            last = Counter(each[-1] for each in statuses if "ok" not in each)
+            # How each run ended; partial: epochs without a result.
+            ended = {row["run_id"]: row["status"] for row in own if row["kind"] == kind}
+            statuses = Counter((ended | {row["run_id"]: "ok" for row in finished}).values())
             begun = {row["run_id"] for row in own if row["kind"] == "epoch" and kind == "train"}
             record = {"dataset": dataset, "kind": kind, "rows": len(finished)}
             record |= {"same_training": len(finished) - len(single), "models": len(usable)}
             record |= {"unusable": len(single) - len(usable), "partial": len(begun - ended.keys())}
-            counts.append(record | {name: last[name] for name in ("failed", "interrupted")})
-    return Evidence(log, tuple(groups), tuple(counts), reasons)
+            counts.append(record | {name: statuses[name] for name in ("failed", "interrupted")})
+    return Evidence(log, groups, counts, reasons)
 
 
 def _usable(runs: Sequence[Row], load: Load, reasons: Counter[str]) -> list[Row]:
     """Rows with their right answers; of a split of the images the majority, which was tested on the
     same images with the same labels, and whose training split, for as many images, was the same
     one. Why others are left out is counted in `reasons`."""
-    tested, kept = [], []
+    tested, usable = [], []
     for row in runs:
         answers, problem = load(row)
         logged = number(row, "metrics", "n_test")
         if answers is None:
             named = isinstance(row["metrics"].get("predictions"), str)
             reasons[str(problem) if named else "the row names no predictions"] += 1
-        elif logged is not None and logged != len(answers["label"]):
-            count = len(answers["label"])
+        elif logged not in (None, count := len(answers["label"])):
             reasons[f"run {row['run_id']}: {count} predictions for {logged} images"] += 1
         else:
             images = np.stack([answers["label"], answers["index"]]).astype("<i8").tobytes()
@@ -100,23 +97,19 @@ def _usable(runs: Sequence[Row], load: Load, reasons: Counter[str]) -> list[Row]
             tested.append(row | {"right": right, "images": hashlib.sha256(images).hexdigest()})
     for same in grouped(tested, lambda row: division(row["config"])).values():
         images = statistics.mode(row["images"] for row in same)
-        alike = grouped(same, lambda row: row["config"].get("limit")).items()
-        splits = {
-            n: statistics.mode(r["metrics"].get("split_sha256") for r in of) for n, of in alike
-        }
-        for row in same:
-            if row["images"] != images:
-                reasons[f"run {row['run_id']}: other test images or labels than the rest"] += 1
-            elif row["metrics"].get("split_sha256") != splits[row["config"].get("limit")]:
-                reasons[f"run {row['run_id']}: another split_sha256 than the rest"] += 1
-            else:
-                kept.append(row)
-    return kept
+        for alike in grouped(same, lambda row: row["config"].get("limit")).values():
+            split = statistics.mode(row["metrics"].get("split_sha256") for row in alike)
+            for row in alike:
+                if row["images"] != images:
+                    reasons[f"run {row['run_id']}: other test images or labels than the rest"] += 1
+                elif row["metrics"].get("split_sha256") != split:
+                    reasons[f"run {row['run_id']}: another split_sha256 than the rest"] += 1
+                else:
+                    usable.append(row)
+    return usable
 
 
-def matched(
-    groups: Iterable[Group], factor: str, first: Any, second: Any, tuned: Sequence[str] = ()
-) -> list[Pair]:
+def matched(groups: Iterable[Group], factor: str, levels: Sequence, tuned=()) -> list[Pair]:
     """Pairs of configurations that differ in one factor alone, on the same test images; and in
     those that are `tuned`, of which each side has its best on validation, chosen among those values
     that both sides have, or where they share none among its own."""
@@ -124,13 +117,12 @@ def matched(
     for same in grouped(groups, lambda group: group.without(factor, *tuned)).values():
         sides = [
             {tuple(map(g.config.get, tuned)): g for g in same if g.config.get(factor) == level}
-            for level in (first, second)
+            for level in levels
         ]
         common = sides[0].keys() & sides[1].keys() or sides[0].keys() | sides[1].keys()
         choices = [[g for value, g in side.items() if value in common] for side in sides]
         pair = tuple(c[0] if len(c) == 1 else best_of(c) for c in choices)
-        if all(pair):
-            pairs.append(pair)
+        pairs += [pair] if all(pair) else []
     return pairs
 
 
@@ -149,53 +141,42 @@ def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = ()) -> Row:
     """A difference of test accuracies, first minus second: of means over seeds, the mean over
     matched pairs; minus that of `others`, where it is an interaction of pairs matched one by one.
 
-    Returns: `estimate` with both noises, its value and ends, and p; the ends of the interval over
-    test images alone, for these models as they were trained; `seeds`, the fewest on a side;
+    Returns: `estimate` with both noises, its value, ends and p; the ends of the interval over test
+    images alone, for these models as they were trained; `seeds`, the fewest on a side;
     `first_only`, the images that of two models drawn from a pair the first alone gets right, on
-    average, summed over pairs; what is to be noted. Units: fractions.
-    Raises: ValueError where there are no pairs.
+    average, summed over pairs; what is to be noted. Nothing of no pairs. Units: fractions.
     """
     if not pairs:
-        raise ValueError("an effect needs at least one pair")
+        return {}
     weights: dict[Group, int] = Counter()
-    for sign, side in ((1, pairs), (-1, others)):
-        for first, second in side:
-            weights[first] += sign
-            weights[second] -= sign
+    for plus, minus in (*pairs, *((second, first) for first, second in others)):
+        weights[plus] += 1
+        weights[minus] -= 1
     # In whole numbers: equal differences of an image must not differ by rounding.
-    whole = math.lcm(*(len(g.rows) for g in weights)) * len(pairs)
-    shares = {g: w * whole // (len(pairs) * len(g.rows)) for g, w in weights.items()}
+    multiple = math.lcm(*(len(g.rows) for g in weights))
+    shares = {g: weight * multiple // len(g.rows) for g, weight in weights.items()}
     rights = {g: np.array([row["right"] for row in g.rows], np.int64) for g in weights}
-    sums = sum(share * rights[g].sum(0) for g, share in shares.items())
+    sums, whole = sum(shares[g] * rights[g].sum(0) for g in weights), multiple * len(pairs)
     value, image = float(sums.mean()) / whole, stats.paired_interval(sums, whole)
     spreads, shared = _spreads({g: share / whole for g, share in shares.items()}, rights)
     # What differs from image to image between seeds is in the seeds' variance already.
     alone = math.sqrt(max(0.0, 1 - shared * whole**2 * len(sums) / max(sums.var(), 1e-12)))
-    narrow = (value + alone * (image[0] - value), value + alone * (image[1] - value))
-    estimate = stats.Estimate(value, narrow, spreads)
+    estimate = stats.Estimate(value, tuple(value + alone * (end - value) for end in image), spreads)
     seeds, (low, high) = min(len(g.rows) for g in weights), estimate.interval()
     one_seed = "one seed: the interval holds the noise of test images only"
     if spreads:
         one_seed = "settings of one seed are taken to vary as those of several do"
     trainings = {(_family(g), row["config"].get("seed")) for g in weights for row in g.rows}
-    both = [(rights[a].mean(0), rights[b].mean(0)) for a, b in pairs]
-    return {
-        "estimate": estimate,
-        "difference": value,
-        "low": low,
-        "high": high,
-        "image_low": image[0],
-        "image_high": image[1],
-        "p": estimate.p() if spreads else stats.sign_flip_test(sums),
-        "pairs": len(pairs),
-        "seeds": seeds,
-        "trajectories": len(trainings),
-        "images": len(sums),
-        "runs": [row["run_id"] for g in weights for row in g.rows],
-        "first_only": round(sum(float((a * (1 - b)).sum()) for a, b in both)),
-        "second_only": round(sum(float((b * (1 - a)).sum()) for a, b in both)),
-        "note": join_notes(one_seed if seeds == 1 else "", *(first.protocol for first, _ in pairs)),
-    }
+    means = [(rights[first].mean(0), rights[second].mean(0)) for first, second in pairs]
+    record = {"estimate": estimate, "difference": value, "low": low, "high": high}
+    record |= {"image_low": image[0], "image_high": image[1], "images": len(sums)}
+    record |= {"pairs": len(pairs), "seeds": seeds, "trajectories": len(trainings)}
+    record["p"] = estimate.p() if spreads else stats.sign_flip_test(sums)
+    record["first_only"] = round(sum(float((a * (1 - b)).sum()) for a, b in means))
+    record["second_only"] = round(sum(float((b * (1 - a)).sum()) for a, b in means))
+    record["runs"] = [row["run_id"] for g in weights for row in g.rows]
+    protocols = (first.protocol for first, _ in pairs)
+    return record | {"note": join_notes(one_seed if seeds == 1 else "", *protocols)}
 
 
 def _family(group: Group) -> str:
@@ -205,14 +186,10 @@ def _family(group: Group) -> str:
     return group.without("epochs") if constant else group.without()
 
 
-def _spreads(
-    shares: Mapping[Group, float], rights: Mapping[Group, np.ndarray]
-) -> tuple[tuple[stats.Spread, ...], float]:
+def _spreads(shares: Mapping[Group, float], rights: Mapping[Group, np.ndarray]):
     """What the seeds add to the variance of the sum of right answers, each times its group's share,
-    and how much of that differs from image to image.
-
-    Groups that are epochs of the same trainings are taken together, seed by seed.
-    """
+    as spreads, and how much of that differs from image to image. Groups that are epochs of the same
+    trainings are taken together, seed by seed."""
     known, by_image = [], 0.0
     for family in grouped((g for g in shares if len(g.rows) > 1), _family).values():
         seeds: dict[Any, np.ndarray | float] = Counter()
@@ -225,9 +202,8 @@ def _spreads(
         by_image += luck
         # No less than the luck of single answers gives: a few seeds may agree by chance.
         variance = max(luck, sum(float(off.mean()) ** 2 for off in seeds.values()))
-        n = min(len(g.rows) for g in family)
         total = sum(shares[g] ** 2 * len(g.rows) for g in family)
-        known.append(stats.Spread(variance, total, n))
+        known.append(stats.Spread(variance, total, min(len(g.rows) for g in family)))
     return stats.lend(known, [shares[g] ** 2 for g in shares if len(g.rows) == 1]), by_image
 
 
@@ -238,60 +214,51 @@ class Contrast:
 
     kind: str
     factor: str
-    first: Any
-    second: Any
+    levels: tuple[Any, Any]
     command: str
     tuned: tuple[str, ...] = ()
 
-    @property
-    def sides(self) -> tuple[str, str]:
-        """Both levels in words."""
-        return f"{self.factor} {rows.plain(self.first)}", f"{self.factor} {rows.plain(self.second)}"
-
-    @property
-    def name(self) -> str:
+    def __str__(self) -> str:
         """As it stands in the tables."""
-        return f"{self.sides[0]} - {rows.plain(self.second)}"
+        return f"{self.factor} {' - '.join(map(rows.plain, self.levels))}"
 
     def pairs(self, evidence: Evidence, dataset: str, tuned: bool = True) -> list[Pair]:
         """Its matched pairs; not `tuned`: at every level of what would be."""
-        levels = self.factor, self.first, self.second
-        groups = evidence.of(dataset, self.kind)
-        return main_recipe(matched(groups, *levels, self.tuned if tuned else ()))
+        groups, names = evidence.of(dataset, self.kind), self.tuned if tuned else ()
+        return main_recipe(matched(groups, self.factor, self.levels, names))
 
-    def levels(self, pairs: Iterable[Pair]) -> list[Row]:
-        """What its effect is at each level of the other factors."""
-        levels = []
+    def measure(self, evidence: Evidence, dataset: str) -> Row:
+        """Its effect; how it is `tuned`, and where it is the effect `averaged` over that; and of
+        each other factor the effects at its `levels`, where it has several."""
+        averaged, pairs = (self.pairs(evidence, dataset, tuned) for tuned in (False, True))
+        tuned, levels = "" if averaged == pairs else TUNED, {}
         for factor in (c.factor for c in CONTRASTS if c.kind == self.kind):
-            there = grouped(pairs, lambda pair, k=factor: pair[0].config.get(k))
-            for level, same in there.items() if factor != self.factor and len(there) > 1 else ():
-                name = {"factor": factor, "level": f"{factor} {rows.plain(level)}"}
-                levels.append(measure_effect(same) | name)
-        return levels
+            there = grouped(averaged, lambda pair, k=factor: pair[0].config.get(k))
+            if factor != self.factor and len(there) > 1:
+                names = [f"{factor} {rows.plain(level)}" for level in there]
+                effects = zip(map(measure_effect, there.values()), names, strict=True)
+                levels[factor] = [effect | {"level": name} for effect, name in effects]
+        average = measure_effect(averaged if tuned else [])
+        return measure_effect(pairs) | {"tuned": tuned, "averaged": average, "levels": levels}
 
 
 CONTRASTS = (
-    Contrast("train", "model", "resnet18", "resnet50", "make q1a", ("lr",)),
-    Contrast("train", "opt", "sgd", "adam", "make q1a", ("lr",)),
-    Contrast("train", "epochs", 5, 3, "make q1a", ("lr",)),
-    Contrast("train", "lr", 1e-3, 1e-4, "make q1a"),
-    Contrast("svm", "kernel", "rbf", "poly", "make q1b"),
+    Contrast("train", "model", ("resnet18", "resnet50"), "make q1a", ("lr",)),
+    Contrast("train", "opt", ("sgd", "adam"), "make q1a", ("lr",)),
+    Contrast("train", "epochs", (5, 3), "make q1a", ("lr",)),
+    Contrast("train", "lr", (1e-3, 1e-4), "make q1a"),
+    Contrast("svm", "kernel", ("rbf", "poly"), "make q1b"),
 )
-TUNED = ", each at its best learning rate"
 
 
 def best_pairs(evidence: Evidence, dataset: str) -> list[Pair]:
     """The best ResNet and the best SVM, each chosen on validation, on the same test images."""
-    networks = evidence.of(dataset, "train")
-    networks = [g for g in networks if str(g.config.get("model")).startswith("resnet")]
-    sides = networks, evidence.of(dataset, "svm")
+    networks, svms = evidence.of(dataset, "train"), evidence.of(dataset, "svm")
+    sides = [g for g in networks if str(g.config.get("model")).startswith("resnet")], svms
     common = set.intersection(*({g.rows[0]["images"] for g in side} for side in sides))
-    network, svm = (
-        best_of(g for (g,) in main_recipe((g,) for g in side if g.rows[0]["images"] in common))
-        for side in sides
-    )
-    alike = network and svm and network.rows[0]["images"] == svm.rows[0]["images"]
-    return [(network, svm)] if alike else []
+    alike = ([(g,) for g in side if g.rows[0]["images"] in common] for side in sides)
+    pair = tuple(best_of(g for (g,) in main_recipe(side)) for side in alike)
+    return [pair] if all(pair) and len({g.rows[0]["images"] for g in pair}) == 1 else []
 
 
 def add_holm(records: list[Row]) -> list[Row]:
@@ -307,39 +274,36 @@ def contrast_records(evidence: Evidence) -> list[Row]:
     averaged over it, and the best network against the best SVM."""
     records = []
     for dataset in evidence.datasets:
-        cases = []
         for c in CONTRASTS:
-            averaged, pairs = (c.pairs(evidence, dataset, tuned) for tuned in (False, True))
-            more = {"sides": c.sides, "tuned": "" if averaged == pairs else TUNED}
-            more["apart"] = dependence(BEATS, c.levels(averaged))
-            cases.append((c.name + more["tuned"], c.command, pairs, more))
-            if averaged and more["tuned"]:
-                cases.append((f"{c.name}, averaged", c.command, averaged, {}))
-        more = {"sides": ("best ResNet", "best SVM"), "tuned": "", "apart": {}}
-        best = best_pairs(evidence, dataset)
-        cases.append((" - ".join(more["sides"]), "make q1a q1b", best, more))
-        for name, command, pairs, more in cases:
-            effect = measure_effect(pairs) if pairs else {"note": f"no pair in the log: {command}"}
-            records.append(effect | {"dataset": dataset, "contrast": name} | more)
+            record = {"note": f"no pair in the log: {c.command}"} | c.measure(evidence, dataset)
+            record |= {"dataset": dataset, "contrast": f"{c}{record['tuned']}"}
+            record["sides"] = [f"{c.factor} {rows.plain(level)}" for level in c.levels]
+            records.append(record | {"apart": dependence(BEATS, record["levels"])})
+            if record["averaged"]:
+                names = {"dataset": dataset, "contrast": f"{c}, averaged"}
+                records.append(record["averaged"] | names)
+        record = {"note": "no pair in the log: make q1a q1b", "tuned": "", "apart": {}}
+        record |= measure_effect(best_pairs(evidence, dataset))
+        record |= {"dataset": dataset, "contrast": "best ResNet - best SVM"}
+        records.append(record | {"sides": ("best ResNet", "best SVM")})
     return add_holm(records)
 
 
 def interaction_records(evidence: Evidence) -> list[Row]:
     """How the effect of one factor changes with another, by matched fours."""
     records = []
-    factors = [contrast for contrast in CONTRASTS if contrast.kind == "train"]
-    for dataset, (one, other) in itertools.product(
-        evidence.datasets, itertools.combinations(factors, 2)
-    ):
-        names, pairs = (one.factor, other.factor), one.pairs(evidence, dataset, tuned=False)
+    couples = list(itertools.combinations([c for c in CONTRASTS if c.kind == "train"], 2))
+    for dataset, (one, other) in itertools.product(evidence.datasets, couples):
+        factors, pairs = (one.factor, other.factor), one.pairs(evidence, dataset, tuned=False)
         first, second = (
-            {a.without(*names): (a, b) for a, b in pairs if a.config.get(other.factor) == level}
-            for level in (other.first, other.second)
+            {a.without(*factors): (a, b) for a, b in pairs if a.config.get(other.factor) == level}
+            for level in other.levels
         )
         if both := [key for key in first if key in second]:
             effect = measure_effect([first[key] for key in both], [second[key] for key in both])
-            levels = f"at {other.factor} {rows.plain(other.first)} - at {rows.plain(other.second)}"
-            records.append(effect | {"dataset": dataset, "contrast": f"({one.name}) {levels}"})
+            levels = " - at ".join(map(rows.plain, other.levels))
+            name = f"({one}) at {other.factor} {levels}"
+            records.append(effect | {"dataset": dataset, "contrast": name})
     return add_holm(records)
 
 
@@ -358,21 +322,18 @@ def pair_records(evidence: Evidence) -> list[Row]:
     records = []
     for dataset, contrast in itertools.product(evidence.datasets, CONTRASTS):
         for pair in contrast.pairs(evidence, dataset, tuned=False):
-            names = {"dataset": dataset, "contrast": contrast.name}
             first, second = (float(np.mean([r["right"] for r in side.rows])) for side in pair)
-            names |= {"setting": setting_of(pair[0], contrast.factor)}
-            names |= {"first_acc": first, "second_acc": second}
-            records.append(measure_effect([pair]) | names)
+            record = measure_effect([pair]) | {"first_acc": first, "second_acc": second}
+            record |= {"dataset": dataset, "contrast": str(contrast)}
+            records.append(record | {"setting": setting_of(pair[0], contrast.factor)})
     return add_holm(records)
 
 
 def tie_records(evidence: Evidence) -> list[Row]:
     """Each configuration against the chosen one, for every split of the images."""
-    records = []
-    for dataset in evidence.datasets:
-        rivals = grouped(evidence.of(dataset, "train"), lambda group: division(group.config))
-        records += [record for groups in rivals.values() for record in compare_with_chosen(groups)]
-    return records
+    networks = (g for name in evidence.datasets for g in evidence.of(name, "train"))
+    splits = grouped(networks, lambda group: division(group.config)).values()
+    return [record for groups in splits for record in compare_with_chosen(groups)]
 
 
 def compare_with_chosen(groups: Sequence[Group]) -> list[Row]:
@@ -398,9 +359,9 @@ def optimism_records(train: Sequence[Row]) -> list[Row]:
     records = []
     for group in rows.pick_best(train):
         record = group.config | rows.accuracy_record(group)
-        accuracies = record["val_acc"], record["test_acc"]
         images = [number(group.rows[0], "metrics", name) for name in ("n_val", "n_test")]
-        if all(images) and accuracies[1] is not None:
+        if all(images) and record["test_acc"] is not None:
+            accuracies = record["val_acc"], record["test_acc"]
             counts = [(round(a * n), int(n)) for a, n in zip(accuracies, images, strict=True)]
             record["low"], record["high"] = stats.newcombe_interval(*counts)
             record["optimism"] = accuracies[0] - accuracies[1]
@@ -410,34 +371,29 @@ def optimism_records(train: Sequence[Row]) -> list[Row]:
 
 def seeds_table(train: Sequence[Row]) -> Table:
     """Noise of training beside noise of the test images, where a configuration has seeds."""
-    records, single = [], 0
-    for group in rows.configurations(train):
+    groups, records = rows.configurations(train), []
+    for group in groups:
         values, images = group.values("test_acc"), number(group.rows[0], "metrics", "n_test")
-        if len(values) < 2 or not images:
-            single += 1
-            continue
-        record = group.config | rows.accuracy_record(group)
-        mean = record["test_acc"]
-        seeds = stats.Estimate(mean, (mean, mean), stats.sample_spread(values))
-        record["mean_low"], record["mean_high"] = seeds.interval()
-        record["image_sd"] = math.sqrt(mean * (1 - mean) / int(images))
-        records.append(record)
+        if len(values) > 1 and images:
+            record = group.config | rows.accuracy_record(group)
+            mean = record["test_acc"]
+            seeds = stats.Estimate(mean, (mean, mean), stats.sample_spread(values))
+            record["mean_low"], record["mean_high"] = seeds.interval()
+            records.append(record | {"image_sd": math.sqrt(mean * (1 - mean) / int(images))})
     note = "Configurations with a single seed, whose noise of training is not measured"
+    single = len(groups) - len(records)
     return make_table("seeds", records, f"{note}: {single}." if single else "")
 
 
-def comparison_tables(
-    evidence: Evidence, contrasts: Sequence[Row], ties: Sequence[Row], train: Sequence[Row]
-) -> list[Table]:
+def comparison_tables(evidence: Evidence, contrasts, ties, train: Sequence[Row]) -> list[Table]:
     """What was compared, what differs, what the noise leaves open, and what was left out: from the
     records of contrasts and of ties, and the train rows that are ok."""
-    reasons = [{"reason": text, "rows": n} for text, n in evidence.reasons.items()]
     names = ("rows", "failed", "interrupted", "partial")
     counts = [record for record in evidence.counts if any(record[k] for k in names)]
-    unmeasured = all("p" not in record for record in contrasts)
+    reasons = [{"reason": text, "rows": n} for text, n in evidence.reasons.items()]
     margin = {"alpha": ALPHA, "points": 100 * MARGIN, "seeds": SEEDS}
     return [
-        make_table("contrasts", contrasts, missing=unmeasured),
+        make_table("contrasts", contrasts, missing=all("p" not in each for each in contrasts)),
         make_table("interactions", interaction_records(evidence)),
         make_table("pairs", pair_records(evidence)),
         make_table("tied", ties, **margin),

@@ -60,7 +60,7 @@ def judged_tables(log: Sequence[Row], load: compare.Load) -> list[Table]:
 
 
 def findings_tables(
-    results: Sequence[claims.Result],
+    results: Sequence[claims.Claim],
     contrasts: Sequence[Row],
     ties: Sequence[Row],
     log: Sequence[Row],
@@ -68,7 +68,7 @@ def findings_tables(
     """Both tables, from the claims, the records of the tables of contrasts and of ties, and the
     log's rows of speeds."""
     contests = contest_records(ties)
-    speedups = [part for result in results if result.claim.number == 8 for part in result.parts]
+    speedups = [part for result in results if result.number == 8 for part in result.parts]
     faster = [p for p in speedups if p.interval and p.interval[0] > 1]
     recommended = [
         *sentences("recommended", contests, NEAR),
@@ -90,11 +90,11 @@ def sentences(macro: str, *values: Any) -> list[str]:
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
-def verdict_lines(results: Sequence[claims.Result]) -> list[str]:
+def verdict_lines(results: Sequence[claims.Claim]) -> list[str]:
     """The claims in words, a line for each verdict that there is."""
     same = grouped(results, lambda result: result.verdict)
     return [
-        f"{verdict}: " + "; ".join(f"({r.claim.number}) {r.claim.text}" for r in same[verdict])
+        f"{verdict}: " + "; ".join(f"({r.number}) {r.text}" for r in same[verdict])
         for verdict in VERDICTS
         if verdict in same
     ]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.base.config import preset_of
@@ -15,17 +14,14 @@ from common.judge.stats import difference_of
 from common.judge.tables import Table, make_table, significant
 
 STUDY_TEST_IMAGES = 14_000
-
-
-@functools.cache
-def load_published() -> list[Row]:
-    """Every figure of the study's tables; accuracies are fractions, times are milliseconds."""
-    return json.loads(Path(__file__).with_name("published.json").read_text())
+# Every figure of the study's tables; accuracies are fractions, times are milliseconds.
+FIGURES = json.loads(Path(__file__).with_name("published.json").read_text())
 
 
 def published(part: str, **where: object) -> list[Row]:
     """The figures of one of its tables, of these settings."""
-    return [r for r in load_published() if r["part"] == part and where.items() <= r.items()]
+    where["part"] = part
+    return [figure for figure in FIGURES if where.items() <= figure.items()]
 
 
 def unmeasured_note(command: str, reason: str = "no finished run of it in the log") -> str:
@@ -33,41 +29,31 @@ def unmeasured_note(command: str, reason: str = "no finished run of it in the lo
     return f"not measured, {reason}: {command} measures it"
 
 
-def side_by_side(
-    groups: Sequence[Group],
-    figures: Iterable[Row],
-    protocol: Row,
-    factors: Sequence[str],
-    command: str,
-) -> list[Row]:
-    """A record for each configuration measured, the study's protocol first, and for each published
-    one that was not, with the command that measures it.
-
-    A published figure enters the record of a run only if that run kept to the study's protocol.
-    """
-    known = {tuple(figure[k] for k in factors): figure for figure in figures}
-    waiting, records = dict(known), []
+def side_by_side(groups: Sequence[Group], figures, protocol, factors, command: str) -> list[Row]:
+    """A record for each configuration measured, beside the published figure if it kept to the
+    study's protocol, which come first; and for each published one that was not measured, with the
+    command that measures it."""
+    waiting = {tuple(figure[name] for name in factors): figure for figure in figures}
+    known, records = dict(waiting), []
     varying = rows.varying_settings([g.config for g in groups], {*factors, *protocol})
 
     def accuracies(figure: Row) -> Row:
         return {f"published_{k}": figure.get(k) for k in ("test_acc", "val_acc", "fit_ms")}
 
     for group in groups:
-        other = deviations(group.config, protocol)
-        key = tuple(group.config.get(k) for k in factors)
-        record = {k: group.config.get(k) for k in (*factors, *protocol)}
+        other, key = deviations(group.config, protocol), tuple(map(group.config.get, factors))
+        record = {name: group.config.get(name) for name in (*factors, *protocol)}
         record |= rows.accuracy_record(group) | {"group": group}
         if not other and key in known:
             record |= accuracies(known[key]) | difference_record(group, known[key])
             waiting.pop(key, None)
-        settings = rows.in_words(group.config, varying)
-        busy, differs = map(rows.busy_note, group.rows), record.pop("disagreement", "")
-        record["note"] = join_notes(other, *settings, *busy, differs)
+        notes = [other, *rows.in_words(group.config, varying), *map(rows.busy_note, group.rows)]
+        record["note"] = join_notes(*notes, record.pop("disagreement", ""))
         records.append((bool(other), rows.order_of(group.config), record))
     for figure in waiting.values():
-        record = {k: figure[k] for k in (*rows.TRAIN_FACTORS, "kernel", "samples") if k in figure}
-        record |= accuracies(figure) | {"note": unmeasured_note(command)}
-        records.append((2, rows.order_of(figure), record))
+        names = (*rows.TRAIN_FACTORS, "kernel", "samples")
+        record = {name: figure[name] for name in names if name in figure} | accuracies(figure)
+        records.append((2, rows.order_of(figure), record | {"note": unmeasured_note(command)}))
     return [record for *_, record in sorted(records, key=lambda item: item[:2])]
 
 
@@ -83,30 +69,35 @@ def difference_record(group: Group, figure: Row) -> Row:
     estimate = difference_of(values, [figure["test_acc"]], (int(images), STUDY_TEST_IMAGES))
     low, high = estimate.interval()
     record |= {"difference_low": low, "difference_high": high}
-    if not low <= 0 <= high:
-        protocol, factors = PROTOCOLS[group.kind]
-        varied = {k: figure[k] for k in factors if k in figure and k != "pin_memory"}
-        reasons = [deviations(group.config, protocol | varied)]
-        if any(get(row, "metrics", "converged") is False for row in group.rows):
-            reasons.append("max_iter stopped the solver, whose path may be another")
-        if any(get(row, "metrics", "precision") == "fp32" for row in group.rows):
-            reasons.append("trained in fp32, not in mixed precision")
-        one_seed = "; one seed, whose noise is not measured" if len(values) == 1 else ""
-        reason = join_notes(*reasons) or f"unexplained{one_seed}"
-        record["disagreement"] = f"differs from the published figure: {reason}"
-    return record
+    if low <= 0 <= high:
+        return record
+    protocol, factors = PROTOCOLS[group.kind]
+    varied = {k: figure[k] for k in factors if k in figure and k != "pin_memory"}
+    reasons = [deviations(group.config, protocol | varied)]
+    if any(get(row, "metrics", "converged") is False for row in group.rows):
+        reasons.append("max_iter stopped the solver, whose path may be another")
+    if any(get(row, "metrics", "precision") == "fp32" for row in group.rows):
+        reasons.append("trained in fp32, not in mixed precision")
+    one_seed = "; one seed, whose noise is not measured" if len(values) == 1 else ""
+    reason = join_notes(*reasons) or f"unexplained{one_seed}"
+    return record | {"disagreement": f"differs from the published figure: {reason}"}
 
 
 def results_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     """The README's table: for each data set the best of the study's grid, of each other recipe that
     has several seeds, and of the support vector machines."""
+
+    def by_split(runs: Sequence[Row]) -> list[list[Group]]:
+        groups = grouped(rows.configurations(runs), lambda group: rows.division(group.config))
+        return list(groups.values())
+
     contests = []
-    for networks in _by_division(train):
+    for networks in by_split(train):
         # Others than the study's with a single seed only where there is nothing else.
         kept = [group for group in networks if len(group.rows) > 1 or not group.protocol]
         recipes = grouped(kept or networks, lambda group: group.protocol)
         contests += [recipes[name] for name in sorted(recipes)]  # the study's is ""
-    contests += _by_division(svm)
+    contests += by_split(svm)
     devices = rows.devices_note(row for groups in contests for g in groups for row in g.rows)
     order = rows.datasets_of([*train, *svm])
     contests.sort(key=lambda groups: order.index(str(groups[0].config.get("dataset"))))
@@ -114,38 +105,30 @@ def results_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     return make_table("results", records, devices, missing=not records)
 
 
-def _by_division(runs: Sequence[Row]) -> list[list[Group]]:
-    groups = grouped(rows.configurations(runs), lambda group: rows.division(group.config))
-    return list(groups.values())
-
-
 def _result_record(groups: Sequence[Group]) -> Row:
     """The configuration that was chosen of these, beside the study's best of its kind."""
     group, tried = rows.best_of(groups), len({group.without("engine") for group in groups})
     record, config = rows.choice_record(group), group.first()["config"]
     dataset, split = str(config.get("dataset")), config.get("split", "study")
-    ends, cost_ms = (record["test_acc_low"], record["test_acc_high"]), record["cost_ms"]
+    ends = [record[f"test_acc_{end}"] for end in ("low", "high")]
+    interval = None if None in ends else "{:.2f} to {:.2f}".format(*(100 * end for end in ends))
     figures = published("q1b" if group.kind == "svm" else "best", dataset=dataset)
     best = max((figure["test_acc"] for figure in figures), default=None)
-    unconverged = any(get(row, "metrics", "converged") is False for row in group.rows)
     preset = preset_of(config) if group.kind == "train" else None
     recipe = f"--preset {preset}" if preset and record["protocol"] else record["protocol"]
+    notes = [record["name"], recipe or "the study's protocol"]
+    notes += ["official split"] if preset and split == "official" else []
+    notes += [f"best of {tried} on validation"] if tried > 1 else []
+    if any(get(row, "metrics", "converged") is False for row in group.rows):
+        notes.append("stopped by max_iter")
+    cost = f"{significant(record['cost_ms'] / 1e3)} s" if record["cost_ms"] is not None else ""
+    busy = rows.busy_note(max(group.rows, key=rows.load_of))
     return record | {
         "dataset": rows.display(dataset),
-        "interval": None if None in ends else " to ".join(f"{100 * end:.2f}" for end in ends),
+        "interval": interval,
         "published_test_acc": best if split == "study" else None,
-        "config": join_notes(
-            record["name"],
-            recipe or "the study's protocol",
-            "official split" if preset and split == "official" else "",
-            f"best of {tried} on validation" if tried > 1 else "",
-            "stopped by max_iter" if unconverged else "",
-        ),
-        "training": join_notes(
-            "" if cost_ms is None else f"{significant(cost_ms / 1e3)} s",
-            *map(_threads_of, group.rows),
-            rows.busy_note(max(group.rows, key=rows.load_of)),
-        ),
+        "config": join_notes(*notes),
+        "training": join_notes(cost, *map(_threads_of, group.rows), busy),
     }
 
 

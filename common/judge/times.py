@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from common.base.machine import machine_of
-from common.judge.rows import Row, by_seed, get, latest_ok, number
+from common.judge.rows import Row, get, grouped, latest_ok, number, settings_of
 from common.judge.stats import Interval, median_ratio_interval
 from common.speed.samples import ratio_interval
 
@@ -20,32 +20,31 @@ def study_rows(rows: Iterable[Row], **where: object) -> list[Row]:
     return [r for r in latest_ok(rows, "hw_train") if where.items() <= r["config"].items()]
 
 
-def representative(rows: Iterable[Row]) -> Row | None:
-    """Of a device's variants the plain one: our loop, not compiled, most threads, 16 bits, and no
-    noise that had to be accepted."""
-
-    def rank(row: Row) -> tuple[object, ...]:
-        config, noise = row["config"], number(row, "metrics", "noise") or 0.0
-        other = config.get("loop", "ours") != "ours", bool(config.get("compile"))
-        slow = -(number(config, "threads") or 0), config.get("precision") == "fp32"
-        return *other, *slow, bool(config.get("accept_noise")), noise, row["run_id"]
-
-    return min(rows, key=rank, default=None)
-
-
-def sides(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+def sides(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """The rows of the CPU, and of accelerators."""
-    named = [(row["config"].get("device"), row) for row in rows]
-    cpu = [row for device, row in named if device == "cpu"]
-    return cpu, [row for device, row in named if device not in ("cpu", "auto", None)]
+    cpu = [row for row in rows if row["config"].get("device") == "cpu"]
+    return cpu, [row for row in rows if row["config"].get("device") not in ("cpu", "auto", None)]
+
+
+def plainness(row: Row) -> tuple[object, ...]:
+    """Sorting key of a device's variants: our loop, not compiled, most threads, 16 bits, and no
+    noise that had to be accepted come first."""
+    config, noise = row["config"], number(row, "metrics", "noise") or 0.0
+    other = config.get("loop", "ours") != "ours", bool(config.get("compile"))
+    slow = -(number(config, "threads") or 0), config.get("precision") == "fp32"
+    return *other, *slow, bool(config.get("accept_noise")), noise, row["run_id"]
+
+
+def representative(rows: Iterable[Row]) -> Row | None:
+    """Of a device's variants the plain one."""
+    return min(rows, key=plainness, default=None)
 
 
 def seeds_of(rows: Sequence[Row]) -> list[Row]:
-    """The representative of a device's variants, and its like of other seeds, of one machine."""
-    chosen = representative(rows)
-    group = next((group.rows for group in by_seed(rows) if chosen in group.rows), ())
-    alike = [row for row in group if comparable(row) == comparable(chosen)]
-    return list({row["config"].get("seed"): row for row in alike}.values())
+    """The plainest of a device's variants, with every seed on one machine."""
+    variants = grouped(rows, lambda row: (settings_of(row, "seed"), comparable(row))).values()
+    plainest = min(variants, key=lambda same: min(map(plainness, same)), default=())
+    return list({row["config"].get("seed"): row for row in plainest}.values())
 
 
 def comparable(row: Row) -> tuple[object, ...]:
@@ -55,22 +54,21 @@ def comparable(row: Row) -> tuple[object, ...]:
 
 def speedup_interval(row: Row) -> Interval | None:
     """The interval of a row's speed-up, of training or of an engine, where it has one."""
-    logged = get(row, "metrics", "speedup_interval") or get(row, "metrics", "speedup", "interval")
-    if not (isinstance(logged, list) and len(logged) == 2):
-        return None
-    ends = low, high = tuple(number({"end": end}, "end") for end in logged)
-    return None if low is None or high is None else ends
+    ends = get(row, "metrics", "speedup_interval") or get(row, "metrics", "speedup", "interval")
+    sound = isinstance(ends, list) and len(ends) == 2
+    return tuple(ends) if sound and all(type(end) in (int, float) for end in ends) else None
 
 
 def rounds_of(*rows: Row) -> list[list[float]] | None:
-    """Each row's times of the rounds that all of them were measured in, or None."""
-    groups = {get(row, "metrics", "rounds", "group") for row in rows}
+    """Each row's times of the rounds that all were measured in, on one machine, or None."""
+    groups = {(get(row, "metrics", "rounds", "group"), comparable(row)) for row in rows}
     times = [get(row, "metrics", "rounds", "step_ms") for row in rows]
-    if len(groups) > 1 or None in groups or not all(isinstance(each, list) for each in times):
+    if len(groups) > 1 or get(rows[0], "metrics", "rounds", "group") is None:
         return None
-    alike = len({len(each) for each in times}) == 1 and len(times[0]) > 1
+    if not all(isinstance(each, list) and len(each) == len(times[0]) > 1 for each in times):
+        return None
     sound = all(isinstance(ms, int | float) and ms > 0 for each in times for ms in each)
-    return times if alike and sound else None
+    return times if sound else None
 
 
 def time_ratio(slow: Row, fast: Row) -> tuple[float, Interval] | None:
@@ -84,10 +82,8 @@ def time_ratio(slow: Row, fast: Row) -> tuple[float, Interval] | None:
         return ratio, interval
     if rounds := rounds_of(slow, fast):
         return ratio_interval(*rounds)
-    steps = [
-        [number(row, "metrics", "step_ms", name) for name in ("median", "iqr", "n")]
-        for row in (slow, fast)
-    ]
+    steps = [get(row, "metrics", "step_ms") for row in (slow, fast)]
+    steps = [[number(step, name) for name in ("median", "iqr", "n")] for step in steps]
     if any(None in step or step[0] <= 0 or step[2] < 2 for step in steps):
         return None
     return steps[0][0] / steps[1][0], median_ratio_interval(*steps)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
 import numpy as np
 
-from common.judge.rows import Row, grouped
+from common.judge.rows import Row
 from common.judge.stats import Estimate, Interval
 
 MARGIN = 0.001  # a smaller difference of accuracies is none that a choice should rest on
@@ -34,29 +36,29 @@ def leads(interval: Interval) -> int:
     return (low > MARGIN) - (-high > MARGIN)
 
 
-def dependence(rule: Rule, levels: Iterable[Row]) -> dict[str, bool]:
+def dependence(rule: Rule, levels: Mapping[str, Sequence[Row]]) -> dict[str, bool]:
     """The factors whose levels disagree on which side of the rule's edge (of a range: of zero) the
-    effect lies, with the highest and the lowest in words; and whether they surely disagree: their
-    intervals too, on enough seeds. A level is an effect with its `factor` and `level` in words."""
+    effect lies, in words; and whether they surely do: their intervals too, on enough seeds.
+    `levels` are the effects of each factor, each with its `level` in words."""
     edge, apart = rule[0] if math.isinf(rule[1]) else 0.0, {}
-    for factor, same in grouped(levels, lambda level: level["factor"]).items():
-        low, high = (pick(same, key=lambda level: level["difference"]) for pick in (min, max))
+    for factor, effects in levels.items():
+        low, high = (pick(effects, key=itemgetter("difference")) for pick in (min, max))
         if low["difference"] < edge < high["difference"]:
             enough = min(low["seeds"], high["seeds"]) >= SEEDS
             surely = enough and low["high"] < edge < high["low"]
-            best, worst = (100 * level["difference"] for level in (high, low))
-            text = f"depends on {factor}: {best:+.2f} points at {high['level']}, "
-            text += f"{worst:+.2f} at {low['level']}{'' if surely else ', which may be noise'}"
-            apart[text] = surely
+            text = f"depends on {factor}: {100 * high['difference']:+.2f} points at {high['level']}"
+            text += f", {100 * low['difference']:+.2f} at {low['level']}"
+            apart[text if surely else f"{text}, which may be noise"] = surely
     return apart
 
 
 def more_data(rule: Rule, estimate: Estimate, seeds: int, images: int) -> str:
     """How many seeds of every setting, or images, would decide with a power of 80 %."""
-    value, (low, high) = estimate.value, rule
+    value, edges = estimate.value, (-math.inf, *rule, math.inf)
     if value in rule:
         return "at the criterion's edge"
-    ends = (-math.inf, low) if value < low else (high, math.inf) if value > high else rule
+    side = bisect.bisect(edges, value)
+    ends = edges[side - 1 : side + 1]
     for n in range(seeds + 1, MOST_SEEDS + 1):
         if estimate.at(n).power(*ends) >= POWER:
             return f"too few seeds: about {n} of each setting would decide, in place of {seeds}"
