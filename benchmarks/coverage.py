@@ -17,26 +17,19 @@ simulated power there, 0.80 being aimed at. The last line of the output is JSON.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import re
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
 from scipy.stats import norm
-from tabulate import tabulate
+from shared import print_json, print_table
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from common.base.cli import as_dict, run_script
-from common.base.config import TrainConfig
+from common.base.cli import Validated, option, parse_command_line, run_script
 from common.judge.compare import Pair, compare_with_chosen, measure_effect
-from common.judge.rows import TRANSPORT, accuracy_interval, by_seed
+from common.judge.rows import accuracy_interval, by_seed
 from common.judge.stats import Spread
 from common.judge.verdicts import BEATS, MARGIN, SEEDS, judge, more_data
 
@@ -44,19 +37,26 @@ MEAN, IMAGE_SD, LUCK_SD = 1.9, 1.25, 0.35  # 92.8 % right; two seeds disagree on
 WIDE = float(np.hypot(IMAGE_SD, LUCK_SD))
 BASE = float(ndtr(MEAN / WIDE))  # the accuracy of a recipe without a lead
 TRUTHS = (0.0, MARGIN, 0.003)  # true differences
-DESIGNS = {
-    "equal": [(range(n), range(n)) for n in (2, 3, 5, 10)],
-    "unbalanced": [(range(2), range(10)), (range(3), range(10)), (range(10), range(3))],
-    "disjoint": [(range(2), range(2, 4)), (range(3), range(3, 6)), (range(5), range(10, 20))],
-}
+DESIGNS = {f"equal {n}, {n}": (range(n), range(n)) for n in (2, 3, 5, 10)}
+DESIGNS |= {f"unbalanced {n}, {m}": (range(n), range(m)) for n, m in ((2, 10), (3, 10), (10, 3))}
+DESIGNS |= {f"disjoint {n}, {m}": (range(n), range(n, n + m)) for n, m in ((2, 2), (3, 3), (5, 10))}
 # Pairs, noise of seeds and lead at which the number of seeds that is named is checked.
 NUMBERS = ((1, 1, 0.004), (1, 2, 0.006), (1, 3, 0.008), (4, 3, 0.005))
 NUMBERS += ((4, 2, 0.0033), (1, 0.5, 0.0025))
 
 
 @dataclass(frozen=True)
+class Options(Validated):
+    """What is simulated."""
+
+    sims: int = option(300, "simulations of each line and true difference", minimum=1)
+    images: int = option(2000, "test images", minimum=1)
+    noise: tuple[float, ...] = option((0, 1, 3), "of seeds, over that of images", many=True)
+
+
+@dataclass(frozen=True)
 class Design:
-    """How many seeds both recipes of how many matched pairs have, and how much their noise is."""
+    """Which seeds both recipes of how many matched pairs have, and how much their noise is."""
 
     seeds: tuple[range, range]
     pairs: int
@@ -77,33 +77,33 @@ class Design:
             for seed in seeds:
                 chance = ndtr((skill + rng.normal(0, sd) - difficulty) / LUCK_SD)
                 right = rng.random(self.images) < chance
-                config = as_dict(TrainConfig(opt=opt, lr=0.1 + k, seed=seed))
+                row = {"kind": "train", "run_id": f"{opt} {k} {seed}", "right": right}
+                row["config"] = {"opt": opt, "lr": 0.1 + k, "seed": seed}  # else the study's
                 metrics = {"val_acc": 0.1 + k, "test_acc": right.mean(), "n_test": self.images}
-                row = {"kind": "train", "run_id": f"{opt} {k} {seed}", "config": config}
-                rows.append(row | {"metrics": metrics, "right": right})
-        groups = by_seed(rows, *TRANSPORT)
+                rows.append(row | {"metrics": metrics})
+        groups = by_seed(rows)
         return list(zip(groups[::2], groups[1::2], strict=True))
 
 
 def check_design(design: Design, sims: int) -> dict[str, float]:
     """How often each of the things that the table names happens."""
-    counts = map(len, design.seeds)
-    rng = np.random.default_rng([*counts, design.pairs, round(10 * design.noise), design.uneven])
-    covered = known = apart = 0
+    sizes = map(len, design.seeds)
+    rng = np.random.default_rng([*sizes, design.pairs, round(10 * design.noise), design.uneven])
+    covered = accurate = apart = 0
     wrong = dict.fromkeys(TRUTHS, 0)
     for _, lead in itertools.product(range(sims), TRUTHS):
         drawn = design.draw(rng, lead)
         low, high = measure_effect(drawn)["estimate"].interval()
-        verdict = judge(BEATS, (low, high))
-        wrong[lead] += verdict == ("contradicted" if lead > MARGIN else "supported")
         covered += low <= lead <= high
+        opposite = "contradicted" if lead > MARGIN else "supported"
+        wrong[lead] += judge(BEATS, (low, high)) == opposite
         if lead == 0:
             low, high = accuracy_interval(drawn[0][0])
-            known += low <= BASE <= high
+            accurate += low <= BASE <= high
             apart += compare_with_chosen(drawn[0])[1]["tied"] is False
-    rates = {"coverage": covered / len(TRUTHS), "accuracy": known}
-    rates |= {"told apart": apart, "wrong": max(wrong.values())}
-    return {name: count / sims for name, count in rates.items()}
+    counts = {"coverage": covered / len(TRUTHS), "accuracy": accurate, "told apart": apart}
+    counts["wrong"] = max(wrong.values())
+    return {name: count / sims for name, count in counts.items()}
 
 
 def check_number(pairs: int, noise: float, lead: float, images: int, sims: int) -> dict[str, Any]:
@@ -117,35 +117,27 @@ def check_number(pairs: int, noise: float, lead: float, images: int, sims: int) 
     estimate = replace(pilot, value=lead, image=image, spreads=spreads)
     advice, power = more_data(BEATS, estimate, SEEDS, images), None
     if named := re.search(r"about (\d+) of each", advice):
-        design = replace(design, seeds=(range(int(named[1])), range(100, 100 + int(named[1]))))
-        drawn = (measure_effect(design.draw(rng, lead)) for _ in range(sims))
-        verdicts = (judge(BEATS, effect["estimate"].interval()) for effect in drawn)
-        power = sum(verdict == "supported" for verdict in verdicts) / sims
+        n = int(named[1])
+        design = replace(design, seeds=(range(n), range(100, 100 + n)))
+        effects = (measure_effect(design.draw(rng, lead))["estimate"] for _ in range(sims))
+        power = [judge(BEATS, e.interval()) for e in effects].count("supported") / sims
     return {"pairs": pairs, "noise": noise, "lead": lead, "advice": advice, "power": power}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Simulate every design, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--sims", type=int, default=300, help="simulations of each line and true difference [300]")
-    add("--images", type=int, default=2000, help="test images [2000]")
-    add("--noise", type=float, nargs="+", default=[0, 1, 3], help="over that of images [0 1 3]")
-    args = parser.parse_args(argv)
+    _, options = parse_command_line(argv, __doc__, options_class=Options)
     lines = []
-    for (name, designs), pairs in itertools.product(DESIGNS.items(), (1, 4)):
-        for seeds, noise, uneven in itertools.product(designs, args.noise, (False, True)):
-            if noise or not uneven:
-                sizes = f"{name} {len(seeds[0])}, {len(seeds[1])}"
-                case = {"seeds": sizes, "pairs": pairs, "noise": noise, "uneven": uneven}
-                design = Design(seeds, pairs, noise, args.images, uneven)
-                lines.append(case | check_design(design, args.sims))
-    print(tabulate(lines, headers="keys", tablefmt="pipe", floatfmt=".3f"), flush=True)
-    numbers = [check_number(*case, 14_000, args.sims) for case in NUMBERS]
-    print(tabulate(numbers, headers="keys", tablefmt="pipe", floatfmt=".3f"))
+    for name, pairs, noise in itertools.product(DESIGNS, (1, 4), map(float, options.noise)):
+        for uneven in (False, True) if noise else (False,):
+            design = Design(DESIGNS[name], pairs, noise, options.images, uneven)
+            case = {"seeds": name, "pairs": pairs, "noise": noise, "uneven": uneven}
+            lines.append(case | check_design(design, options.sims))
+    print_table(lines, floatfmt=".3f")
+    numbers = [check_number(*case, 14_000, options.sims) for case in NUMBERS]
+    print_table(numbers, floatfmt=".3f")
     ends = {"coverage": min, "accuracy": min, "told apart": max, "wrong": max}
     worst = {name: end(line[name] for line in lines) for name, end in ends.items()}
-    print(json.dumps({"worst": worst, "lines": lines, "numbers": numbers}))
+    print_json(worst=worst, lines=lines, numbers=numbers)
     return 0
 
 

@@ -15,39 +15,39 @@ seeds. The last line is JSON.
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
-import sys
 import time
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import notebook
-import scipy.stats
 import torch
 import torch._dynamo  # which torch.optim imports at its first optimiser
+from scipy.stats import t
+from shared import print_json, print_machine, with_range
 
-from common.base.cli import UsageError, run_script
-from common.base.config import TrainConfig
+from common.base.cli import Validated, expand_grid, option, parse_command_line, run_script
+from common.base.config import TRAIN_PRESETS, TrainConfig
 from common.data.datasets import cached_dataset
 from common.judge.published import published
 from common.speed.process import Process
-from common.speed.timing import alternate
 from common.train.run import Run
 
-STEPS = 10  # of the notebook loop between two seeds
+DATASETS = ("mnist", "fashion")
 RECIPE = ("dataset", "model", "opt", "lr", "epochs")
+LOOPS = dict.fromkeys(("notebook fp32", "notebook bf16"), 1)  # each in one process
+STEPS = 10  # of the notebook loop between two seeds
 
 
-def study_recipes() -> dict[str, tuple[TrainConfig, float]]:
-    """Of each data set the study's best configuration, and its published test accuracy."""
-    best = published("best")
-    recipes = [TrainConfig(device="cpu", **{name: row[name] for name in RECIPE}) for row in best]
-    return {c.dataset: (c, row["test_acc"]) for c, row in zip(recipes, best, strict=True)}
+@dataclass(frozen=True)
+class Options(Validated):
+    """What is trained."""
+
+    dataset: tuple[str, ...] = option(DATASETS, "data sets", DATASETS, many=True)
+    seeds: int | None = option(None, "the first so many [the preset's ten]", minimum=2)
+    data_dir: str = option("data", "folder of the data sets")
 
 
 def train_once(config: TrainConfig, data_dir: str) -> tuple[float, float, float, str]:
@@ -63,61 +63,48 @@ def train_once(config: TrainConfig, data_dir: str) -> tuple[float, float, float,
 
 def run_apart(config: TrainConfig, data_dir: str) -> tuple[float, float, float, str]:
     """train_once in a fresh process."""
-    work = partial, train_once, config, data_dir
-    process = Process(*work, threads=torch.get_num_threads())
+    process = Process(partial, train_once, config, data_dir, threads=torch.get_num_threads())
     result = process.call("__call__")
     process.close()
     return result
 
 
-def measure(dataset: str, configs: list[TrainConfig], data_dir: str) -> dict[str, Any]:
+def measure(dataset: str, options: Options) -> dict[str, Any]:
     """All seeds on one data set, with the notebook loop in between; print a line, return all."""
-    study, published = study_recipes()[dataset]
-    sides = [notebook.Side(f"notebook {name}", study, data_dir) for name in ("fp32", "bf16")]
-    seeds = []
-    for number, seed in enumerate(configs):
-        for side in alternate(sides, number):
-            side.time_block(STEPS)
-        seeds.append(run_apart(seed, data_dir))
-    for side in sides:
-        side.end()
-    config, n = configs[0], len(cached_dataset(dataset, data_dir).labels) * 7 // 10
+    (best,) = published("best", dataset=dataset)
+    study = TrainConfig(device="cpu", **{name: best[name] for name in RECIPE})
+    preset = TRAIN_PRESETS["record"] | {"dataset": [dataset], "device": ["cpu"]}
+    configs = expand_grid(TrainConfig, preset)[: options.seeds]
+    blocks, runs = notebook.time_blocks(study, options.data_dir, LOOPS, STEPS), []
+    for config in configs:
+        step_s = next(blocks)
+        runs.append(run_apart(config, options.data_dir))
+    blocks.close()
+    seconds, val, test, precision = zip(*runs, strict=True)
+    mean, sd = statistics.mean(test), statistics.stdev(test)
+    half = t.ppf(0.975, len(test) - 1) * sd / math.sqrt(len(test))
+    n = len(cached_dataset(dataset, options.data_dir).labels) * 7 // 10
+    flops = notebook.step_flops(config) * n * config.epochs
     steps = math.ceil(n / study.batch_size) * study.epochs
-    study_s = {side.name: statistics.median(side.step_s) * steps for side in sides}
-    seconds, val, test, precision = zip(*seeds, strict=True)
-    mean, sd, median_s = statistics.mean(test), statistics.stdev(test), statistics.median(seconds)
-    half = scipy.stats.t.ppf(0.975, len(test) - 1) * sd / math.sqrt(len(test))
-    total = notebook.step_flops(config, 1) * n * config.epochs
-    ratios = {name: value / median_s for name, value in study_s.items()}
-    beside = ", ".join(f"{name} {study_s[name]:.0f} s: 1/{ratios[name]:.0f}" for name in ratios)
+    study_s = {name: statistics.median(own) * steps for name, own in step_s.items()}
+    ratio = {name: value / statistics.median(seconds) for name, value in study_s.items()}
+    beside = ", ".join(f"{name} {study_s[name]:.0f} s: 1/{ratio[name]:.0f}" for name in ratio)
     print(
         f"{dataset}: test accuracy {mean:.2%}, sd {sd:.2%} over {len(test)} seeds, 95 % interval "
-        f"of the mean {mean - half:.2%} to {mean + half:.2%} (published {published:.2%}); "
-        f"{median_s:.2f} s ({min(seconds):.2f} to {max(seconds):.2f}), "
-        f"{total / 1e12:.2f} TFLOP in {precision[0]}; the study's recipe "
-        f"({study.model} {study.opt}, {study.epochs} epochs) in the loop of {beside}",
+        f"of the mean {mean - half:.2%} to {mean + half:.2%} (published {best['test_acc']:.2%}); "
+        f"{with_range(seconds, 2)} s, {flops / 1e12:.2f} TFLOP in {precision[0]}; the study's "
+        f"recipe ({study.model} {study.opt}, {study.epochs} epochs) in the loop of {beside}",
         flush=True,
     )
-    accuracies = {"dataset": dataset, "test_acc": test, "val_acc": val}
-    times = {"train_s": seconds, "notebook_step_s": {side.name: side.step_s for side in sides}}
-    extra = {"train_flops": total, "study_s_extrapolated": study_s, "ratio": ratios}
-    return accuracies | times | extra
+    results = {"dataset": dataset, "test_acc": test, "val_acc": val, "train_s": seconds}
+    results |= {"notebook_step_s": step_s, "train_flops": flops}
+    return results | {"study_s_extrapolated": study_s, "ratio": ratio}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure every data set asked for."""
-    parser = argparse.ArgumentParser(description="--preset record against the study's recipe")
-    add, names = parser.add_argument, list(study_recipes())
-    add("--dataset", nargs="+", default=names, choices=names, help="[mnist fashion]")
-    add("--seeds", type=int, default=None, help="the first so many (two or more) [the preset's]")
-    add("--data-dir", default="data", help="folder of the data sets [data]")
-    args = parser.parse_args(argv)
-    if args.seeds is not None and args.seeds < 2:
-        raise UsageError(f"--seeds: {args.seeds} leave no standard deviation; give 2 or more")
-    notebook.print_machine()
-    configs = notebook.expand_preset("record")
-    seeds = {n: [c for c in configs if c.dataset == n][: args.seeds] for n in args.dataset}
-    notebook.print_json([measure(n, configs, args.data_dir) for n, configs in seeds.items()])
+    _, options = parse_command_line(argv, __doc__, options_class=Options)
+    print_machine()
+    print_json(results=[measure(dataset, options) for dataset in options.dataset])
     return 0
 
 

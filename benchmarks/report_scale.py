@@ -11,8 +11,6 @@ Prints for each the seconds, of them those of the processor, the machine's load 
 resident memory, and the problems counted; exits with 1 where a limit is passed.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json
@@ -27,23 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from shared import ROOT
 
 from common.base.cli import as_dict, expand_grid
 from common.base.config import TRAIN_PRESETS, SvmConfig, TrainConfig
 from common.base.log import dumps_strict, run_id, save_predictions
 from common.train.grid import group_trajectories
 
-ROOT = Path(__file__).resolve().parent.parent
-LIMITS = {"grid": (10.0, 1.0), "epochs": (30.0, 1.0)}  # seconds, GB
-CPU = {"cpu": "a CPU", "cpu_count": 2, "threads": 1, "device": "a CPU", "load_average": [0.5] * 3}
-STAMP = {
-    "schema": 1,
-    "time_utc": "2025-01-02T03:04:05+00:00",
-    "git": {"commit": "0" * 40, "dirty": False},
-    "env": CPU | {"python": "3.13.1", "torch": "2.14.1", "torchvision": "0.29.1"},
-}
+ENV = {"cpu": "a CPU", "cpu_count": 2, "threads": 1, "device": "a CPU", "load_average": [0.5] * 3}
+ENV |= {"python": "3.13.1", "torch": "2.14.1", "torchvision": "0.29.1"}
+STAMP = {"schema": 1, "time_utc": "2025-01-02T03:04:05+00:00", "env": ENV}
+STAMP["git"] = {"commit": "0" * 40, "dirty": False}
 IMAGES = {"n_train": 49_000, "n_val": 7_000, "n_test": 14_000, "split_sha256": "0" * 64}
 
 
@@ -54,37 +46,6 @@ def row_of(kind: str, config: Any, status: str = "ok", **metrics: Any) -> dict[s
     return row | {"status": status, "error": None if status == "ok" else "it broke"}
 
 
-def grid_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """64 configurations, five seeds, every prediction, shared as train.py shares them; two support
-    vector machines of each data set."""
-    rng = np.random.default_rng(0)
-    grid = {name: [value] for name, value in vars(TrainConfig(device="cpu")).items()}
-    grid |= TRAIN_PRESETS["q1a"] | {"seed": list(range(5))}
-    n = IMAGES["n_test"]
-    label, hard = rng.integers(0, 10, n), rng.random(n)  # hard for one network, so for the next
-    for trajectory in group_trajectories(expand_grid(TrainConfig, grid)):
-        trained = run_id("train", as_dict(trajectory.trained))
-        files: dict[int, str] = {}
-        for config in trajectory.configs:
-            name = run_id("train", as_dict(config))
-            if config.epochs not in files:
-                files[config.epochs] = f"predictions/{name}.npz"
-                accuracy = 0.9 + 0.01 * config.epochs - 0.01 * (config.lr < 1e-3)
-                wrong = 0.7 * hard + 0.3 * rng.random(n) > accuracy
-                answers = {"pred": np.where(wrong, (label + 1) % 10, label), "label": label}
-                answers |= {"index": np.arange(n), "logits": rng.normal(size=(n, 10))}
-                path = folder / files[config.epochs]
-                save_predictions(path, classes=list("0123456789"), **answers)
-                test_acc = float(1 - wrong.mean())
-            metrics = {"predictions": files[config.epochs], "train_ms": 1e6, "precision": "bf16"}
-            metrics |= {"shared_with": None if name == trained else trained}
-            yield row_of("train", config, val_acc=test_acc, test_acc=test_acc, **metrics, **IMAGES)
-        yield from epoch_rows(trajectory.trained, 5)
-    metrics = {"test_acc": 0.9, "val_acc": 0.9, "fit_ms": 7e3, "n_test": n}
-    for dataset, kernel in itertools.product(("mnist", "fashion"), ("rbf", "poly")):
-        yield row_of("svm", SvmConfig(dataset=dataset, kernel=kernel), **metrics)
-
-
 def epoch_rows(config: TrainConfig, epochs: int) -> Iterator[dict[str, Any]]:
     for n in range(1, epochs + 1):
         losses = {"train_loss": 1 / n, "val_loss": 1.1 / n, "lr": config.lr, "train_ms": 2e5}
@@ -92,11 +53,36 @@ def epoch_rows(config: TrainConfig, epochs: int) -> Iterator[dict[str, Any]]:
         yield row_of("epoch", config, epoch=n, **accuracies, **losses)
 
 
+def grid_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """64 configurations, five seeds, every prediction, shared as train.py shares them; two support
+    vector machines of each data set."""
+    rng, n = np.random.default_rng(0), IMAGES["n_test"]
+    label, hard = rng.integers(0, 10, n), rng.random(n)  # hard for one network, so for the next
+    preset = TRAIN_PRESETS["q1a"] | {"device": ["cpu"], "seed": list(range(5))}
+    for trajectory in group_trajectories(expand_grid(TrainConfig, preset)):
+        trained = run_id("train", as_dict(trajectory.trained))
+        for epochs, configs in itertools.groupby(trajectory.configs, lambda c: c.epochs):
+            first, *others = configs
+            wrong = 0.7 * hard + 0.3 * rng.random(n) > 0.9 + epochs / 100 - (first.lr < 1e-3) / 100
+            answers = {"pred": np.where(wrong, (label + 1) % 10, label), "label": label}
+            answers |= {"index": np.arange(n), "logits": rng.normal(size=(n, 10))}
+            file = f"predictions/{run_id('train', as_dict(first))}.npz"
+            save_predictions(folder / file, classes=list("0123456789"), **answers)
+            metrics = dict.fromkeys(("val_acc", "test_acc"), float(1 - wrong.mean())) | IMAGES
+            metrics |= {"predictions": file, "train_ms": 1e6, "precision": "bf16"}
+            for config in (first, *others):
+                shared_with = None if config == trajectory.trained else trained
+                yield row_of("train", config, shared_with=shared_with, **metrics)
+        yield from epoch_rows(trajectory.trained, 5)
+    metrics = {"test_acc": 0.9, "val_acc": 0.9, "fit_ms": 7e3, "n_test": n}
+    for dataset, kernel in itertools.product(("mnist", "fashion"), ("rbf", "poly")):
+        yield row_of("svm", SvmConfig(dataset=dataset, kernel=kernel), **metrics)
+
+
 def many_epochs(folder: Path) -> Iterator[dict[str, Any]]:
     """1,000 runs of 100 epochs without predictions, some of them repeated or of another schema or
-    kind; the damaged lines are added by write_log."""
-    rng = np.random.default_rng(0)
-    base = TrainConfig(device="cpu", epochs=100)
+    kind; the damaged lines are added by main."""
+    rng, base = np.random.default_rng(0), TrainConfig(device="cpu", epochs=100)
     for i in range(1000):
         dataset, status = ("mnist", "fashion")[i % 2], ("failed", "interrupted", "ok", "ok")[i % 4]
         config = replace(base, dataset=dataset, seed=i % 5, batch_size=16 + i // 10)
@@ -107,38 +93,35 @@ def many_epochs(folder: Path) -> Iterator[dict[str, Any]]:
             yield from (row, row | {"schema": 2}, row | {"kind": "magic"})
 
 
+# What writes each log, how many lines of it are torn; limits in seconds and GB of resident memory.
+LOGS = {"grid": (grid_rows, 0, 10.0, 1.0), "epochs": (many_epochs, 500, 30.0, 1.0)}
+
+
 def main() -> int:
-    """Write, report, print, judge. Units: seconds; gigabytes of peak resident memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("log", nargs="*", help=f"which logs ({', '.join(LIMITS)}) [all]")
+    parser.add_argument("log", nargs="*", help=f"which logs ({', '.join(LOGS)}) [all]")
     passed = True
-    for name in parser.parse_args().log or LIMITS:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            rows = {"grid": grid_rows, "epochs": many_epochs}[name](folder)
-            lines = [dumps_strict(row) + "\n" for row in rows]  # without a durable log's pauses
-            lines += ["{torn\n"] * 500 if name == "epochs" else []
-            (folder / "log.jsonl").write_text("".join(lines))
-            command = [sys.executable, str(ROOT / "report.py"), "--results-dir", str(folder)]
+    for name in parser.parse_args().log or LOGS:
+        write, torn, most_s, most_gb = LOGS[name]
+        with tempfile.TemporaryDirectory() as folder:
+            # Without a durable log's pauses.
+            lines = [*map(dumps_strict, write(Path(folder))), *["{torn"] * torn]
+            Path(folder, "log.jsonl").write_text("\n".join(lines) + "\n")
+            command = [sys.executable, str(ROOT / "report.py"), "--results-dir", folder]
             started = time.perf_counter()
-            with open(folder / "printed.txt", "wb") as file:
-                process = subprocess.Popen(command, stdout=file)
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                printed = process.stdout.read().splitlines()
                 _, status, usage = os.wait4(process.pid, 0)  # this child's memory, and no other's
-            seconds, gigabytes = time.perf_counter() - started, usage.ru_maxrss / 1e6
-            if status:
-                raise SystemExit(f"report.py failed: status {status}")
-            printed = (folder / "printed.txt").read_text().splitlines()
-        kept = round(seconds, 1) < LIMITS[name][0] and round(gigabytes, 2) < LIMITS[name][1]
-        measured = {
-            "log": name,
-            "lines": len(lines),
-            "seconds": round(seconds, 1),
-            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-            "load_average": os.getloadavg()[0],
-            "peak_gb": round(gigabytes, 2),
-            "problems": [line for line in printed if line.startswith("problems in the log")],
-        }
-        print(json.dumps(measured | {"limits_kept": kept}))
+            seconds = time.perf_counter() - started
+        if status:
+            raise SystemExit(f"report.py failed: status {status}")
+        seconds, gigabytes = round(seconds, 1), round(usage.ru_maxrss / 1e6, 2)
+        kept = seconds < most_s and gigabytes < most_gb
+        measured = {"log": name, "lines": len(lines), "seconds": seconds, "peak_gb": gigabytes}
+        measured["cpu_seconds"] = round(usage.ru_utime + usage.ru_stime, 1)
+        measured["load_average"] = os.getloadavg()[0]
+        measured["problems"] = [s for s in printed if s.startswith("problems in the log")]
+        print(json.dumps(measured | {"limits_kept": kept}), flush=True)
         passed &= kept
     return 0 if passed else 1
 

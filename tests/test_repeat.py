@@ -1,12 +1,6 @@
 """benchmarks/repeat.py on rows made up for it: what agrees, what does not, what was refused."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-
 import repeat
 
 

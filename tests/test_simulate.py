@@ -2,40 +2,36 @@
 
 import math
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-
 import simulate as simulation
 from simulate import Grid, simulate
 
 from common.base.cli import UsageError
 
 LOG = Path(__file__).parent.parent / "reference" / "log.jsonl"
-PLAIN = Grid(trajectories=10, workers=1, epoch_s=7.0, epochs=3)
-CROWD = replace(PLAIN, trajectories=2000, workers=2000, rows=2)
+COSTS = dict.fromkeys(("restart_s", "dispatch_s", "store_s", "append_s", "read_s", "sigma"), 0.0)
+PLAIN = Grid(epoch_s=7.0, epochs=3, rows=1, mtbf_s=math.inf, **COSTS)
 
 
 def test_one_worker_takes_the_sum_of_everything():
-    assert simulate(PLAIN).makespan_s == 10 * 3 * 7
-    assert simulate(PLAIN).efficiency == 1
-    end = simulate(replace(PLAIN, dispatch_s=0.5, store_s=2.0, append_s=0.25, rows=4))
-    assert end.makespan_s == 10 * (0.5 + 3 * (7 + 2) + (3 + 4) * 0.25)
+    end = simulate(PLAIN, 10, 1)
+    assert (end["makespan_s"], end["efficiency"]) == (10 * 3 * 7, 1)
+    end = simulate(replace(PLAIN, dispatch_s=0.5, store_s=2.0, append_s=0.25, rows=4), 10, 1)
+    assert end["makespan_s"] == 10 * (0.5 + 3 * (7 + 2) + (3 + 4) * 0.25)
     seconds = [10 * 0.5, 10 * 3 * 2, 10 * 7 * 0.25, 10 * 3 * 7]
-    shares = [end.scheduler, end.files, end.log, end.efficiency]
-    assert shares == pytest.approx([part_s / end.makespan_s for part_s in seconds])
+    shares = [end[name] for name in ("scheduler", "files", "log", "efficiency")]
+    assert shares == pytest.approx([part_s / end["makespan_s"] for part_s in seconds])
 
 
 @pytest.mark.parametrize(("n", "workers"), [(10, 3), (12, 4), (3, 10), (1, 1), (1000, 7)])
 def test_workers_without_noise_work_in_rounds(n, workers):
-    end = simulate(replace(PLAIN, trajectories=n, workers=workers))
-    assert end.makespan_s == math.ceil(n / workers) * 21
-    assert end.efficiency == pytest.approx(n * 21 / (workers * end.makespan_s))
-    assert end.limit == "workers"
+    end = simulate(PLAIN, n, workers)
+    assert end["makespan_s"] == math.ceil(n / workers) * 21
+    assert end["efficiency"] == pytest.approx(n * 21 / (workers * end["makespan_s"]))
+    assert end["limit"] == "workers"
 
 
 @pytest.mark.parametrize(
@@ -45,42 +41,42 @@ def test_workers_without_noise_work_in_rounds(n, workers):
 def test_with_many_workers_a_part_that_serves_one_at_a_time_is_the_limit(part, cost, times):
     """Then it is busy from the first request to the last: all that it serves, and a start and an
     end that the first and the last worker are alone."""
-    end = simulate(replace(CROWD, **{cost: 1.0}))
-    assert 2000 * times <= end.makespan_s <= 2000 * times + 21
-    assert end.limit == part
+    end = simulate(replace(PLAIN, rows=2, **{cost: 1.0}), 2000, 2000)
+    assert 2000 * times <= end["makespan_s"] <= 2000 * times + 21
+    assert end["limit"] == part
 
 
 def test_a_log_for_every_worker_is_no_limit():
-    assert simulate(replace(CROWD, append_s=1.0, sharded=True)).makespan_s == 21 + 5
+    sharded = replace(PLAIN, rows=2, append_s=1.0, sharded=True)
+    assert simulate(sharded, 2000, 2000)["makespan_s"] == 21 + 5
     reading = replace(PLAIN, read_s=0.5)
     # Before trajectory k the log has 4 k rows, read three times over.
-    assert simulate(reading).makespan_s == 210 + sum(0.5 * 3 * 4 * k for k in range(10))
-    assert simulate(replace(reading, sharded=True)).makespan_s == 210
+    assert simulate(reading, 10, 1)["makespan_s"] == 210 + sum(0.5 * 3 * 4 * k for k in range(10))
+    assert simulate(replace(reading, sharded=True), 10, 1)["makespan_s"] == 210
 
 
 def test_two_workers_queue_for_the_log_in_order():
     """Both finish at 7 s; one appends until 8, the other until 9; so again, now a second apart."""
-    grid = replace(PLAIN, trajectories=2, workers=2, append_s=1.0, rows=0)
-    assert simulate(grid).makespan_s == 3 * (7 + 1) + 1
+    assert simulate(replace(PLAIN, append_s=1.0, rows=0), 2, 2)["makespan_s"] == 3 * (7 + 1) + 1
 
 
 def test_failures_cost_what_the_closed_form_says():
     """An epoch of length d, failing at rate 1/m and then losing r, takes (m + r) (e^(d/m) - 1)."""
-    grid = Grid(20_000, 1, epoch_s=10.0, epochs=1, mtbf_s=8.0, restart_s=3.0)
+    n, grid = 20_000, replace(PLAIN, epoch_s=10.0, epochs=1, mtbf_s=8.0, restart_s=3.0)
     expected = (8 + 3) * (math.exp(10 / 8) - 1)
-    first, again, other = (simulate(grid, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (simulate(replace(grid, seed=seed), n, 1) for seed in (1, 1, 2))
     # The sd of one is about its mean: the tolerance is four standard errors.
-    assert first.makespan_s / 20_000 == pytest.approx(expected, rel=4 / math.sqrt(20_000))
+    assert first["makespan_s"] / n == pytest.approx(expected, rel=4 / math.sqrt(n))
     assert first == again != other
 
 
 def test_stragglers_change_the_end_and_not_the_mean():
-    grid = Grid(20_000, 1, epoch_s=10.0, epochs=1, sigma=0.5)
+    n, grid = 20_000, replace(PLAIN, epoch_s=10.0, epochs=1, sigma=0.5)
     sd = math.sqrt(math.exp(0.25) - 1)
-    assert simulate(grid).makespan_s == pytest.approx(200_000, rel=4 * sd / math.sqrt(20_000))
-    one_each = simulate(replace(grid, workers=20_000))
-    assert one_each.makespan_s > 10 * math.exp(-0.125 + 0.5 * 3)  # the slowest of so many
-    assert one_each.efficiency < 0.3
+    assert simulate(grid, n, 1)["makespan_s"] == pytest.approx(10 * n, rel=4 * sd / math.sqrt(n))
+    one_each = simulate(grid, n, n)
+    assert one_each["makespan_s"] > 10 * math.exp(-0.125 + 0.5 * 3)  # the slowest of so many
+    assert one_each["efficiency"] < 0.3
 
 
 def test_the_table_says_what_was_given_and_what_was_measured(tmp_path, capsys):
@@ -96,7 +92,9 @@ def test_the_table_says_what_was_given_and_what_was_measured(tmp_path, capsys):
 
 
 def test_an_epoch_is_the_networks_own():
-    small, large = (simulation.measure("epoch_s", LOG.parent, n) for n in ("vgg5", "resnet18"))
-    assert small < large / 10
+    small, large, unknown = (
+        Grid(model=name, results_dir=LOG.parent) for name in ("vgg5", "resnet18", "alexnet")
+    )
+    assert simulation.measure("epoch_s", small) < simulation.measure("epoch_s", large) / 10
     with pytest.raises(UsageError, match="no epoch of alexnet in the log"):
-        simulation.measure("epoch_s", LOG.parent, "alexnet")
+        simulation.measure("epoch_s", unknown)
