@@ -125,7 +125,9 @@ def test_two_workers_one_of_them_killed_leave_the_log_of_one(tmp_path, rows):
     assert planned.workers == 2
 
 
-def test_what_another_process_finished_meanwhile_is_done(tmp_path, rows, monkeypatch):
+def test_what_another_process_finished_meanwhile_is_done_and_bad_input_ends_the_grid(
+    tmp_path, rows, monkeypatch
+):
     """Its row came between the plan and the work: a command then has nothing to do. But where work
     is done again the old row does not count."""
     log, config = Log(tmp_path / "results"), TrainConfig("digits", device="cpu")
@@ -136,6 +138,10 @@ def test_what_another_process_finished_meanwhile_is_done(tmp_path, rows, monkeyp
     assert workers.share_out(jobs, log, TrainOptions(force=True), 1) == 1
     assert [row["status"] for row in rows("train")] == ["ok", "failed"]
     assert rows("train")[1]["error"] == "tried 3 times: it left no row"
+    said = "train.py: cannot write results: no space left\n"  # bad input that only a worker meets
+    monkeypatch.setattr(workers.Processes, "run", lambda self, command: (2, said))
+    with pytest.raises(UsageError, match=r"^cannot write results: no space left$"):
+        workers.share_out(jobs, log, TrainOptions(), 1)
 
 
 DEADLY = """
@@ -192,15 +198,6 @@ def test_svm_grids_are_shared_out_too(tmp_path, rows):
     assert out.count("in the log") == 3
     assert err.count("warning: --max-iter 5 stopped the solver") == 3  # what a worker says
     assert outcomes(rows, "two", "svm") == outcomes(rows, "one", "svm")
-
-
-def test_bad_input_that_only_a_worker_meets_ends_the_grid(tmp_path, monkeypatch):
-    config = TrainConfig("digits")
-    said = "train.py: cannot write results: no space left\n"
-    monkeypatch.setattr(workers.Processes, "run", lambda self, command: (2, said))
-    jobs = [workers.Job("train", [config], "one")]
-    with pytest.raises(UsageError, match=r"^cannot write results: no space left$"):
-        workers.share_out(jobs, Log(tmp_path), TrainOptions(), 1)
 
 
 @pytest.mark.slow
