@@ -13,8 +13,6 @@ Writes to --results-dir: log.jsonl (kinds epoch, train, export), predictions/, c
 plan.json for report.py --watch and, where asked for, exports/ and tensorboard/.
 """
 
-from __future__ import annotations
-
 import time
 from contextlib import suppress
 from itertools import product
@@ -139,11 +137,14 @@ def train_trajectory(
 ) -> None:
     """Train to the longest configuration, keeping every epoch; where configurations end with an
     epoch, test its weights, once, and take from `unfinished` those whose rows are written."""
-    from common.train.checkpoint import save_checkpoint
-    from common.train.run import Run, load_state, write_events
+    from common.train.checkpoint import load_checkpoint, save_checkpoint
+    from common.train.run import Run, write_events
 
     run, name = Run(trajectory.trained, options.data_dir, world), grids.train_id(trajectory.trained)
-    state = load_state(log.folder, trajectory) if log and options.resume else None
+    file = grids.state_file(log.folder, run.config) if log else None
+    state = load_checkpoint(file) if log and options.resume and file.exists() else None
+    if state and len(state["history"]) > trajectory.configs[0].epochs:
+        state = None  # it is past a configuration's end
     if state := world.from_first(state):  # what a killed or interrupted process left
         run.restore(state)
     rows = log.read("epoch") if state and log else []
@@ -155,19 +156,17 @@ def train_trajectory(
         if log and options.tensorboard:
             write_events(log.folder / "tensorboard" / name, run.history)
         if due := [c for c in trajectory.configs if c.epochs == len(run.history)]:
-            metrics, logits = run.finish()
-            files = run.save(log.folder, grids.train_id(due[0]), logits) if log else {}
+            metrics = run.finish(log.folder if log else None, grids.train_id(due[0]))
             for config in due if log else ():
-                shared_with = None if config == run.config else name
-                grids.append_row(log, config, metrics | files, shared_with)
+                grids.append_row(log, config, metrics, None if config == run.config else name)
                 del unfinished[grids.train_id(config)]
         if len(run.history) == run.config.epochs:
             break
         new = [run.train_one_epoch()]
         if log:  # before its row, which a process that continues from here adds if it lacks
-            save_checkpoint(grids.state_file(log.folder, run.config), run.state())
+            save_checkpoint(file, run.state())
     if log:
-        grids.state_file(log.folder, run.config).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
 
 
 def export_all(configs: list[TrainConfig], log: Log, options: TrainOptions) -> int:

@@ -63,8 +63,7 @@ def steps_of(side: str, config: TrainConfig, data_dir: str) -> Iterator[Any]:
             yield torch.mm(a, b)
     run = Run(config, data_dir)
     if side.startswith("notebook"):
-        images = (run.dataset, run.split.train, run.statistics)
-        yield from notebook_steps(config, *images, run.device, side.removeprefix("notebook "))
+        yield from notebook_steps(run, side.removeprefix("notebook "))
     run.model.train()
     for epoch in itertools.count(1):
         for index in run.order(epoch):

@@ -52,24 +52,21 @@ def refused(process):
     return out, err
 
 
-def wait_for(condition, process):
+def wait_for(condition, process=None):
     """Until it holds, while the process runs."""
     deadline = time.monotonic() + 90
     while not condition():
-        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert process is None or process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
 def children(process):
     """The processes that it has started and that still run."""
-    found = Path(f"/proc/{process.pid}/task").glob("*/children")
-    return [int(child) for file in found for child in file.read_text().split()]
+    files = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [int(child) for file in files for child in file.read_text().split()]
 
 
 def wait_until_gone(pids):
     """Until none of them runs."""
-    deadline = time.monotonic() + 60
-    while [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))

@@ -6,32 +6,28 @@ from torch import nn
 from torch.nn.functional import conv2d, fold, unfold
 
 from common.models import build_model
-from common.train.conv import MatmulConv2d, Window, use_matmul
+from common.train.conv import MatmulConv2d, use_matmul
+
+WINDOWS = [((3, 3), (1, 1), (1, 1)), ((3, 2), (2, 1), (0, 1))]
+WINDOWS += [((1, 1), (1, 1), (0, 0)), ((1, 1), (2, 2), (0, 0))]
+# Output channels, kernel, image and stride; and whether the output is a product.
+CASES = [(128, 3, 8, 1, False), (128, 3, 15, 2, False), (128, 3, 4, 1, True), (256, 3, 9, 2, True)]
+CASES += [(128, 3, 1, 2, True), (40, 1, 9, 1, True), (40, 1, 9, 2, True), (128, 1, 1, 1, True)]
 
 
-@pytest.mark.parametrize(
-    ("kernel", "stride", "padding"),
-    [((3, 3), (1, 1), (1, 1)), ((3, 2), (2, 1), (0, 1)), ((1, 1), (1, 1), (0, 0)),
-     ((1, 1), (2, 2), (0, 0))],
-)  # fmt: skip
+@pytest.mark.parametrize(("kernel", "stride", "padding"), WINDOWS)
 def test_gathering_is_torchs_unfold_and_scattering_its_fold(kernel, stride, padding):
-    x, window = torch.randn(2, 5, 6, 7), Window(kernel, stride, padding)
+    x, layer = torch.randn(2, 5, 6, 7), MatmulConv2d(5, 1, kernel, stride, padding)
     columns = unfold(x, kernel, padding=padding, stride=stride)  # B, C K K, L
     rows = columns.view(2, 5, kernel[0] * kernel[1], -1).permute(0, 3, 2, 1).flatten(2)
-    assert torch.equal(window.gather(x), rows.flatten(0, 1))
+    assert torch.equal(layer.gather(x), rows.flatten(0, 1))
     expected = fold(columns, (6, 7), kernel, padding=padding, stride=stride)
-    torch.testing.assert_close(window.scatter(rows.flatten(0, 1), x.shape), expected)
+    torch.testing.assert_close(layer.scatter(rows.flatten(0, 1), x.shape), expected)
 
 
 @pytest.mark.parametrize("needs_input", [True, False])
-@pytest.mark.parametrize(
-    ("out", "kernel", "size", "stride", "by_product"),
-    [(128, 3, 8, 1, False), (128, 3, 15, 2, False), (128, 3, 4, 1, True), (256, 3, 9, 2, True),
-     (128, 3, 1, 2, True), (40, 1, 9, 1, True), (40, 1, 9, 2, True), (128, 1, 1, 1, True)],
-)  # fmt: skip
-def test_a_convolution_is_that_of_fp64_to_the_precision_of_bf16(
-    out, kernel, size, stride, by_product, needs_input
-):
+@pytest.mark.parametrize(("out", "kernel", "size", "stride", "by_product"), CASES)
+def test_to_the_precision_of_bf16_it_is_fp64s(out, kernel, size, stride, by_product, needs_input):
     torch.manual_seed(0)
     layer = nn.Conv2d(24, out, kernel, stride, kernel // 2, bias=False)
     layer.to(memory_format=torch.channels_last)

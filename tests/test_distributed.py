@@ -57,7 +57,18 @@ for n in (19, 5, 3, 2, 1):
     grads = {name: p.grad for name, p in run.model.named_parameters()}
     torch.save(grads, os.path.join(sys.argv[1], f"{world.rank}-{n}.pt"))
 """
-FLAGS = ["--dataset", "digits", "--image-size", "16", "--model", "plain", "--amp", "false"]
+FLAGS = shlex.split(
+    "--dataset digits --image-size 16 --model plain --amp false --limit 99 --epochs 2 --lr 0.05 "
+    "--translate 1 --erase 0.5 --label-smoothing 0.1 --results-dir"
+)
+BATCHNORM = shlex.split(
+    "--dataset digits --model vgg5 --image-size 16 --opt muon --batch-size 32 --epochs 6 "
+    "--amp false --threads 1"
+)
+
+
+def weights_of(folder, row, key="checkpoint"):
+    return load_checkpoint(folder / row["metrics"][key])["model"]
 
 
 def test_shares_make_up_every_batch_and_none_is_of_one_image_where_batchnorm_would_fail():
@@ -76,16 +87,14 @@ def test_shares_make_up_every_batch_and_none_is_of_one_image_where_batchnorm_wou
 
 
 def test_one_process_is_in_no_row_and_several_are_another_run():
-    alone = as_dict(TrainConfig())
-    assert "world_size" not in alone
-    assert "sync_bn" not in alone
-    two = as_dict(TrainConfig(world_size=2))
+    alone, two = as_dict(TrainConfig()), as_dict(TrainConfig(world_size=2))
+    assert not {"world_size", "sync_bn"} & alone.keys()
     assert two["world_size"] == 2
     assert run_id("train", two) != run_id("train", alone)
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "error"),
     [
         ({"sync_bn": True}, "--sync-bn: one process has nothing to synchronise"),
         ({"sync_bn": True, "world_size": 2}, "--sync-bn: torch's SyncBatchNorm needs an acceler"),
@@ -93,8 +102,8 @@ def test_one_process_is_in_no_row_and_several_are_another_run():
         ({"compile": True, "world_size": 2}, "--compile: one process only"),
     ],
 )
-def test_what_several_processes_cannot_do_is_said(fields, said):
-    with pytest.raises(UsageError, match=said):
+def test_what_several_processes_cannot_do_is_said(fields, error):
+    with pytest.raises(UsageError, match=error):
         check_world(TrainConfig(device="cpu", **fields))
     check_world(TrainConfig(device="cpu", batch_size=1, compile=True))
 
@@ -105,23 +114,24 @@ def test_without_batchnorm_two_processes_end_in_the_weights_of_one(tmp_path, row
 
     And the gradients of single batches, in both processes, are those of torch's autograd.
     """
-    flags = [*FLAGS, "--limit", "99", "--epochs", "2", "--lr", "0.05", "--translate", "1"]
-    flags += ["--erase", "0.5", "--label-smoothing", "0.1", "--results-dir"]
     monkeypatch.setitem(MODELS, "plain", None)  # which PLAIN fills in
     exec(PLAIN, {})
     script = tmp_path / "script.py"
     script.write_text(PLAIN + GRADIENTS + TRAIN)
-    two = start(*TWO, script, tmp_path, *flags, tmp_path / "two")
-    assert train.main([*flags, str(tmp_path / "one")]) == 0
+    two = start(*TWO, script, tmp_path, *FLAGS, tmp_path / "two")
+    assert train.main([*FLAGS, str(tmp_path / "one")]) == 0
     out, _ = finish(two)
     assert out.count("val acc") == 1
     check_gradients(tmp_path)
     [one], [two] = rows("train", "one"), rows("train", "two")
     assert two["config"] == one["config"] | {"world_size": 2}
     for key in ("checkpoint", "best_checkpoint"):
+        ours, theirs = (
+            weights_of(tmp_path / "two", two, key),
+            weights_of(tmp_path / "one", one, key),
+        )
         ours = weights_of(tmp_path / "two", two, key)
-        for name, value in weights_of(tmp_path / "one", one, key).items():
-            torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     for a, b in zip(rows("epoch", "one"), rows("epoch", "two"), strict=True):
         for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
             assert b["metrics"][name] == pytest.approx(a["metrics"][name], rel=1e-5), name
@@ -141,20 +151,10 @@ def check_gradients(folder):
         run.model.zero_grad()
         inputs, labels = run.batches.load(torch.arange(n))
         cross_entropy(run.model(inputs), labels).backward()
+        expected = {name: p.grad for name, p in run.model.named_parameters()}
         for rank in (0, 1):
-            found = torch.load(folder / f"{rank}-{n}.pt")
-            for name, p in run.model.named_parameters():
-                torch.testing.assert_close(found[name], p.grad, rtol=1e-5, atol=1e-7)
-
-
-def weights_of(folder, row, key="checkpoint"):
-    return load_checkpoint(folder / row["metrics"][key])["model"]
-
-
-BATCHNORM = shlex.split(
-    "--dataset digits --model vgg5 --image-size 16 --opt muon --batch-size 32 --epochs 6 "
-    "--amp false --threads 1"
-)
+            grads = torch.load(folder / f"{rank}-{n}.pt")
+            torch.testing.assert_close(grads, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.slow

@@ -262,8 +262,7 @@ def test_the_notebook_loop_is_a_variant_like_the_others_where_it_has_what_they_h
 def test_the_notebook_loop_sees_the_images_and_learns_as_ours_does(monkeypatch):
     config = TrainConfig(**DIGITS, model="tiny", lr=0.05, amp=False)
     run = Run(config, "data")
-    args = (config, run.dataset, run.split.train, run.statistics)
-    inputs, labels = next(iter(notebook_loader(*args)))
+    inputs, labels = next(iter(notebook_loader(run)))
     ours, all_labels = run.batches.load(run.split.train)
     for image, label in zip(inputs, labels, strict=True):
         # PIL rounds what it has resized to whole grey levels.
@@ -271,7 +270,7 @@ def test_the_notebook_loop_sees_the_images_and_learns_as_ours_does(monkeypatch):
         assert distance.min() < 1.01 / (255 * run.statistics[1].item())
         assert all_labels[distance.argmin()] == label
     torch.manual_seed(0)
-    steps = notebook_steps(*args, torch.device("cpu"), "fp32")
+    steps = notebook_steps(run, "fp32")
     # first_step_ms holds no building of the network, in either loop
     monkeypatch.setattr("common.train.notebook.build_model", None)
     epoch = len(run.order(1))

@@ -19,6 +19,12 @@ from common.train import device, loop, optim
 from common.train.checkpoint import load_checkpoint, load_weights, save_checkpoint
 
 CPU = torch.device("cpu")
+PLAIN = {
+    "sgd": (torch.optim.SGD, {"momentum": 0.9}),
+    "nesterov": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    "adam": (torch.optim.Adam, {}),
+    "adamw": (torch.optim.AdamW, {}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,10 @@ def small_net(seed=0):
         return nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
+def is_unchanged(model, before):
+    return all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
 def test_a_compiled_network_is_not_given_the_code_of_another(monkeypatch):
     """Or else the second of two would be compiled for nothing, or for any size of batch."""
     compiled = []
@@ -42,8 +52,7 @@ def test_a_compiled_network_is_not_given_the_code_of_another(monkeypatch):
         assert not any(isinstance(x, torch.SymInt) for x in inputs)
         return graph.forward
 
-    inductor = torch.compile
-    backend = {"backend": compile_to_nothing}
+    inductor, backend = torch.compile, {"backend": compile_to_nothing}
     monkeypatch.setattr(torch, "compile", lambda m, mode, **kw: inductor(m, **kw, **backend))
     for seed in (0, 1):
         forward = loop.prepare_forward(small_net(seed), compile=True)
@@ -55,17 +64,15 @@ def test_a_compiled_network_is_not_given_the_code_of_another(monkeypatch):
 def test_a_step_on_a_cpu_does_not_wait_for_torchs_compiler_to_be_imported():
     code = (
         "import sys, torch; from common.train import loop, optim; net = torch.nn.Linear(3, 2);"
-        "optimizer = optim.build_optimizer(net, 'sgd', 0.1, None);"
-        "setup = loop.Setup(net, optimizer, None);"
-        "args = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long);"
-        "loop.train_step(setup, *args);"
+        "setup = loop.Setup(net, optim.build_optimizer(net, 'sgd', 0.1, None), None);"
+        "loop.train_step(setup, torch.zeros(4, 3), torch.zeros(4, dtype=torch.long));"
         "sys.exit('torch._inductor.compile_fx' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adam", "adamw"])
+@pytest.mark.parametrize("opt", PLAIN)
 def test_an_epoch_is_the_plain_loop_of_the_tutorials(batches, opt, smoothing):
     """At each step's rate. With smoothed labels its loss is the plain one all the same, so that it
     can be compared with validation's."""
@@ -75,12 +82,7 @@ def test_an_epoch_is_the_plain_loop_of_the_tutorials(batches, opt, smoothing):
     optimizer = optim.build_optimizer(ours, opt, 9.0, None)
     setup = loop.Setup(ours, optimizer, batches, label_smoothing=smoothing)
     result = loop.train_epoch(setup, order, lrs)
-    kind, settings = {
-        "sgd": (torch.optim.SGD, {"momentum": 0.9}),
-        "nesterov": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
-        "adam": (torch.optim.Adam, {}),
-        "adamw": (torch.optim.AdamW, {}),
-    }[opt]
+    kind, settings = PLAIN[opt]
     plain = kind(reference.parameters(), lr=9.0, **settings)
     losses, right = [], 0
     for index, lr in zip(order, lrs, strict=True):
@@ -118,8 +120,7 @@ def test_an_epoch_on_an_accelerator_waits_for_nothing_before_its_end(monkeypatch
     """On the meta device, which has shapes and no values: whatever looks at one raises."""
     monkeypatch.setattr(loop, "now_ms", lambda device: 0.0)
     monkeypatch.setattr(loop, "CHECK_EVERY", 1)
-    dataset = load_dataset("digits")
-    meta = torch.device("meta")
+    dataset, meta = load_dataset("digits"), torch.device("meta")
     batches = Batches(dataset, measure_pixels(dataset.images), 16, meta)
     with meta:
         model = build_model("resnet18", 10)
@@ -157,30 +158,21 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_the_last_finite_value
 
 def test_evaluation_is_fp32_in_eval_mode_and_changes_nothing(batches):
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Dropout(0.5), nn.Linear(192, 10))
-    model.train()
-    before = copy.deepcopy(model.state_dict())
-    index = torch.arange(600)
+    before, index = copy.deepcopy(model.train().state_dict()), torch.arange(600)
     logits = loop.evaluate(model, batches, index)
     assert logits.dtype == torch.float32
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-    model.eval()
+    assert is_unchanged(model, before)
     with torch.no_grad():
-        expected = model(batches.load(index)[0])
-    assert torch.allclose(logits, expected, atol=1e-5)
+        assert torch.allclose(logits, model.eval()(batches.load(index)[0]), atol=1e-5)
 
 
 def lagging_net(momentum):
+    kept = {"momentum": momentum}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, momentum=momentum), nn.ReLU(),
-            nn.InstanceNorm2d(4, momentum=momentum, track_running_stats=True), nn.Flatten(),
-            nn.BatchNorm1d(144, momentum=momentum), nn.Linear(144, 10),
-        )  # fmt: skip
-
-
-def statistics_of(model):
-    return {name: v for name, v in model.state_dict().items() if "running" in name}
+        layers = [nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, **kept), nn.ReLU()]
+        layers += [nn.InstanceNorm2d(4, track_running_stats=True, **kept), nn.Flatten()]
+        return nn.Sequential(*layers, nn.BatchNorm1d(144, **kept), nn.Linear(144, 10))
 
 
 @pytest.mark.parametrize("momentum", [0.01, None])
@@ -191,14 +183,13 @@ def test_statistics_that_lag_are_taken_again_as_torch_does(batches, momentum):
     assert loop.refresh_statistics(ours, batches, torch.arange(512), 395) == 512
     parts = [batches.load(part)[0] for part in torch.arange(512).split(256)]
     torch.optim.swa_utils.update_bn(parts, reference)
-    found, expected = statistics_of(ours), statistics_of(reference)
+    for layer in (1, 5):
+        for name in ("running_mean", "running_var"):
+            expected = getattr(reference[layer], name)
+            assert torch.allclose(getattr(ours[layer], name), expected, atol=1e-6)
     # torch's InstanceNorm has no average over all: its statistics are here of two equal batches.
-    by_hand = [reference[:3](x) for x in parts]
-    means = torch.stack([x.mean((0, 2, 3)) for x in by_hand]).mean(0)
-    assert torch.allclose(found.pop("3.running_mean"), means, atol=1e-6)
-    for name, value in found.items():
-        if not name.startswith("3."):
-            assert torch.allclose(value, expected[name], atol=1e-6), name
+    means = torch.stack([reference[:3](x).mean((0, 2, 3)) for x in parts]).mean(0)
+    assert torch.allclose(ours[3].running_mean, means, atol=1e-6)
     assert [layer.momentum for layer in (ours[1], ours[3], ours[5])] == [momentum] * 3
 
 
@@ -207,14 +198,14 @@ def test_statistics_that_keep_up_stay_as_they_are(batches):
         model = lagging_net(momentum)
         before = copy.deepcopy(model.state_dict())
         assert loop.refresh_statistics(model, batches, torch.arange(300), steps) is None
-        assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+        assert is_unchanged(model, before)
     assert loop.refresh_statistics(small_net(), batches, torch.arange(300), 1) is None
 
 
 def test_taking_statistics_draws_nothing_trains_nothing_and_takes_any_number_of_images(batches):
     """1,025 images: a batch of one would be too few for the last layer."""
-    model = nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.BatchNorm1d(192, momentum=0.01),
-                          nn.Dropout(0.5), nn.Linear(192, 10)).train()  # fmt: skip
+    layers = nn.Dropout(0.5), nn.Flatten(), nn.BatchNorm1d(192, momentum=0.01), nn.Dropout(0.5)
+    model = nn.Sequential(*layers, nn.Linear(192, 10)).train()
     before, rng = [p.clone() for p in model.parameters()], torch.get_rng_state()
     assert loop.refresh_statistics(model, batches, torch.arange(1025), 100) == 1025
     assert torch.equal(torch.get_rng_state(), rng)
@@ -226,11 +217,9 @@ def test_taking_statistics_draws_nothing_trains_nothing_and_takes_any_number_of_
 
 
 def test_score_by_hand():
-    logits = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
-    loss, acc = loop.score(logits, torch.tensor([1, 0]))
+    loss, acc = loop.score(torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([1, 0]))
     expected = (torch.log(torch.tensor(2.0)) + torch.log1p(torch.exp(torch.tensor(-2.0)))) / 2
-    assert loss == pytest.approx(expected.item())
-    assert acc == 0.5
+    assert (loss, acc) == (pytest.approx(expected.item()), 0.5)
 
 
 def test_precision_says_what_it_will_really_use(monkeypatch):
@@ -245,14 +234,12 @@ def test_precision_says_what_it_will_really_use(monkeypatch):
 
 
 def test_bf16_autocast_really_multiplies_in_bf16():
-    seen = []
-    layer = nn.Linear(4, 4)
+    seen, layer = [], nn.Linear(4, 4)
     layer.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
     optimizer = optim.build_optimizer(layer, "sgd", 0.1, None)
-    inputs, labels = torch.randn(2, 4), torch.tensor([0, 1])
     for precision in ("bf16", "fp32"):
         setup = loop.Setup(layer, optimizer, None, precision)
-        loss, logits = loop.train_step(setup, inputs, labels)
+        loss, logits = loop.train_step(setup, torch.randn(2, 4), torch.tensor([0, 1]))
         assert loss.dtype == logits.dtype == torch.float32
     assert seen == [torch.bfloat16, torch.float32]
 

@@ -22,6 +22,12 @@ from common.train import loop
 from common.train.checkpoint import load_checkpoint
 from common.train.run import Run
 
+GRID = ["--opt", "sgd", "adam", "--epochs", "1", "2", "--pin-memory", "false", "true"]
+RECIPE = shlex.split(
+    "--model vgg5 --opt muon --lr 0.1 --schedule triangular --translate 2 --label-smoothing 0.1 "
+    "--weight-decay 1e-3 --batch-size 16 --erase 0.5"
+)
+
 
 def assert_same_weights(ours, our_row, theirs, their_row):
     """Of two results folders, the last weights and the best."""
@@ -30,6 +36,11 @@ def assert_same_weights(ours, our_row, theirs, their_row):
         other = load_checkpoint(theirs / their_row["metrics"][key])["model"]
         assert one.keys() == other.keys()
         assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def assert_same_arrays(ours, theirs):
+    ours, theirs = np.load(ours), np.load(theirs)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.fixture
@@ -66,9 +77,8 @@ def test_a_shared_three_epoch_row_equals_that_configuration_trained_alone(tiny, 
     for name in ("val_acc", "val_loss", "test_acc", "test_loss", "best_epoch", "split_sha256"):
         assert alone["metrics"][name] == shared["metrics"][name], name
     assert_same_weights(tmp_path / "results", shared, alone_dir, alone)
-    ours = np.load(tmp_path / "results" / shared["metrics"]["predictions"])
-    theirs = np.load(alone_dir / alone["metrics"]["predictions"])
-    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    predictions = [alone_dir / alone["metrics"]["predictions"]]
+    assert_same_arrays(tmp_path / "results" / shared["metrics"]["predictions"], *predictions)
 
 
 def test_a_row_holds_what_the_run_was(tiny, rows, tmp_path):
@@ -91,26 +101,23 @@ def test_a_row_holds_what_the_run_was(tiny, rows, tmp_path):
     assert not list((tmp_path / "results" / "checkpoints").glob("*.state.pt"))
 
 
-def test_finished_work_is_skipped_unless_forced(tiny, rows):
-    train.main([*tiny, "--epochs", "1"])
-    before = rows("train")
-    train.main([*tiny, "--epochs", "1"])
-    assert rows("train") == before
-    train.main([*tiny, "--epochs", "1", "--force"])
-    assert len(rows("train")) == 2
-    assert outcome(rows("train")[1]) == outcome(before[0])
-
-
-def test_an_interrupted_force_leaves_what_was_finished_as_it_was(tiny, rows, tmp_path, stopping):
-    """The old row still names the files: they must be those that it measured."""
-    train.main([*tiny, "--epochs", "2"])
-    folder = tmp_path / "results" / "checkpoints"
+def test_finished_work_is_skipped_and_stays_until_forced_work_ends(tiny, rows, tmp_path, stopping):
+    """After an interrupted --force the old row still names the files: they must be those that it
+    measured."""
+    flags, folder = [*tiny, "--epochs", "2"], tmp_path / "results" / "checkpoints"
+    train.main(flags)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert len(before) == 2
-    stopping(1, [*tiny, "--epochs", "2", "--force"])
+    train.main(flags)
+    [first] = rows("train")
+    stopping(1, [*flags, "--force"])
     assert rows("train")[-1]["status"] == "interrupted"
-    train.main([*tiny, "--epochs", "2"])
+    train.main(flags)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    train.main([*flags, "--force"])
+    assert [row["metrics"]["epoch"] for row in rows("epoch")] == [1, 2, 1, 1, 2]
+    assert [row["status"] for row in rows("train")] == ["ok", "interrupted", "ok"]
+    assert outcome(rows("train")[2]) == outcome(first)
 
 
 def test_a_training_in_the_log_serves_another_configuration_too(tiny, rows, tmp_path):
@@ -135,44 +142,41 @@ def test_what_only_bf16_cannot_train_is_trained_in_fp32(tiny):
     assert train.main([*tiny, "--image-size", "16", "--amp", "false", "--epochs", "1"]) == 0
 
 
+UNNORMALISED = ("alexnet", "squeezenet1_0", "convnext_tiny", "vit_b_16")
+MUON = [
+    (f"--opt muon --image-size 64 --model {m}", f"--opt muon: {m} has no convolution after its")
+    for m in UNNORMALISED
+]
+
+
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "error"),
     [
         # At 32 px ResNet-18's last feature map is one pixel: a batch of one has no variance.
-        (["--batch-size", "16", "1"], "cannot train at --image-size 32 on 1 images"),
-        (["--image-size", "16", "--amp-dtype", "bf16"], r"layer4.0.conv1 would see a single pixel"),
-        (["--compile", "true"], r"--compile true: .* needs a C\+\+ compiler"),
-        (["--export", "onnx"], r"onnx: .*pip install onnxscript"),
-        (["--tensorboard"], "install it with: pip install tensorboard"),
-        (["--device", "cuda"], "--device cuda: not available"),
-        *(
-            (["--model", model, "--image-size", "64", "--opt", "muon"],
-             f"--opt muon: {model} has no convolution after its first")
-            for model in ("alexnet", "squeezenet1_0", "convnext_tiny", "vit_b_16")
-        ),
+        ("--batch-size 16 1", "cannot train at --image-size 32 on 1 images"),
+        ("--image-size 16 --amp-dtype bf16", r"layer4.0.conv1 would see a single pixel"),
+        ("--compile true", r"--compile true: .* needs a C\+\+ compiler"),
+        ("--export onnx", r"onnx: .*pip install onnxscript"),
+        ("--tensorboard", "install it with: pip install tensorboard"),
+        ("--device cuda", "--device cuda: not available"),
+        *MUON,
     ],
-    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
-)  # fmt: skip
-def test_what_cannot_be_trained_so_is_refused_before_any_training(
-    tiny, tmp_path, monkeypatch, flags, said
-):
+)
+def test_what_cannot_be_trained_is_refused_before(tiny, tmp_path, monkeypatch, flags, error):
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    if flags == ["--export", "onnx"]:
-        monkeypatch.setitem(sys.modules, "onnxscript", None)
-    if flags == ["--tensorboard"]:
-        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    missing = {"--export onnx": "onnxscript", "--tensorboard": "torch.utils.tensorboard"}
+    if flags in missing:
+        monkeypatch.setitem(sys.modules, missing[flags], None)
     if "cuda" in flags and torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    with pytest.raises(UsageError, match=said) as caught:
-        train.main([*tiny, "--epochs", "1", *flags])
+    with pytest.raises(UsageError, match=error) as caught:
+        train.main([*tiny, "--epochs", "1", *flags.split()])
     assert "\n" not in str(caught.value)
     log = tmp_path / "results" / "log.jsonl"
     assert not log.exists() or not log.read_bytes()
 
 
-def test_a_configuration_whose_steps_fail_costs_no_other_its_training(
-    tiny, rows, capsys, monkeypatch
-):
+def test_a_run_whose_steps_fail_costs_no_other_its_training(tiny, rows, capsys, monkeypatch):
     def fail(setup, order, *args, train_epoch=loop.train_epoch):
         if len(order[0]) == 8:
             raise RuntimeError("out of memory")
@@ -202,8 +206,7 @@ def test_a_resumed_run_draws_on_from_the_devices_generator(monkeypatch):
         get_rng_state=lambda: state["drawn"], set_rng_state=lambda n: state.update(drawn=n)
     )
     monkeypatch.setattr(torch, "get_device_module", lambda device: cuda)
-    config = TrainConfig("digits", model="vgg5", image_size=16, limit=16, device="cpu")
-    run = Run(config, "")
+    run = Run(TrainConfig("digits", model="vgg5", image_size=16, limit=16, device="cpu"), "")
     run.device = torch.device("cuda")
     state["drawn"] = 5
     saved = run.state()
@@ -215,9 +218,9 @@ def test_a_resumed_run_draws_on_from_the_devices_generator(monkeypatch):
 def test_dry_run_says_the_plan_and_writes_nothing(tiny, tmp_path, capsys):
     flags = ["--epochs", "1", "2", "--pin-memory", "false", "true", "--dry-run"]
     assert train.main([*tiny, *flags]) == 0
-    said = capsys.readouterr().out
-    assert "configurations: 4, in the log: 0; trajectories: 1, to train: 1" in said
-    assert re.search(r"estimated time of the training steps: \d+\.\d min", said)
+    shown = capsys.readouterr().out
+    assert "configurations: 4, in the log: 0; trajectories: 1, to train: 1" in shown
+    assert re.search(r"estimated time of the training steps: \d+\.\d min", shown)
     assert (tmp_path / "results" / "log.jsonl").read_text() == ""
 
 
@@ -231,48 +234,34 @@ def test_a_diverged_run_leaves_a_failed_row_and_the_rest_goes_on(tiny, rows):
     assert np.isfinite(failed["metrics"]["last_finite_loss"])
 
 
-GRID = ["--opt", "sgd", "adam", "--epochs", "1", "2", "--pin-memory", "false", "true"]
-
-
 def test_a_grid_killed_after_every_line_ends_with_the_same_rows(tiny, rows, tmp_path):
     """SIGKILL as soon as the log has grown by a line, again and again until it is complete."""
     train.main([*tiny, *GRID])
-    undisturbed = tmp_path / "results"
     killed = tmp_path / "killed"
     log = killed / "log.jsonl"
     command = [sys.executable, "train.py", *tiny[:-1], str(killed), *GRID]
-    kills = 0
-    while True:
-        lines = len(log.read_bytes().splitlines()) if log.exists() else 0
+    kills, status = 0, None
+    while status != 0:
+        lines = log.read_bytes().count(b"\n") if log.exists() else 0
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
         while process.poll() is None:
-            if log.exists() and len(log.read_bytes().splitlines()) > lines:
+            if log.exists() and log.read_bytes().count(b"\n") > lines:
                 process.kill()
                 process.wait()
                 kills += 1
             time.sleep(0.002)
-        if process.returncode == 0:
-            break
+        status = process.returncode
     assert kills >= 3
     for kind, count in (("train", 8), ("epoch", 4)):
         expected = {outcome(row) for row in rows(kind)}
         assert {outcome(row) for row in rows(kind, "killed")} == expected
         assert len(rows(kind, "killed")) == len(expected) == count
-    for file in sorted(undisturbed.glob("predictions/*.npz")):
-        ours, theirs = np.load(killed / "predictions" / file.name), np.load(file)
-        assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    for file in (tmp_path / "results").glob("predictions/*.npz"):
+        assert_same_arrays(killed / "predictions" / file.name, file)
     assert not list(killed.rglob("*.state.pt"))
 
 
-RECIPE = shlex.split(
-    "--model vgg5 --opt muon --lr 0.1 --schedule triangular --translate 2 --label-smoothing 0.1 "
-    "--weight-decay 1e-3 --batch-size 16 --erase 0.5"
-)
-
-
-def test_a_recipe_interrupted_after_each_epoch_ends_in_the_same_weights(
-    tiny, rows, tmp_path, stopping
-):
+def test_a_recipe_that_is_interrupted_ends_in_the_same_weights(tiny, rows, tmp_path, stopping):
     whole = [*tiny, *RECIPE, "--epochs", "3"]
     assert train.main(whole) == 0
     apart = [*tiny[:-1], str(tmp_path / "apart"), *RECIPE, "--epochs", "3"]
@@ -288,16 +277,13 @@ def test_a_recipe_interrupted_after_each_epoch_ends_in_the_same_weights(
 
 def lagging_network(classes):
     """BatchNorm's running average looks back over 100 steps, as in MobileNetV3."""
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16, momentum=0.01), nn.ReLU(),
-        nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16, momentum=0.01), nn.ReLU(), nn.Dropout(0.1),
-        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, classes),
-    )  # fmt: skip
+    layers = [nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16, momentum=0.01), nn.ReLU()]
+    layers += [nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16, momentum=0.01), nn.ReLU()]
+    tail = [nn.Dropout(0.1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, classes)]
+    return nn.Sequential(*layers, *tail)
 
 
-def test_a_network_whose_statistics_lag_is_tested_with_new_ones(
-    rows, tmp_path, monkeypatch, stopping
-):
+def test_statistics_that_lag_are_new_ones_when_tested(rows, tmp_path, monkeypatch, stopping):
     """As checkpointed, resumed after each epoch, and after 1 of 2 epochs as after 1."""
     monkeypatch.setitem(models.MODELS, "lagging", lagging_network)
     flags = ["--dataset", "digits", "--model", "lagging", "--image-size", "16", "--opt", "adamw"]
@@ -310,8 +296,7 @@ def test_a_network_whose_statistics_lag_is_tested_with_new_ones(
     [one, two], [alone] = rows("train"), rows("train", "alone")
     [resumed] = [row for row in rows("train", "apart") if row["status"] == "ok"]
     assert [row["metrics"]["epoch"] for row in rows("epoch", "apart")] == [1, 2]
-    assert [row["metrics"]["bn_statistics"] for row in rows("train")] == [640, 640]
-    assert [row["metrics"]["bn_statistics"] for row in rows("epoch")] == [640, 640]
+    assert [row["metrics"]["bn_statistics"] for row in rows("train") + rows("epoch")] == [640] * 4
     for ours, theirs, folder in ((one, alone, "alone"), (two, resumed, "apart")):
         assert ours["metrics"]["test_loss"] == theirs["metrics"]["test_loss"]
         assert_same_weights(tmp_path / "results", ours, tmp_path / folder, theirs)
@@ -331,10 +316,9 @@ def test_the_record_preset_trains_and_exports(tiny, rows):
     args = [*tiny, "--preset", "record", "--dataset", "digits", "--seed", "0", "--limit", "512"]
     args += ["--epochs", "2", "--translate", "0"]
     assert train.main([*args, "--image-size", "28", "--export", "onnx"]) == 0
-    [row] = rows("train")
+    [row], [export] = rows("train"), rows("export")
     assert row["config"]["opt"] == "muon"
     assert row["metrics"]["params"] == 62_026
-    [export] = rows("export")
     assert export["status"] == "ok"
 
 
@@ -371,9 +355,9 @@ def test_best_takes_the_configuration_of_highest_validation_accuracy(tiny, rows,
     best = max(rows("train"), key=lambda row: row["metrics"]["val_acc"])
     capsys.readouterr()
     assert train.main([*tiny, *grid, "--best"]) == 0
-    said = capsys.readouterr().out
-    assert best["run_id"] in said
-    assert len([line for line in said.splitlines() if "digits resnet18" in line]) == 1
+    shown = capsys.readouterr().out
+    assert best["run_id"] in shown
+    assert shown.count("digits resnet18") == 1
     assert train.main([*tiny, *grid, "--best", "--force"]) == 0  # forces exports alone
     assert len(rows("train")) == 2
 
@@ -390,6 +374,6 @@ def test_tensorboard_gets_every_epoch_of_a_resumed_run_once(tiny, rows, tmp_path
     epochs = rows("epoch")
     assert folder.name == epochs[0]["run_id"]
     for name in ("val_acc", "train_loss"):
-        found = [(e.step, e.value) for e in events.Scalars(name)]
+        points = [(e.step, e.value) for e in events.Scalars(name)]
         logged = [(e["metrics"]["epoch"], e["metrics"][name]) for e in epochs]
-        assert np.array(found) == pytest.approx(np.array(logged), rel=1e-6)
+        assert np.array(points) == pytest.approx(np.array(logged), rel=1e-6)

@@ -1,16 +1,14 @@
 """A grid that is watched: its plan, its progress, its end."""
 
-import json
 import os
 import signal
-import time
 
 import pytest
 from processes import finish, start
 
 from common.base.cli import UsageError, as_dict, expand_grid
 from common.base.config import TrainConfig
-from common.base.log import append_line
+from common.base.log import Log
 from common.train import watch
 from common.train.grid import group_trajectories, train_id
 
@@ -24,10 +22,8 @@ def grid(workers=1, **values):
 
 
 def row(kind, config, at="2025-01-01T00:05:00+00:00", status="ok", **metrics):
-    return {
-        "schema": 1, "kind": kind, "run_id": train_id(config), "time_utc": at, "git": {},
-        "status": status, "error": None, "config": as_dict(config), "env": {}, "metrics": metrics,
-    }  # fmt: skip
+    name = {"kind": kind, "run_id": train_id(config), "time_utc": at, "status": status}
+    return name | {"config": as_dict(config), "metrics": metrics}
 
 
 def test_progress_counts_configurations_epochs_and_time():
@@ -38,10 +34,10 @@ def test_progress_counts_configurations_epochs_and_time():
     )
     rows = [row("epoch", first.trained, epoch=e, train_ms=60_000) for e in (1, 2, 3)]
     rows.append(row("train", first.configs[0]))
-    said = watch.progress(plan, rows)
-    assert said.startswith("1 of 4 configurations finished; mnist resnet18 sgd 0.001: 3 of 5")
+    shown = watch.progress(plan, rows)
+    assert shown.startswith("1 of 4 configurations finished; mnist resnet18 sgd 0.001: 3 of 5")
     # Two epochs of a minute; adam's have not been timed.
-    assert "about 2.0 min left and 1 trainings not timed yet; last row 00:05:00 UTC" in said
+    assert "about 2.0 min left and 1 trainings not timed yet; last row 00:05:00 UTC" in shown
     rows.append(row("train", first.trained))
     rows += [row("train", c, status="failed") for c in second.configs]
     assert watch.progress(plan, rows) == "2 of 4 configurations finished, 2 failed; done"
@@ -49,10 +45,11 @@ def test_progress_counts_configurations_epochs_and_time():
 
 def test_what_is_trained_side_by_side_is_said_and_shares_the_time():
     plan = grid(workers=2, opt=["sgd", "adam", "adamw"])
-    rows = [row("epoch", t.trained, epoch=1, train_ms=60_000) for t in plan.trajectories[:2]]
-    rows += [row("epoch", plan.trajectories[2].trained, BEFORE, epoch=1, train_ms=60_000)]
-    said = watch.progress(plan, rows)
-    assert "sgd 0.001: 1 of 5 epochs; mnist resnet18 adam 0.001: 1 of 5 epochs; about 6.5" in said
+    first, second, third = (t.trained for t in plan.trajectories)
+    rows = [row("epoch", config, epoch=1, train_ms=60_000) for config in (first, second)]
+    rows += [row("epoch", third, BEFORE, epoch=1, train_ms=60_000)]
+    shown = watch.progress(plan, rows)
+    assert "sgd 0.001: 1 of 5 epochs; mnist resnet18 adam 0.001: 1 of 5 epochs; about 6.5" in shown
 
 
 def test_rows_from_before_the_start_are_timings_and_nothing_else():
@@ -60,14 +57,15 @@ def test_rows_from_before_the_start_are_timings_and_nothing_else():
     [config] = plan.trajectories[0].configs
     rows = [row("epoch", config, BEFORE, epoch=5, train_ms=30_000)]
     rows += [row("train", config, BEFORE, status="failed")]
-    said = watch.progress(plan, rows)
-    assert said.startswith("0 of 1 configurations finished; ")
-    assert "0 of 5 epochs; about 2.5 min left" in said
+    shown = watch.progress(plan, rows)
+    assert shown.startswith("0 of 1 configurations finished; ")
+    assert "0 of 5 epochs; about 2.5 min left" in shown
 
 
-@pytest.mark.parametrize(
-    "content", [None, "{}", "[", '{"started": 1, "trajectories": [[{"a": 1}]]}']
-)
+PLANS = [None, "{}", "[", '{"started": 1, "workers": 1, "trajectories": [[{"a": 1}]]}']
+
+
+@pytest.mark.parametrize("content", PLANS)
 def test_without_a_plan_it_says_so(tmp_path, content):
     if content is not None:
         (tmp_path / "plan.json").write_text(content)
@@ -75,32 +73,20 @@ def test_without_a_plan_it_says_so(tmp_path, content):
         watch.read_plan(tmp_path)
 
 
-def test_ctrl_c_ends_it_and_a_pipe_gets_a_line_for_each_change(tmp_path):
+def test_ctrl_c_ends_it_and_a_pipe_gets_a_line_for_each_change_until_the_grid_ends(tmp_path):
     plan = grid()
     watch.write_plan(tmp_path, plan.trajectories, 2)
-    planned = watch.read_plan(tmp_path)
-    assert (planned.trajectories, planned.workers) == (plan.trajectories, 2)
+    assert watch.read_plan(tmp_path)[1:] == (plan.trajectories, 2)
     process = start("report.py", "--watch", "--results-dir", tmp_path)
-    first = process.stdout.readline()
-    assert first.startswith("0 of 1 configurations finished")
-    with open(tmp_path / "log.jsonl", "ab") as file:
-        file.write(b'{"torn')  # the next line is one of its own
-    later, config = "2999-01-01T00:00:00+00:00", plan.trajectories[0].trained
-    new = row("epoch", config, later, epoch=1, train_ms=1000)
-    append_line(tmp_path / "log.jsonl", json.dumps(new))
+    assert process.stdout.readline().startswith("0 of 1 configurations finished")
+    log, config = Log(tmp_path), plan.trajectories[0].trained
+    log.path.write_bytes(b'{"torn')  # the next line is one of its own
+    log.append("epoch", as_dict(config), {"epoch": 1, "train_ms": 1000}, name=train_id(config))
     assert ": 1 of 5 epochs; about 0.1 min left" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     out, err = finish(process, 130)
     assert (out, err.count("\n")) == ("", 1)
     assert sorted(os.listdir(tmp_path)) == ["log.jsonl", "plan.json"]
-
-
-def test_it_ends_when_the_grid_does(tmp_path):
-    plan = grid()
-    watch.write_plan(tmp_path, plan.trajectories, 2)
-    later = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() + 60))
-    append_line(
-        tmp_path / "log.jsonl", json.dumps(row("train", plan.trajectories[0].trained, later))
-    )
+    log.append("train", as_dict(config), {})
     process = start("report.py", "--watch", "--results-dir", tmp_path)
     assert finish(process) == ("1 of 1 configurations finished; done\n", "")

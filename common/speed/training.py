@@ -24,7 +24,7 @@ from common.models import build_model
 from common.speed import peaks, samples, timing
 from common.train import device, loop
 from common.train.notebook import notebook_steps
-from common.train.run import Run, check_bf16, check_network
+from common.train.run import Run, check_network
 
 Row = dict[str, Any]  # of the log, or a part of it
 VISIT_SAMPLES = 2  # timed samples of a variant before it is the next one's turn
@@ -93,9 +93,9 @@ def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
                 f"--opt {min(other)}: the notebook loop has sgd and adam; use --loop ours"
             )
     for config in group:
-        check_network(config.model, config.image_size, config.opt, min(2, config.batch_size))
-        if config.device == "cpu" and config.precision == "bf16":
-            check_bf16(config.model, config.image_size, "--precision fp32")
+        bf16_on_cpu = (config.device, config.precision) == ("cpu", "bf16")
+        way_out, images = "--precision fp32" if bf16_on_cpu else None, min(2, config.batch_size)
+        check_network(config.model, config.image_size, config.opt, images, way_out)
 
 
 def as_training(config: HwTrainConfig) -> TrainConfig:
@@ -166,8 +166,7 @@ class Variant:
         run.batches = run.setup.batches = self.batches
         self.n_train, self.n_classes = len(run.split.train), len(run.dataset.classes)
         if self.config.loop == "notebook":
-            data = run.dataset, run.split.train, run.statistics
-            steps = notebook_steps(self.config, *data, self.device, self.config.precision)
+            steps = notebook_steps(run, self.config.precision)
             self.step = lambda: next(steps)
         else:
             self.run, pending = run, full_batches(run)

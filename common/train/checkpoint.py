@@ -1,7 +1,5 @@
 """Checkpoints: saved whole or not at all, loaded without executing anything."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load what save_checkpoint saved. Raises: UsageError when it is missing, damaged, or more
-    than data."""
+    """Load what save_checkpoint saved. Raises: UsageError for what is no file of that kind."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         why = None if isinstance(content, dict) else "it holds no dictionary"

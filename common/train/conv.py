@@ -7,11 +7,9 @@ neighbourhood into a row (im2col) costs little beside a product with many output
 nothing where a neighbourhood is one pixel.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,28 +36,20 @@ class MatmulConv2d(nn.Conv2d):
         """Shapes: (B, C, H, W) -> (B, O, H', W')."""
         autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
         if inputs.device.type == "cpu" and torch.is_grad_enabled() and autocast == torch.bfloat16:
-            window = Window(self.kernel_size, self.stride, self.padding)
-            return _Convolve.apply(inputs.bfloat16(), self.weight, window)
+            return _Convolve.apply(inputs.bfloat16(), self.weight, self)
         return super().forward(inputs)
 
-
-class Window(NamedTuple):
-    """How a convolution goes over an image. Each: rows, columns."""
-
-    kernel: Sequence[int]
-    stride: Sequence[int]
-    padding: Sequence[int]
-
-    def output_sides(self, height: int, width: int) -> list[int]:
-        sides = zip((height, width), *self, strict=True)
+    def output_sides(self, sides: Sequence[int]) -> list[int]:
+        """Height and width of what it makes of an image of these sides."""
+        sides = zip(sides, self.kernel_size, self.stride, self.padding, strict=True)
         return [(n + 2 * p - k) // s + 1 for n, k, s, p in sides]
 
     def gather(self, inputs: Tensor) -> Tensor:
-        """What a convolution multiplies to get each of its output pixels (im2col).
+        """What each of its output pixels is a product with (im2col).
 
         Shapes: (B, C, H, W) -> (B H' W', K K C).
         """
-        (tall, wide), (down, right), (above, beside) = self
+        (tall, wide), (down, right), (above, beside) = self.kernel_size, self.stride, self.padding
         padded = pad(inputs, (beside, beside, above, above)) if above or beside else inputs
         patches = padded.movedim(1, -1).unfold(1, tall, down).unfold(2, wide, right)
         return patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, tall * wide * inputs.shape[1])
@@ -70,10 +60,10 @@ class Window(NamedTuple):
         Shapes: (B H' W', K K C) -> (B, C, H, W), which `shape` is.
         """
         batch, channels, height, width = shape
-        (tall, wide), (down, right), (above, beside) = self
+        (tall, wide), (down, right), (above, beside) = self.kernel_size, self.stride, self.padding
         if (tall, wide, down, right, above, beside) == (1, 1, 1, 1, 0, 0):
             return rows.view(batch, height, width, channels).movedim(-1, 1)
-        tall_out, wide_out = self.output_sides(height, width)
+        tall_out, wide_out = self.output_sides((height, width))
         values = rows.view(batch, tall_out, wide_out, tall, wide, channels)
         sums = rows.new_zeros(batch, height + 2 * above, width + 2 * beside, channels)
         for i in range(tall):
@@ -88,31 +78,29 @@ class _Convolve(torch.autograd.Function):
     than channels, or one pixel a neighbourhood."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, window: Window) -> Tensor:
-        weight, ctx.window, ctx.shape = weight.bfloat16(), window, inputs.shape
-        sides = window.output_sides(*inputs.shape[2:])
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, layer: MatmulConv2d) -> Tensor:
+        weight, ctx.layer, ctx.shape = weight.bfloat16(), layer, inputs.shape
+        sides = layer.output_sides(inputs.shape[2:])
         pixels = len(inputs) * math.prod(sides)
-        ctx.by_product = tuple(window.kernel) == (1, 1) or pixels < len(weight)
+        ctx.by_product = layer.kernel_size == (1, 1) or pixels < len(weight)
         if not ctx.by_product:
             ctx.save_for_backward(inputs, weight)
-            return torch.conv2d(inputs, weight, stride=window.stride, padding=window.padding)
-        rows = window.gather(inputs)
+            return torch.conv2d(inputs, weight, stride=layer.stride, padding=layer.padding)
+        rows = layer.gather(inputs)
         ctx.save_for_backward(rows, weight)
         return (rows @ _as_matrix(weight).mT).view(len(inputs), *sides, -1).movedim(-1, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
         saved, weight = ctx.saved_tensors
-        window, (out, channels, *kernel) = ctx.window, weight.shape
-        grad_rows = grad.movedim(1, -1).reshape(-1, out)  # B H' W', O
-        rows = saved if ctx.by_product else window.gather(saved)
+        layer, (out, channels, *kernel) = ctx.layer, weight.shape
+        grad_rows, grad_inputs = grad.movedim(1, -1).reshape(-1, out), None  # B H' W', O
+        rows = saved if ctx.by_product else layer.gather(saved)
         grad_weight = (grad_rows.mT @ rows).view(out, *kernel, channels).movedim(-1, 1)
-        if not ctx.needs_input_grad[0]:
-            grad_inputs = None
-        elif ctx.by_product:
-            grad_inputs = window.scatter(grad_rows @ _as_matrix(weight), ctx.shape)
-        else:
-            plain = (window.stride, window.padding, (1, 1), False, (0, 0), 1, (True, False, False))
+        if ctx.needs_input_grad[0] and ctx.by_product:
+            grad_inputs = layer.scatter(grad_rows @ _as_matrix(weight), ctx.shape)
+        elif ctx.needs_input_grad[0]:
+            plain = (layer.stride, layer.padding, (1, 1), False, (0, 0), 1, (True, False, False))
             grad_inputs = torch.ops.aten.convolution_backward(grad, saved, weight, None, *plain)[0]
         return grad_inputs, grad_weight.float(), None
 

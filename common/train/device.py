@@ -1,7 +1,5 @@
 """The device that a process computes on: which one, in which precision, prepared and timed how."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shutil
@@ -30,9 +28,8 @@ def prepare_process(threads: int) -> bool:
     """
     torch.set_num_threads(threads)
     with suppress(OSError, AttributeError):
-        glibc = ctypes.CDLL("libc.so.6")
-        trims = glibc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-        return glibc.mallopt(M_MMAP_THRESHOLD, 1 << 30) == trims == 1
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        return mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1) == mallopt(M_MMAP_THRESHOLD, 1 << 30) == 1
     return False
 
 
@@ -50,11 +47,12 @@ def resolve_device(name: str) -> torch.device:
     here = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
         return here or torch.device("cpu")
-    if name != "cpu" and (here is None or here.type != name):
+    if name not in ("cpu", here and here.type):
         has = f"{here.type} and cpu" if here else "cpu only"
-        hint = f"install the torch build and driver for {name}, or ask for another device"
-        found = f"torch {torch.__version__} finds {has} here"
-        raise UsageError(f"--device {name}: not available, {found}; {hint}")
+        raise UsageError(
+            f"--device {name}: not available, torch {torch.__version__} finds {has} here; "
+            f"install the torch build and driver for {name}, or ask for another device"
+        )
     return torch.device(name)
 
 

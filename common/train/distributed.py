@@ -7,8 +7,6 @@ all hold the same weights. The first process decides what is trained and alone w
 follow it. A process that fails ends the job, for torchrun then ends the rest.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import sys
@@ -41,13 +39,6 @@ class World:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """The network, whose backward pass now averages gradients over the processes."""
-        if self.size == 1:
-            return network
-        # Statistics of BatchNorm are averaged once an epoch instead of broadcast at every step.
-        return nn.parallel.DistributedDataParallel(network, forward_sync_buffers=False)
-
     def share(self, order: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[float | None]]:
         """This process's part of each batch, and what its summed loss is multiplied by: the average
         over the processes is then the batch's mean, whatever the parts' sizes."""
@@ -73,7 +64,7 @@ class World:
 
     def mean(self, values: Tensor) -> Tensor:
         """Values averaged over the processes."""
-        return values if self.size == 1 else self.sum(values) / self.size
+        return self.sum(values) / self.size
 
     def average_buffers(self, network: nn.Module) -> None:
         """Give every process the mean of BatchNorm's running statistics: those of all images."""
@@ -113,17 +104,11 @@ class World:
 
     def leave(self, status: int) -> int:
         """End well, with this exit status: every process has done its work."""
-
-        def end() -> None:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-
         if self.size > 1:
             dist.destroy_process_group()
             # Gloo's threads live on (torch 2.14). One that gives back a tensor while Python takes
             # the process down aborts it, so the process ends before that.
-            atexit.register(end)
+            atexit.register(os._exit, status)
         return status
 
 

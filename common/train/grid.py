@@ -1,7 +1,5 @@
 """A grid's configurations, the trajectories that serve several of them, and what the log has."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections import defaultdict
@@ -78,8 +76,7 @@ def name_weights(config: TrainConfig) -> TrainConfig:
 def look_up(configs: Sequence[TrainConfig], log: Log) -> tuple[dict[TrainConfig, Row], list]:
     """Of the configurations that the log has no row of: those whose training it has under another
     configuration, with the row of that; and those that are still to be trained."""
-    rows = log.finished("train")
-    trained: dict[TrainConfig, Row] = {}
+    rows, trained = log.finished("train"), {}
     for row in rows.values():
         with suppress(TypeError, UsageError):  # settings that this version does not have
             trained.setdefault(canonical(TrainConfig(**row["config"])), row)
@@ -107,9 +104,7 @@ def check_values(values: dict[str, list[Any]]) -> None:
         raise UsageError(f"--amp-dtype {values['amp_dtype'][0]}: {why}")
 
 
-def print_plan(
-    configs: Sequence[TrainConfig], todo: Sequence[Trajectory], ms: float | None
-) -> None:
+def print_plan(configs: list[TrainConfig], todo: list[Trajectory], ms: float | None) -> None:
     """Say how much there is to do, how much of it is done, and how long the rest may take."""
     in_log = len(configs) - sum(len(t.configs) for t in todo)
     print(

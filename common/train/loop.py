@@ -1,7 +1,5 @@
 """The one training loop and the one evaluation, shared by whatever trains or measures."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -161,14 +159,10 @@ def refresh_statistics(model: nn.Module, batches: Batches, train: Tensor, steps:
     Returns: how many images that took, None where the running statistics stay.
     Source: torch.optim.swa_utils.update_bn.
     """
-    lagging = {
-        layer: layer.momentum
-        for layer in model.modules()
-        # The common base of BatchNorm, SyncBatchNorm and InstanceNorm; torch has no public one.
-        if isinstance(layer, nn.modules.batchnorm._NormBase)
-        and layer.running_mean is not None
-        and (layer.momentum is None or (layer.momentum < 0.1 and layer.momentum * steps < 100))
-    }
+    # The common base of BatchNorm, SyncBatchNorm and InstanceNorm; torch has no public one.
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    momenta = {layer: layer.momentum for layer in norms if layer.running_mean is not None}
+    lagging = {n: m for n, m in momenta.items() if m is None or (m < 0.1 and m * steps < 100)}
     if not lagging:
         return None
     model.eval()

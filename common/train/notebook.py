@@ -1,72 +1,59 @@
 """The training loop of tutorials and notebooks, which train.py's is measured against."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from common.base.config import HwTrainConfig, TrainConfig
-from common.data.fetch import Dataset
 from common.models import build_model
 from common.train.device import autocast
 from common.train.optim import MOMENTUM
-
-Config = TrainConfig | HwTrainConfig
-Statistics = tuple[Tensor, Tensor]  # mean and standard deviation of pixels
+from common.train.run import Run
 
 
-class PilImages(torch.utils.data.Dataset):
-    """Some images of a data set, each made a PIL image and transformed when asked for."""
+class PilImages(Dataset):
+    """A run's training images, each made a PIL image and transformed when asked for."""
 
-    def __init__(self, dataset: Dataset, index: Tensor, prepare: transforms.Compose) -> None:
-        self.dataset, self.index, self.prepare = dataset, index.tolist(), prepare
+    def __init__(self, run: Run, prepare: Callable[[Image.Image], Tensor]) -> None:
+        self.images, self.labels = run.dataset.images, run.dataset.labels
+        self.index, self.prepare = run.split.train.tolist(), prepare
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, item: int) -> tuple[Tensor, int]:
         index = self.index[item]
-        pixels = self.dataset.images[index].movedim(0, -1).squeeze(-1).numpy()
-        return self.prepare(Image.fromarray(pixels)), int(self.dataset.labels[index])
+        pixels = self.images[index].movedim(0, -1).squeeze(-1).numpy()
+        return self.prepare(Image.fromarray(pixels)), int(self.labels[index])
 
 
-def notebook_loader(
-    config: Config, dataset: Dataset, index: Tensor, statistics: Statistics
-) -> DataLoader:
-    """The study's preprocessing as torchvision's tutorials write it, on the images of `index`, in
-    full batches, for a step's images are counted."""
-    mean, std = (s.expand(3).tolist() for s in statistics)
-    prepare = [transforms.Resize((config.image_size, config.image_size))]
-    prepare += [transforms.Grayscale(3)] if dataset.images.shape[1] == 1 else []
+def notebook_loader(run: Run) -> DataLoader:
+    """A run's preprocessing as torchvision's tutorials write it, in full batches, for a step's
+    images are counted."""
+    mean, std = (s.expand(3).tolist() for s in run.statistics)
+    prepare = [transforms.Resize((run.config.image_size, run.config.image_size))]
+    prepare += [transforms.Grayscale(3)] if run.dataset.images.shape[1] == 1 else []
     prepare += [transforms.ToTensor(), transforms.Normalize(mean, std)]
-    images = PilImages(dataset, index, transforms.Compose(prepare))
-    return DataLoader(images, config.batch_size, shuffle=True, drop_last=True)
+    images = PilImages(run, transforms.Compose(prepare))
+    return DataLoader(images, run.config.batch_size, shuffle=True, drop_last=True)
 
 
-def notebook_steps(
-    config: Config,
-    dataset: Dataset,
-    index: Tensor,
-    statistics: Statistics,
-    device: torch.device,
-    precision: str,
-) -> Iterator[Tensor]:
-    """One training step at each turn, which gives its loss, the network being built before: NCHW,
-    torch's default optimiser, loss.item() at every step, and autocast around the forward pass
-    unless the precision is fp32."""
-    classes, size = len(dataset.classes), config.image_size
-    model = build_model(config.model, classes, config.seed, image_size=size).to(device).train()
+def notebook_steps(run: Run, precision: str) -> Iterator[Tensor]:
+    """One training step of a run at each turn, which gives its loss, the network being built
+    before: NCHW, torch's default optimiser, loss.item() at every step, and autocast around the
+    forward pass unless the precision is fp32."""
+    config, device, classes = run.config, run.device, len(run.dataset.classes)
+    model = build_model(config.model, classes, config.seed, image_size=config.image_size)
+    model = model.to(device).train()
     kinds = {"sgd": (torch.optim.SGD, {"momentum": MOMENTUM}), "adam": (torch.optim.Adam, {})}
     kind, extra = kinds[config.opt]
     optimizer = kind(model.parameters(), lr=config.lr, **extra)
     criterion = torch.nn.CrossEntropyLoss()
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    loader = notebook_loader(config, dataset, index, statistics)
+    loader = notebook_loader(run)
 
     def steps() -> Iterator[Tensor]:
         running_loss = 0.0

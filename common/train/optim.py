@@ -1,10 +1,7 @@
 """The optimisers by name, their learning rate over a run, and Muon: momentum SGD whose steps are
 orthogonalised, for the convolutions of hidden layers."""
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -30,30 +27,30 @@ def build_optimizer(
     """An optimiser by name; weight_decay None leaves its own default.
 
     sgd, adam and adamw treat every parameter alike. nesterov and muon spare biases and BatchNorm
-    from weight decay; muon orthogonalises the steps of those convolutions but the first whose scale
-    the network normalises away, and may set their scale.
+    from weight decay; muon orthogonalises the steps of hidden convolutions, whose scale it sets.
     """
-    settings: dict[str, Any] = {"lr": lr}
-    if weight_decay is not None:
-        settings["weight_decay"] = weight_decay
+    settings = {"lr": lr} | ({} if weight_decay is None else {"weight_decay": weight_decay})
     if opt in ("adam", "adamw"):
         kind = torch.optim.Adam if opt == "adam" else torch.optim.AdamW
         return kind(model.parameters(), fused=True, **settings)
-    names = find_hidden(model, image_size) if opt == "muon" else []
+    # torch's fused SGD is the slower one on a CPU.
+    sgd = {"momentum": MOMENTUM, "fused": next(model.parameters()).device.type != "cpu"} | settings
+    if opt == "sgd":
+        return torch.optim.SGD(model.parameters(), **sgd)
     params = dict(model.named_parameters())
-    hidden = {"params": [params.pop(name) for name in names], "orthogonal": True}
+    names = find_hidden(model, image_size) if opt == "muon" else []
+    hidden = [params.pop(name) for name in names]
     groups = [
         {"params": [p for p in params.values() if p.ndim > 1]},
         {"params": [p for p in params.values() if p.ndim == 1], "weight_decay": 0.0},
     ]
-    if opt == "muon":
-        set_norms_if_noticed(model, names, image_size)
-        groups = [hidden | {"weight_decay": 0.0}, *groups]
-        return Muon(groups, momentum=MUON_MOMENTUM, **settings)
-    # torch's fused SGD is the slower one on a CPU.
-    settings |= {"momentum": MOMENTUM, "fused": next(model.parameters()).device.type != "cpu"}
-    sgd = opt == "sgd"
-    return torch.optim.SGD(model.parameters() if sgd else groups, nesterov=not sgd, **settings)
+    if opt == "nesterov":
+        return torch.optim.SGD(groups, nesterov=True, **sgd)
+    if norms_are_noticed(model, names, image_size):
+        for weight in hidden:
+            set_norm(weight)
+    groups.insert(0, {"params": hidden, "orthogonal": True, "weight_decay": 0.0})
+    return Muon(groups, momentum=MUON_MOMENTUM, **settings)
 
 
 def schedule_lr(schedule: str, lr: float, step: int, steps: int) -> float:
@@ -70,12 +67,12 @@ class Muon(torch.optim.Optimizer):
 
     An orthogonal group's weights are kept at norm sqrt(outputs), so that lr is relative to them.
     Their scale must not matter to the network, as that of a convolution before BatchNorm does
-    not: find_scale_free. (torch.optim.Muon takes only matrices, and would need a second optimiser
+    not: find_hidden. (torch.optim.Muon takes only matrices, and would need a second optimiser
     beside it.)
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; cifar10-airbench.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
+    def __init__(self, groups: list[dict[str, Any]], **settings: float) -> None:
         """settings: lr, momentum and weight_decay."""
         super().__init__(groups, {"weight_decay": 0.0, "orthogonal": False} | settings)
 
@@ -123,13 +120,8 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 
 def find_hidden(model: nn.Module, image_size: int) -> list[str]:
-    """The weights, by name, whose steps Muon orthogonalises."""
-    convolutions = [name for name, p in model.named_parameters() if p.ndim == 4]
-    return [name for name in find_scale_free(model, image_size) if name not in convolutions[:1]]
-
-
-def find_scale_free(model: nn.Module, image_size: int) -> list[str]:
-    """The convolution weights, by name, whose scale the network normalises away.
+    """The weights, by name, whose steps Muon orthogonalises: those of all convolutions but the
+    first whose scale the network normalises away.
 
     By Euler's theorem the derivative of any output by such a scale, <w, dL/dw>, is zero. It is
     taken of a copy in double precision without epsilons, dropout or weights of zero: what is
@@ -150,20 +142,19 @@ def find_scale_free(model: nn.Module, image_size: int) -> list[str]:
     direction = torch.randn(logits.shape, generator=generator, dtype=logits.dtype)
     grads = torch.autograd.grad(logits, list(weights.values()), direction, materialize_grads=True)
     shares = {n: p.detach() * g for (n, p), g in zip(weights.items(), grads, strict=True)}
-    return [n for n, s in shares.items() if s.sum().abs() < SCALE_MATTERS * s.abs().sum()]
+    free = [n for n, s in shares.items() if s.sum().abs() < SCALE_MATTERS * s.abs().sum()]
+    return [name for name in free if name != next(iter(weights))]
 
 
 @torch.no_grad()
-def set_norms_if_noticed(model: nn.Module, names: Iterable[str], image_size: int) -> None:
-    """Give weights the norms that they will be kept at, where the network notices: where a
-    normalisation's epsilon counts, the first step would change it whatever the learning rate."""
+def norms_are_noticed(model: nn.Module, names: list[str], image_size: int) -> bool:
+    """Whether giving weights the norms that they will be kept at changes what the network answers:
+    where a normalisation's epsilon counts, the first step would, whatever its learning rate."""
     probe = _copy_in_double(model)
     before = _answer(probe, image_size)
     for name in names:
         set_norm(probe.get_parameter(name))
-    if (_answer(probe, image_size) - before).norm() > NOTICED * before.norm():
-        for name in names:
-            set_norm(model.get_parameter(name))
+    return (_answer(probe, image_size) - before).norm() > NOTICED * before.norm()
 
 
 def _copy_in_double(model: nn.Module) -> nn.Module:

@@ -1,7 +1,5 @@
 """One training run in memory: images, network, optimiser and history, saved and restored whole."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -21,10 +19,9 @@ from common.data.batches import Batches, draw_views, epoch_order, measure_pixels
 from common.data.fetch import Dataset
 from common.models import build_model, build_on_meta
 from common.train import loop
-from common.train.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from common.train.checkpoint import load_weights, save_checkpoint
 from common.train.device import compile_obstacle, now_ms, resolve_precision
 from common.train.distributed import ALONE, World, check_world
-from common.train.grid import Trajectory, state_file
 from common.train.optim import build_optimizer, find_hidden, schedule_lr
 
 Metrics = dict[str, Any]
@@ -49,10 +46,11 @@ class Run:
         optimizer = build_optimizer(self.model, config.opt, config.lr, config.weight_decay, size)
         if config.sync_bn:  # the same parameters
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        forward = world.wrap(loop.prepare_forward(self.model, config.compile, config.channels_last))
-        self.setup = loop.Setup(
-            forward, optimizer, self.batches, self.precision, config.label_smoothing, self.world
-        )
+        forward = loop.prepare_forward(self.model, config.compile, config.channels_last)
+        if world.size > 1:  # BatchNorm's statistics are averaged once an epoch, not at every step
+            forward = nn.parallel.DistributedDataParallel(forward, forward_sync_buffers=False)
+        settings = {"precision": self.precision, "label_smoothing": config.label_smoothing}
+        self.setup = loop.Setup(forward, optimizer, self.batches, world=self.world, **settings)
         self.tested = loop.as_tested(self.model, as_dict(config))
         self.history: list[Metrics] = []
         self.best: dict[str, Any] = {}  # the weights of highest validation accuracy so far
@@ -90,8 +88,9 @@ class Run:
         lr = self.setup.optimizer.param_groups[0]["lr"]
         metrics = {"epoch": epoch, **trained, "val_loss": val_loss, "val_acc": val_acc, "lr": lr}
         metrics["bn_statistics"] = refreshed  # training images they are of; None: running ones
+        best_acc = max((done["val_acc"] for done in self.history), default=-1)
         self.history.append(metrics)
-        if best_epoch(self.history) is metrics:
+        if val_acc > best_acc:
             self.best = copy.deepcopy(self.weights())
         return metrics
 
@@ -101,15 +100,15 @@ class Run:
         logits = self.world.evaluate(answer, index, loop.EVAL_BATCH_SIZE)
         return *loop.score(logits, self.dataset.labels[index]), logits
 
-    def finish(self) -> tuple[Metrics, Tensor]:
-        """Test the weights, once. Returns: what a row of the run so far holds, but for its files;
-        logits of the test images."""
+    def finish(self, folder: Path | None, name: str) -> Metrics:
+        """Test the weights, once, and keep them and their predictions in a results folder.
+        Returns: what a row of the run so far holds."""
         start_ms = now_ms(self.device)
         test_loss, test_acc, logits = self.test(self.split.test)
         eval_ms = now_ms(self.device) - start_ms
-        n = {f"n_{part}": len(getattr(self.split, part)) for part in ("train", "val", "test")}
+        n = {f"n_{part}": len(index) for part, index in vars(self.split).items()}
         train_loss, train_acc, _ = self.test(self.split.train[: n["n_val"]])  # what it was shown
-        best = best_epoch(self.history)
+        best = self.history[self.best["epoch"] - 1]
         train_ms = sum(metrics["train_ms"] for metrics in self.history)
         return {
             **{name: self.history[-1][name] for name in ("val_acc", "val_loss", "bn_statistics")},
@@ -122,18 +121,19 @@ class Run:
             **n,
             "split_sha256": self.split.sha256(),
             **datasets.describe_split(self.dataset, self.split),
-        }, logits
+            **(self._save(folder, name, logits) if folder else {}),
+        }
 
-    def save(self, folder: Path, name: str, logits: Tensor) -> dict[str, str]:
-        """Keep predictions and weights. Returns: the files as a row names them."""
-        predictions = f"predictions/{name}.npz"
+    def _save(self, folder: Path, name: str, logits: Tensor) -> dict[str, str]:
+        files = {"predictions": f"predictions/{name}.npz", "checkpoint": f"checkpoints/{name}.pt"}
+        files["best_checkpoint"] = f"checkpoints/{name}.best.pt"
+        predictions, last, best = (folder / file for file in files.values())
         index, classes = self.split.test, self.dataset.classes
         images = {"label": self.dataset.labels[index], "index": index, "classes": classes}
-        save_predictions(folder / predictions, pred=logits.argmax(1), logits=logits, **images)
-        last, best = f"checkpoints/{name}.pt", f"checkpoints/{name}.best.pt"
-        save_checkpoint(folder / last, self.weights())
-        save_checkpoint(folder / best, self.best)
-        return {"predictions": predictions, "checkpoint": last, "best_checkpoint": best}
+        save_predictions(predictions, pred=logits.argmax(1), logits=logits, **images)
+        save_checkpoint(last, self.weights())
+        save_checkpoint(best, self.best)
+        return files
 
     def weights(self) -> dict[str, Any]:
         """A checkpoint's content: the weights, and what is needed to use them."""
@@ -182,24 +182,12 @@ def write_events(folder: Path, history: Sequence[Metrics]) -> None:
                     writer.add_scalar(name, epoch[name], epoch["epoch"])
 
 
-def load_state(folder: Path, trajectory: Trajectory) -> dict[str, Any] | None:
-    """What an unfinished run of the trajectory left, if it is not past a configuration's end."""
-    file = state_file(folder, trajectory.trained)
-    state = load_checkpoint(file) if file.exists() else None
-    return state if state and len(state["history"]) <= trajectory.configs[0].epochs else None
-
-
 def explain_failure(error: Exception, config: dict[str, Any]) -> str:
     """An error in one line; where memory ran out, with what to lower."""
     if not is_out_of_memory(error):
         return first_line(error)
     flags = f"--batch-size {config['batch_size']}, --image-size {config['image_size']}"
     return f"out of memory at {flags}: lower one of them ({first_line(error)})"
-
-
-def best_epoch(history: list[Metrics]) -> Metrics:
-    """The epoch of highest validation accuracy, the first of equals."""
-    return max(history, key=lambda metrics: metrics["val_acc"])
 
 
 def arithmetic() -> str:
@@ -226,9 +214,9 @@ def check_configs(configs: Sequence[TrainConfig], data_dir: str) -> None:
         if config.compile and on_cpu and (obstacle := compile_obstacle()):
             raise UsageError(f"--compile true: {obstacle}")
         dataset, _ = datasets.load_split(config, data_dir)
-        check_network(config.model, config.image_size, config.opt, min(2, config.batch_size))
-        if on_cpu and precision == "bf16":
-            check_bf16(config.model, config.image_size, "--amp false")
+        way_out = "--amp false" if on_cpu and precision == "bf16" else None
+        images = min(2, config.batch_size)
+        check_network(config.model, config.image_size, config.opt, images, way_out)
         if config.weights:
             new_model(config, dataset)
         if config.amp and precision == "fp32":
@@ -238,43 +226,40 @@ def check_configs(configs: Sequence[TrainConfig], data_dir: str) -> None:
 
 
 @cache
-def check_network(model: str, image_size: int, opt: str, images: int = 2) -> None:
+def check_network(
+    model: str, image_size: int, opt: str, images: int = 2, bf16_way_out: str | None = None
+) -> None:
     """Raises: UsageError when the network cannot be trained so on batches of so many images of that
-    size: BatchNorm needs two values of a channel."""
+    size: BatchNorm needs two values of a channel. In bf16 on a CPU, which `bf16_way_out` avoids, a
+    strided convolution may not be wider than its input of one pixel: oneDNN (torch 2.14) returns
+    uninitialised memory as the weight gradient of the taps that only ever meet padding."""
+    unset: list[str] = []  # convolutions of whose gradient a part would be
+
+    def look(name: str, conv: nn.Conv2d, inputs: tuple[Tensor]) -> None:
+        if min(inputs[0].shape[-2:]) == 1 and max(conv.kernel_size) > 1 and max(conv.stride) > 1:
+            unset.append(name)
+
     try:
         network = build_on_meta(model, 10, image_size).train()
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.register_forward_pre_hook(partial(look, name))
         network(torch.empty(images, 3, image_size, image_size, device="meta"))
     except Exception as error:  # each network fails in its own way
         raise UsageError(
             f"--model {model} cannot train at --image-size {image_size} on {images} images: "
             f"{first_line(error)}; try another size (most take 64 and 224) or larger batches"
         ) from None
-    network = build_model(model, 10, image_size=image_size) if opt == "muon" else None
-    if network and not find_hidden(network, image_size):
+    if opt == "muon" and not find_hidden(build_model(model, 10, image_size=image_size), image_size):
         raise UsageError(
             f"--opt muon: {model} has no convolution after its first whose scale a normalisation "
             "takes away, which muon is for; use adamw"
         )
-
-
-@cache
-def check_bf16(model: str, image_size: int, way_out: str) -> None:
-    """Raises: UsageError where a strided convolution is wider than its input of one pixel: in bf16
-    on a CPU oneDNN (torch 2.14) returns uninitialised memory as the weight gradient of the taps
-    that only ever meet padding."""
-
-    def look(conv: nn.Conv2d, inputs: tuple[Tensor]) -> None:
-        if min(inputs[0].shape[-2:]) == 1 and max(conv.kernel_size) > 1 and max(conv.stride) > 1:
-            raise UsageError(
-                f"--image-size {image_size}: {names[conv]} would see a single pixel, where oneDNN "
-                f"leaves part of its bf16 weight gradient unset; use larger images or {way_out}"
-            )
-
-    network = build_on_meta(model, 10, image_size).eval()
-    names = {layer: name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)}
-    for layer in names:
-        layer.register_forward_pre_hook(look)
-    network(torch.empty(1, 3, image_size, image_size, device="meta"))
+    if unset and bf16_way_out:
+        raise UsageError(
+            f"--image-size {image_size}: {unset[0]} would see a single pixel, where oneDNN "
+            f"leaves part of its bf16 weight gradient unset; use larger images or {bf16_way_out}"
+        )
 
 
 def estimate_ms(configs: Iterable[TrainConfig], data_dir: str) -> float:

@@ -4,17 +4,15 @@ train.py writes plan.json, the configurations that it is about to train; the log
 grids that run at once in one folder share that file: the one started last is followed.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.base.cli import UsageError, as_dict
 from common.base.config import TrainConfig
@@ -27,8 +25,7 @@ Row = dict[str, Any]
 FREE = {"dataset", "seed", "split_seed", "lr", "epochs", "pin_memory", "schedule", "weights"}
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """When a grid was started, what it trains, and how many trajectories at once."""
 
     started: str
@@ -39,21 +36,20 @@ class Plan:
 def write_plan(folder: Path, trajectories: Sequence[Trajectory], workers: int) -> None:
     """Say what is about to be trained, and how many at once."""
     configs = [[as_dict(config) for config in t.configs] for t in trajectories]
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    text = json.dumps({"started": started, "workers": workers, "trajectories": configs})
-    write_atomically(folder / "plan.json", text.encode())
+    plan = Plan(datetime.now(UTC).isoformat(timespec="seconds"), configs, workers)
+    write_atomically(folder / "plan.json", json.dumps(plan._asdict()).encode())
 
 
 def read_plan(folder: Path) -> Plan:
     """What write_plan wrote. Raises: UsageError."""
     path = folder / "plan.json"
     try:
-        plan = json.loads(path.read_bytes())
-        planned = [Trajectory(tuple(TrainConfig(**c) for c in t)) for t in plan["trajectories"]]
-        return Plan(str(plan["started"]), planned, int(plan["workers"]))
+        plan = Plan(**json.loads(path.read_bytes()))
+        planned = [Trajectory(tuple(TrainConfig(**c) for c in t)) for t in plan.trajectories]
+        return Plan(str(plan.started), planned, int(plan.workers))
     except FileNotFoundError:
         raise UsageError(f"--watch: {path} is missing: no train.py has been started here") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"--watch: {path} is no plan of this version: {error}") from None
 
 
@@ -83,17 +79,16 @@ def time_left(epochs: dict[TrainConfig, int], rows: Sequence[Row], workers: int)
     def kind(config: Row) -> str:  # what runs of equally long epochs have in common
         return json.dumps({k: v for k, v in config.items() if k not in FREE}, sort_keys=True)
 
-    times_ms: dict[str, list[float]] = {}
+    times_ms = defaultdict(list)
     for row in rows:
-        train_ms = row["metrics"].get("train_ms")
-        if row["kind"] == "epoch" and isinstance(train_ms, int | float):
-            times_ms.setdefault(kind(row["config"]), []).append(train_ms)
-    timed = {c: times_ms[kind(as_dict(c))] for c in epochs if kind(as_dict(c)) in times_ms}
-    if not timed:
+        if row["kind"] == "epoch" and row["metrics"].get("train_ms"):
+            times_ms[kind(row["config"])].append(row["metrics"]["train_ms"])
+    timed = [(n, times_ms.get(kind(as_dict(config)))) for config, n in epochs.items()]
+    left_ms = [n * statistics.median(ms) for n, ms in timed if ms]
+    if not left_ms:
         return "time left unknown until an epoch is timed"
-    left_ms = sum(epochs[config] * statistics.median(ms) for config, ms in timed.items())
-    minutes = format_minutes(left_ms / 6e4 / min(workers, len(epochs)))
-    untimed = len(epochs) - len(timed)
+    minutes = format_minutes(sum(left_ms) / 6e4 / min(workers, len(epochs)))
+    untimed = len(epochs) - len(left_ms)
     return f"about {minutes} left" + (f" and {untimed} trainings not timed yet" if untimed else "")
 
 

@@ -5,8 +5,6 @@ A command writes its own rows, and the log says what is done. One that ends befo
 run again, and continues from its checkpoint; it takes no other with it.
 """
 
-from __future__ import annotations
-
 import fcntl
 import itertools
 import os
@@ -59,14 +57,6 @@ class Job:
         flags = [*to_flags(self.configs, several=True), *flags]
         return [sys.executable, str(ROOT / f"{self.script}.py"), *flags]
 
-    def rows(self, log: Log, rows_before: int, force: bool) -> list[dict[str, Any] | None]:
-        """The row of each configuration, if it has one: written since the log had so many or, where
-        work is not to be done again, of whatever is finished, maybe by another process."""
-        ended = {} if force else log.finished(self.script)
-        since = log.read(self.script)[rows_before:]
-        ended |= {row["run_id"]: row for row in since if row["status"] != "interrupted"}
-        return [ended.get(run_id(self.script, as_dict(config))) for config in self.configs]
-
 
 def set_up(values: dict[str, list[Any]], options: TrainOptions) -> World:
     """Prepare this process, look for what it needs, and fill in what the machine decides: the
@@ -107,18 +97,17 @@ def share_out(jobs: Sequence[Job], log: Log, options: GridOptions, workers: int)
     """Have every job done, and failed rows written for what cannot be. Returns: failed jobs."""
     local = options.backend == "loky"
     share = max(1, cpu_count() // workers) if local else 1  # a cluster's machines are not known
-    # The same folders wherever it runs.
-    folders = {
-        name: os.path.abspath(getattr(options, name)) for name in ("results_dir", "data_dir")
-    }
+    folders = {name: os.path.abspath(vars(options)[name]) for name in ("results_dir", "data_dir")}
     options = replace(options, threads=options.threads or share, **folders)
     machines = Processes() if local else Cluster(options.cluster, workers)
     rows_before = len(log.read(jobs[0].script)) if jobs else 0
 
-    def work_off(job: Job, label: str) -> bool:
+    def work_off(number: int, job: Job) -> bool:
         """Run a job's command until all its rows are there. Returns: whether one is failed."""
-        print(label, flush=True)
+        configs = {run_id(job.script, as_dict(config)): config for config in job.configs}
         command = job.command(options, (*OUTER, "export"))  # exports come when all are done
+        label = f"[{number}/{len(jobs)}] {job.label}"
+        print(label, flush=True)
         for _ in range(TRIES):
             status, errors = machines.run(command)
             if machines.stopped:
@@ -127,25 +116,27 @@ def share_out(jobs: Sequence[Job], log: Log, options: GridOptions, workers: int)
             if status == 2:
                 raise UsageError(last.removeprefix(f"{job.script}.py: "))
             sys.stderr.write(errors)  # whole, and no progress bars in between
-            rows = job.rows(log, rows_before, options.force)
-            if all(rows):
+            # What is not to be done again may be finished by another process.
+            rows = {} if options.force else log.finished(job.script)
+            new = log.read(job.script)[rows_before:]
+            rows |= {row["run_id"]: row for row in new if row["status"] != "interrupted"}
+            missing = [name for name in configs if name not in rows]
+            if not missing:
                 break
             why = f"its worker died ({signal.Signals(-status).name})" if status < 0 else last
             print(f"  {label}: {why}; what it left is begun again", flush=True)
-        for n, config in enumerate(job.configs):
-            if not rows[n]:
-                end = {"status": "failed", "error": f"tried {TRIES} times: {why}"}
-                device = getattr(config, "device", None)
-                rows[n] = log.append(job.script, as_dict(config), {}, device=device, **end)
-        failed = [row["error"] for row in rows if row["status"] != "ok"]
+        for name in missing:
+            config, error = as_dict(configs[name]), f"tried {TRIES} times: {why}"
+            end = {"status": "failed", "error": error, "device": config.get("device")}
+            rows[name] = log.append(job.script, config, {}, **end)
+        failed = [rows[name]["error"] for name in configs if rows[name]["status"] != "ok"]
         if failed:
             print(f"  failed: {job.label}: {failed[0]}", flush=True)
         return bool(failed)
 
-    labels = [f"[{number}/{len(jobs)}] {job.label}" for number, job in enumerate(jobs, 1)]
     with ThreadPoolExecutor(workers) as pool:
         try:
-            work = [pool.submit(work_off, *job) for job in zip(jobs, labels, strict=True)]
+            work = [pool.submit(work_off, number, job) for number, job in enumerate(jobs, 1)]
             return sum(future.result() for future in as_completed(work))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -156,29 +147,24 @@ class Processes:
     """Commands as processes of this machine."""
 
     def __init__(self) -> None:
-        self.stopped, self.lock = False, threading.Lock()
-        self.running: set[subprocess.Popen] = set()
+        self.stopped, self.begun = False, []
 
     def run(self, command: Sequence[str]) -> tuple[int, str]:
         """Run a command to its end. Returns: its exit status, and what it wrote to stderr."""
-        with self.lock:
-            if self.stopped:
-                return 0, ""
-            # In a session of its own: a terminal's Ctrl-C is for this process alone.
-            process = subprocess.Popen(
-                [*AS_WORKER, *command], text=True, start_new_session=True, **PIPES
-            )
-            self.running.add(process)
+        # In a session of its own: a terminal's Ctrl-C is for this process alone.
+        own = {"text": True, "start_new_session": True} | PIPES
+        process = subprocess.Popen([*AS_WORKER, *command], **own)
+        self.begun.append(process)
+        if self.stopped:  # meanwhile
+            process.terminate()
         errors = process.communicate()[1]
-        self.running.discard(process)
         return process.returncode, errors
 
     def stop(self) -> None:
         """End what runs, as SIGTERM ends it, and run nothing more."""
-        with self.lock:
-            self.stopped = True
-            for process in self.running:
-                process.terminate()
+        self.stopped = True
+        for process in self.begun:
+            process.terminate()
 
 
 class Cluster:
