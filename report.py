@@ -42,7 +42,6 @@ SECTIONS = (  # with the command that measures what is missing there
 )
 
 
-@dataclass(frozen=True)
 class ReportOptions(Validated):
     """Where to read and to write."""
 

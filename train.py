@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         grids.state_file(log.folder, config).unlink(missing_ok=True)
     for config, row in shared.items():
         trained = row["metrics"]["shared_with"] or row["run_id"]
-        grids.append_row(log, config, row["metrics"], trained, measured_by=row)
+        grids.append_row(log, config, row["metrics"], trained, git=row["git"], env=row["env"])
     if count > 1 or options.backend != "loky":
         failures = workers.share_out(jobs, log, options, count)
     else:
@@ -152,7 +152,7 @@ def train_trajectory(
     new = [epoch for epoch in run.history if epoch["epoch"] not in logged]
     while True:
         for epoch in new if log else ():
-            log.append("epoch", as_dict(run.config), epoch, name=name, device=run.config.device)
+            log.append("epoch", as_dict(run.config), epoch, run_id=name, device=run.config.device)
         if log and options.tensorboard:
             write_events(log.folder / "tensorboard" / name, run.history)
         if due := [c for c in trajectory.configs if c.epochs == len(run.history)]:

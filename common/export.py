@@ -1,7 +1,65 @@
-"""Export finished runs again: python -m common.export --help"""
+"""Export finished runs of the log again, each from its checkpoint.
 
-from common.base.cli import run_script
-from common.deploy.export import main
+    python -m common.export 1a2b3c
+    python -m common.export 1a2b3c --format onnx onnx-int8
+
+A file is kept only if it predicts the test split as the network does. It takes float32 pixels in
+[0, 1], already resized, and returns logits; what a user needs to know is in its metadata.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import MISSING
+from pathlib import Path
+
+from common.base.cli import UsageError, Validated, option, parse_command_line, run_script
+from common.base.config import EXPORT_FORMATS
+from common.base.log import Log, Row, log_files
+
+
+class ExportOptions(Validated):
+    """What to export again, and where it is."""
+
+    runs: tuple[str, ...] = option(MISSING, "run_id, or how it starts")
+    format: tuple[str, ...] = option(EXPORT_FORMATS, "formats to write", EXPORT_FORMATS)
+    results_dir: str = option("results", "folder of the log and of the checkpoints")
+    data_dir: str = option("data", "folder of the data sets, whose test images are the gate")
+
+
+def find_run(start: str, log: Log) -> Row:
+    """The one finished training whose run_id starts so. Raises: UsageError for none or several."""
+    rows = log.finished("train")
+    named = [run for run in rows if run.startswith(start)]
+    if len(named) != 1:
+        among = named or list(rows)
+        listed = ", ".join(among[:10]) + (", ..." if len(among) > 10 else "") or "none"
+        count = f"{len(named) or 'no'} finished trainings of {log.path} start so"
+        raise UsageError(f"RUN {start}: {count}; choose from {listed}")
+    return rows[named[0]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export every run in every format."""
+    _, options = parse_command_line(argv, __doc__, options_class=ExportOptions)
+    folder = options.results_dir
+    if not any(file.is_file() for file in log_files(Path(folder))):
+        raise UsageError(f"--results-dir: {folder} has no log.jsonl; train.py writes it")
+    log = Log(folder)
+    rows = [find_run(start, log) for start in options.runs]
+    from common.deploy.export import check_format, export_run
+
+    for format in options.format:
+        check_format(format)
+    failures = 0
+    for row, format in itertools.product(rows, options.format):
+        done = export_run(log, row, format, options.data_dir)
+        failures += done["status"] != "ok"
+        file = done["metrics"]["file"]
+        print(f"{row['run_id']} {format}: {log.folder / file if file else done['error']}")
+    return int(failures > 0)
+
 
 if __name__ == "__main__":
     run_script(main)

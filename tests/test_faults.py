@@ -90,10 +90,8 @@ def test_killed_inside_an_epoch_every_optimiser_ends_in_the_same_weights(tmp_pat
         load = np.load if file.suffix == ".npz" else lambda file: load_checkpoint(file)["model"]
         ours, theirs = load(file), load(files[1][name])
         assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
-    losses = [
-        {row["run_id"]: row["metrics"]["val_loss"] for row in log_of(folder, "train")}
-        for folder in (whole, killed)
-    ]
+    of_run = [{r["run_id"]: r["metrics"] for r in log_of(f, "train")} for f in (whole, killed)]
+    losses = [{run: m["val_loss"] for run, m in metrics.items()} for metrics in of_run]
     assert losses[0] == losses[1]
 
 
@@ -129,18 +127,26 @@ def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
     assert process.wait() == 141
 
 
-def test_a_full_disk_is_one_line_and_the_run_continues_when_there_is_room(tmp_path):
-    """A limit on the size of files, as a quota has; the checkpoint is what meets it."""
-    folder, flags = tmp_path / "full", ["--model", "vgg5", "--epochs", "2"]
-    finish(train(folder, *flags, "--epochs", "1"))
-    before = files_of(folder)
-    _, err = refused(train(folder, *flags, limits=[("FSIZE", 200_000)]))
+def test_a_full_disk_is_one_line_and_what_was_there_stays_until_there_is_room(tmp_path):
+    """A limit on the size of files, as a quota has: log, report and checkpoint meet it."""
+    flags = ["--model", "vgg5", "--epochs"]
+    flops, report = ([script, "--results-dir", tmp_path] for script in ("flops.py", "report.py"))
+    finish(train(tmp_path, *flags, "1"))
+    finish(start(*report))
+    before = files_of(tmp_path)
+    size = len(before[tmp_path / "log.jsonl"])
+    for command, limit in ((flops, size + 100), (report, 500)):
+        assert "cannot write" in refused(start(*command, limits=[("FSIZE", limit)]))[1]
+        assert files_of(tmp_path) == before
+    _, err = refused(train(tmp_path, *flags, "2", limits=[("FSIZE", 200_000)]))
     assert re.search(r"cannot write .*\.pt", err)
     written = {"log.jsonl", "plan.json"}  # what a run begins with
     assert all(f.read_bytes() == kept for f, kept in before.items() if f.name not in written)
-    assert not list(folder.rglob("*.part"))
-    finish(train(folder, *flags))
-    assert [r["status"] for r in log_of(folder, "train") if r["config"]["epochs"] == 2] == ["ok"]
+    assert not list(tmp_path.rglob("*.part"))
+    finish(train(tmp_path, *flags, "2"))
+    assert [r["status"] for r in log_of(tmp_path, "train") if r["config"]["epochs"] == 2] == ["ok"]
+    finish(start(*flops))
+    assert len(log_of(tmp_path, "flops")) == 3  # a row a convention
 
 
 FILLED = """
@@ -187,20 +193,6 @@ def test_a_disk_with_ever_more_room_loses_nothing_until_there_is_enough(tmp_path
     assert all("cannot write" in line for line in said)
     met = {line.split(":")[1].rpartition(".")[2] for line in said}
     assert met >= {"pt", "npz"}, met
-
-
-def test_a_log_that_cannot_grow_and_a_report_that_does_not_fit_stay_as_they_were(tmp_path):
-    finish(train(tmp_path, "--epochs", "1"))
-    flops, report = ([script, "--results-dir", tmp_path] for script in ("flops.py", "report.py"))
-    finish(start(*report))
-    finish(train(tmp_path, "--epochs", "2"))
-    before = files_of(tmp_path)
-    size = len(before[tmp_path / "log.jsonl"])
-    for command, limit in ((flops, size + 100), (report, 500)):
-        assert "cannot write" in refused(start(*command, limits=[("FSIZE", limit)]))[1]
-        assert files_of(tmp_path) == before
-    finish(start(*flops))
-    assert len(log_of(tmp_path, "flops")) == 3  # a row a convention
 
 
 def test_too_little_memory_fails_the_row_with_what_to_lower_and_the_grid_goes_on(tmp_path):

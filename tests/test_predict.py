@@ -1,27 +1,25 @@
 """common.predict and common.export: files are predicted as training tested them."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from PIL import Image
+from processes import finish, refused, start
 from sklearn.datasets import load_digits
 
 import train
+from common import export, predict
 from common.base.cli import UsageError
 from common.base.log import Log
 from common.data import datasets, own
 from common.data.datasets import cached_dataset, split_dataset
 from common.data.images import open_image, to_inputs
 from common.data.own import pin_dataset
-from common.deploy import export, predict
+from common.deploy.export import build_pixel_loader
 
-ROOT = Path(__file__).parent.parent
 SIZE = 28
 
 
@@ -44,9 +42,8 @@ def trained(tmp_path_factory):
     flags += ["--opt", "adam", "--lr", "0.01", "--export", "onnx"]
     name = f"folder:{folder / 'photos'}"
     assert train.main(["--dataset", name, "digits", *flags, *where]) == 0
-    rows = {
-        row["config"]["dataset"].split(":")[0]: row for row in Log(folder / "results").read("train")
-    }
+    rows = Log(folder / "results").read("train")
+    rows = {row["config"]["dataset"].split(":")[0]: row for row in rows}
     files = {"folder": sorted((folder / "photos").glob("*/*"), key=lambda f: (f.parent, f.name))}
     files["digits"] = [folder / "digits" / f"{i}.png" for i in range(1797)]
     return folder, rows, files
@@ -60,7 +57,7 @@ def test_files_are_predicted_as_training_tested_them(trained, kind, capsys):
     dataset = cached_dataset(row["config"]["dataset"], str(folder / "data"), SIZE)
     test = split_dataset(dataset, "study", 0).test
     images = [files[kind][i] for i in test.tolist()]
-    pixels = export.build_pixel_loader(dataset, SIZE)(test).numpy()
+    pixels = build_pixel_loader(dataset, SIZE)(test).numpy()
     _, facts = predict.load_model(model)
     as_trained = facts["channels"], SIZE, facts["resized_as"]
     inputs = np.stack([to_inputs(open_image(file), *as_trained) for file in images])
@@ -149,20 +146,14 @@ def test_a_model_that_does_not_say_how_it_was_trained_is_refused(tmp_path, chang
 def test_no_torch_is_needed_and_no_model_is_bad_usage(trained, tmp_path):
     folder, rows, files = trained
     code = (
-        "import sys; from common.deploy import predict; sys.modules['torch'] = None\n"
+        "import sys; from common import predict; sys.modules['torch'] = None\n"
         "sys.exit(predict.main(sys.argv[1:]))"
     )
     model = folder / f"results/exports/{rows['folder']['run_id']}.onnx"
-    command = [sys.executable, "-c", code, model, files["folder"][0]]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert finish(start("-c", code, model, files["folder"][0]))[1] == ""
     (tmp_path / "page.onnx").write_text("<html>")
     for file, said in (("page.onnx", "is no ONNX model"), ("gone.onnx", "no such file")):
-        command = [sys.executable, "-m", "common.predict", tmp_path / file, "x.png"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1
-        assert said in done.stderr
+        assert said in refused(start("-m", "common.predict", tmp_path / file, "x.png"))[1]
 
 
 def test_a_run_is_exported_again_by_how_its_name_starts_unless_its_images_have_changed(

@@ -8,7 +8,7 @@ import pytest
 import train
 from common.data.batches import measure_pixels
 from common.data.datasets import load_dataset, split_dataset
-from common.deploy.predict import load_model
+from common.predict import load_model
 
 DATA = Path(__file__).parent.parent / "data"
 FOLDERS = {"mnist": "MNIST", "fashion": "FashionMNIST"}

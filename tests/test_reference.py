@@ -12,7 +12,7 @@ import pytest
 
 import report
 from common.base.log import read_log, run_id
-from common.deploy.predict import load_model
+from common.predict import load_model
 from common.report.documents import readme_results
 
 ROOT = Path(__file__).parent.parent

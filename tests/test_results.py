@@ -1,27 +1,29 @@
 """The log: nothing lost, nothing half-written, every fault named."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import finish, start
 
 from common.base import log as base
 from common.base.cli import UsageError
 from common.base.log import Log, append_line, dumps_strict, read_rows, run_id
 
-ROOT = Path(__file__).parent.parent
+
+@pytest.fixture
+def log(tmp_path):
+    return Log(tmp_path)
 
 
-def test_a_row_comes_back_as_it_was_written(tmp_path):
-    log = Log(tmp_path)
+def test_a_row_comes_back_as_it_was_written(log):
     row = log.append("train", {"dataset": "digits", "seed": 0}, {"test_acc": 0.5, "note": "é\n"})
     assert read_rows(log.path) == ([row], [])
     assert row["run_id"] == run_id("train", {"seed": 0, "dataset": "digits"})
     assert row["run_id"] != run_id("svm", {"seed": 0, "dataset": "digits"})
     assert row["run_id"] != run_id("train", {"seed": 1, "dataset": "digits"})
     assert len(row["git"]["commit"]) == 40
+    assert row["git"]["dirty"] in (True, False)
     assert len(row["env"]["load_average"]) == 3
 
 
@@ -48,8 +50,7 @@ def test_nan_and_infinity_become_null():
     assert json.loads(text, parse_constant=pytest.fail) == finite
 
 
-def test_the_last_successful_row_counts_and_a_line_cut_off_costs_nothing_else(tmp_path):
-    log = Log(tmp_path)
+def test_the_last_successful_row_counts_and_a_line_cut_off_costs_nothing_else(log):
     first = log.append("svm", {"seed": 1}, {"n": 1})
     log.path.write_bytes(log.path.read_bytes() + log.path.read_bytes()[:40])
     second = log.append("svm", {"seed": 1}, {"n": 2})
@@ -61,15 +62,14 @@ def test_the_last_successful_row_counts_and_a_line_cut_off_costs_nothing_else(tm
     assert list(log.finished("svm").values()) == [second]
 
 
-def test_a_timing_of_another_machine_is_no_finished_work_here(tmp_path):
-    log = Log(tmp_path)
-    for kind in ("hw_train", "hw_infer", "train"):
-        row = log.append(kind, {"seed": 1}, {})
-        assert log.finished(kind).keys() == {row["run_id"]}
-        for key in ("cpu", "cpu_model", "device"):  # servers of two generations may have one name
-            elsewhere = row | {"run_id": "b", "env": row["env"] | {key: "another"}}
-            append_line(log.path, json.dumps(elsewhere))
-        assert (log.finished(kind).keys() == {row["run_id"]}) == (kind != "train")
+@pytest.mark.parametrize("kind", ["hw_train", "hw_infer", "train"])
+def test_a_timing_of_another_machine_is_no_finished_work_here(log, kind):
+    row = log.append(kind, {"seed": 1}, {})
+    assert log.finished(kind).keys() == {row["run_id"]}
+    for key in ("cpu", "cpu_model", "device"):  # servers of two generations may have one name
+        elsewhere = row | {"run_id": "b", "env": row["env"] | {key: "another"}}
+        append_line(log.path, json.dumps(elsewhere))
+    assert (log.finished(kind).keys() == {row["run_id"]}) == (kind != "train")
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,7 @@ def test_a_timing_of_another_machine_is_no_finished_work_here(tmp_path):
         ({"metrics": {"test_acc": float("nan")}}, "NaN is no JSON"),
     ],
 )
-def test_what_is_no_row_is_skipped_with_the_reason(tmp_path, change, why):
-    log = Log(tmp_path)
+def test_what_is_no_row_is_skipped_with_the_reason(log, change, why):
     row = log.append("svm", {"seed": 1}, {})
     bad = json.dumps(row | change) + "\n[1]\nnull\n\xff\n" + "[" * 100_000
     log.path.write_text(bad, encoding="latin-1")
@@ -109,12 +108,10 @@ for i in range(1000):
 
 def test_eight_processes_append_and_every_line_is_whole(tmp_path):
     path = tmp_path / "log.jsonl"
-    command = [sys.executable, "-c", WRITER, path]
-    workers = [subprocess.Popen([*command, str(n)], cwd=ROOT) for n in range(8)]
-    assert [w.wait() for w in workers] == [0] * 8
+    for worker in [start("-c", WRITER, path, n) for n in range(8)]:
+        finish(worker)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    seen = {(line["worker"], line["i"]) for line in lines}
-    assert len(lines) == len(seen) == 8000
+    assert len(lines) == len({(line["worker"], line["i"]) for line in lines}) == 8000
 
 
 def test_what_cannot_be_written_is_one_line_and_what_was_there_stays(tmp_path):

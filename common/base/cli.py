@@ -1,8 +1,7 @@
 """What the scripts share: flags made of dataclasses, how a script says no, and how it ends.
 
-A setting is a field of a frozen dataclass: option() gives it a default, a help text, choices and
-bounds, and flags, help and validation are made of them. An explicit flag wins over a preset, a
-preset over a default. Nothing heavy is imported here, so that --help answers at once.
+A setting is a field of a frozen dataclass: option() gives it a default, a help text and rules, of
+which flags, help and checks are made. Nothing heavy is imported, so that --help answers at once.
 """
 
 from __future__ import annotations
@@ -17,15 +16,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-BOUNDS = {
-    "above": (operator.gt, "greater than"),
-    "minimum": (operator.ge, "at least"),
-    "maximum": (operator.le, "at most"),
-}
-TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+BOUNDS = {"above": (operator.gt, "greater than"), "minimum": (operator.ge, "at least")}
+BOUNDS |= {"maximum": (operator.le, "at most")}
 
 
 class UsageError(ValueError):
@@ -42,12 +37,6 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host ran out of memory; torch has a type for the former alone."""
-    names = {"MemoryError", "OutOfMemoryError"} & {kind.__name__ for kind in type(error).__mro__}
-    return bool(names) or "can't allocate memory" in str(error)
-
-
 def find_name(value: str, known: Iterable[str]) -> str | None:
     """The known name that value is, or whose form it has: folder:photos has that of folder:PATH."""
     if value in known:
@@ -58,16 +47,15 @@ def find_name(value: str, known: Iterable[str]) -> str | None:
 
 def check_name(what: str, value: str, known: Sequence[str]) -> None:
     """Raises: UsageError, with the nearest known name, when value is not among the known."""
-    if find_name(value, known):
-        return
-    near = difflib.get_close_matches(value, list(known), n=1, cutoff=0.75)  # not xpu for gpu
-    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
-    raise UsageError(f"{what}: unknown value {value!r}; {hint}")
+    if not find_name(value, known):
+        near = difflib.get_close_matches(value, list(known), n=1, cutoff=0.75)  # not xpu for gpu
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+        raise UsageError(f"{what}: unknown value {value!r}; {hint}")
 
 
 def need(module: str, what: str, package: str | None = None) -> Any:
-    """Import what only some need. Raises: UsageError that says what needs it and what to install:
-    the package, where its name is not the module's."""
+    """Import what only some need. Raises: UsageError that says what needs it, and the package to
+    install where its name is not the module's."""
     try:
         return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:  # a missing driver is one of the latter
@@ -84,56 +72,55 @@ def run_script(main: Callable[[], int]) -> None:
 
     signal.signal(signal.SIGTERM, terminate)
     sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
-    last_line = None
+    why = None
     try:
         status = main()
         sys.stdout.flush()
     except UsageError as error:
-        status, last_line = 2, f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}"
+        status, why = 2, f"{os.path.basename(sys.argv[0])}: {error}"
     except ModuleNotFoundError as error:
-        status = 2
-        last_line = f"{error}; install what is missing: make setup, then .venv/bin/python ..."
+        status, why = 2, f"{error}; install what is missing: make setup, then .venv/bin/python ..."
     except KeyboardInterrupt as error:
-        status = 143 if error.args else 130
-        last_line = "interrupted; everything finished so far is kept"
+        status, why = 143 if error.args else 130, "interrupted; everything finished so far is kept"
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else exiting flushes again
         status = 141
-    if last_line:
-        print(last_line, file=sys.stderr)
+    if why:
+        print(why, file=sys.stderr)
     sys.exit(status)
 
 
-def option(default: Any, help: str, choices: Iterable[str] = (), **metadata: Any) -> Any:
-    """Declare a field that becomes a flag.
+def option(default: Any, help: str, choices: Iterable[str] = (), **rules: Any) -> Any:
+    """Declare a field that becomes a flag or, where its default is MISSING, is given without one.
 
-    metadata: check (a function to call with the choices instead of looking among them), minimum and
-    maximum (inclusive), above (exclusive), many (the flag takes one or more values and the field
-    holds a tuple; in a grid class every field does), flag (False: a script fills it in), positional
-    (given without its name), silent (at its default the field is not in the log, nor in the run_id:
-    it came after rows that it changes nothing in).
+    rules: minimum and maximum (inclusive), above (exclusive); check (called instead of check_name);
+    flag (False: a script fills it in); silent (at its default the field is not in the log, nor in
+    the run_id: it came after rows that it changes nothing in).
     """
-    metadata |= {"help": help} | ({"choices": choices} if choices else {})
-    return field(default=default, metadata=metadata)
+    rules = {"check": check_name, "flag": True, "silent": False} | rules
+    return field(default=default, metadata={"help": help, "choices": choices} | rules)
 
 
 @dataclass(frozen=True)
 class Validated:
-    """Checks every field against its metadata on construction."""
+    """A frozen dataclass, as is every subclass, which checks its fields against their rules."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True)(cls)
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            flag, metadata, value = flag_of(f.name), f.metadata, getattr(self, f.name)
+            flag, rules, value = flag_of(f.name), f.metadata, getattr(self, f.name)
             for item in value if isinstance(value, tuple) else (value,):
                 if item is None:
                     continue
-                if "choices" in metadata:
-                    metadata.get("check", check_name)(flag, item, tuple(metadata["choices"]))
+                if rules["choices"]:
+                    rules["check"](flag, item, tuple(rules["choices"]))
                 if isinstance(item, float) and not math.isfinite(item):
                     raise UsageError(f"{flag}: {item} is not a finite number")
                 for bound, (holds, words) in BOUNDS.items():
-                    if bound in metadata and not holds(item, metadata[bound]):
-                        raise UsageError(f"{flag}: {item} must be {words} {metadata[bound]}")
+                    if bound in rules and not holds(item, rules[bound]):
+                        raise UsageError(f"{flag}: {item} must be {words} {rules[bound]}")
 
 
 def defaults_of(config_class: type) -> dict[str, Any]:
@@ -144,7 +131,7 @@ def defaults_of(config_class: type) -> dict[str, Any]:
 def as_dict(config: Any) -> dict[str, Any]:
     """All fields of a configuration, as the log holds them."""
     values = ((f, getattr(config, f.name)) for f in fields(config))
-    return {f.name: v for f, v in values if v != f.default or not f.metadata.get("silent")}
+    return {f.name: v for f, v in values if v != f.default or not f.metadata["silent"]}
 
 
 def flag_of(name: str) -> str:
@@ -158,9 +145,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _truth(text: str) -> bool:
-    if text.lower() not in TRUE + FALSE:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() in TRUE
+    for truth, words in ((True, "true 1 yes on"), (False, "false 0 no off")):
+        if text.lower() in words.split():
+            return truth
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
 def _texts(value: Any) -> list[str]:
@@ -171,26 +159,24 @@ def _texts(value: Any) -> list[str]:
 
 def _add_flags(parser: argparse.ArgumentParser, cls: type, several: bool) -> None:
     group = parser.add_argument_group(cls.__doc__.splitlines()[0].rstrip("."))
-    for f in fields(cls):
-        if not f.metadata.get("flag", True):
-            continue
+    for f in (f for f in fields(cls) if f.metadata["flag"]):
         text = f.metadata["help"].replace("%", "%%")
-        if "choices" in f.metadata:
-            text += f" ({', '.join(f.metadata['choices'])})"
-        if f.default not in (None, (), ""):
+        if choices := f.metadata["choices"]:
+            text += f" ({', '.join(choices)})"
+        if f.default not in (None, (), MISSING):
             text += f" [{' '.join(_texts(f.default))}]"
         # Annotations are text here: "int | None", "tuple[str, ...]".
         kind = {"bool": bool, "int": int, "float": float}.get(f.type.split()[0], str)
-        extra: dict[str, Any] = {"type": kind, "metavar": f.name.upper()}
-        if several or f.metadata.get("many"):
-            # A bare --pin-memory means true, as everywhere else.
-            extra |= {"nargs": "*", "type": _truth} if kind is bool else {"nargs": "+"}
+        how: dict[str, Any] = {"type": kind, "metavar": f.name.upper()}
+        if several and kind is bool:  # a bare --pin-memory means true, as everywhere else
+            how |= {"nargs": "*", "type": _truth}
         elif kind is bool:
-            extra = {"action": argparse.BooleanOptionalAction}
-        if not f.metadata.get("positional"):
-            extra["default"] = argparse.SUPPRESS
-        name = f.name if f.metadata.get("positional") else flag_of(f.name)
-        group.add_argument(name, help=text, **extra)
+            how = {"action": argparse.BooleanOptionalAction}
+        elif several or f.type.startswith("tuple"):
+            how["nargs"] = "+"
+        if f.default is not MISSING:
+            how["default"] = argparse.SUPPRESS
+        group.add_argument(f.name if f.default is MISSING else flag_of(f.name), help=text, **how)
 
 
 def parse_command_line(
@@ -201,10 +187,8 @@ def parse_command_line(
     presets: Mapping[str, dict[str, Any]] | None = None,
     default_preset: str | None = None,
 ) -> tuple[dict[str, list[Any]], Any]:
-    """Returns: ({field: [value, ...]} for every field of config_class, options).
-
-    Raises: UsageError on an unknown flag, name or value.
-    """
+    """Returns: ({field: [value, ...]} of config_class, where an explicit flag wins over a preset, a
+    preset over a default; options). Raises: UsageError on an unknown flag, name or value."""
     form = argparse.RawDescriptionHelpFormatter
     parser = _Parser(description=description, formatter_class=form, allow_abbrev=False)
     if presets:
@@ -215,17 +199,13 @@ def parse_command_line(
     _add_flags(parser, options_class, several=False)
     given = vars(parser.parse_args(argv))
     grid = {name: [default] for name, default in defaults_of(config_class).items()}
-    preset = given.pop("preset", None)
-    if preset is not None:
+    if (preset := given.pop("preset", None)) is not None:
         check_name("--preset", preset, tuple(presets))
         grid |= presets[preset]
-    chosen = {}
-    for name, value in given.items():
-        if name in grid:
-            grid[name] = list(dict.fromkeys(value or [True]))  # a value given twice counts once
-        else:
-            chosen[name] = tuple(value) if isinstance(value, list) else value
-    return grid, options_class(**chosen)
+    options = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items() if n not in grid}
+    # A bare flag means true, and a value that is given twice counts once.
+    grid |= {n: list(dict.fromkeys(v or [True])) for n, v in given.items() if n in grid}
+    return grid, options_class(**options)
 
 
 def expand_grid(config_class: type, grid: Mapping[str, Any]) -> list[Any]:
@@ -239,14 +219,11 @@ def expand_grid(config_class: type, grid: Mapping[str, Any]) -> list[Any]:
     for dataset in grid.get("dataset", [None]):
         own = {n: v.get(dataset) if isinstance(v, dict) else v for n, v in grid.items()}
         if missing := [flag_of(name) for name, values in own.items() if values is None]:
-            raise UsageError(
-                f"--dataset {dataset}: the preset has values for its own data sets alone; "
-                f"give {' and '.join(missing)} too"
-            )
+            why = "the preset has values for its own data sets alone"
+            raise UsageError(f"--dataset {dataset}: {why}; give {' and '.join(missing)} too")
         if dataset is not None:
             own["dataset"] = [dataset]
-        products = itertools.product(*own.values())
-        configs += [config_class(**dict(zip(own, values, strict=True))) for values in products]
+        configs += [config_class(*values) for values in itertools.product(*own.values())]
     return configs
 
 
@@ -255,7 +232,7 @@ def to_flags(settings: Sequence[Any], several: bool) -> list[str]:
     flags = []
     for f in fields(settings[0]):
         values = list(dict.fromkeys(getattr(item, f.name) for item in settings))
-        if values == [f.default] or not f.metadata.get("flag", True):
+        if values == [f.default] or not f.metadata["flag"]:
             continue
         if isinstance(values[0], bool) and not several:
             flags.append(flag_of(f.name if values[0] else f"no_{f.name}"))

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.base import cli
 from common.base.cli import UsageError, Validated, find_name, option
 
-DATASETS = ("mnist", "fashion", "digits", "kmnist", "qmnist", "emnist-letters", "emnist-digits")
 OWN = ("folder:PATH", "npz:FILE")  # one folder a class; MedMNIST's layout, or X and y
+DATASETS = ("mnist", "fashion", "digits", "kmnist", "qmnist", "emnist-letters", "emnist-digits")
 DATASETS += OWN
 # A mirrored shoe is a shoe, a mirrored digit is none; of your own images the flag is your word.
 MIRRORABLE = ("fashion", *OWN)
 # common/models.py adds how to build, by the number of classes, those that are not torchvision's.
-MODELS: dict[str, Callable[[int], Any] | None] = dict.fromkeys(
-    ("resnet18", "resnet34", "resnet50", "vgg5", "resnet14", "timm:NAME")
-)
+MODELS = dict.fromkeys(("resnet18", "resnet34", "resnet50", "vgg5", "resnet14", "timm:NAME"))
 OPTIMIZERS = ("sgd", "nesterov", "muon", "adam", "adamw")
+SCHEDULES = ("constant", "triangular")
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+PRECISIONS = ("fp32", "bf16", "fp16")
 EXPORT_FORMATS = ("torchscript", "onnx", "onnx-int8", "aotinductor")
 ENGINE_NAMES = ("eager", "eager-bf16", "compile", "torchscript", "aotinductor", "onnxruntime")
 ENGINE_NAMES += ("onnxruntime-int8", "openvino", "openvino-int8")
@@ -56,8 +55,7 @@ def may_mirror(name: str) -> bool:
 
 
 def check_model(flag: str, name: str, known: Sequence[str]) -> None:
-    """Raises: UsageError, with the nearest name, for one that is neither in `known`, nor
-    torchvision's, nor, after timm:, timm's."""
+    """As check_name, but that torchvision's networks and, after timm:, timm's are known too."""
     if name in known:
         return
     if find_name(name, known):
@@ -70,21 +68,15 @@ def check_model(flag: str, name: str, known: Sequence[str]) -> None:
         cli.check_name(flag, name, tuple(dict.fromkeys((*known, *names))))
 
 
-@dataclass(frozen=True)
 class DataConfig(Validated):
     """Which images, and how they are divided."""
 
     dataset: str = option("mnist", "data set", DATASETS)
-    split: str = option(
-        "study",
-        "study: all images pooled, 70/10/20; official: as published, or as in your train/val/test",
-        ("study", "official"),
-    )
+    split: str = option("study", "all pooled, 70/10/20; or as published", ("study", "official"))
     split_seed: int = option(0, "seed of the split, which stays while --seed varies", **SEED)
     seed: int = option(0, "seed of weights, batch order and samples", **SEED)
 
 
-@dataclass(frozen=True)
 class TrainConfig(DataConfig):
     """One training run; the defaults are the study's protocol."""
 
@@ -95,24 +87,13 @@ class TrainConfig(DataConfig):
     weights_sha256: str | None = option(None, "of that file, filled in", flag=False)
     opt: str = option("sgd", "momentum is 0.9 in sgd, nesterov; 0.75 in muon", OPTIMIZERS)
     lr: float = option(1e-3, "learning rate; under a schedule its highest", above=0)
-    schedule: str = option(
-        "constant",
-        "learning rate over the run; triangular: up for a fifth of it, then to zero",
-        ("constant", "triangular"),
-    )
-    weight_decay: float | None = option(
-        None,
-        "weight decay [the optimiser's own]; nesterov spares biases and BatchNorm, muon the "
-        "convolutions that it orthogonalises too",
-        minimum=0,
-    )
+    schedule: str = option("constant", "of lr; triangular: up for a fifth, then to zero", SCHEDULES)
+    weight_decay: float | None = option(None, "weight decay [the optimiser's own]", minimum=0)
     label_smoothing: float = option(0.0, "share of the target spread over all classes", **SHARE)
     translate: int = option(0, "training images are shifted by up to so many pixels", minimum=0)
     flip: bool = option(False, f"training images are mirrored in every other epoch; {NO_MIRROR}")
     erase: float = option(0.0, "share of training images that lose up to a third of them", **SHARE)
-    tta: bool = option(
-        False, f"answer with the mean logits of image and mirror image; {NO_MIRROR}", silent=True
-    )
+    tta: bool = option(False, f"mean logits of image and mirror image; {NO_MIRROR}", silent=True)
     epochs: int = option(5, "passes over the training split", minimum=1)
     batch_size: int = option(16, "images a step, of all processes together", minimum=1)
     amp: bool = option(True, "automatic mixed precision, where the device has a fast 16-bit type")
@@ -136,7 +117,6 @@ class TrainConfig(DataConfig):
         return f"{self.dataset} {self.model} {self.opt} {self.lr:g}{pin}"
 
 
-@dataclass(frozen=True)
 class SvmConfig(DataConfig):
     """One support vector machine; the defaults are the study's."""
 
@@ -150,7 +130,6 @@ class SvmConfig(DataConfig):
     engine: str = option("sklearn", "implementation", ("sklearn", "sklearnex", "cuml"))
 
 
-@dataclass(frozen=True)
 class FlopsConfig(Validated):
     """One cost count: a network at an input shape."""
 
@@ -159,7 +138,6 @@ class FlopsConfig(Validated):
     classes: int = option(10, "outputs of the network", minimum=1)
 
 
-@dataclass(frozen=True)
 class HwTrainConfig(DataConfig):
     """Training speed of one network and optimiser on one device variant (the study's Q2)."""
 
@@ -171,9 +149,7 @@ class HwTrainConfig(DataConfig):
     image_size: int = option(224, "side in pixels that images are resized to", minimum=1)
     device: str = option("auto", "devices to compare", DEVICES)
     threads: int | None = option(None, f"CPU threads [all; 1 too {ON_CPU}]", minimum=1)
-    precision: str | None = option(
-        None, f"[the fast 16-bit type; fp32 too {ON_CPU}]", ("fp32", "bf16", "fp16")
-    )
+    precision: str | None = option(None, f"[fast 16-bit type; fp32 too {ON_CPU}]", PRECISIONS)
     compile: bool | None = option(None, f"torch.compile [false; true too {ON_CPU}]")
     loop: str = option("ours", "notebook: that of tutorials, in fp32 too", ("ours", "notebook"))
     data_on: str = option("device", DATA_ON, ("device", "host"))
@@ -186,13 +162,10 @@ class HwTrainConfig(DataConfig):
     def describe(self) -> str:
         """The variant in a few words."""
         mode = "compiled" if self.compile else "eager" if self.loop == "ours" else "notebook loop"
-        parts = [self.device, self.precision, mode]
-        if self.threads:
-            parts.insert(1, f"{self.threads} thread{'s' if self.threads > 1 else ''}")
-        return ", ".join(parts)
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}" if self.threads else None
+        return ", ".join(filter(None, [self.device, threads, self.precision, mode]))
 
 
-@dataclass(frozen=True)
 class HwInferConfig(Validated):
     """Inference speed of one exported network in one engine."""
 
@@ -219,7 +192,6 @@ class HwInferConfig(Validated):
         return self.launches, -(-self.queries // self.launches), self.seconds / self.launches
 
 
-@dataclass(frozen=True)
 class Options(Validated):
     """Flags every script has."""
 
@@ -228,7 +200,6 @@ class Options(Validated):
     force: bool = option(False, "do the work again, even where the log has it")
 
 
-@dataclass(frozen=True)
 class GridOptions(Options):
     """Flags of a script that does the work of a grid."""
 
@@ -249,42 +220,21 @@ class GridOptions(Options):
             raise UsageError(f"--cluster {self.cluster}: needs --backend dask")
 
 
-@dataclass(frozen=True)
 class TrainOptions(GridOptions):
     """Other flags of train.py."""
 
     dry_run: bool = option(False, "print the plan and stop")
     resume: bool = option(True, "continue interrupted runs from their last epoch")
     best: bool = option(False, "train nothing: export what has each data set's highest val_acc")
-    export: tuple[str, ...] = option((), "export the trained network", EXPORT_FORMATS, many=True)
+    export: tuple[str, ...] = option((), "export the trained network", EXPORT_FORMATS)
     deterministic: bool = option(False, "the same bits each time on an accelerator too; slower")
     tensorboard: bool = option(False, "write event files too; needs the package tensorboard")
 
 
-@dataclass(frozen=True)
 class HwOptions(Options):
     """Other flags of hw_bench.py."""
 
     mode: str = option("train", "each mode has flags of its own", ("train", "infer"))
-
-
-@dataclass(frozen=True)
-class ExportOptions(Validated):
-    """What to export again, and where it is."""
-
-    runs: tuple[str, ...] = option((), "run_id, or how it starts", many=True, positional=True)
-    format: tuple[str, ...] = option(EXPORT_FORMATS, "formats to write", EXPORT_FORMATS, many=True)
-    results_dir: str = option("results", "folder of the log and of the checkpoints")
-    data_dir: str = option("data", "folder of the data sets, whose test images are the gate")
-
-
-@dataclass(frozen=True)
-class PredictOptions(Validated):
-    """What to classify, and with what."""
-
-    model: str = option("", "ONNX file that this project exported", positional=True)
-    images: tuple[str, ...] = option((), "image files", many=True, positional=True)
-    json: bool = option(False, "print JSON, with the probability of every class")
 
 
 def preset_of(config: Mapping[str, Any]) -> str | None:

@@ -10,9 +10,8 @@ import errno
 import fcntl
 import hashlib
 import json
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,11 +24,14 @@ SCHEMA = 1
 KINDS = ("epoch", "train", "svm", "flops", "hw_train", "export", "hw_infer")
 TIMINGS = ("hw_train", "hw_infer")  # of a machine: on another one they are other work
 STATUSES = ("ok", "failed", "interrupted")
-KNOWN = {"kind": KINDS, "status": STATUSES}
-TYPES = dict.fromkeys(("run_id", "time_utc"), (str, "string"))
-TYPES |= dict.fromkeys(("git", "config", "env", "metrics"), (dict, "object"))
-ROW_KEYS = {"schema", *KNOWN, *TYPES, "error"}
-SETTING = str | int | float | None
+# What a row's parts, settings and metrics must be, and the word for it.
+PARTS = dict.fromkeys(("run_id", "time_utc"), (str, "string"))
+PARTS |= dict.fromkeys(("git", "config", "env", "metrics"), (dict, "object"))
+SETTING = (str | int | float | None, "setting")
+METRICS = {"epoch": (int, "integer"), "shared_with": (str | None, "run_id")}
+METRICS |= dict.fromkeys(("val_acc", "test_acc"), (int | float | None, "fraction"))
+PREDICTIONS = {"pred": "int16", "label": "int16", "index": "int64", "classes": "str"}
+PREDICTIONS |= {"logits": "float16"}
 Row = dict[str, Any]
 Content = bytes | Callable[[BinaryIO], Any]  # or a function that writes it to a file
 
@@ -56,7 +58,7 @@ class Log:
 
     def read(self, kind: str) -> list[Row]:
         """The rows of one kind, oldest first."""
-        rows = read_rows(self.path)[0] if self.shard else read_log(self.folder)[0]
+        rows, _ = read_rows(self.path) if self.shard else read_log(self.folder)
         return [row for row in rows if row["kind"] == kind]
 
     def finished(self, kind: str) -> dict[str, Row]:
@@ -69,41 +71,23 @@ class Log:
         return {row["run_id"]: row for row in rows}
 
     def append(
-        self,
-        kind: str,
-        config: dict[str, Any],
-        metrics: dict[str, Any],
-        *,
-        status: str = "ok",
-        error: str | None = None,
-        name: str | None = None,
-        device: str | None = None,
-        measured_by: Row | None = None,
+        self, kind: str, config: Row, metrics: Row, *, device: str | None = None, **parts: Any
     ) -> Row:
-        """Write one row and return it. `name` overrides the run_id; env describes `device`, or is,
-        as the commit is, that of the row `measured_by`, whose metrics this one shares."""
-        stamp = measured_by or {"git": git_state(), "env": describe_machine(device)}
-        row = {
-            "schema": SCHEMA,
-            "kind": kind,
-            "run_id": name or run_id(kind, config),
-            "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-            "git": stamp["git"],
-            "status": status,
-            "error": error.splitlines()[0] if error else None,
-            "config": config,
-            "env": stamp["env"],
-            "metrics": metrics,
-        }
+        """Write one row and return it; env describes `device`. `parts` are those that are not as
+        usual: status, error, run_id, or git and env of the row whose metrics this one shares."""
+        row = {"schema": SCHEMA, "kind": kind, "run_id": run_id(kind, config)}
+        row |= {"time_utc": datetime.now(UTC).isoformat(timespec="seconds"), "git": git_state()}
+        row |= {"status": "ok", "error": None, "config": config, "env": describe_machine(device)}
+        row |= {"metrics": metrics}
+        assert parts.keys() <= row.keys()
+        row |= parts
+        row["error"] = row["error"].splitlines()[0] if row["error"] else None
         append_line(self.path, dumps_strict(row))
         return row
 
     @contextmanager
     def failed_rows(
-        self,
-        kind: str,
-        configs: Iterable[Row],
-        explain: Callable[[Exception, Row], str] = lambda error, _: first_line(error),
+        self, kind: str, configs: Iterable[Row], explain: Callable[..., str] | None = None
     ) -> Iterator[list[Row]]:
         """Work on configurations: what it fails of is a failed row of each, added to the list that
         is yielded, and not the end of the others. Raises: UsageError, the whole command's."""
@@ -115,23 +99,17 @@ class Log:
         except Exception as error:
             metrics = getattr(error, "metrics", {})
             for config in configs:
-                why = {"status": "failed", "error": explain(error, config)}
-                rows.append(self.append(kind, config, metrics, device=config.get("device"), **why))
+                why = explain(error, config) if explain else first_line(error)
+                parts = {"device": config.get("device"), "status": "failed", "error": why}
+                rows.append(self.append(kind, config, metrics, **parts))
             if not rows:
                 raise
 
 
 def dumps_strict(row: Row) -> str:
     """Strict JSON on one line: NaN and infinities become null, since JSON has neither."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, float):
-            return value if math.isfinite(value) else None
-        if isinstance(value, dict):
-            return {key: finite(item) for key, item in value.items()}
-        return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    return json.dumps(finite(row), ensure_ascii=False, allow_nan=False)
+    strict = json.loads(json.dumps(row), parse_constant=lambda name: None)
+    return json.dumps(strict, ensure_ascii=False, allow_nan=False)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -187,20 +165,15 @@ def locate(folder: Path, name: str) -> Path:
     return path
 
 
-def save_predictions(
-    path: Path, *, pred: Any, label: Any, index: Any, classes: Sequence[str], logits: Any = None
-) -> None:
-    """Keep a test split's predictions for paired tests, as a compressed .npz.
+def save_predictions(path: Path, **arrays: Any) -> None:
+    """Keep a test split's predictions for paired tests, as a compressed .npz of PREDICTIONS.
 
-    Shapes: pred, label, index into the pool (N,); logits (N, classes), kept as float16, or None.
+    Shapes: pred, label, index into the pool (N,); logits (N, classes), where there are any.
     """
     import numpy as np  # not at the top: the scripts import this before they parse their flags
 
-    arrays = {"pred": np.asarray(pred, "int16"), "label": np.asarray(label, "int16")}
-    arrays |= {"index": np.asarray(index, "int64"), "classes": np.asarray(classes, "str")}
-    if logits is not None:
-        arrays["logits"] = np.asarray(logits, "float16")
-    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+    kept = {k: np.asarray(arrays[k], PREDICTIONS[k]) for k in PREDICTIONS if k in arrays}
+    write_atomically(path, lambda file: np.savez_compressed(file, **kept))
 
 
 def log_files(folder: Path) -> list[Path]:
@@ -236,11 +209,9 @@ def read_rows(path: str | Path) -> tuple[list[Row], list[str]]:
             continue
         try:
             row = json.loads(line, parse_constant=refuse_constant)
-            problem = next(_problems(row), None)
+            check_row(row)
         except (ValueError, RecursionError) as error:
-            problem = str(error)
-        if problem:
-            problems.append(f"{path}:{number}: skipped, {problem}")
+            problems.append(f"{path}:{number}: skipped, {error}")
             continue
         for part in ("config", "git", "env"):
             row[part] = shared.setdefault(repr(row[part]), row[part])
@@ -248,26 +219,23 @@ def read_rows(path: str | Path) -> tuple[list[Row], list[str]]:
     return rows, problems
 
 
-def _problems(row: Any) -> Iterator[str]:
-    """What makes it no row of the log; after the first of them the others may not even apply."""
+def check_row(row: Any) -> None:
+    """Raises: ValueError, for what is no row of the log."""
     if not isinstance(row, dict):
-        yield "not an object"
-    if missing := ROW_KEYS - row.keys():
-        yield f"missing {', '.join(sorted(missing))}"
+        raise ValueError("not an object")
+    if missing := {"schema", "kind", "status", "error", *PARTS} - row.keys():
+        raise ValueError(f"missing {', '.join(sorted(missing))}")
     if row["schema"] != SCHEMA:
-        yield f"schema {row['schema']!r}, this version reads {SCHEMA}"
-    for name, known in KNOWN.items():
+        raise ValueError(f"schema {row['schema']!r}, this version reads {SCHEMA}")
+    for name, known in (("kind", KINDS), ("status", STATUSES)):
         if row[name] not in known:
-            yield f"unknown {name} {row[name]!r}"
-    for name, (kind, word) in TYPES.items():
+            raise ValueError(f"unknown {name} {row[name]!r}")
+    for name, (kind, word) in PARTS.items():
         if not isinstance(row[name], kind):
-            yield f"{name} is no {word}"
+            raise ValueError(f"{name} is no {word}")
     metrics = row["metrics"]
-    values = [(name, value, SETTING, "setting") for name, value in row["config"].items()]
-    values += [("epoch", metrics.get("epoch", 0), int, "integer")]
-    values += [("shared_with", metrics.get("shared_with"), str | None, "run_id")]
-    fractions = [(name, metrics.get(name)) for name in ("val_acc", "test_acc")]
-    values += [(name, value, int | float | None, "fraction") for name, value in fractions]
+    values = [(name, value, *SETTING) for name, value in row["config"].items()]
+    values += [(name, metrics[name], *METRICS[name]) for name in METRICS if name in metrics]
     for name, value, kind, word in values:
         if not isinstance(value, kind) or (word == "fraction" and not 0 <= (value or 0) <= 1):
-            yield f"{name} {value!r} is no {word}"
+            raise ValueError(f"{name} {value!r} is no {word}")

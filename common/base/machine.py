@@ -18,16 +18,14 @@ LIBRARIES = ("torch", "torchvision", "sklearn", "sklearnex", "onnxruntime")
 @functools.cache
 def git_state() -> dict[str, Any]:
     """Commit of the code that runs, and whether tracked files differ from it; nulls without git."""
-
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
+    command = ["git", "-C", Path(__file__).parent, "status", "--porcelain=v2", "--branch", "-uno"]
     try:
-        changes = git("status", "--porcelain", "--untracked-files=no")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
+    facts = [line.split() for line in done.stdout.splitlines()]  # of the branch, and of each change
+    commit = next(words[2] for words in facts if words[1] == "branch.oid")
+    return {"commit": commit, "dirty": any(words[0] != "#" for words in facts)}
 
 
 def describe_machine(device: str | None = None) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Trained networks as files that run without this project, each kept only if it predicts alike.
 
-    python -m common.export 1a2b3c             a run of the log, again, from its checkpoint
-
 An exported graph takes float32 pixels in [0, 1], already resized, and returns logits; normalising
 and repeating grey to three channels happen inside. What a user needs to know is in the file: ONNX
 metadata_props, TorchScript's extra file metadata.json. Before a file gets its name it is loaded by
@@ -11,10 +9,10 @@ the engine that it is for, and answers the whole test split.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,14 +22,13 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from common.base.cli import UsageError, first_line, parse_command_line
-from common.base.config import ExportOptions, is_own
-from common.base.log import Log, locate, log_files, write_atomically
+from common.base.cli import UsageError, first_line
+from common.base.config import is_own
+from common.base.log import Log, Row, locate, write_atomically
 from common.base.machine import git_state
 from common.data.batches import Batches
 from common.data.datasets import Dataset, cached_dataset, split_dataset
 from common.deploy import runtimes
-from common.deploy.network import fold, load_deployable
 from common.train.device import compile_obstacle
 from common.train.loop import EVAL_BATCH_SIZE, evaluate, score
 
@@ -52,10 +49,8 @@ class ExportMismatch(RuntimeError):
 
 
 def build_pixel_loader(dataset: Dataset, image_size: int) -> Callable[[Tensor], Tensor]:
-    """A function from indices to what an exported graph takes.
-
-    Shapes: (B,) -> (B, C, S, S) float32 in [0, 1], on the CPU.
-    """
+    """A function from indices to what an exported graph takes, on the CPU.
+    Shapes: (B,) -> (B, C, S, S) float32 in [0, 1]."""
     channels = dataset.images.shape[1]
     unchanged = torch.zeros(channels), torch.ones(channels)
     batches = Batches(dataset, unchanged, image_size, torch.device("cpu"), channels_last=False)
@@ -70,16 +65,14 @@ def predict(engine: runtimes.Run, load_pixels: Callable[[Tensor], Tensor], index
 def measure_parity(
     logits: Tensor, reference: Tensor, labels: Tensor, precision: str = "fp32"
 ) -> tuple[dict[str, Any], str | None]:
-    """How far predictions are from those of eager in fp32. Shapes: (N, classes) twice, (N,).
+    """How far predictions are from those of eager in fp32, and what is beyond the tolerance of the
+    precision, or None. mcnemar_p is the exact p of the difference in accuracy.
 
-    Returns: (images, flips, max_abs_logit, acc_delta and mcnemar_p, the exact p of the difference
-    in accuracy; what is beyond the tolerance of the precision, or None).
+    Shapes: logits, reference (N, classes); labels (N,).
     """
     right, right_before = logits.argmax(1) == labels, reference.argmax(1) == labels
     lost, won = int((right_before & ~right).sum()), int((right & ~right_before).sum())
     flipped = logits.argmax(1) != reference.argmax(1)
-    best, second = reference.topk(2).values.unbind(1)
-    wrong = int((flipped & ~(best - second <= NEAR_TIE)).sum())
     distance = (logits.double() - reference.double()).abs().max().item()
     parity = {
         "images": len(labels),
@@ -89,22 +82,22 @@ def measure_parity(
         "mcnemar_p": float(binomtest(won, won + lost).pvalue) if won + lost else 1.0,
     }
     fault = None
-    if precision != "fp32":
-        if not logits.isfinite().all():
-            fault = "logits are not finite"
-        elif lost - won > max(1, MAX_ACC_DROP * len(labels)):
-            drop = (lost - won) / len(labels)
-            fault = f"accuracy falls by {drop:.2%} (tolerance {MAX_ACC_DROP:.1%})"
-    elif wrong or not distance <= MAX_ABS_LOGIT:  # so that NaN is a fault
-        fault = (
-            f"{wrong} of {len(labels)} classes differ beyond a near tie, logits by up to "
-            f"{distance:.3g} (tolerance {MAX_ABS_LOGIT:g})"
-        )
+    if precision == "fp32":
+        best, second = reference.topk(2).values.unbind(1)
+        wrong = int((flipped & ~(best - second <= NEAR_TIE)).sum())
+        if wrong or not distance <= MAX_ABS_LOGIT:  # so that NaN is a fault
+            fault = f"{wrong} of {len(labels)} classes differ beyond a near tie, logits by up to "
+            fault += f"{distance:.3g} (tolerance {MAX_ABS_LOGIT:g})"
+    elif not logits.isfinite().all():
+        fault = "logits are not finite"
+    elif lost - won > max(1, MAX_ACC_DROP * len(labels)):
+        drop = (lost - won) / len(labels)
+        fault = f"accuracy falls by {drop:.2%} (tolerance {MAX_ACC_DROP:.1%})"
     return parity, fault
 
 
 def _write_torchscript(network: nn.Module, file: Path, facts: Facts, images: Images) -> None:
-    with torch.no_grad(), runtimes.torchscript_warnings_off():
+    with torch.no_grad(), warnings.catch_warnings(action="ignore", category=FutureWarning):
         # check_trace would compare a handful of outputs; the gate compares thousands.
         traced = torch.jit.trace(network, _example(facts), check_trace=False)
         extra = {"metadata.json": json.dumps(facts)}
@@ -116,10 +109,9 @@ def _write_onnx(network: nn.Module, file: Path, facts: Facts, images: Images) ->
 
     # Channels last, an average over all positions would become eleven operations.
     network.to(memory_format=torch.contiguous_format)
-    shape = {"input_names": ["pixels"], "output_names": ["logits"]}
-    shape["dynamic_shapes"] = ({0: torch.export.Dim("batch")},)
-    how = {"dynamo": True, "external_data": False, "verbose": False}
-    program = torch.onnx.export(network, (_example(facts),), **shape, **how)
+    how = {"input_names": ["pixels"], "output_names": ["logits"], "verbose": False}
+    how |= {"dynamic_shapes": ({0: torch.export.Dim("batch")},), "external_data": False}
+    program = torch.onnx.export(network, (_example(facts),), dynamo=True, **how)
     program.model.metadata_props.update(_as_text(facts))
     program.save(file, external_data=False)
     onnx.checker.check_model(file, full_check=True)
@@ -137,16 +129,11 @@ def _write_onnx_int8(network: nn.Module, file: Path, facts: Facts, images: Image
     _write_onnx(network, plain, facts, images)
     quant_pre_process(plain, plain, skip_symbolic_shape=True)
     inputs = ({"pixels": pixels.numpy()} for pixels in images)
-    quantize_static(
-        plain,
-        file,
-        SimpleNamespace(get_next=lambda: next(inputs, None)),
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=_classifier(onnx.load(plain).graph),
-        extra_options={"CalibMovingAverage": True},
-    )
+    reader = SimpleNamespace(get_next=lambda: next(inputs, None))
+    how = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    how |= {"per_channel": True, "extra_options": {"CalibMovingAverage": True}}
+    kept = _classifier(onnx.load(plain).graph)
+    quantize_static(plain, file, reader, nodes_to_exclude=kept, **how)
     model = onnx.load(file)
     onnx.helper.set_model_props(model, _as_text(facts))
     onnx.save(model, file)
@@ -158,27 +145,22 @@ def _classifier(graph: Any) -> list[str]:
     logits to a few values: a convolution may be last, or a mean over images follow."""
     weights = {tensor.name for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
-    names: dict[str, None] = {}
-    pending = [output.name for output in graph.output]
+    names, pending = set(), [output.name for output in graph.output]
     while pending:
         node = makers.get(pending.pop())
-        if node is None or node.name in names:
-            continue
-        names[node.name] = None
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or weights.isdisjoint(node.input):
-            pending += node.input
-    return list(names)
+        if node is not None and node.name not in names:
+            names.add(node.name)
+            if node.op_type not in ("Conv", "Gemm", "MatMul") or weights.isdisjoint(node.input):
+                pending += node.input
+    return sorted(names)
 
 
 def _write_aotinductor(network: nn.Module, file: Path, facts: Facts, images: Images) -> None:
     # Not with inductor's freezing: in torch 2.14 a package made so answers wrongly, which the gate
-    # found out.
-    shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
-    settings = {
-        "aot_inductor.metadata": _as_text(facts),
-        "cpp.dynamic_threads": True,  # else the count of threads here would be in it
-    }
+    # found out. Without dynamic_threads the count of threads here would be in it.
+    settings = {"aot_inductor.metadata": _as_text(facts), "cpp.dynamic_threads": True}
     how = {"package_path": str(file), "inductor_configs": settings}
+    shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
     with torch.no_grad():
         program = torch.export.export(network, (_example(facts),), dynamic_shapes=shapes)
         torch._inductor.aoti_compile_and_package(program, **how)
@@ -195,11 +177,8 @@ def _as_text(facts: Facts) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Format:
-    """How a file is named and written, the engine that it is checked in, and what it needs.
-
-    `write` takes the folded network, the file, its metadata, and images that are none of the test
-    split's, for whose ranges a quantised file is made.
-    """
+    """How a file is named and written, the engine that checks it, and what it needs. A quantised
+    one is made for the ranges of the images that `write` takes, none of the test split's."""
 
     suffix: str
     engine: str
@@ -223,53 +202,49 @@ def check_format(format: str) -> None:
         raise UsageError(f"aotinductor: {obstacle}")
 
 
-def export_run(log: Log, row: dict[str, Any], format: str, data_dir: str) -> dict[str, Any]:
-    """Export the network of one train row of the log and append the `export` row. A file that was
-    there stays unless the new one predicts as the network does.
-
-    Returns: the new row; its status is failed where the file was refused or could not be made.
-    Raises: UsageError when the checkpoint, the data or a package is not there.
-    """
+def export_run(log: Log, row: Row, format: str, data_dir: str) -> Row:
+    """Export the network of a train row, and append and return the `export` row: a failed one, and
+    the file that was there stays, unless the new one could be made and predicts as the network
+    does. Raises: UsageError when the checkpoint, the data or a package is not there."""
     check_format(format)
-    config = row["config"] | {"format": format}
-    file = f"exports/{row['run_id']}{FORMATS[format].suffix}"
+    config, file = row["config"] | {"format": format}, row["run_id"] + FORMATS[format].suffix
     metrics = {"format": format, "train_run_id": row["run_id"], "file": None, "parity": None}
-    trained = load_deployable(locate(log.folder, row["metrics"]["checkpoint"]))
+    trained = runtimes.load_deployable(locate(log.folder, row["metrics"]["checkpoint"]))
     dataset = cached_dataset(config["dataset"], data_dir, config["image_size"])
     try:
-        written, metrics["parity"], fault = write_draft(*trained, dataset, row, format)
+        content, metrics["parity"], fault = write_draft(*trained, dataset, row, format)
         if fault:
-            raise ExportMismatch(f"{Path(file).name} refused: {fault}")
-        write_atomically(log.folder / file, written)
+            raise ExportMismatch(f"{file} refused: {fault}")
+        write_atomically(log.folder / "exports" / file, content)
     except UsageError:
         raise
     except Exception as error:  # exporters fail in many ways; none of them ends a grid
         return log.append("export", config, metrics, status="failed", error=first_line(error))
-    digest = hashlib.sha256(written).hexdigest()
-    metrics |= {"file": file, "size_bytes": len(written), "sha256": digest}
+    digest = hashlib.sha256(content).hexdigest()
+    metrics |= {"file": f"exports/{file}", "size_bytes": len(content), "sha256": digest}
     return log.append("export", config, metrics)
 
 
 def write_draft(
-    network: nn.Module, content: Facts, dataset: Dataset, row: dict[str, Any], format: str
+    network: runtimes.Deployable, checkpoint: Facts, dataset: Dataset, row: Row, format: str
 ) -> tuple[bytes, dict[str, Any], str | None]:
     """A network as one file, and how what is in the file predicts, as measure_parity has it."""
     config, size, channels = row["config"], row["config"]["image_size"], dataset.images.shape[1]
     split = split_dataset(dataset, config["split"], config["split_seed"])
     labels, load_pixels = dataset.labels[split.test], build_pixel_loader(dataset, size)
     # The reference comes the way that training took, with nothing of the exported graph in it.
-    statistics = torch.tensor(content["mean"]), torch.tensor(content["std"])
+    statistics = network.mean.flatten(), network.std.flatten()
     batches = Batches(dataset, statistics, size, torch.device("cpu"))
     reference = evaluate(network.model, batches, split.test)
     facts = {
         "input": f"float32 pixels in [0, 1], shape (batch, {channels}, {size}, {size}), resized "
         "with bilinear interpolation",
         "output": "logits, one for each class",
-        "classes": list(content["classes"]),
+        "classes": list(checkpoint["classes"]),
         **{name: config[name] for name in ("dataset", "model", "image_size")},
         "channels": channels,
         "resized_as": "uint8" if is_own(config["dataset"]) else "float32",
-        **{name: list(content[name]) for name in ("mean", "std")},
+        **{name: list(checkpoint[name]) for name in ("mean", "std")},
         "fp32_test_acc": score(reference, labels)[1],
         "train_run_id": row["run_id"],
         "git_commit": git_state()["commit"],
@@ -278,38 +253,8 @@ def write_draft(
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / f"draft{FORMATS[format].suffix}"
         ranges = map(load_pixels, calibration.split(CALIBRATION_BATCH))
-        FORMATS[format].write(fold(network), draft, facts, ranges)
+        FORMATS[format].write(runtimes.fold(network), draft, facts, ranges)
         run = runtimes.load_engine(engine, draft, torch.get_num_threads())
         logits = predict(run, load_pixels, split.test)
         precision = runtimes.ENGINES[engine].precision
         return draft.read_bytes(), *measure_parity(logits, reference, labels, precision)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Export finished runs again, each from its checkpoint."""
-    _, options = parse_command_line(argv, __doc__, options_class=ExportOptions)
-    if not any(file.is_file() for file in log_files(Path(options.results_dir))):
-        raise UsageError(
-            f"--results-dir: {options.results_dir} has no log.jsonl; train.py writes it"
-        )
-    log, chosen = Log(options.results_dir), []
-    rows = log.finished("train")
-    for name in options.runs:
-        named = [run for run in rows if run.startswith(name)]
-        if len(named) != 1:
-            among = named or list(rows)
-            listed = ", ".join(among[:10]) + (", ..." if len(among) > 10 else "") or "none"
-            raise UsageError(
-                f"RUN {name}: {len(named) or 'no'} finished trainings of {log.path} start so; "
-                f"choose from {listed}"
-            )
-        chosen.append(rows[named[0]])
-    for format in options.format:
-        check_format(format)
-    failures = 0
-    for row, format in itertools.product(chosen, options.format):
-        done = export_run(log, row, format, options.data_dir)
-        failures += done["status"] != "ok"
-        file = done["metrics"]["file"]
-        print(f"{row['run_id']} {format}: {log.folder / file if file else done['error']}")
-    return int(failures > 0)

@@ -1,38 +1,88 @@
-"""The ways to run a trained network on a CPU, each with as many threads as it is told.
+"""The ways to run a trained network on a CPU: as PyTorch has it, and in the engines of exports.
 
-An engine maps pixels (B, C, S, S), float32 in [0, 1], to logits (B, classes). It runs one kind of
-file: a training checkpoint, or an export. eager in fp32 is what the others are compared with.
-Optional packages are named with the command that installs them.
+Each maps pixels (B, C, S, S), float32 in [0, 1], C 1 or 3, to logits (B, classes), with as many
+threads as it is told. eager in fp32 is what the others are compared with.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
-from common.base.cli import need
-from common.deploy.network import load_deployable
-
-# On Python 3.14 torch no longer vouches for TorchScript; there the gate decides as anywhere else.
-TORCHSCRIPT_WARNING = r"`torch\.jit\.\w+` is (deprecated|not supported in Python 3\.14\+)"
+from common.base.cli import UsageError, need
+from common.models import build_model
+from common.train.checkpoint import load_checkpoint, load_weights
+from common.train.loop import MirrorMean, as_tested
 
 COMPILED_SIZES = 64  # batch sizes that torch.compile is measured in, at most
+Values = Sequence[float] | Tensor  # one a channel
 Run = Callable[[Tensor], Tensor]
 
 
-@contextmanager
-def torchscript_warnings_off() -> Iterator[None]:
-    """TorchScript's own warnings, said once in the documentation, not at every call."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", TORCHSCRIPT_WARNING, FutureWarning)
-        yield
+class Deployable(nn.Module):
+    """A trained network with the normalisation of its images in front; std None: its first
+    convolution, of as many channels as the images have, divides by it already."""
+
+    def __init__(self, model: nn.Module, mean: Values, std: Values | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.as_tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", None if std is None else torch.as_tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        # The mean is never folded: a bias could not stand in for it where the convolution pads.
+        pixels = pixels - self.mean
+        if self.std is not None:
+            pixels = (pixels / self.std).expand(-1, 3, -1, -1)
+        return self.model(pixels)
+
+
+def load_deployable(file: Path) -> tuple[Deployable, dict[str, Any]]:
+    """The network of a training checkpoint, ready to predict, and the checkpoint's other content.
+
+    Raises: UsageError when the file is missing, damaged, or not a training checkpoint.
+    """
+    content = load_checkpoint(file)
+    if missing := {"model", "config", "classes", "mean", "std"} - content.keys():
+        raise UsageError(f"{file} is no checkpoint of train.py: it lacks {min(missing)}")
+    config, classes = content["config"], len(content["classes"])
+    model = build_model(config["model"], classes, image_size=config["image_size"])
+    load_weights(model, file)
+    network = Deployable(as_tested(model, config), content["mean"], content["std"]).eval()
+    return network.to(memory_format=torch.channels_last), content
+
+
+def fold(network: Deployable) -> nn.Module:
+    """The same function, but for rounding, with fewer operations: each BatchNorm in the convolution
+    before it, the pixels' scale and the repetition of a grey channel in the first convolution. What
+    torch.fx cannot trace, or begins otherwise, comes back with less folded or as it was."""
+    mean, std = network.mean, network.std
+    if isinstance(network.model, MirrorMean):
+        return MirrorMean(fold(Deployable(network.model.model, mean, std).eval())).eval()
+    try:
+        model = fuse(copy.deepcopy(network.model).eval())
+    except Exception:  # a forward pass that depends on values: torch.fx raises what it likes
+        return network
+    image = next(node for node in model.graph.nodes if node.op == "placeholder")
+    first = next(iter(image.users))
+    layer = model.get_submodule(first.target) if first.op == "call_module" else None
+    plain = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
+    if not plain or len(image.users) > 1:
+        return Deployable(model, mean, std).eval()
+    weight = layer.weight.detach().double() / std.double()
+    if std.numel() == 1:  # grey: the same in all three channels
+        weight = weight.sum(1, keepdim=True)
+    layer.weight, layer.in_channels = nn.Parameter(weight.float(), False), weight.shape[1]
+    return Deployable(model, mean).eval().to(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -61,7 +111,8 @@ def _load_compiled(file: Path, threads: int) -> Run:
 
 
 def _load_torchscript(file: Path, threads: int) -> Run:
-    with torchscript_warnings_off():
+    # From Python 3.14 on torch no longer vouches for TorchScript; the gate decides.
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
         return torch.jit.load(file, map_location="cpu")
 
 
@@ -69,8 +120,7 @@ def _load_onnxruntime(file: Path, threads: int) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return lambda pixels: torch.from_numpy(session.run(["logits"], {"pixels": pixels.numpy()})[0])
 
@@ -83,13 +133,9 @@ def _load_openvino(file: Path, threads: int) -> Run:
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
     settings |= {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
     request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
-
-    def run(pixels: Tensor) -> Tensor:
-        # Nothing is kept of either beyond this call; copies of both would take 5 % of batch 1.
-        logits = request.infer([pixels.numpy()], share_inputs=True, share_outputs=True)[0]
-        return torch.from_numpy(logits.copy())
-
-    return run
+    # Nothing is kept of either beyond a call; copies of both would take 5 % of batch 1.
+    shared = {"share_inputs": True, "share_outputs": True}
+    return lambda pixels: torch.from_numpy(request.infer([pixels.numpy()], **shared)[0].copy())
 
 
 ENGINES = {
@@ -97,9 +143,7 @@ ENGINES = {
     "eager-bf16": Engine("checkpoint", _load_eager_bf16, "bf16"),
     "compile": Engine("checkpoint", _load_compiled),
     "torchscript": Engine("torchscript", _load_torchscript),
-    "aotinductor": Engine(
-        "aotinductor", lambda file, _: torch._inductor.aoti_load_package(str(file))
-    ),
+    "aotinductor": Engine("aotinductor", lambda f, _: torch._inductor.aoti_load_package(str(f))),
     "onnxruntime": Engine("onnx", _load_onnxruntime, packages=("onnxruntime",)),
     "onnxruntime-int8": Engine("onnx-int8", _load_onnxruntime, "int8", ("onnxruntime",)),
     "openvino": Engine("onnx", _load_openvino, packages=("openvino",)),
@@ -119,7 +163,7 @@ def load_engine(name: str, file: Path, threads: int) -> Run:
     return torch.inference_mode()(lambda pixels: run(pixels))
 
 
-def check_packages(name: str, packages: tuple[str, ...]) -> None:
+def check_packages(name: str, packages: Sequence[str]) -> None:
     """Raises: UsageError when what a format or engine needs is not installed."""
     for package in packages:
         if importlib.util.find_spec(package) is None:  # they are not imported yet: some take long

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.base.cli import UsageError, as_dict, first_line, is_out_of_memory
+from common.base.cli import UsageError, as_dict, first_line
 from common.base.config import TrainConfig
 from common.base.log import save_predictions
 from common.data import datasets
@@ -184,7 +184,8 @@ def write_events(folder: Path, history: Sequence[Metrics]) -> None:
 
 def explain_failure(error: Exception, config: dict[str, Any]) -> str:
     """An error in one line; where memory ran out, with what to lower."""
-    if not is_out_of_memory(error):
+    of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if not (of_memory or "can't allocate memory" in str(error)):  # torch on a CPU
         return first_line(error)
     flags = f"--batch-size {config['batch_size']}, --image-size {config['image_size']}"
     return f"out of memory at {flags}: lower one of them ({first_line(error)})"
