@@ -39,8 +39,8 @@ def describe_machine(device: str | None = None) -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "cpu_count": os.cpu_count(),
         "cpu_affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "cpu_quota": _first_line("/sys/fs/cgroup/cpu.max"),
-        "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "cpu_quota": _read("/sys/fs/cgroup/cpu.max").strip() or None,
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
         "load_average": list(os.getloadavg()),
     }
     used = [name for name in LIBRARIES if name in sys.modules]
@@ -70,21 +70,18 @@ def timed_here(device: str | None) -> tuple[Any, ...] | None:
     return None
 
 
-def _first_line(file: str) -> str | None:
-    """What the kernel says there: None where it says nothing."""
-    with suppress(OSError, IndexError):
-        return Path(file).read_text().splitlines()[0]
-    return None
+def _read(file: str) -> str:
+    """What the kernel says there, if anything."""
+    with suppress(OSError):
+        return Path(file).read_text()
+    return ""
 
 
 @functools.cache
 def _cpu() -> tuple[str, str | None]:
     """The CPU's name, and what tells it from others of that name, as far as Linux says."""
-    facts = {}
-    with suppress(OSError):
-        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-        pairs = (line.partition(":") for line in first.splitlines())
-        facts = {key.strip(): value.strip() for key, _, value in pairs}
+    pairs = (line.partition(":") for line in _read("/proc/cpuinfo").split("\n\n")[0].splitlines())
+    facts = {key.strip(): value.strip() for key, _, value in pairs}
     keys = [key for key in ("cpu family", "model", "stepping") if key in facts]
     model = ", ".join(f"{key.split()[-1]} {facts[key]}" for key in keys)
     return facts.get("model name") or platform.processor() or platform.machine(), model or None
