@@ -45,13 +45,12 @@ NUMBERS = ((1, 1, 0.004), (1, 2, 0.006), (1, 3, 0.008), (4, 3, 0.005))
 NUMBERS += ((4, 2, 0.0033), (1, 0.5, 0.0025))
 
 
-@dataclass(frozen=True)
 class Options(Validated):
     """What is simulated."""
 
     sims: int = option(300, "simulations of each line and true difference", minimum=1)
     images: int = option(2000, "test images", minimum=1)
-    noise: tuple[float, ...] = option((0, 1, 3), "of seeds, over that of images", many=True)
+    noise: tuple[float, ...] = option((0, 1, 3), "of seeds, over that of images")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ import itertools
 import math
 import timeit
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -42,13 +41,12 @@ PEAK_SIDE = 2048  # of the square matrices
 N_TRAIN = 49_000  # the study's training split
 
 
-@dataclass(frozen=True)
 class Options(Validated):
     """What is compared, and how often."""
 
     dataset: str = option("fashion", "data set", ("mnist", "fashion"))
-    model: tuple[str, ...] = option(("resnet18", "resnet50"), "networks", many=True)
-    opt: tuple[str, ...] = option(("sgd", "adam"), "optimisers", ("sgd", "adam"), many=True)
+    model: tuple[str, ...] = option(("resnet18", "resnet50"), "networks")
+    opt: tuple[str, ...] = option(("sgd", "adam"), "optimisers", ("sgd", "adam"))
     blocks: int = option(6, "timed blocks of each side", minimum=1)
     steps: int = option(10, "steps a block", minimum=1)
     data_dir: str = option("data", "folder of the data sets")

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -41,11 +40,10 @@ LOOPS = dict.fromkeys(("notebook fp32", "notebook bf16"), 1)  # each in one proc
 STEPS = 10  # of the notebook loop between two seeds
 
 
-@dataclass(frozen=True)
 class Options(Validated):
     """What is trained."""
 
-    dataset: tuple[str, ...] = option(DATASETS, "data sets", DATASETS, many=True)
+    dataset: tuple[str, ...] = option(DATASETS, "data sets", DATASETS)
     seeds: int | None = option(None, "the first so many [the preset's ten]", minimum=2)
     data_dir: str = option("data", "folder of the data sets")
 

@@ -43,8 +43,8 @@ POWERS = tuple(10**k for k in range(7))
 class Grid:
     """What is simulated. Units: seconds, each for one of what it is named after."""
 
-    trajectories: tuple[int, ...] = option(POWERS[2:], "sizes, each simulated", many=True)
-    workers: tuple[int, ...] = option(POWERS[:5], "no more than those", many=True)
+    trajectories: tuple[int, ...] = option(POWERS[2:], "sizes, each simulated")
+    workers: tuple[int, ...] = option(POWERS[:5], "no more than those")
     epochs: int = option(5, "of a trajectory")
     rows: int = option(4, "of a trajectory, beside one an epoch, as in --preset q1a")
     epoch_s: float | None = option(None, "an epoch [the median of --model in --results-dir]")

@@ -13,6 +13,7 @@ import itertools
 import math
 import operator
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import Any
 
 BOUNDS = {"above": (operator.gt, "greater than"), "minimum": (operator.ge, "at least")}
 BOUNDS |= {"maximum": (operator.le, "at most")}
+TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 
 
 class UsageError(ValueError):
@@ -165,8 +167,8 @@ def _add_flags(parser: argparse.ArgumentParser, cls: type, several: bool) -> Non
             text += f" ({', '.join(choices)})"
         if f.default not in (None, (), MISSING):
             text += f" [{' '.join(_texts(f.default))}]"
-        # Annotations are text here: "int | None", "tuple[str, ...]".
-        kind = {"bool": bool, "int": int, "float": float}.get(f.type.split()[0], str)
+        # Annotations are text here: "int | None", "tuple[float, ...]".
+        kind = TYPES[re.match(r"(tuple\[)?(\w+)", f.type)[2]]
         how: dict[str, Any] = {"type": kind, "metavar": f.name.upper()}
         if several and kind is bool:  # a bare --pin-memory means true, as everywhere else
             how |= {"nargs": "*", "type": _truth}
