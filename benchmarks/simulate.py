@@ -61,6 +61,15 @@ class Grid:
     seed: int = option(0, "of what is drawn")
 
 
+def until_done(epoch_s: float, grid: Grid, random: Random) -> float:
+    """Seconds until an epoch is done, with the failures on the way."""
+    total_s = epoch_s
+    if grid.mtbf_s < math.inf:
+        while (failed_s := random.expovariate(1 / grid.mtbf_s)) < epoch_s:
+            total_s += failed_s + grid.restart_s
+    return total_s
+
+
 def simulate(grid: Grid, trajectories: int, workers: int) -> dict[str, Any]:
     """Run the events of a grid of a size in the order of their times.
 
@@ -70,14 +79,6 @@ def simulate(grid: Grid, trajectories: int, workers: int) -> dict[str, Any]:
     random, free_s, busy_s = Random(grid.seed), dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
     left, written, worked_s, now = trajectories, 0, 0.0, 0.0
 
-    def until_done(epoch_s: float) -> float:
-        """Seconds until an epoch is done, with the failures on the way."""
-        total_s = epoch_s
-        if grid.mtbf_s < math.inf:
-            while (failed_s := random.expovariate(1 / grid.mtbf_s)) < epoch_s:
-                total_s += failed_s + grid.restart_s
-        return total_s
-
     def work() -> Iterator[tuple[str, float, float]]:
         """A worker's way: the part that it asks, how long that serves it, its time alone then."""
         nonlocal left, written, worked_s
@@ -85,12 +86,13 @@ def simulate(grid: Grid, trajectories: int, workers: int) -> dict[str, Any]:
             left -= 1
             epoch_s = grid.epoch_s * random.lognormvariate(-(grid.sigma**2) / 2, grid.sigma)
             read_s = 0.0 if grid.sharded else grid.read_s * READS * written
-            yield "scheduler", grid.dispatch_s, read_s + until_done(epoch_s)
+            yield "scheduler", grid.dispatch_s, read_s + until_done(epoch_s, grid, random)
             for to_come in reversed(range(grid.epochs)):
                 yield "files", grid.store_s, 0.0
                 rows = 1 if to_come else 1 + grid.rows
                 written, worked_s = written + rows, worked_s + epoch_s
-                append_s, next_s = rows * grid.append_s, until_done(epoch_s) if to_come else 0.0
+                append_s = rows * grid.append_s
+                next_s = until_done(epoch_s, grid, random) if to_come else 0.0
                 yield ("log", 0.0, append_s + next_s) if grid.sharded else ("log", append_s, next_s)
 
     ways = [work() for _ in range(min(workers, trajectories))]
