@@ -220,6 +220,23 @@ def advice(value, half_image, *seeds):
     return more_data(BEATS, estimate, 3, 14_000)
 
 
+def test_how_many_seeds_would_decide_is_what_a_simulation_needs():
+    """Power at the number named, and fewer are not enough."""
+    sd, value = 0.004, 0.0052
+    told = advice(value, 0.0005, (sd**2, 3), (sd**2, 3))
+    named = int(re.findall(r"about (\d+) of each setting", told)[0])
+    rng, power = np.random.default_rng(0), []
+    for n in (named, named - 2):
+        both = rng.normal(0, sd, (20_000, 2, n))
+        spreads = both.var(2, ddof=1) / n
+        degrees = spreads.sum(1) ** 2 / (spreads**2 / (n - 1)).sum(1)
+        half = np.hypot(stats.t.isf(0.025, degrees) * np.sqrt(spreads.sum(1)), 0.0005)
+        differences = value + np.diff(both.mean(2))[:, 0] + rng.normal(0, 0.000255, 20_000)
+        power.append((differences - half > 0.001).mean())
+    assert 0.78 < power[0] < 0.85
+    assert power[1] < 0.8
+
+
 def test_the_side_of_few_seeds_is_the_one_to_add_to():
     """Of 3 and 40 seeds more of the 40 would be of no use: the number named is of each."""
     told = advice(0.005, 0.0002, (0.004**2, 3), (0.004**2, 40))

@@ -295,15 +295,13 @@ def interaction_records(evidence: Evidence) -> list[Row]:
     couples = list(itertools.combinations([c for c in CONTRASTS if c.kind == "train"], 2))
     for dataset, (one, other) in itertools.product(evidence.datasets, couples):
         factors, pairs = (one.factor, other.factor), one.pairs(evidence, dataset, tuned=False)
-        first, second = (
-            {a.without(*factors): (a, b) for a, b in pairs if a.config.get(other.factor) == level}
-            for level in other.levels
-        )
-        if both := [key for key in first if key in second]:
-            effect = measure_effect([first[key] for key in both], [second[key] for key in both])
-            levels = " - at ".join(map(rows.plain, other.levels))
-            name = f"({one}) at {other.factor} {levels}"
-            records.append(effect | {"dataset": dataset, "contrast": name})
+        there = {(a.without(*factors), a.config.get(other.factor)): (a, b) for a, b in pairs}
+        first, second = other.levels
+        both = [key for key, level in there if level == first and (key, second) in there]
+        if both:
+            sides = ([there[key, level] for key in both] for level in other.levels)
+            name = f"({one}) at {other.factor} {' - at '.join(map(rows.plain, other.levels))}"
+            records.append(measure_effect(*sides) | {"dataset": dataset, "contrast": name})
     return add_holm(records)
 
 
