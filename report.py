@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.base.cli import UsageError, Validated, option, parse_command_line, run_script
-from common.base.log import log_files, read_log, write_together
+from common.base.log import KINDS, log_files, read_log, write_together
 
 TITLE = "Image classification bake-off: measured beside published"
 SECTIONS = (  # with the command that measures what is missing there
@@ -46,107 +46,73 @@ class ReportOptions(Validated):
     """Where to read and to write."""
 
     results_dir: str = option("results", "folder of the log")
-    out: str | None = option(
-        None, "folder to write to (default: report, inside the results folder)"
-    )
+    out: str | None = option(None, "folder to write to (default: report in the results folder)")
     data_dir: str = option("data", "folder of the data sets, for the images that were mistaken")
     pdf: bool = option(True, "compile report.pdf, where pdflatex or tectonic is installed")
     readme: bool = option(False, "print the results and verdicts, as the README shows them")
     watch: bool = option(False, "follow the running train.py: what is finished, time left")
 
 
-@dataclass(frozen=True)
-class Section:
-    """A section of the report, with all that it shows, undrawn."""
-
-    key: str
-    title: str
-    command: str
-    tables: list
-    figures: list
-
-    @property
-    def missing(self) -> bool:
-        """Whether nothing of it was measured."""
-        return all(table.missing for table in self.tables if not table.key.endswith("_published"))
-
-
-def build_sections(
-    rows: Sequence[dict], problems: Sequence[str], folder: Path, data_dir: str = "data"
-) -> tuple[list[Section], list[str]]:
-    """Everything that the report shows, and every problem of the log and its predictions."""
-    from common.judge.findings import judged_tables
-    from common.judge.mistakes import find_mistakes
-    from common.judge.predictions import load_predictions
-    from common.judge.rows import latest_ok, pick_best
-    from common.report.figures import build_figures
-    from common.report.tables import build_tables, mistake_tables
-
-    train, svm = latest_ok(rows, "train"), latest_ok(rows, "svm")
-    chosen = {group.first()["run_id"] for group in pick_best(train)}
-    loaded = {
-        row["run_id"]: load_predictions(folder, row, logits=row["run_id"] in chosen)
-        for row in (*train, *svm)
-    }
-    predictions = {name: arrays for name, (arrays, _) in loaded.items() if arrays}
-    problems = [*problems, *(loaded[name][1] for name in sorted(chosen - predictions.keys()))]
-    mistakes = find_mistakes([*train, *svm], predictions, data_dir)
-    tables = [
-        *build_tables(rows, problems, predictions),
-        *mistake_tables(mistakes),
-        *judged_tables(rows, lambda row: loaded[row["run_id"]]),
-    ]
-    figures = build_figures(rows, mistakes, tables)
-    sections = [
-        Section(
-            *section,
-            [table for table in tables if table.section == section[0]],
-            [figure for figure in figures if figure.section == section[0]],
-        )
-        for section in SECTIONS
-    ]
-    return sections, problems
-
-
-def write_report(sections: Sequence[Section], rows: Sequence[dict], out: Path, **facts) -> None:
-    """Write every form of the report but the PDF, or none where there is no room for all."""
+def write_report(
+    rows: Sequence[dict], problems: Sequence[str], folder: Path, out: Path, data_dir: str
+) -> list[str]:
+    """Write every form of the report but the PDF, or none where there is no room for all. Returns:
+    the lines for the screen."""
+    from common.judge.rows import latest_ok
     from common.report.documents import csv_text, render
+    from common.report.figures import build_figures, curves_of
     from common.report.page import render_page
-    from common.report.tables import runs_table
+    from common.report.tables import build_tables
 
-    runs = runs_table(rows)
-    files = {
-        out / "csv" / f"{table.key}.csv": csv_text(table).encode()
-        for table in (runs, *(table for section in sections for table in section.tables))
+    done = {kind: latest_ok(rows, kind) for kind in KINDS}
+    tables, mistakes, problems = build_tables(rows, done, problems, folder, data_dir)
+    runs, curves = [*done["train"], *done["svm"]], curves_of(done["epoch"])
+    figures = build_figures(runs, curves, mistakes, tables)
+    sections = []
+    for key, title, command in SECTIONS:
+        own = [table for table in tables if table.section == key]
+        missing = all(table.missing for table in own if not table.key.endswith("_published"))
+        section = {"key": key, "title": title, "command": command, "missing": missing}
+        section["figures"] = [figure for figure in figures if figure.section == key]
+        sections.append(section | {"tables": own})
+    content = b"".join(file.read_bytes() for file in log_files(folder) if file.exists())
+    facts = {
+        "title": TITLE,
+        "sections": sections,
+        "n_rows": len(rows),
+        "log_sha256": hashlib.sha256(content).hexdigest()[:12],
+        "last": max(row["time_utc"] for row in rows),
     }
-    for figure in (figure for section in sections for figure in section.figures):
-        for extension in ("png", "pdf"):
-            path = out / "figures" / f"{figure.key}.{extension}"
-            files[path] = figure.to_bytes(extension)
-    facts |= {"title": TITLE, "sections": sections}
+    files = {out / "csv" / f"{table.key}.csv": csv_text(table).encode() for table in tables}
+    for figure in figures:
+        path = out / "figures" / figure.key
+        files[path.with_suffix(".png")], files[path.with_suffix(".pdf")] = figure.to_bytes(
+            "png", "pdf"
+        )
     for extension in ("md", "tex"):
-        files[out / f"report.{extension}"] = render(extension, n_rows=len(rows), **facts).encode()
-    files[out / "report.html"] = render_page(rows, runs, **facts).encode()
+        files[out / f"report.{extension}"] = render(extension, **facts).encode()
+    [every_run] = (table for table in tables if table.key == "runs")
+    files[out / "report.html"] = render_page(runs, curves, every_run, **facts).encode()
     write_together(files)
+    return summary(sections, problems)
 
 
-def summary(sections: Sequence[Section], problems: Sequence[str]) -> list[str]:
-    """The lines for the screen: what was measured, what is missing, what is wrong."""
+def summary(sections: Sequence[dict], problems: Sequence[str]) -> list[str]:
+    """What was measured, what is missing, what is wrong."""
     from common.judge.rows import shorten
 
-    tables = {table.key: table for section in sections for table in section.tables}
+    tables = {table.key: table for section in sections for table in section["tables"]}
     lines = []
     for record in (*tables["best"].records, *tables["q1b"].records):
-        if record["test_acc"] is not None:
+        acc, *ends = (record[f"test_acc{end}"] for end in ("", "_low", "_high"))
+        if acc is not None:
             model = record.get("model") or f"SVM {record['kernel']}"
-            accuracy = f"{100 * record['test_acc']:.2f} %"
-            if record["test_acc_low"] is not None:
-                low, high = 100 * record["test_acc_low"], 100 * record["test_acc_high"]
-                accuracy += f" ({low:.2f} to {high:.2f})"
-            lines.append(f"{shorten(record['dataset'])}, {model}: {accuracy} on test")
+            interval = "" if None in ends else f" ({100 * ends[0]:.2f} to {100 * ends[1]:.2f})"
+            name = f"{shorten(record['dataset'])}, {model}"
+            lines.append(f"{name}: {100 * acc:.2f} %{interval} on test")
     for section in sections:
-        missing = (table for table in section.tables if table.missing)
-        lines += [f"not measured: {table.title} ({section.command})" for table in missing]
+        missing = (table for table in section["tables"] if table.missing)
+        lines += [f"not measured: {table.title} ({section['command']})" for table in missing]
     if failed := tables["failed"].records:
         lines.append(f"failed or interrupted, with errors in the report: {len(failed)}")
     if problems:
@@ -179,16 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out: cannot write to {out}: {error.strerror}") from None
-    sections, problems = build_sections(rows, problems, folder, options.data_dir)
-    content = b"".join(file.read_bytes() for file in log_files(folder) if file.exists())
-    write_report(
-        sections,
-        rows,
-        out,
-        log_sha256=hashlib.sha256(content).hexdigest()[:12],
-        last=max(row["time_utc"] for row in rows),
-    )
-    print("\n".join(summary(sections, problems)))
+    print("\n".join(write_report(rows, problems, folder, out, options.data_dir)))
     if options.pdf:
         print(write_pdf(out))
     print(f"report: {out / 'report.html'}")

@@ -9,14 +9,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from common.base.cli import as_dict
-from common.base.config import SvmConfig, TrainConfig
+from common.base.config import TrainConfig
 from common.base.log import save_predictions
 from common.data.datasets import load_dataset
 from common.judge.stats import wilson_interval
 from common.judge.tables import make_table
 from common.report import figures, page
-from common.report.figures import Point
 from common.report.tables import runs_table
+from tests.invented import Invented
 from tests.test_report import MARKUP, LogBuilder, fill
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -27,20 +27,20 @@ VOID = {"meta", "link", "img", "input", "br"}
 class Checker(html.parser.HTMLParser):
     """Every element closed in order; what it would fetch; identities used once."""
 
-    def __init__(self):
+    def __init__(self, text):
         super().__init__()
-        self.open, self.ids, self.fetched, self.unnamed, self.text = [], [], [], [], []
+        self.open, self.ids, self.fetched, self.unnamed, self.text = [], [], [], [], ""
+        self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
+        known = dict(attributes)
         if tag not in VOID and not self.get_starttag_text().endswith("/>"):
             self.open.append(tag)
-        self.ids += [found["id"]] if "id" in found else []
+        self.ids += [known["id"]] if "id" in known else []
         self.fetched += [v for k, v in attributes if k in ("src", "srcset", "action", "data")]
-        self.fetched += [found["href"]] if tag == "link" else []
-        if tag == "img" and not found.get("alt"):
-            self.unnamed.append(tag)
-        if tag == "svg" and "aria-label" not in found and found.get("aria-hidden") != "true":
+        self.fetched += [known["href"]] if tag == "link" else []
+        named = "aria-label" in known or known.get("aria-hidden") == "true"
+        if (tag == "img" and not known.get("alt")) or (tag == "svg" and not named):
             self.unnamed.append(tag)
 
     def handle_startendtag(self, tag, attributes):
@@ -50,39 +50,35 @@ class Checker(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text.append(data)
+        self.text += data
 
 
-def add_digits(log, *, seeds=(0, 1), evil=False):
-    """Real images: runs on the digits whose mistakes are known, with logits."""
-    data = load_dataset("digits")
-    label = data.labels[:300].numpy()
-    for seed in seeds:
+def add_digits(log):
+    """Real images: two runs on the digits whose mistakes are known, with logits, of classes whose
+    names are markup."""
+    label = load_dataset("digits").labels[:300].numpy()
+    for seed in (0, 1):
         pred = label.copy()
         pred[:12] = (label[:12] + 1) % 10
         logits = np.random.default_rng(seed).normal(size=(300, 10))
         logits[np.arange(300), pred] += 9
+        arrays = {"pred": pred, "label": label, "index": np.arange(300), "logits": logits}
         file = f"predictions/seed{seed}.npz"
-        classes = [f"{EVIL}{c}" for c in range(10)] if evil else data.classes
-        save_predictions(
-            log.folder / file, pred=pred, label=label, index=np.arange(300), classes=classes,
-            logits=logits,
-        )  # fmt: skip
-        run = log.train(288 / 300, val_acc=0.91, dataset="digits", seed=seed, file=file, opt="adam",
-                        lr=0.02)  # fmt: skip
+        save_predictions(log.folder / file, classes=[f"{EVIL}{c}" for c in range(10)], **arrays)
+        config = {"dataset": "digits", "seed": seed, "opt": "adam", "lr": 0.02}
+        run = log.train(288 / 300, val_acc=0.91, file=file, **config)
         for epoch in (1, 2, 3):
             metrics = {"epoch": epoch, "train_loss": 1 / epoch, "train_acc": 0.5 + epoch / 10,
                        "val_loss": 1.1 / epoch, "val_acc": 0.4 + epoch / 10 + seed / 100,
                        "lr": 1e-3, "train_ms": 7e5}  # fmt: skip
-            config = as_dict(TrainConfig(dataset="digits", seed=seed, opt="adam", lr=0.02))
-            log.add("epoch", config, metrics, name=run)
+            log.add("epoch", as_dict(TrainConfig(**config)), metrics, name=run)
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     """A page of a log that has everything, class names with markup among it."""
     log = LogBuilder(tmp_path_factory.mktemp("page") / "results")
-    add_digits(log, evil=True)
+    add_digits(log)
     return fill(log).report().folder / "report.html"
 
 
@@ -95,32 +91,24 @@ def text(file):
 
 
 def test_it_is_well_formed_and_asks_for_nothing(text):
-    checker = Checker()
-    checker.feed(text)
-    assert checker.open == []
-    assert checker.unnamed == []
+    checker = Checker(text)
+    assert checker.open == checker.unnamed == []
     assert len(checker.ids) == len(set(checker.ids))
     assert checker.fetched
     assert all(address.startswith("data:") for address in checker.fetched)
     style = re.search(r"<style>(.*?)</style>", text, re.S)[1]
     assert not re.search(r"url\(|@import", style)
-    links = set(re.findall(r'href="#([^"]+)"', text))
-    assert links <= set(checker.ids)
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= set(checker.ids)
 
 
-def test_markup_in_the_log_is_text(text):
+def test_markup_in_the_log_is_text(file, text):
     assert text.count("<script") == 1
     assert "onerror=alert" not in re.sub(r"&#34;|&lt;.*?&gt;", "", text)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "{{ 7*7 }}" in text
-    checker = Checker()
-    checker.feed(text)
-    whole = "".join(checker.text)
-    assert EVIL in whole
-    assert MARKUP in whole
-
-
-def test_markup_in_class_names_is_text_in_tex_and_markdown(file):
+    shown = Checker(text).text
+    assert EVIL in shown
+    assert MARKUP in shown
     tex, md = (file.with_suffix(suffix).read_text() for suffix in (".tex", ".md"))
     assert r"\textless{}script\textgreater{}alert(1)" in tex
     assert "<script>" not in tex
@@ -141,77 +129,68 @@ def test_every_number_of_the_answer_is_there(text):
 
 @pytest.mark.parametrize("better", ["train", "svm"])
 def test_the_answer_is_the_best_on_validation_of_any_kind_whatever_its_test_accuracy(better):
-    def row(kind, config):
+    log = Invented()
+    for kind, add in (("train", log.train), ("svm", log.svm)):
         val_acc, test_acc = (0.95, 0.90) if kind == better else (0.94, 0.99)
-        metrics = {"val_acc": val_acc, "test_acc": test_acc, "n_test": 1000, "train_ms": 1e3,
-                   "fit_ms": 1e3}  # fmt: skip
-        return {"kind": kind, "run_id": kind, "config": as_dict(config), "metrics": metrics}
-
-    train, svm = row("train", TrainConfig()), row("svm", SvmConfig())
-    (answer,) = page.build_answers([train], [svm])
-    assert (answer["choice"]["run_id"], answer["choice"]["test_acc"]) == (better, 0.90)
+        add(0, {"val_acc": val_acc, "test_acc": test_acc, "fit_ms": 1e3})
+    log.train(0, split="official")  # its test images are others
+    [answer, official] = page.build_answers(log.rows)
+    assert answer["choice"]["test_acc"] == 0.90
     assert [other["test_acc"] for other in answer["others"]] == [0.99]
-    assert [point.chosen for point in answer["points"]] == [better == "train", better == "svm"]
+    assert [point["chosen"] for point in answer["points"]] == [better == "train", better == "svm"]
+    assert [point["test_acc"] for point in official["points"]] == [1.0]
 
 
 def test_the_gallery_shows_the_images_or_says_why_not(text, tmp_path):
     assert text.count("<title>Test image ") == 12 + 12  # surest mistakes, missed by both
     log = LogBuilder(tmp_path / "results")
+    nowhere = "--data-dir", str(tmp_path / "nowhere")
     name = log.train(0.95, dataset="mnist", file=log.predictions("mnist", 0.95))
-    out = log.report("--data-dir", str(tmp_path / "nowhere")).folder
-    absent = (out / "report.html").read_text()
-    assert "Confidence not stored" in absent
-    log.train(0.95, dataset="mnist", file=log.predictions("mnist", 0.95), lr=0.5)
-    out = log.report("--data-dir", str(tmp_path / "nowhere")).folder
-    for suffix in ("html", "md", "tex"):
-        said = (out / f"report.{suffix}").read_text().replace("\\allowbreak{}", "")
-        assert "The images are not shown: no source has" in said
-    assert "<title>Test image " not in absent
+    absent = (log.report(*nowhere).folder / "report.html").read_text()
     assert name in absent
+    assert "Confidence not stored" in absent
+    assert "<title>Test image " not in absent
+    log.train(0.95, dataset="mnist", file=log.predictions("mnist", 0.95), lr=0.5)
+    out = log.report(*nowhere).folder
+    for suffix in ("html", "md", "tex"):
+        written = (out / f"report.{suffix}").read_text().replace("\\allowbreak{}", "")
+        assert "The images are not shown: no source has" in written
 
 
-def test_a_report_of_320_runs_is_small(tmp_path):
-    log = LogBuilder(tmp_path / "results")
-    log.seconds = iter(lambda: 0, 1)
-    facts = {"title": "t", "sections": [], "log_sha256": "0", "last": "now"}
-    rows = []
-    for seed in range(5):
-        for i in range(64):
-            config = as_dict(TrainConfig(lr=0.001 * (i + 1), seed=seed))
-            base = {"run_id": f"{seed}-{i}", "config": config, "status": "ok", "error": None,
-                    "env": {}, "time_utc": ""}  # fmt: skip
-            rows.append(base | {"kind": "train", "metrics": {
-                "val_acc": 0.9, "test_acc": 0.9 + i / 1000, "n_test": 14_000, "train_ms": 1e3 + i,
-            }})  # fmt: skip
-            rows += [base | {"kind": "epoch", "metrics": {
-                "epoch": e, "train_acc": 0.5, "val_acc": 0.6, "train_loss": 1.0, "val_loss": 2 / e,
-            }} for e in range(1, 301)]  # fmt: skip
-    text = page.render_page(rows, runs_table(rows), **facts)
+def test_a_report_of_320_runs_is_small():
+    runs, epochs = [], []
+    for i in range(320):
+        config = as_dict(TrainConfig(lr=0.001 * (i // 5 + 1), seed=i % 5))
+        base = {"run_id": f"run{i}", "config": config, "status": "ok", "error": None, "env": {}}
+        metrics = {"val_acc": 0.9, "test_acc": 0.9 + i / 5000, "n_test": 14_000, "train_ms": 1e3}
+        runs.append(base | {"kind": "train", "time_utc": "", "metrics": metrics})
+        curve = {"train_acc": 0.5, "val_acc": 0.6, "train_loss": 1.0}
+        epochs += [
+            base | {"metrics": curve | {"epoch": e, "val_loss": 2 / e}} for e in range(1, 301)
+        ]
+    facts = {"title": "t", "sections": [], "n_rows": 1, "log_sha256": "0", "last": "now"}
+    text = page.render_page(runs, figures.curves_of(epochs), runs_table(runs), **facts)
     assert text.count('type="checkbox"') == 320
-    assert len(text.encode()) < 5e6
+    assert len(text.encode()) < 3e6
 
 
 # --- charts ---------------------------------------------------------------------------------------
 
 
 def test_pareto_front():
-    def point(ms, accuracy):
-        return Point("", ms, accuracy, (accuracy, accuracy))
-
-    points = [point(1, 0.8), point(2, 0.7), point(2, 0.9), point(2, 0.85), point(3, 0.9),
-              point(9, 0.95)]  # fmt: skip
-    front = [(p.train_ms, p.test_acc) for p in figures.pareto_front(points)]
-    assert front == [(1, 0.8), (2, 0.9), (9, 0.95)]
+    points = [(1, 0.8), (2, 0.7), (2, 0.9), (2, 0.85), (3, 0.9), (9, 0.95)]
+    front = figures.pareto_front([{"train_ms": ms, "test_acc": acc} for ms, acc in points])
+    assert [tuple(point.values()) for point in front] == [(1, 0.8), (2, 0.9), (9, 0.95)]
 
 
 def placed(accuracies):
     """The height of each accuracy, in per cent, between 0 and 1 of the axes, and of the ticks."""
-    axes = Figure().subplots()
-    figures.scale_accuracy(axes, accuracies)
+    axes, errors = Figure().subplots(), figures.errors_of(np.array(accuracies) / 100)
+    figures.scale_log(axes, "y", errors, errors=True)
     to_axes = axes.transData + axes.transAxes.inverted()
     return [
-        to_axes.transform([(0, value) for value in values])[:, 1].tolist()
-        for values in (accuracies, axes.get_yticks())
+        to_axes.transform([(1, value) for value in values])[:, 1].tolist()
+        for values in (errors, axes.get_yticks())
     ]
 
 
@@ -240,7 +219,7 @@ def test_speeds_of_one_label_are_bars_of_their_own():
     work = {"dataset": "fashion", "model": "resnet18", "opt": "sgd", "image_size": 224,
             "batch_size": 16, "label": "cpu", "test_acc": None}  # fmt: skip
     table = make_table("q2", [work | {"speedup": ratio} for ratio in (1.0, 3.1, None)])
-    [figure] = figures.speedup_figure(table)
+    [figure] = figures.build_figures([], {}, [], [table])
     [axes] = figure.draw().axes
     assert [bar.get_width() for bar in axes.patches] == [1.0, 3.1]
 
@@ -281,9 +260,12 @@ def column(view, table, place):
     return view.locator(f"#table-{table} tbody tr:visible td:nth-child({place})").all_inner_texts()
 
 
-def test_nothing_overflows_the_window(view):
+def test_nothing_overflows_the_window_and_it_is_as_light_as_the_reader_likes(view):
     wide, window = view.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert wide <= window
+    dark = view.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    red = view.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
+    assert (int(red) < 60) is dark
 
 
 def test_a_table_sorts_both_ways_by_mouse_and_keyboard(view):
@@ -315,8 +297,7 @@ def test_a_table_filters(view):
 def test_a_curve_toggles(view):
     panel = view.locator(".curves").filter(has_text="digits")
     box = panel.locator("input[type=checkbox]").first
-    run = box.get_attribute("value")
-    curves = panel.locator(f'.curve[data-name="{run}"]')
+    curves = panel.locator(f'.curve[data-name="{box.get_attribute("value")}"]')
     assert curves.count() == 4  # accuracy and loss, of validation and training images
     shown = panel.locator(".curve:visible").count()
     box.focus()
@@ -341,12 +322,6 @@ def test_the_keyboard_reaches_every_control(view):
     assert {"A", "INPUT", "TH", "SUMMARY"} <= kinds
     outline = view.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline != "none"
-
-
-def test_it_is_light_or_dark_as_the_reader_is(view):
-    dark = view.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
-    red = view.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
-    assert (int(red) < 60) is dark
 
 
 def test_on_paper_there_are_no_controls_and_nothing_is_cut(browser, file):

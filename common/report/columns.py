@@ -38,6 +38,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "index": str,
     "p p_holm": lambda p: f"{p:.3f}" if p >= 0.001 else f"{p:.0e}" if p >= 1e-9 else "< 1e-9",
 }
+FORMAT_OF = {end: form for ends, form in FORMATS.items() for end in ends.split()}
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,6 @@ class Column:
     number: bool
     width_mm: int | None
     format: Callable[[Any], str]
-
-    @property
-    def side(self) -> str:
-        """To which its text is set in LaTeX."""
-        return "r" if self.number else "l"
 
     @property
     def lines(self) -> list[str]:
@@ -79,9 +75,8 @@ def shown(table: Table) -> tuple[list[Column], list[list[str]]]:
     for name in table.columns:
         values = [record[name] for record in table.records if record[name] is not None]
         number = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-        width_mm = ENTRIES["widths"].get(name)
         if values:
-            form = format_of(name, table.key)
+            width_mm, form = ENTRIES["widths"].get(name), format_of(name, table.key)
             columns.append(Column(name, heading_of(name), number, width_mm, form))
     return columns, [[c.show(record[c.name]) for c in columns] for record in table.records]
 
@@ -99,10 +94,9 @@ def heading_of(name: str) -> str:
 
 
 def format_of(name: str, table_key: str = "") -> Callable[[Any], str]:
-    """How a number in a column is shown."""
-    stem = re.sub("_(low|high)$", "", name)
-    for words, form in FORMATS.items():
-        for word in words.split():
-            if stem == word or stem.endswith(f"_{word}") or word == f"{table_key}.{name}":
-                return form
+    """How a number in a column is shown: by the longest end of its name that has a format."""
+    words = re.sub("_(low|high)$", "", name).split("_")
+    for end in (f"{table_key}.{name}", *("_".join(words[i:]) for i in range(len(words)))):
+        if end in FORMAT_OF:
+            return FORMAT_OF[end]
     return lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,g}"

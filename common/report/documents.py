@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,16 @@ TEX_SPECIAL = str.maketrans({
     "#": r"\#", "_": r"\_\allowbreak{}", "^": r"\^{}", "~": r"\~{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\`{}", "/": r"/\allowbreak{}", "-": "-{}",
 })  # fmt: skip
-# The accents that LaTeX's default encoding can set, on letters that it has.
-TEX_ACCENTS = tuple("\u0300\u0301\u0302\u0303\u0308")
+# LaTeX's default encoding can set ASCII, and grave to diaeresis on the letters of Latin-1.
+TEX_UNKNOWN = re.compile("[^ -~À-ÄÈ-ÏÑ-ÖÙ-Ýà-äè-ïñ-öù-ýÿ]")
 TEX = {
     "pdflatex": ["-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "report.tex"],
     "tectonic": ["report.tex"],
 }
+SYNTAX = {
+    "block_start_string": "[%", "block_end_string": "%]", "variable_start_string": "<<<",
+    "variable_end_string": ">>>", "comment_start_string": "[##", "comment_end_string": "##]",
+}  # fmt: skip
 
 
 def escape_markdown(value: Any) -> str:
@@ -51,13 +54,7 @@ def escape_markdown(value: Any) -> str:
 
 def escape_tex(value: Any) -> str:
     """Text that LaTeX shows as it is; a character that it cannot set becomes its code point."""
-
-    def settable(c: str) -> bool:
-        accented = c <= "\u00ff" and unicodedata.normalize("NFD", c)[1:] in TEX_ACCENTS
-        return " " <= c <= "~" or accented
-
-    text = " ".join(str(value).split())
-    text = "".join(c if settable(c) else f"[U+{ord(c):04X}]" for c in text)
+    text = TEX_UNKNOWN.sub(lambda c: f"[U+{ord(c[0]):04X}]", " ".join(str(value).split()))
     return text.translate(TEX_SPECIAL)
 
 
@@ -74,13 +71,10 @@ def csv_text(table: Table) -> str:
 def markdown_table(table: Table) -> str:
     """A pipe table of the columns that hold anything."""
     columns, rows = shown(table)
-    return tabulate(
-        [[escape_markdown(cell) for cell in row] for row in rows],
-        [escape_markdown(column.heading) for column in columns],
-        tablefmt="pipe",
-        disable_numparse=True,
-        colalign=["right" if column.number else "left" for column in columns],
-    )
+    cells = [[escape_markdown(cell) for cell in row] for row in rows]
+    heads = [escape_markdown(column.heading) for column in columns]
+    sides = ["right" if column.number else "left" for column in columns]
+    return tabulate(cells, heads, tablefmt="pipe", disable_numparse=True, colalign=sides)
 
 
 def readme_results(rows: Sequence[Row], folder: Path) -> str:
@@ -91,40 +85,26 @@ def readme_results(rows: Sequence[Row], folder: Path) -> str:
         raise UsageError("--readme: the log holds no accuracy yet; run make q1a first")
     results = judge_claims(collect(rows, lambda row: load_predictions(folder, row)))
     claims = [f"- {escape_markdown(line)}" for line in verdict_lines(results)]
-    notes = map(escape_markdown, table.notes)
     head = f"Of the study's {len(results)} claims, tested on these rows:"
+    notes = map(escape_markdown, table.notes)
     return "\n\n".join([markdown_table(table), *notes, head, "\n".join(claims)])
 
 
 def template(name: str, **settings: Any) -> jinja2.Template:
     """A template of the report, with what every form shows tables by."""
-    engine = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        **settings,
-    )
-    engine.filters["shown"] = shown
+    settings |= {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    engine = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), **settings)
+    engine.filters |= {"shown": shown, "raw": Markup}
     engine.filters["markdown"] = lambda table: Markup(markdown_table(table))
-    engine.filters["raw"] = Markup
     return engine.get_template(name)
 
 
 def render(extension: str, **content: Any) -> str:
     """The text of report.md or report.tex, in which every value is escaped."""
     escape = {"md": escape_markdown, "tex": escape_tex}[extension]
-    return template(
-        f"report.{extension}.j2",
-        keep_trailing_newline=True,
-        finalize=lambda value: value if isinstance(value, Markup) else escape(value),
-        block_start_string="[%",
-        block_end_string="%]",
-        variable_start_string="<<<",
-        variable_end_string=">>>",
-        comment_start_string="[##",
-        comment_end_string="##]",
-    ).render(**content)
+    settings = SYNTAX | {"keep_trailing_newline": True}
+    settings["finalize"] = lambda value: value if isinstance(value, Markup) else escape(value)
+    return template(f"report.{extension}.j2", **settings).render(**content)
 
 
 def write_pdf(out: Path) -> str:
@@ -136,6 +116,7 @@ def write_pdf(out: Path) -> str:
     # The text comes from a log, which may come from anywhere: no file but the report's is in reach.
     # The date is for tectonic; the template tells pdflatex to write none.
     env = os.environ | {"openin_any": "p", "openout_any": "p", "SOURCE_DATE_EPOCH": "0"}
+    command = [engine, *TEX[engine]]
     try:
         with tempfile.TemporaryDirectory() as folder:
             shutil.copy(out / "report.tex", folder)
@@ -143,18 +124,10 @@ def write_pdf(out: Path) -> str:
                 shutil.copytree(out / "figures", Path(folder) / "figures")
             for _ in range(3 if engine == "pdflatex" else 1):  # until references settle
                 done = subprocess.run(
-                    [engine, *TEX[engine]],
-                    cwd=folder,
-                    env=env,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    errors="replace",
-                    check=False,
+                    command, cwd=folder, env=env, input="", capture_output=True, errors="replace"
                 )
                 if done.returncode != 0:
-                    lines = done.stdout.splitlines() or ["it printed nothing"]
+                    lines = (done.stdout + done.stderr).splitlines() or ["it printed nothing"]
                     faults = [line for line in lines if line.startswith(("!", "error"))]
                     return f"no report.pdf: {engine} failed, {(faults or lines[-1:])[0]}"
             write_atomically(out / "report.pdf", (Path(folder) / "report.pdf").read_bytes())

@@ -19,16 +19,9 @@ from markupsafe import Markup
 from common.judge import rows as log
 from common.judge.rows import Row, display
 from common.judge.tables import Table
+from common.report import figures
 from common.report.documents import TEMPLATES, template
-from common.report.figures import (
-    COLORS,
-    ReportFigure,
-    accuracy_cost,
-    cost_points,
-    curves_of,
-    learning_curves,
-    pareto_front,
-)
+from common.report.figures import Curves, ReportFigure
 
 SCRIPTS = ("vendor/tablesort.min.js", "page.js")
 MOST_CURVES = 400  # of a data set: each has a box to tick
@@ -43,66 +36,66 @@ def duration(ms: float | None) -> str:
     return f"{ms / length_ms:.2g} {unit}" if ms < 1e5 else f"{ms / length_ms:.0f} {unit}"
 
 
-def build_answers(train: Sequence[Row], svm: Sequence[Row]) -> list[Row]:
+def build_answers(runs: Sequence[Row]) -> list[Row]:
     """Of each data set and split what was chosen, the best of each other kind of model beside it,
     and every configuration by accuracy and cost."""
-    kinds: dict[tuple[str, ...], dict[str, list[Row]]] = {}
-    for row in (*train, *svm):
-        kind = "SVM" if row["kind"] == "svm" else str(row["config"].get("model"))
-        kinds.setdefault(log.division(row["config"]), {}).setdefault(kind, []).append(row)
-    contests = [
-        [g for rows in each.values() for g in log.pick_best(rows)] for each in kinds.values()
-    ]
-    chosen = [(log.best_of(groups), groups) for groups in contests if groups]
-    points = cost_points(train, svm, [best for best, _ in chosen])
     answers = []
-    for best, groups in chosen:
-        dataset = str(best.config.get("dataset"))
-        others = [log.choice_record(group) for group in groups if group is not best]
-        here = points.get(dataset, [])
-        caption = f"{display(dataset)}: test accuracy against training time; dashed: Pareto front"
-        draw = partial(accuracy_cost, {dataset: here})
-        answers.append({
-            "dataset": dataset,
-            "choice": log.choice_record(best),
-            "others": sorted(others, key=lambda record: -record["val_acc"]),
-            "points": here,
-            "front": pareto_front(here),
-            "figure": ReportFigure("answer", f"answer_{len(answers)}", caption, draw),
-        })  # fmt: skip
-    order = log.datasets_of([*train, *svm])
+    for same in log.grouped(runs, lambda row: log.division(row["config"])).values():
+        kinds = log.grouped(same, lambda row: (row["kind"], row["config"].get("model")))
+        groups = [best for rows in kinds.values() for best in log.pick_best(rows)]
+        if best := log.best_of(groups):
+            dataset = str(best.config.get("dataset"))
+            others = [log.choice_record(group) for group in groups if group is not best]
+            points = figures.cost_points(same, [best]).get(dataset, [])
+            caption = (
+                f"{display(dataset)}: test accuracy against training time; dashed: Pareto front"
+            )
+            draw = partial(figures.accuracy_cost, {dataset: points})
+            answers.append({
+                "dataset": dataset,
+                "choice": log.choice_record(best),
+                "others": sorted(others, key=lambda record: -record["val_acc"]),
+                "points": points,
+                "front": figures.pareto_front(points),
+                "figure": ReportFigure("answer", f"answer_{len(answers)}", caption, draw),
+            })  # fmt: skip
+    order = log.datasets_of(runs)
     return sorted(answers, key=lambda answer: order.index(answer["dataset"]))
 
 
-def build_curves(epochs: Sequence[Row]) -> list[Row]:
+def build_panels(curves: Curves) -> list[Row]:
     """The learning curves of each data set, with the names of its runs."""
     panels = []
-    for dataset, curves in curves_of(epochs).items():
-        kept = curves[:MOST_CURVES]
+    for dataset, known in curves.items():
+        kept = known[:MOST_CURVES]
         caption = (
             f"{display(dataset)}: accuracy and loss by epoch, one line a run; the values are in "
-            "the table of every run"
         )
-        draw = partial(learning_curves, kept, (), legend=False)
-        panels.append({
-            "dataset": dataset,
-            "curves": kept,
-            "labels": log.describe_all([curve.config for curve in kept]),
-            "left_out": len(curves) - len(kept),
-            "figure": ReportFigure("curves", f"panel_{len(panels)}", caption, draw),
-        })  # fmt: skip
+        caption += "the table of every run"
+        draw = partial(figures.learning_curves, kept)
+        panel = {"dataset": dataset, "curves": kept, "left_out": len(known) - len(kept)}
+        panel["labels"] = log.describe_all([curve["config"] for curve in kept])
+        panel["figure"] = ReportFigure("curves", f"panel_{len(panels)}", caption, draw)
+        panels.append(panel)
     return panels
 
 
 def inline_svg(figure: ReportFigure) -> Markup:
-    """A figure as SVG within the page: groups of the class and with the text that their gid says,
-    and no name that another figure has too."""
-    drawing = figure.to_bytes("svg").decode()
+    """A figure as SVG within the page: groups that are what their gid or url says, no name that
+    another figure has too, and coordinates to a hundredth of a point."""
+    drawing = figure.to_bytes("svg")[0].decode()
     drawing = drawing[drawing.index("<svg ") + 5 :]
     named = r'<g class="\1" data-name="\2"><title>\2</title>'
-    drawing = re.sub(r'<g id="(dot|curve|curve off):([^"]*)">', named, drawing)
-    drawing = re.sub(r'<g id="[^"]*"(/?)>', r"<g\1>", drawing)
-    drawing = re.sub(r'(id="|href="#|url\(#)(?=[a-z])', rf"\1{figure.key}-", drawing)
+    for pattern, new in (
+        (r'<a xlink:href="([^":]*):([^"]*)"[^>]*>', named),
+        ("</a>", "</g>"),
+        (r'<g id="dot:([^"]*)">', r"<g><title>\1</title>"),
+        (r'<g id="[^"]*"(/?)>', r"<g\1>"),
+        (r'(id="|href="#|url\(#)(?=[a-z])', rf"\1{figure.key}-"),
+    ):
+        drawing = re.sub(pattern, new, drawing)
+    places = r' (?:d|x|y|transform)="[^"]*"'
+    drawing = re.sub(places, lambda place: re.sub(r"(\.\d\d)\d+", r"\1", place[0]), drawing)
     head = '<svg class="drawn" role="img" aria-label="{}" '
     return Markup(head).format(figure.caption) + Markup(drawing)
 
@@ -122,23 +115,24 @@ def interval_marks(table: Table) -> list[list[float] | None]:
     return [place if there else None for place, there in zip(places, known, strict=True)]
 
 
-def render_page(rows: Sequence[Row], runs: Table, sections: Sequence[Any], **facts: Any) -> str:
-    """The text of report.html."""
-    done = {kind: log.latest_ok(rows, kind) for kind in ("epoch", "train", "svm")}
+def render_page(
+    runs: Sequence[Row], curves: Curves, table: Table, sections: Sequence[Row], **facts: Any
+) -> str:
+    """The text of report.html, from the finished trainings and SVMs, their curves and the table of
+    every run."""
     script = Markup("\n".join((TEMPLATES / name).read_text("utf-8").strip() for name in SCRIPTS))
-    best = [r for s in sections for t in s.tables if t.key == "best" for r in t.records]
+    best = [r for s in sections for t in s["tables"] if t.key == "best" for r in t.records]
     return template("report.html.j2", autoescape=True).render(
         interval_marks=interval_marks,
         display=display,
         duration=duration,
         svg=inline_svg,
         sections=sections,
-        n_rows=len(rows),
-        runs=runs,
-        answers=build_answers(done["train"], done["svm"]),
-        curves=build_curves(done["epoch"]),
+        runs=table,
+        answers=build_answers(runs),
+        curves=build_panels(curves),
         published={r["run_id"]: r for r in best if r["difference"] is not None},
-        shown_curves=len(COLORS),
+        shown_curves=len(figures.COLORS),
         script=script,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=Markup((TEMPLATES / "page.css").read_text("utf-8")),

@@ -1,41 +1,49 @@
-"""The records of the report's tables of what was measured; judge/tables.toml has their words."""
+"""The report's tables: the records of those of what was measured; their words are in
+judge/tables.toml."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from common.base.log import KINDS, STATUSES
+from common.judge import mistakes as judge
 from common.judge import rows as log
-from common.judge.mistakes import (
-    BINS,
-    GALLERY,
-    Mistakes,
-    calibration_error,
-    class_records,
-    confused_pairs,
-)
-from common.judge.predictions import Predictions
+from common.judge.findings import judged_tables
+from common.judge.mistakes import GALLERY, Mistakes
+from common.judge.predictions import Predictions, load_predictions
 from common.judge.published import published, side_by_side, unmeasured_note
 from common.judge.rows import Group, Row, get, join_notes, number, slug
 from common.judge.tables import WORDS, Table, fields, make_table
 from common.judge.times import COMMAND, representative, sides
 
+Done = Mapping[str, Sequence[Row]]  # the finished rows of each kind
+
 NO_LOGITS = "Confidence not stored: the predictions file of this run holds labels alone."
-PARTS = ("train", "val", "test")
+ONE_VOTER = "Only one model's predictions on this split are stored."
 SHOWN_PROBLEMS = 200
 
 
 def build_tables(
-    rows: Sequence[Row], problems: Sequence[str], predictions: Mapping[str, Predictions]
-) -> list[Table]:
-    """Every table of what the log holds; of the predictions only the names of classes are used."""
-    done = {kind: log.latest_ok(rows, kind) for kind in KINDS}
+    rows: Sequence[Row], done: Done, problems: Sequence[str], folder: Path, data_dir: str
+) -> tuple[list[Table], list[Mistakes], list[str]]:
+    """Every table of a log; what the chosen networks get wrong; every problem of the log and of its
+    predictions."""
+    runs = [*done["train"], *done["svm"]]
+    chosen = {group.first()["run_id"] for group in log.pick_best(done["train"])}
+    loaded = {
+        row["run_id"]: load_predictions(folder, row, logits=row["run_id"] in chosen) for row in runs
+    }
+    predictions = {name: arrays for name, (arrays, _) in loaded.items() if arrays}
+    problems = [*problems, *(loaded[name][1] for name in sorted(chosen - predictions.keys()))]
+    mistakes = judge.find_mistakes(runs, predictions, data_dir)
     exports = [fields(row, "export") for row in done["export"]]
-    return [
-        *log_tables(rows, problems),
-        datasets_table([*done["train"], *done["svm"]], predictions),
+    tables = [
+        *log_tables(rows, done, problems),
+        runs_table(rows),
+        datasets_table(runs, predictions),
         *(q1a_table(dataset, done["train"]) for dataset in log.datasets_of(done["train"])),
         *best_tables(done["train"], done["epoch"]),
         q1b_table(done["svm"]),
@@ -47,62 +55,59 @@ def build_tables(
         make_table("export", exports, missing=not exports),
         failed_table(rows),
         environment_table(rows),
+        *mistake_tables(mistakes),
+        *judged_tables(rows, lambda row: loaded[row["run_id"]]),
     ]
+    return tables, mistakes, problems
 
 
 # --- the log --------------------------------------------------------------------------------------
 
 
-def log_tables(rows: Sequence[Row], problems: Sequence[str]) -> list[Table]:
+def log_tables(rows: Sequence[Row], done: Done, problems: Sequence[str]) -> list[Table]:
     """What the log holds, the commits it was measured at, and what could not be used."""
     counts = Counter((row["kind"], row["status"]) for row in rows)
     kinds = [
-        {status: counts[kind, status] for status in STATUSES}
-        | {"kind": kind, "superseded": counts[kind, "ok"] - len(log.latest_ok(rows, kind))}
+        {"kind": kind, "superseded": counts[kind, "ok"] - len(done[kind])}
+        | {status: counts[kind, status] for status in STATUSES}
         for kind in KINDS
     ]
-    commits = log.grouped(rows, lambda row: (get(row, "git", "commit"), get(row, "git", "dirty")))
-    measured = [
-        {
-            "commit": str(commit or "unknown")[:12],
-            "dirty": "unknown" if dirty is None else dirty,
-            "rows": len(there),
-            "first": min(row["time_utc"] for row in there),
-            "last": max(row["time_utc"] for row in there),
-        }
-        for (commit, dirty), there in commits.items()
-    ]
+    commits = []
+    states = log.grouped(rows, lambda row: (get(row, "git", "commit"), get(row, "git", "dirty")))
+    for (commit, dirty), same in states.items():
+        times = [row["time_utc"] for row in same]
+        record = {"commit": str(commit or "unknown")[:12], "rows": len(same)}
+        record |= {"dirty": "unknown" if dirty is None else dirty}
+        commits.append(record | {"first": min(times), "last": max(times)})
     skipped = [p.split(": skipped, ")[1] for p in problems if ": skipped, " in p]
     reasons = Counter(reason.split(": line ")[0] for reason in skipped).most_common()
-    shown = [{"problem": problem} for problem in problems[:SHOWN_PROBLEMS]]
-    more = len(problems) - len(shown)
+    shown, more = problems[:SHOWN_PROBLEMS], len(problems) - SHOWN_PROBLEMS
+    not_shown = f"Not shown: {more} more." if more > 0 else ""
     return [
         make_table("log", kinds),
-        make_table("commits", measured),
+        make_table("commits", commits),
         make_table("skipped", [{"problem": reason, "rows": n} for reason, n in reasons]),
-        make_table("problems", shown, f"Not shown: {more} more." if more else ""),
+        make_table("problems", [{"problem": problem} for problem in shown], not_shown),
     ]
 
 
-def datasets_table(rows: Sequence[Row], predictions: Mapping[str, Predictions]) -> Table:
-    """What an accuracy on each data set and split has to be read with."""
-    classes = {
-        row["config"].get("dataset"): predictions[row["run_id"]]["classes"]
-        for row in rows
-        if row["run_id"] in predictions
-    }
+def datasets_table(runs: Sequence[Row], predictions: Mapping[str, Predictions]) -> Table:
+    """What an accuracy on each data set and split has to be read with; of the predictions only the
+    names of classes are used."""
+    known = [row for row in runs if row["run_id"] in predictions]
+    classes = {row["config"].get("dataset"): predictions[row["run_id"]]["classes"] for row in known}
     records = {}
-    for row in rows:
-        counts = {part: get(row, "metrics", "class_counts", part) for part in PARTS}
-        if all(counts.values()):
-            record = fields(row, "datasets") | {f"n_{part}": sum(n) for part, n in counts.items()}
-            names = classes.get(record["dataset"], range(len(counts["train"])))
-            ranked = sorted(zip(counts["train"], names, strict=False), key=lambda item: -item[0])
+    for row in runs:
+        counts = [get(row, "metrics", "class_counts", part) for part in ("train", "val", "test")]
+        if all(counts):
+            images = dict(zip(("n_train", "n_val", "n_test"), map(sum, counts), strict=True))
+            record = fields(row, "datasets") | images
+            names = classes.get(record["dataset"], range(len(counts[0])))
+            ranked = sorted(zip(counts[0], names, strict=False), key=lambda item: -item[0])
             record["classes"] = len(ranked)
             for name, (n, label) in {"largest": ranked[0], "smallest": ranked[-1]}.items():
                 record[name] = f"{label} ({n:,})"
-            key = record["dataset"], record["split"], *(record[f"n_{part}"] for part in PARTS)
-            records[key] = record
+            records[record["dataset"], record["split"], *images.values()] = record
     return make_table("datasets", records.values())
 
 
@@ -112,15 +117,13 @@ def runs_table(rows: Iterable[Row]) -> Table:
     records = []
     for tries in runs.values():
         row = ([row for row in tries if row["status"] == "ok"] or tries)[-1]
-        config, group = row["config"], Group(row["config"], (row,))
-        record = fields(row, "runs") | config
+        group = Group(row["config"], (row,))
+        record = fields(row, "runs") | group.config | {"train_ms": group.cost_ms()}
         if row["status"] == "ok":
             record |= log.accuracy_record(group)
         if group.kind == "svm":
-            record["model"] = f"SVM, {config.get('kernel')}"
-        record["train_ms"] = group.cost_ms()
-        record["note"] = join_notes(row["error"], group.protocol)
-        records.append(record)
+            record["model"] = f"SVM, {group.config.get('kernel')}"
+        records.append(record | {"note": join_notes(row["error"], group.protocol)})
     return make_table("runs", records)
 
 
@@ -129,13 +132,10 @@ def failed_table(rows: Sequence[Row]) -> Table:
     done = {(row["kind"], row["run_id"]) for row in rows if row["status"] == "ok"}
     names = ("dataset", "model", "kernel", "opt", "lr", "epochs", "engine", "scenario", "seed")
     records = []
-    for row in rows:
-        if row["status"] != "ok":
-            settings = log.in_words(
-                row["config"], [name for name in names if name in row["config"]]
-            )
-            retried = "done" if (row["kind"], row["run_id"]) in done else None
-            records.append(row | {"config": ", ".join(settings), "retried": retried})
+    for row in (row for row in rows if row["status"] != "ok"):
+        settings = log.in_words(row["config"], [name for name in names if name in row["config"]])
+        retried = "done" if (row["kind"], row["run_id"]) in done else None
+        records.append(row | {"config": ", ".join(settings), "retried": retried})
     return make_table("failed", records)
 
 
@@ -157,31 +157,25 @@ def q1a_table(dataset: str, train: Sequence[Row]) -> Table:
     """Every configuration of a data set, measured or published."""
     rows = [row for row in train if get(row, "config", "dataset") == dataset]
     figures = published("q1a", dataset=dataset)
-    records = side_by_side(
-        log.by_seed(rows), figures, log.TRAIN_PROTOCOL, log.TRAIN_FACTORS, "make q1a"
-    )
-    for record in records:
-        if group := record.get("group"):
-            record["train_ms"] = group.mean("train_ms")
-            record["runs"] = ", ".join(row["run_id"] for row in group.rows)
-            for name in ("shared_with", "precision"):
-                values = dict.fromkeys(get(row, "metrics", name) for row in group.rows)
-                record[name] = ", ".join(filter(None, values)) or None
+    protocol = log.TRAIN_PROTOCOL, log.TRAIN_FACTORS
+    records = side_by_side(log.by_seed(rows), figures, *protocol, "make q1a")
+    measured = [record for record in records if "group" in record]
+    for record in measured:
+        group = record["group"]
+        record["train_ms"] = group.mean("train_ms")
+        record["runs"] = ", ".join(row["run_id"] for row in group.rows)
+        for name in ("shared_with", "precision"):
+            values = dict.fromkeys(get(row, "metrics", name) for row in group.rows)
+            record[name] = ", ".join(filter(None, values)) or None
     waiting = ""
-    if missing := sum("group" not in record for record in records):
+    if missing := len(records) - len(measured):
         waiting = (
             "A published figure stands only beside a run that kept to the study's protocol. Of its "
             f"{len(figures)} published configurations {missing} are not measured: make q1a."
         )
-    return make_table(
-        "q1a",
-        records,
-        waiting,
-        log.devices_note(rows),
-        key=f"q1a_{slug(dataset)}",
-        title=f"{log.display(dataset)}: {WORDS['q1a']['title']}",
-        missing=not rows,
-    )
+    title = f"{log.display(dataset)}: {WORDS['q1a']['title']}"
+    named = {"key": f"q1a_{slug(dataset)}", "title": title, "missing": not rows}
+    return make_table("q1a", records, waiting, log.devices_note(rows), **named)
 
 
 def best_tables(train: Sequence[Row], epochs: Sequence[Row]) -> list[Table]:
@@ -191,8 +185,7 @@ def best_tables(train: Sequence[Row], epochs: Sequence[Row]) -> list[Table]:
     records = side_by_side(best, published("best"), log.TRAIN_PROTOCOL, ("dataset",), "make q1a")
     for record in records:
         if group := record.get("group"):
-            record |= group.config
-            record["train_ms"] = group.mean("train_ms")
+            record |= group.config | {"train_ms": group.mean("train_ms")}
             record["run_id"] = group.first()["run_id"]
         elif record["dataset"] in studied:
             record["note"] = "another protocol was chosen"
@@ -209,10 +202,8 @@ def best_tables(train: Sequence[Row], epochs: Sequence[Row]) -> list[Table]:
 
 def q1b_table(svm: Sequence[Row]) -> Table:
     """Every SVM, measured or published."""
-    order = log.datasets_of(svm)
-    records = side_by_side(
-        log.by_seed(svm), published("q1b"), log.SVM_PROTOCOL, log.SVM_FACTORS, "make q1b"
-    )
+    order, protocol = log.datasets_of(svm), (log.SVM_PROTOCOL, log.SVM_FACTORS)
+    records = side_by_side(log.by_seed(svm), published("q1b"), *protocol, "make q1b")
     for record in records:
         if group := record.get("group"):
             record |= {name: group.mean(name) for name in ("fit_ms", "predict_ms", "n_support")}
@@ -230,42 +221,37 @@ def q1b_table(svm: Sequence[Row]) -> Table:
 
 def mistake_tables(mistakes: Sequence[Mistakes]) -> list[Table]:
     """What the chosen networks get wrong: of all of them, then each in detail."""
-    summary = [
-        {
-            "dataset": m.dataset,
-            "run_id": m.run_id,
-            "images": len(m.right),
-            "mistakes": int((~m.right).sum()),
-            "accuracy": m.right.mean(),
-            "confidence": None if m.confidence is None else m.confidence.mean(),
-            "ece": calibration_error(m.bins) if m.bins else None,
-            "nobody": len(m.nobody) if m.voters > 1 else None,
-        }
-        for m in mistakes
-    ]
-    unknown = (f"{m.name}: {NO_LOGITS}" for m in mistakes if m.confidence is None)
-    tables = [make_table("calibration", summary, *unknown, missing=not mistakes, bins=BINS)]
+    summary, unknown, details = [], [], []
     for m in mistakes:
-        no_logits, more = "" if m.bins else NO_LOGITS, len(m.nobody) - GALLERY
-        voters = "Only one model's predictions on this split are stored."
+        record = {"dataset": m.dataset, "run_id": m.run_id, "images": len(m.right)}
+        record |= {"mistakes": int((~m.right).sum()), "accuracy": m.right.mean()}
+        no_logits, voters, others = "", ONE_VOTER, ""
+        if m.bins:
+            record["confidence"] = m.confidence.mean()
+            record["ece"] = judge.calibration_error(m.bins)
+        else:
+            no_logits = NO_LOGITS
+            unknown.append(f"{m.name}: {NO_LOGITS}")
         if m.voters > 1:
-            voters = (
-                f"{len(m.nobody)} of {len(m.right)} test images are missed by all {m.voters} runs "
-                "whose predictions on this split are stored."
-            )
-        others = f"The {more} others are not listed." if more > 0 else ""
-        details = {
-            "classes": (class_records(m.predictions),),
-            "class_pairs": (confused_pairs(m.predictions),),
+            record["nobody"] = len(m.nobody)
+            voters = f"{len(m.nobody)} of {len(m.right)} test images are missed by all {m.voters} "
+            voters += "runs whose predictions on this split are stored."
+        if len(m.nobody) > GALLERY:
+            others = f"The {len(m.nobody) - GALLERY} others are not listed."
+        summary.append(record)
+        content = {
+            "classes": (judge.class_records(m.predictions),),
+            "class_pairs": (judge.confused_pairs(m.predictions),),
             "reliability": (m.bins, no_logits),
             "worst": (m.worst, no_logits, m.no_images),
             "nobody": (m.nobody[:GALLERY], voters, others),
         }
-        for name, content in details.items():
+        for name, records_and_notes in content.items():
             key = f"{name.removeprefix('class_')}_{m.key}"
             title = f"{m.name}: {WORDS[name]['title']}"
-            tables.append(make_table(name, *content, key=key, title=title))
-    return tables
+            details.append(make_table(name, *records_and_notes, key=key, title=title))
+    named = {"bins": judge.BINS, "missing": not mistakes}
+    return [make_table("calibration", summary, *unknown, **named), *details]
 
 
 # --- speed and cost -------------------------------------------------------------------------------
@@ -275,18 +261,15 @@ def speed_table(name: str, rows: Sequence[Row], devices: str = "") -> Table:
     """What rows hold of a table's columns, ordered by work, with notes on their machines."""
     records = []
     for row, machine in zip(rows, log.machine_notes(rows), strict=True):
-        quick = "quick: a fifth of the queries, one launch" if get(row, "metrics", "quick") else ""
         record = fields(row, name)
+        quick = "quick: a fifth of the queries, one launch" if get(row, "metrics", "quick") else ""
         record["note"] = join_notes(machine, log.busy_note(row), log.noise_note(row), quick)
         if get(row, "metrics", "speedup_vs_eager"):
             record["baseline"] = "eager"
         records.append(record)
-
-    def work(record: Row) -> list[str | float]:
-        names = [str(record.get(name)) for name in ("dataset", "model", "opt", "scenario")]
-        return [*names, *(number(record, size) or 0 for size in ("image_size", "batch_size"))]
-
-    return make_table(name, sorted(records, key=work), devices, missing=not rows)
+    names, sizes = ("dataset", "model", "opt", "scenario"), ("image_size", "batch_size")
+    records.sort(key=lambda r: ([str(r.get(k)) for k in names], [number(r, k) or 0 for k in sizes]))
+    return make_table(name, records, devices, missing=not rows)
 
 
 def q2_published_table(rows: Sequence[Row]) -> Table:
@@ -298,8 +281,7 @@ def q2_published_table(rows: Sequence[Row]) -> Table:
         cpu, gpu = sides([row for row in rows if work.items() <= row["config"].items()])
         here = gpu if figure["device"] == "gpu" else cpu
         tested = [row for row in here if number(row, "metrics", "test_acc") is not None]
-        row = representative(tested or here)
-        if row:
+        if row := representative(tested or here):
             note = None if tested else "no whole epoch was run: hw_bench.py --full-epoch does"
         elif figure["device"] == "gpu":
             note = unmeasured_note(COMMAND, "needs a GPU")
@@ -311,8 +293,8 @@ def q2_published_table(rows: Sequence[Row]) -> Table:
 
 def flops_table(rows: Sequence[Row]) -> Table:
     """Cost in each convention, with the published figure beside each."""
-    waiting = {(f["model"], f["image_size"]): 1e9 * f["gmacs"] for f in published("flops")}
-    figures, records = dict(waiting), []
+    figures = {(f["model"], f["image_size"]): 1e9 * f["gmacs"] for f in published("flops")}
+    waiting, records = dict(figures), []
     for row in rows:
         record = fields(row, "flops")
         shape = record["model"], record["image_size"]
@@ -322,8 +304,8 @@ def flops_table(rows: Sequence[Row]) -> Table:
             if record["macs"] is not None:
                 record["macs_difference"] = record["macs"] - figures[shape]
         records.append(record)
+    note = unmeasured_note("make flops")
     for (model, size), macs in waiting.items():
-        note = unmeasured_note("make flops")
         records.append({"model": model, "image_size": size, "published_macs": macs, "note": note})
     records.sort(key=lambda record: (str(record["model"]), record["image_size"] or 0))
     return make_table("flops", records, missing=not rows)
