@@ -126,7 +126,7 @@ def check_number(pairs: int, noise: float, lead: float, images: int, sims: int) 
 def main(argv: list[str] | None = None) -> int:
     _, options = parse_command_line(argv, __doc__, options_class=Options)
     lines = []
-    for name, pairs, noise in itertools.product(DESIGNS, (1, 4), map(float, options.noise)):
+    for name, pairs, noise in itertools.product(DESIGNS, (1, 4), options.noise):
         for uneven in (False, True) if noise else (False,):
             design = Design(DESIGNS[name], pairs, noise, options.images, uneven)
             case = {"seeds": name, "pairs": pairs, "noise": noise, "uneven": uneven}

@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         value = measure(name, grid) if given is None else given
         grid = replace(grid, **{name: value})
         print(f"{name} {value:.6g} ({'measured' if given is None else 'given'})")
-    sizes = itertools.product(map(int, grid.trajectories), map(int, grid.workers))
+    sizes = itertools.product(grid.trajectories, grid.workers)
     lines, results = [], []
     for trajectories, workers in (size for size in sizes if size[1] <= size[0]):
         end = simulate(grid, trajectories, workers)
