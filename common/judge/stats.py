@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from scipy.optimize import brentq
@@ -20,6 +21,7 @@ RESAMPLES = 10_000
 MOST_SUMS = 400  # that a bootstrap tells apart
 
 
+@cache  # tables and figures ask for the same ones
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> Interval:
     """Wilson score interval of the proportion correct / total.
 

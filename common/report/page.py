@@ -95,7 +95,7 @@ def inline_svg(figure: ReportFigure) -> Markup:
     ):
         drawing = re.sub(pattern, new, drawing)
     places = r' (?:d|x|y|transform)="[^"]*"'
-    drawing = re.sub(places, lambda place: re.sub(r"(\.\d\d)\d+", r"\1", place[0]), drawing)
+    drawing = re.sub(places, lambda place: re.sub(r"(?<=\.\d\d)\d+", "", place[0]), drawing)
     head = '<svg class="drawn" role="img" aria-label="{}" '
     return Markup(head).format(figure.caption) + Markup(drawing)
 

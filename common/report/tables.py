@@ -141,8 +141,11 @@ def failed_table(rows: Sequence[Row]) -> Table:
 
 def environment_table(rows: Sequence[Row]) -> Table:
     """Every machine and library version in the log, with the number of rows behind it."""
-    facts = ((k, str(v)) for row in rows for k, v in row["env"].items() if k != "load_average")
-    records = [{"property": k, "value": v, "rows": n} for (k, v), n in Counter(facts).items()]
+    facts: Counter[tuple[str, str]] = Counter()
+    for same in log.grouped(rows, lambda row: id(row["env"])).values():  # read_log shares them
+        known = {(k, str(v)) for k, v in same[0]["env"].items() if k != "load_average"}
+        facts.update(dict.fromkeys(known, len(same)))
+    records = [{"property": k, "value": v, "rows": n} for (k, v), n in facts.items()]
     records.sort(key=lambda record: (record["property"], -record["rows"], record["value"]))
     if loads := [log.load_of(row) for row in rows if get(row, "env", "load_average")]:
         spread = f"{min(loads):.2f} to {max(loads):.2f}, median {statistics.median(loads):.2f}"
