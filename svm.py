@@ -13,8 +13,6 @@ Writes to --results-dir: log.jsonl (kind svm) and predictions/. A configuration 
 is skipped.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 import time
@@ -26,12 +24,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from common.base import cli
-from common.base.cli import UsageError, as_dict, expand_grid, need
+from common.base.cli import UsageError, as_dict, expand_grid, need, parse_command_line, run_script
 from common.base.config import SVM_PRESETS, GridOptions, SvmConfig
 from common.base.log import Log, run_id, save_predictions
 
-Array = Any  # of numpy, which like all else that takes time is imported after the flags are read
+# What takes time, numpy too, is imported after the flags are read.
 SHOWN = ("dataset", "kernel", "features", "engine")  # settings named even where they do not vary
 IMAGES = ("dataset", "split", "split_seed", "image_size", "seed", "samples", "features")
 HOG_CELL = 4  # pixels a side: divides the 28 of the data sets and the 8 of the digits
@@ -43,132 +40,53 @@ ENGINES = {
 }
 
 
-def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
-    """Look for every engine, library and image that is asked for, before any work.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fit every configuration that the log does not have, and print them all."""
+    grid, options = parse_command_line(argv, __doc__, SvmConfig, GridOptions, SVM_PRESETS)
+    expand_grid(SvmConfig, grid)  # a bad value is said before any image is read
+    from common.data.own import pin_dataset
+    from common.train import workers
 
-    Raises: UsageError.
-    """
+    workers.in_worker()  # which ends with the grid that this is a piece of
+    grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
+    configs = {run_id("svm", as_dict(c)): c for c in expand_grid(SvmConfig, grid)}
+    check_configs(list(configs.values()), options.data_dir)
+    log = Log(options.results_dir, options.shard)
+    done = {} if options.force else log.finished("svm")
+    names = [name for name in grid if name in SHOWN or len(grid[name]) > 1]
+    labels = {n: " ".join(str(getattr(c, name)) for name in names) for n, c in configs.items()}
+    jobs = [workers.Job("svm", [c], labels[n]) for n, c in configs.items() if n not in done]
+    if options.list_commands:
+        workers.print_commands(jobs, options)
+        return 0
+    count = workers.count_workers(options)
+    if count > 1 or options.backend != "loky":
+        workers.share_out(jobs, log, options, count)
+        done = {row["run_id"]: row for row in log.read("svm")} | done
+    rows = []
+    for number, (name, config) in enumerate(configs.items(), 1):
+        label = f"[{number}/{len(configs)}] {labels[name]}"
+        print(f"{label}: in the log" if name in done else label, flush=True)
+        rows.append(done.get(name) or measure_and_log(config, options, log, label))
+    print(format_table(rows, names))
+    return int(any(row["status"] != "ok" for row in rows))
+
+
+def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
+    """Look for all that is asked for, engines, libraries and images. Raises: UsageError."""
     from common.data.datasets import explain_images, load_split
 
-    for name in dict.fromkeys(c.engine for c in configs):
-        module, package = ENGINES[name]
-        need(module, f"--engine {name}", package)
-    if any(c.features == "hog" for c in configs):
-        need("skimage.feature", "--features hog", "scikit-image")
+    for c in configs:
+        module, package = ENGINES[c.engine]
+        need(module, f"--engine {c.engine}", package)
+        if c.features == "hog":
+            need("skimage.feature", "--features hog", "scikit-image")
     for c in configs:
         n_train = len(load_split(c, data_dir)[1].train)
         if c.samples > n_train:
-            raise UsageError(
-                f"--samples: {c.samples} is more than the {n_train} training images of "
-                f"{c.dataset}; ask for at most as many"
-            )
+            few = f"{c.samples} is more than the {n_train} training images of {c.dataset}"
+            raise UsageError(f"--samples: {few}; ask for at most as many")
     explain_images(configs, data_dir)
-
-
-@lru_cache(maxsize=2)  # raw and hog, shared by the kernels of a grid; more would cost memory
-def prepare_parts(config: SvmConfig, data_dir: str) -> tuple[dict[str, Array], dict, float]:
-    """Choose the training images and compute all features, for all that but the SVC is set of:
-    pixels in [0, 1], or HOG descriptors of them (9 directions, blocks of 2 x 2 cells), at each
-    pixel of the colour channel of the strongest gradient.
-
-    Returns: features (N, D) float64 and labels of train, val and test, and milliseconds.
-    """
-    import numpy as np
-
-    from common.data.datasets import load_split
-    from common.data.own import resize_pixels
-
-    pool, split = load_split(config, data_dir)
-    images = resize_pixels(pool.images.numpy(), config.image_size)
-    # RandomState's stream is frozen by numpy's compatibility policy, Generator's is not.
-    chosen = np.random.RandomState(config.seed).permutation(len(split.train))[: config.samples]
-    parts = {"train": split.train.numpy()[chosen], "val": split.val.numpy()}
-    parts["test"] = split.test.numpy()
-    start = time.perf_counter()
-    if config.features == "raw":
-        x = {name: (images[i] / 255).reshape(len(i), -1) for name, i in parts.items()}
-    else:
-        from skimage.feature import hog
-
-        cells = {"pixels_per_cell": (HOG_CELL, HOG_CELL), "cells_per_block": (2, 2)}
-        describe = partial(hog, orientations=9, channel_axis=0, **cells)
-        x = {name: np.stack([describe(p / 255) for p in images[i]]) for name, i in parts.items()}
-    features_ms = (time.perf_counter() - start) * 1e3
-    return x, {name: pool.labels.numpy()[i] for name, i in parts.items()}, features_ms
-
-
-def fit(config: SvmConfig, x: Array, y: Array) -> Any:
-    """Fit an SVC of the configuration's engine and of no other.
-
-    Raises: RuntimeError when scikit-learn-intelex leaves the work to scikit-learn.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-
-    svc = importlib.import_module(ENGINES[config.engine][0]).SVC
-    model = svc(kernel=config.kernel, C=config.C, gamma=config.gamma, max_iter=config.max_iter)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it is said in one line
-        model.fit(x, y)
-    # It has no setting that forbids this, and says so only to its own log.
-    if config.engine == "sklearnex" and not hasattr(model, "_onedal_estimator"):
-        raise RuntimeError("scikit-learn-intelex fell back to scikit-learn; use --engine sklearn")
-    return model
-
-
-def predict(model: Any, x: Array, jobs: int) -> Array:
-    """Predict in as many threads as jobs. Shapes: (N, D) -> (N,)."""
-    import numpy as np
-    from joblib import Parallel, delayed
-
-    if jobs == 1:
-        return np.asarray(model.predict(x))
-    parts = map(delayed(model.predict), np.array_split(x, jobs))
-    return np.concatenate(Parallel(jobs, prefer="threads")(parts))
-
-
-def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
-    """Fit, test, and save the predictions. Returns: the metrics of the row."""
-    import numpy as np
-    from joblib import cpu_count
-
-    from common.data.datasets import describe_split, load_split
-
-    pool, split = load_split(config, options.data_dir)
-    of_images = SvmConfig(**{name: getattr(config, name) for name in IMAGES})
-    x, y, features_ms = prepare_parts(of_images, options.data_dir)
-    # libsvm predicts without the GIL and image by image, so threads change nothing but the time.
-    # The other engines use all cores, or a GPU, by themselves.
-    jobs = (options.threads or cpu_count()) if config.engine == "sklearn" else 1
-    start = time.perf_counter()
-    model = fit(config, x["train"], y["train"])
-    fitted = time.perf_counter()
-    pred = predict(model, x["test"], jobs)
-    predicted = time.perf_counter()
-    # The most iterations in a pair of classes, and how many pairs max_iter stopped.
-    converged = iterations = stopped = None
-    if config.engine == "sklearn":  # which alone tells
-        converged, iterations = bool(model.fit_status_ == 0), int(model.n_iter_.max())
-        stopped = 0 if converged else int((model.n_iter_ >= config.max_iter).sum())
-    file = f"predictions/{run_id('svm', as_dict(config))}.npz"
-    row = {"label": y["test"], "index": split.test, "classes": pool.classes}
-    save_predictions(Path(options.results_dir) / file, pred=pred, **row)
-    return {
-        "test_acc": float((pred == y["test"]).mean()),
-        "val_acc": float((predict(model, x["val"], jobs) == y["val"]).mean()),
-        "fit_ms": (fitted - start) * 1e3,
-        "predict_ms": (predicted - fitted) * 1e3,
-        "predict_jobs": jobs,
-        "features_ms": features_ms,
-        "n_support": int(np.sum(model.n_support_)),
-        "converged": converged,
-        "n_iter_max": iterations,
-        "pairs_stopped": stopped,
-        "engine": config.engine,
-        **{f"n_{name}": len(labels) for name, labels in y.items()},
-        "split_sha256": split.sha256(),
-        "predictions": file,
-        **describe_split(pool, split),
-    }
 
 
 def measure_and_log(config: SvmConfig, options: GridOptions, log: Log, label: str) -> dict:
@@ -183,6 +101,98 @@ def measure_and_log(config: SvmConfig, options: GridOptions, log: Log, label: st
         pairs = f"in {metrics['pairs_stopped']} pairs of classes"
         print(f"{label}: warning: {stopped}, {pairs}", file=sys.stderr)
     return log.append("svm", as_dict(config), metrics)
+
+
+def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
+    """Fit an SVC of the configuration's engine and of no other, test it, and save the predictions.
+
+    Returns: the metrics of the row.
+    """
+    import numpy as np
+    from joblib import cpu_count
+    from sklearn.exceptions import ConvergenceWarning
+
+    of_images = SvmConfig(**{name: getattr(config, name) for name in IMAGES})
+    x, y, facts, kept = prepare_parts(of_images, options.data_dir)
+    # libsvm predicts without the GIL and image by image, so threads change nothing but the time.
+    # The other engines use all cores, or a GPU, by themselves.
+    jobs = (options.threads or cpu_count()) if config.engine == "sklearn" else 1
+    svc = importlib.import_module(ENGINES[config.engine][0]).SVC
+    model = svc(kernel=config.kernel, C=config.C, gamma=config.gamma, max_iter=config.max_iter)
+    start = time.perf_counter()
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # its row tells
+        model.fit(x["train"], y["train"])
+    fitted = time.perf_counter()
+    pred = predict(model, x["test"], jobs)
+    predicted = time.perf_counter()
+    # scikit-learn-intelex has no setting that forbids this, and says so only to its own log.
+    if config.engine == "sklearnex" and not hasattr(model, "_onedal_estimator"):
+        raise RuntimeError("scikit-learn-intelex fell back to scikit-learn; use --engine sklearn")
+    # The most iterations in a pair of classes, and how many pairs max_iter stopped.
+    converged = iterations = stopped = None
+    if config.engine == "sklearn":  # which alone tells
+        converged, iterations = bool(model.fit_status_ == 0), int(model.n_iter_.max())
+        stopped = 0 if converged else int((model.n_iter_ >= config.max_iter).sum())
+    file = f"predictions/{run_id('svm', as_dict(config))}.npz"
+    save_predictions(Path(options.results_dir) / file, pred=pred, label=y["test"], **kept)
+    return {
+        "test_acc": float((pred == y["test"]).mean()),
+        "val_acc": float((predict(model, x["val"], jobs) == y["val"]).mean()),
+        "fit_ms": (fitted - start) * 1e3,
+        "predict_ms": (predicted - fitted) * 1e3,
+        "predict_jobs": jobs,
+        "n_support": int(np.sum(model.n_support_)),
+        "converged": converged,
+        "n_iter_max": iterations,
+        "pairs_stopped": stopped,
+        "engine": config.engine,
+        "predictions": file,
+        **facts,
+    }
+
+
+@lru_cache(maxsize=2)  # raw and hog, shared by the kernels of a grid; more would cost memory
+def prepare_parts(config: SvmConfig, data_dir: str) -> tuple[dict[str, Any], ...]:
+    """Choose the training images and compute all features, for all that but the SVC is set of:
+    pixels in [0, 1], or HOG descriptors of them (9 directions, blocks of 2 x 2 cells), at each
+    pixel of the colour channel of the strongest gradient.
+
+    Returns: features (N, D) and labels by part; metrics; what predictions are kept with.
+    """
+    import numpy as np
+
+    from common.data.datasets import describe_split, load_split
+    from common.data.own import resize_pixels
+
+    pool, split = load_split(config, data_dir)
+    images = resize_pixels(pool.images.numpy(), config.image_size)
+    parts = {name: index.numpy() for name, index in vars(split).items()}
+    # RandomState's stream is frozen by numpy's compatibility policy, Generator's is not.
+    chosen = np.random.RandomState(config.seed).permutation(len(split.train))[: config.samples]
+    parts["train"] = parts["train"][chosen]
+    start = time.perf_counter()
+    if config.features == "raw":
+        x = {name: (images[i] / 255).reshape(len(i), -1) for name, i in parts.items()}
+    else:
+        from skimage.feature import hog
+
+        cells = {"pixels_per_cell": (HOG_CELL, HOG_CELL), "cells_per_block": (2, 2)}
+        describe = partial(hog, orientations=9, channel_axis=0, **cells)
+        x = {name: np.stack([describe(p / 255) for p in images[i]]) for name, i in parts.items()}
+    facts = {"features_ms": (time.perf_counter() - start) * 1e3, "split_sha256": split.sha256()}
+    facts |= {f"n_{name}": len(index) for name, index in parts.items()}
+    y = {name: pool.labels.numpy()[index] for name, index in parts.items()}
+    kept = {"index": split.test, "classes": pool.classes}
+    return x, y, facts | describe_split(pool, split), kept
+
+
+def predict(model: Any, x: Any, jobs: int) -> Any:
+    """Predict in as many threads as jobs. Shapes: (N, D) -> (N,)."""
+    import numpy as np
+    from joblib import Parallel, delayed
+
+    parts = map(delayed(model.predict), np.array_split(x, jobs))
+    return np.concatenate(Parallel(jobs, prefer="threads")(parts))
 
 
 def format_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
@@ -202,40 +212,5 @@ def format_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     return tabulate(lines, headers, colalign=aligned, disable_numparse=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Fit every configuration that the log does not have, and print them all."""
-    grid, options = cli.parse_command_line(argv, __doc__, SvmConfig, GridOptions, SVM_PRESETS)
-    expand_grid(SvmConfig, grid)  # a bad value is said before any image is read
-    from common.data.own import pin_dataset
-    from common.train import workers
-
-    workers.in_worker()  # which ends with the grid that this is a piece of
-    grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
-    configs = expand_grid(SvmConfig, grid)
-    check_configs(configs, options.data_dir)
-    log = Log(options.results_dir, options.shard)
-    done = {} if options.force else log.finished("svm")
-    names = [name for name in grid if name in SHOWN or len(grid[name]) > 1]
-    labels = {config: " ".join(str(as_dict(config)[name]) for name in names) for config in configs}
-    ids = {config: run_id("svm", as_dict(config)) for config in configs}
-    todo = {ids[config]: config for config in configs if ids[config] not in done}
-    jobs = [workers.Job("svm", [config], labels[config]) for config in todo.values()]
-    if options.list_commands:
-        workers.print_commands(jobs, options)
-        return 0
-    count = workers.count_workers(options)
-    if count > 1 or options.backend != "loky":
-        workers.share_out(jobs, log, options, count)
-        done |= {row["run_id"]: row for row in log.read("svm") if row["run_id"] in todo}
-    rows = []
-    for number, config in enumerate(configs, 1):
-        label = f"[{number}/{len(configs)}] {labels[config]}"
-        row = done.get(ids[config])
-        print(f"{label}: in the log" if row else label, flush=True)
-        rows.append(row or measure_and_log(config, options, log, label))
-    print(format_table(rows, names))
-    return int(any(row["status"] != "ok" for row in rows))
-
-
 if __name__ == "__main__":
-    cli.run_script(main)
+    run_script(main)

@@ -18,11 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 with atheris.instrument_imports(include=["common"]):
     import test_properties as properties
 
-if __name__ == "__main__":
-    targets = {
-        "idx": properties.test_bytes_that_are_no_idx_are_a_value_error,
-        "log": properties.test_a_log_of_anything_gives_its_rows_and_names_the_other_lines,
-    }
-    target = targets[sys.argv.pop(1)].hypothesis.fuzz_one_input
-    atheris.Setup(sys.argv, target)
-    atheris.Fuzz()
+TARGETS = {
+    "idx": properties.test_bytes_that_are_no_idx_are_a_value_error,
+    "log": properties.test_a_log_of_anything_gives_its_rows_and_names_the_other_lines,
+}
+atheris.Setup(sys.argv, TARGETS[sys.argv.pop(1)].hypothesis.fuzz_one_input)
+atheris.Fuzz()

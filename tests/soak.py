@@ -8,6 +8,7 @@ begins. Every log must hold the undisturbed one's rows, each once, and every fil
 """
 
 import argparse
+import itertools
 import random
 import shlex
 import subprocess
@@ -31,9 +32,18 @@ STARTUP_S = 1.5  # of which nothing can be lost: kills come later
 LIFE_S = 4.0  # and not after this
 
 
-def begin(folder: Path) -> subprocess.Popen:
+def run(folder: Path, moments: random.Random | None = None) -> int:
+    """Bring a grid to its end, killing each process that lives too long. Returns: the kills."""
     command = [sys.executable, *GRID, "--results-dir", str(folder)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    for kills in itertools.count():
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        try:
+            life_s = STARTUP_S + moments.random() * LIFE_S if moments else None
+            assert process.wait(life_s) == 0
+            return kills
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def outcome(folder: Path) -> tuple[list[tuple], dict[str, dict[str, np.ndarray]]]:
@@ -49,35 +59,22 @@ def outcome(folder: Path) -> tuple[list[tuple], dict[str, dict[str, np.ndarray]]
     return sorted(kept), arrays
 
 
-def main() -> int:
+def main() -> None:
     """Print the kills made, and the grids that ended as the undisturbed one, until one does not."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    moments = random.Random(args.seed)
+    moments, kills, grids = random.Random(args.seed), 0, 0
     with tempfile.TemporaryDirectory() as scratch:
-        undisturbed = Path(scratch, "undisturbed")
-        begin(undisturbed).wait()
-        expected = outcome(undisturbed)
-        kills = grids = 0
+        run(Path(scratch, "undisturbed"))
+        expected = outcome(Path(scratch, "undisturbed"))
         while kills < args.kills:
-            folder = Path(scratch, f"grid{grids}")
-            while True:
-                process = begin(folder)
-                try:
-                    status = process.wait(STARTUP_S + moments.random() * LIFE_S)
-                    break
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-                    kills += 1
-            assert status == 0
-            np.testing.assert_equal(outcome(folder), expected)
+            kills += run(Path(scratch, f"grid{grids}"), moments)
+            np.testing.assert_equal(outcome(Path(scratch, f"grid{grids}")), expected)
             grids += 1
             print(f"{kills} kills; {grids} grids as undisturbed, {time.ctime()}", flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 import zipfile
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -21,13 +22,16 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.transforms.functional import erase
 
+import train
 from common.base.cli import UsageError
 from common.base.config import DATASETS, OWN, TrainConfig
 from common.data import batches as batching
 from common.data import fetch
 from common.data.datasets import Dataset, load_dataset, split_dataset
-from common.data.fetch import PUBLISHED, Published
+from common.data.fetch import PUBLISHED, read_dataset
+from common.predict import load_model
 
+DATA = Path(__file__).parent.parent / "data"  # of make data
 CPU = torch.device("cpu")
 
 
@@ -40,21 +44,25 @@ def idx_bytes(array):
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
 LABELS = np.arange(40, dtype=np.uint8) % 10
 FOUR = [idx_bytes(part) for part in (PIXELS[:30], LABELS[:30], PIXELS[30:], LABELS[30:])]
-FILES = dict(zip(PUBLISHED["mnist"].files, FOUR, strict=True))
+FILES = dict(zip(PUBLISHED["mnist"]["files"], FOUR, strict=True))
+PACKED = {f"{name}.gz": gzip.compress(content) for name, content in FILES.items()}
 FIRST = next(iter(FILES))
+
+
+def sums(files, kind=hashlib.sha256):
+    return {name: kind(content).hexdigest() for name, content in files.items()}
 
 
 @pytest.fixture
 def publish(monkeypatch):
-    """A function: mnist is now four small files, to be had from these mirrors alone."""
+    """A function: a data set is now these files of ours, to be had from these mirrors alone."""
 
-    def small(*mirrors):
-        sums = {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()}
-        published = Published("MNIST", tuple("0123456789"), mirrors, sums)
-        monkeypatch.setitem(PUBLISHED, "mnist", published)
+    def replace(name, files, mirrors=()):
+        entry = {k: v for k, v in PUBLISHED[name].items() if k != "package"}
+        monkeypatch.setitem(PUBLISHED, name, entry | {"files": files, "mirrors": mirrors})
 
-    small()
-    return small
+    replace("mnist", sums(FILES))
+    return replace
 
 
 @pytest.fixture
@@ -64,17 +72,19 @@ def raw(tmp_path, publish):
     return folder
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-def test_files_in_torchvisions_layout_are_used_as_they_are(tmp_path, raw, compressed):
-    for name, content in FILES.items():
-        stored = gzip.compress(content) if compressed else content
-        (raw / (f"{name}.gz" if compressed else name)).write_bytes(stored)
-    before = sorted(raw.iterdir())
-    dataset = load_dataset("mnist", tmp_path)
-    assert sorted(raw.iterdir()) == before
+def place(folder, files):
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("files", [FILES, PACKED], ids=["plain", "packed"])
+def test_files_in_torchvisions_layout_are_used_as_they_are(tmp_path, raw, files):
+    place(raw, files)
+    dataset = read_dataset("mnist", tmp_path)
+    assert {file.name for file in raw.iterdir()} == files.keys()
     assert np.array_equal(dataset.images[:, 0], PIXELS)
     assert dataset.labels.tolist() == LABELS.tolist()
-    assert (dataset.images.dtype, dataset.published_test) == (torch.uint8, 10)
+    assert (dataset.images.dtype, dataset.published_test) == (np.uint8, 10)
 
 
 SPOILED = [
@@ -88,10 +98,9 @@ SPOILED = [
 
 @pytest.mark.parametrize("spoil", SPOILED)
 def test_a_wrong_file_is_refused_with_what_to_place_where(tmp_path, raw, spoil):
-    for name, content in FILES.items():
-        (raw / name).write_bytes(content if name != FIRST else spoil(content))
+    place(raw, FILES | {FIRST: spoil(FILES[FIRST])})
     with pytest.raises(UsageError, match=f"no source has {FIRST} with") as error:
-        load_dataset("mnist", tmp_path)
+        read_dataset("mnist", tmp_path)
     assert str(raw) in str(error.value)
 
 
@@ -122,36 +131,39 @@ class Mirror(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def mirror():
     """A function: the addresses of these kinds of mirrors."""
-    Mirror.content = {f"{name}.gz": gzip.compress(content) for name, content in FILES.items()}
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield lambda *kinds: [f"http://127.0.0.1:{server.server_port}/{kind}/" for kind in kinds]
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    Mirror.content = PACKED
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield lambda *kinds: [f"http://127.0.0.1:{server.server_port}/{kind}/" for kind in kinds]
+        server.shutdown()
+        thread.join()
 
 
 def test_mirrors_that_forbid_lie_or_hang_are_passed_over(
     tmp_path, raw, publish, mirror, monkeypatch, capsys
 ):
-    """And the file that was rejected is left aside."""
+    """When all are, the error names each. A file that is rejected is left aside."""
+    publish("mnist", sums(FILES), mirror("forbidden", "page"))
+    with pytest.raises(UsageError, match=r"forbidden/: .*403.*page/: .*SHA-256"):
+        read_dataset("mnist", tmp_path)
+    assert not list(raw.iterdir())
     (raw / FIRST).write_bytes(b"mine")
-    publish(*mirror("forbidden", "page", "noise", "cut", "hang", "good"))
+    publish("mnist", sums(FILES), mirror("forbidden", "page", "noise", "cut", "hang", "good"))
     monkeypatch.setattr(fetch, "DOWNLOAD_TIMEOUT_S", 0.3)
     start = time.monotonic()
-    assert len(load_dataset("mnist", tmp_path).labels) == 40
+    assert len(read_dataset("mnist", tmp_path).labels) == 40
     assert 0.3 < time.monotonic() - start < 10
     assert "good/, checksum right" in capsys.readouterr().err
     assert (raw / f"{FIRST}.rejected").read_bytes() == b"mine"
-    publish()
-    assert len(load_dataset("mnist", tmp_path).labels) == 40  # now from the disk
+    publish("mnist", sums(FILES))
+    assert len(read_dataset("mnist", tmp_path).labels) == 40  # now from the disk
 
 
 def test_processes_that_fetch_at_once_all_end_with_the_files(tmp_path, publish, mirror):
-    publish(*mirror("good"))
+    publish("mnist", sums(FILES), mirror("good"))
     fork = multiprocessing.get_context("fork")  # so that they have the small files' checksums
-    workers = [fork.Process(target=load_dataset, args=("mnist", tmp_path)) for _ in range(6)]
+    workers = [fork.Process(target=read_dataset, args=("mnist", tmp_path)) for _ in range(6)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -160,64 +172,49 @@ def test_processes_that_fetch_at_once_all_end_with_the_files(tmp_path, publish, 
     assert {file.name for file in (tmp_path / "MNIST" / "raw").iterdir()} == FILES.keys()
 
 
-def test_emnists_archive_is_stored_once_it_is_verified(tmp_path, mirror, monkeypatch):
+def test_emnists_archive_is_stored_once_it_is_verified(tmp_path, publish, mirror):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
-        for name, content in zip(PUBLISHED["emnist-digits"].idx, FOUR, strict=True):
+        for name, content in zip(PUBLISHED["emnist-digits"]["idx"], FOUR, strict=True):
             archive.writestr(f"gzip/{name}.gz", gzip.compress(content))
-    whole = packed.getvalue()
-    sums = {"gzip.zip": hashlib.md5(whole).hexdigest()}
-    for content, mirrors in ((whole[:-9], mirror("good")), (whole, mirror("good")), (b"", ())):
-        Mirror.content = {"gzip.zip": content}
-        spec = PUBLISHED["emnist-digits"]
-        published = Published("EMNIST", spec.classes, mirrors, sums, idx=spec.idx)
-        monkeypatch.setitem(PUBLISHED, "emnist-digits", published)
-        if content == whole[:-9]:
-            with pytest.raises(UsageError, match=r"no source has gzip\.zip.*MD5 is not"):
-                load_dataset("emnist-digits", tmp_path)
-            assert not list(tmp_path.rglob("gzip.zip"))
-        else:
-            assert len(load_dataset("emnist-digits", tmp_path).labels) == 40
+    whole = {"gzip.zip": packed.getvalue()}
+    publish("emnist-digits", sums(whole, hashlib.md5), mirror("good"))
+    Mirror.content = {"gzip.zip": packed.getvalue()[:-9]}
+    with pytest.raises(UsageError, match=r"no source has gzip\.zip.*MD5 is not"):
+        read_dataset("emnist-digits", tmp_path)
+    assert not list(tmp_path.rglob("gzip.zip"))
+    for content in (whole, {}):  # from the mirror, then from the disk
+        Mirror.content = content
+        assert len(read_dataset("emnist-digits", tmp_path).labels) == 40
 
 
-def test_when_every_mirror_fails_the_error_names_each(tmp_path, publish, mirror):
-    publish(*mirror("forbidden", "page"))
-    with pytest.raises(UsageError, match=r"forbidden/: .*403.*page/: .*SHA-256"):
-        load_dataset("mnist", tmp_path)
-    assert not list(tmp_path.rglob("*ubyte*"))
-
-
-def test_relatives_are_trusted_on_torchvisions_md5_alone(tmp_path, monkeypatch):
+def test_relatives_are_trusted_on_torchvisions_md5_alone(tmp_path, publish):
     raw = tmp_path / "KMNIST" / "raw"
     raw.mkdir(parents=True)
-    packed = {f"{name}.gz": gzip.compress(content) for name, content in FILES.items()}
-    for name, content in packed.items():
-        (raw / name).write_bytes(content)
-    classes, known = PUBLISHED["kmnist"].classes, PUBLISHED["kmnist"].files
-    monkeypatch.setitem(PUBLISHED, "kmnist", Published("KMNIST", classes, (), known))
+    place(raw, PACKED)
+    publish("kmnist", PUBLISHED["kmnist"]["files"])
     with pytest.raises(UsageError, match="only torchvision's"):
-        load_dataset("kmnist", tmp_path)
-    md5 = {name: hashlib.md5(content).hexdigest() for name, content in packed.items()}
-    monkeypatch.setitem(PUBLISHED, "kmnist", Published("KMNIST", classes, (), md5))
-    assert load_dataset("kmnist", tmp_path).classes[0] == "o"
+        read_dataset("kmnist", tmp_path)
+    publish("kmnist", sums(PACKED, hashlib.md5))
+    assert read_dataset("kmnist", tmp_path).classes[0] == "o"
 
 
 def test_the_table_of_published_sets_is_torchvisions():
     assert {*PUBLISHED, "digits", *OWN} == set(DATASETS)
     for spec in PUBLISHED.values():
-        theirs = getattr(torchvision.datasets, spec.folder)
-        md5 = {name: sum for name, sum in spec.files.items() if len(sum) == 32}
-        if spec.folder == "EMNIST":
-            assert (theirs.url, theirs.md5) == (f"{spec.mirrors[0]}gzip.zip", md5["gzip.zip"])
+        theirs, first = getattr(torchvision.datasets, spec["folder"]), spec["mirrors"][0]
+        md5 = {name: sum for name, sum in spec["files"].items() if len(sum) == 32}
+        if spec["folder"] == "EMNIST":
+            assert (theirs.url, theirs.md5) == (f"{first}gzip.zip", md5["gzip.zip"])
             continue
         listed = theirs.resources
         pairs = listed["train"] + listed["test"] if isinstance(listed, dict) else listed
         known = {url.rsplit("/", 1)[-1]: sum for url, sum in pairs}
         assert md5.items() <= known.items()
-        assert {name.removesuffix(".gz") for name in spec.files} <= {n[:-3] for n in known}
+        assert {name.removesuffix(".gz") for name in spec["files"]} <= {n[:-3] for n in known}
         urls = [url for url, _ in pairs if url.startswith("http")]
-        assert all(url.startswith(spec.mirrors[0]) for url in urls)
-        assert urls or list(spec.mirrors) == theirs.mirrors
+        assert all(url.startswith(first) for url in urls)
+        assert urls or spec["mirrors"] == theirs.mirrors
 
 
 def test_digits_are_scikit_learns():
@@ -234,14 +231,14 @@ def pool(n, published_test=None):
 
 def test_study_split_is_70_10_20_of_the_pool_and_frozen():
     split = split_dataset(pool(70_000, 10_000), "study", 0)
-    parts = [part.tolist() for part in (split.train, split.val, split.test)]
+    parts = [part.tolist() for part in vars(split).values()]
     assert [len(part) for part in parts] == [49_000, 7_000, 14_000]
     assert sorted(itertools.chain(*parts)) == list(range(70_000))
     assert split.sha256() == "c1d936b15d5a55d49aa1265530b11c23482788a2d773309b27024581278ec643"
     assert split_dataset(pool(70_000), "study", 1).sha256() != split.sha256()
     few = split_dataset(pool(70_000), "study", 0, 7)
     assert few.train.tolist() == parts[0][:7]  # a limit takes training images only
-    assert (few.val.tolist(), few.test.tolist()) == (parts[1], parts[2])
+    assert [few.val.tolist(), few.test.tolist()] == parts[1:]
 
 
 def test_official_split_keeps_the_published_test_part():
@@ -324,15 +321,25 @@ def test_every_image_is_in_one_batch_and_none_is_alone(n, size, sizes):
     assert torch.cat(batches).tolist() == list(range(n))
 
 
-def test_a_moved_image_is_a_mirrored_crop_of_the_padded_one():
-    """Against numpy: pad by the reach, crop, flip."""
-    random = np.random.RandomState(0)
-    pixels = torch.from_numpy(random.randint(1, 256, (40, 3, 5, 7)).astype(np.uint8))
+def test_a_view_is_a_mirrored_crop_of_the_padded_image_and_a_patch_torchvisions():
+    """Against numpy: pad by the reach, crop, flip. Some patches are of no height."""
+    random, value = np.random.RandomState(0), torch.tensor([7, 8, 9], dtype=torch.uint8)
+    pixels = random.randint(1, 256, (40, 3, 5, 7)).astype(np.uint8)
     moves = np.column_stack([random.randint(-9, 10, (40, 2)), random.randint(0, 2, 40)])
-    moved = batching.move_images(pixels, torch.from_numpy(moves)).numpy()
-    for image, result, (dy, dx, flip) in zip(pixels.numpy(), moved, moves, strict=True):
-        padded = np.pad(image[:, :, ::-1] if flip else image, ((0, 0), (9, 9), (9, 9)))
-        assert (result == padded[:, 9 - dy : 14 - dy, 9 - dx : 16 - dx]).all()
+    corners = random.randint(0, (3, 4), (40, 2))
+    patches = np.column_stack([corners, random.randint((0, 1), (3, 4), (40, 2))])
+    views = torch.from_numpy(np.column_stack([np.arange(40), moves, patches]))
+    moved, erased = (
+        batching.apply_views(torch.from_numpy(pixels), part, value.view(1, 3, 1, 1))
+        for part in (views[:, :4], views)
+    )
+    for i, (dy, dx, flip) in enumerate(moves):
+        image = pixels[i, :, :, ::-1] if flip else pixels[i]
+        padded = np.pad(image, ((0, 0), (9, 9), (9, 9)))
+        assert (moved[i].numpy() == padded[:, 9 - dy : 14 - dy, 9 - dx : 16 - dx]).all()
+        top, left, height, width = patches[i].tolist()
+        expected = erase(moved[i], top, left, height, width, value.view(3, 1, 1))
+        assert torch.equal(erased[i], expected)
 
 
 def test_views_are_drawn_from_seed_and_epoch_and_mirror_each_image_every_other_epoch():
@@ -351,16 +358,6 @@ def test_views_are_drawn_from_seed_and_epoch_and_mirror_each_image_every_other_e
     assert not draw(order, dataset="mnist", flip=True)[:, 1:].any()
     # An image keeps its side whatever its place in the order.
     assert torch.equal(draw(order.flip(0), **moves)[:, 3], first[:, 3].flip(0))
-
-
-def test_an_erased_patch_is_torchvisions():
-    pixels = torch.randint(0, 256, (3, 2, 6, 8), dtype=torch.uint8)
-    value = torch.tensor([7, 9], dtype=torch.uint8).view(1, 2, 1, 1)
-    patches = torch.tensor([[0, 1, 3, 4], [5, 7, 1, 1], [2, 2, 0, 5]])
-    erased = batching.erase_patches(pixels, patches, value)
-    for image, result, patch in zip(pixels, erased, patches.tolist(), strict=True):
-        assert torch.equal(result, erase(image, *patch, value[0].expand(2, *patch[2:])))
-    assert torch.equal(erased[2], pixels[2])
 
 
 def test_patches_are_drawn_as_random_erasing_says():
@@ -387,3 +384,39 @@ def test_an_erased_batch_has_the_mean_where_a_patch_is():
     changed = (whole != erased).any(1)
     assert changed.flatten(1).any(1).all()
     assert erased.permute(0, 2, 3, 1)[changed].abs().max() < 0.501 * batches.scale.item()
+
+
+@pytest.fixture(params=["mnist", "fashion"])
+def real(request):
+    """The name of a published set, where `make data` has fetched it."""
+    if not (DATA / PUBLISHED[request.param]["folder"] / "raw").exists():
+        pytest.skip("make data has not fetched it")
+    return request.param
+
+
+def test_published_pixel_statistics_and_class_counts(real):
+    dataset = load_dataset(real, DATA)
+    mean, std = batching.measure_pixels(dataset.images[:60_000])
+    published = {"mnist": (0.1307, 0.3081), "fashion": (0.2860, 0.3530)}[real]
+    assert (mean.item(), std.item()) == pytest.approx(published, abs=5e-5)
+    counts = np.bincount(dataset.labels[60_000:])
+    mnist = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert counts.tolist() == (mnist if real == "mnist" else [1000] * 10)
+
+
+def test_the_committed_network_answers_as_it_did(real):
+    """What a newcomer classifies with: other processors may tip an image whose logits are level."""
+    reference = DATA.parent / "reference"
+    run, facts = load_model(reference / "models" / f"{real}.onnx")
+    dataset = load_dataset(real, DATA)
+    assert facts["classes"] == list(dataset.classes)
+    pixels = dataset.images[split_dataset(dataset, "study", 0).test].numpy() / np.float32(255)
+    answers = [run(image.reshape(1, 28, 28)).argmax() for image in pixels]
+    with np.load(reference / "predictions" / f"{facts['train_run_id']}.npz") as saved:
+        assert (np.array(answers) != saved["pred"]).sum() <= 2
+
+
+def test_a_short_training_learns(real, tmp_path, rows):
+    flags = ["--dataset", real, "--limit", "3000", "--image-size", "32", "--epochs", "1"]
+    train.main([*flags, "--data-dir", str(DATA), "--results-dir", str(tmp_path / "results")])
+    assert rows("train")[0]["metrics"]["test_acc"] > {"mnist": 0.85, "fashion": 0.65}[real]

@@ -4,7 +4,7 @@ Each is watched from within by a hook of the test's own: at its end it says whet
 is freed (a large block that is not mapped afresh), and how many threads torch has.
 """
 
-import os
+import platform
 import re
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.insert(0, str((ROOT := Path(__file__).parent.parent) / "benchmarks"))
 
 import notebook
 import record
@@ -21,45 +21,39 @@ import record
 import train
 from common.base.config import TrainConfig
 
-ROOT = Path(__file__).parent.parent
 HOOK = """
 import atexit, ctypes, os, sys
-FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 
 class Mallinfo(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in FIELDS.split()]
+    _fields_ = [("counts", ctypes.c_size_t * 10)]  # the fourth: blocks that are mapped
 
 def look():
     torch = sys.modules.get("torch")
     if torch:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallinfo2.restype = Mallinfo
-        before = libc.mallinfo2().hblks
+        before = libc.mallinfo2().counts[3]
         block = torch.empty(2**26, dtype=torch.uint8)
-        kept = libc.mallinfo2().hblks == before
+        kept = libc.mallinfo2().counts[3] == before
         with open(os.path.join(os.environ["LOOKED"], str(os.getpid())), "w") as file:
             file.write(f"{int(kept)} {torch.get_num_threads()}")
 
 atexit.register(look)
 """
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(os, "confstr") or "glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""),
-    reason="no glibc: nothing is to be kept",
-)
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="nothing is to be kept")
 
 
 @pytest.fixture
 def looked(tmp_path, monkeypatch):
     """A function: what the processes that have ended since then say, as (kept, threads)."""
-    (tmp_path / "hook").mkdir()
+    for name in ("hook", "looked"):
+        (tmp_path / name).mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
-    (tmp_path / "looked").mkdir()
     monkeypatch.setenv("LOOKED", str(tmp_path / "looked"))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'hook'}:{ROOT}")
-    return lambda: [
-        tuple(map(int, file.read_text().split())) for file in (tmp_path / "looked").iterdir()
-    ]
+    files = (tmp_path / "looked").iterdir
+    return lambda: sorted(tuple(map(int, file.read_text().split())) for file in files())
 
 
 def run(script, *flags):
@@ -70,18 +64,18 @@ def run(script, *flags):
 def test_hw_bench_trains_in_a_prepared_process_as_the_hook_can_tell(looked, tmp_path, rows):
     run("-c", "import torch")
     assert looked() == [(0, 1)]
-    flags = ["--dataset", "digits", "--model", "vgg5", "--image-size", "16", "--steps", "2"]
-    flags += ["--compile", "false", "--loop", "notebook", "ours", "--accept-noise"]
-    run("hw_bench.py", *flags, "--results-dir", tmp_path / "results")
-    assert sorted(looked()) == [(0, 1), (1, 1)]
+    flags = "--dataset digits --model vgg5 --image-size 16 --steps 2 --compile false"
+    flags += " --loop notebook ours --accept-noise --results-dir"
+    run("hw_bench.py", *flags.split(), tmp_path / "results")
+    assert looked() == [(0, 1), (1, 1)]
     assert {row["metrics"]["freed_memory_kept"] for row in rows("hw_train")} == {True}
 
 
 def test_every_engine_has_a_prepared_process_and_so_have_the_peaks(looked, tiny, tmp_path, rows):
     train.main([*tiny, "--model", "vgg5", "--epochs", "1", "--export", "onnx"])
-    flags = ["--mode", "infer", "--engine", "eager", "onnxruntime", "--quick", "--seconds", "0.01"]
-    flags += ["--batch-size", "4", "--threads", "2", "--accept-noise"]
-    run("hw_bench.py", *flags, "--results-dir", tmp_path / "results")
+    flags = "--mode infer --engine eager onnxruntime --quick --seconds 0.01 --batch-size 4"
+    flags += " --threads 2 --accept-noise --results-dir"
+    run("hw_bench.py", *flags.split(), tmp_path / "results")
     assert looked() == [(1, 2)] * 3
     assert {row["metrics"]["freed_memory_kept"] for row in rows("hw_infer")} == {True}
 
@@ -103,12 +97,11 @@ def test_the_notebook_loop_and_a_seed_of_the_record_are_prepared_as_ours(name, l
 def test_training_beside_others_is_prepared_as_training_alone(looked, tiny):
     flags = [*tiny, "--model", "vgg5", "--epochs", "1", "--device", "cpu", "--seed", "0", "1"]
     run("train.py", *flags, "--jobs", "2", "--threads", "1")
-    found = looked()  # of the process that shares the work out, too
-    assert set(found) == {(1, 1)}
-    assert len(found) >= 2
+    assert set(looked()) == {(1, 1)}
+    assert len(looked()) >= 2  # the process that shares the work out, too
 
 
 def test_no_process_is_started_that_is_not_tested_here():
     files = [*ROOT.glob("*.py"), *ROOT.glob("common/**/*.py"), *ROOT.glob("benchmarks/*.py")]
     started = [(f.name, re.findall(r"Process\(\s*target=(\w+)", f.read_text())) for f in files]
-    assert [found for found in started if found[1]] == [("process.py", ["serve"])]
+    assert [(name, names) for name, names in started if names] == [("process.py", ["serve"])]

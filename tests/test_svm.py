@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-import types
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +13,8 @@ import svm
 from common.base.cli import UsageError
 
 IMAGES, SAMPLES = 1797, 300
+PIXELS, LABELS = load_digits(return_X_y=True)
+PIXELS = np.round(PIXELS / 16 * 255) / 255  # as 8-bit images hold them, in [0, 1]
 
 
 def split_digits(seed=0, samples=SAMPLES):
@@ -22,21 +24,17 @@ def split_digits(seed=0, samples=SAMPLES):
     return train[np.random.RandomState(seed).permutation(len(train))[:samples]], val, test
 
 
-def digits_pixels():
-    """Pixels as 8-bit images hold them, in [0, 1], and labels."""
-    pixels, labels = load_digits(return_X_y=True)
-    return np.round(pixels / 16 * 255) / 255, labels
+def reference(**settings):
+    """The SVC of scikit-learn on those training images."""
+    train = split_digits()[0]
+    return SVC(**settings).fit(PIXELS[train], LABELS[train])
 
 
 @pytest.fixture
 def run(tmp_path):
     """A function: svm.py on the digits with these flags, writing under tmp_path/results."""
-
-    def main(*flags):
-        base = ["--dataset", "digits", "--results-dir", str(tmp_path / "results")]
-        return svm.main([*base, "--samples", str(SAMPLES), *flags])
-
-    return main
+    base = ["--dataset", "digits", "--results-dir", str(tmp_path / "results")]
+    return lambda *flags: svm.main([*base, "--samples", str(SAMPLES), *flags])
 
 
 def predictions(tmp_path, row):
@@ -45,7 +43,7 @@ def predictions(tmp_path, row):
 
 @pytest.mark.parametrize(("seed", "features"), [(0, "raw"), (3, "raw"), (0, "hog")])
 def test_predictions_are_those_of_scikit_learn_called_directly(run, rows, tmp_path, seed, features):
-    x, y = digits_pixels()
+    x, y = PIXELS, LABELS
     if features == "hog":
         hog = pytest.importorskip("skimage.feature").hog
         cells = {"pixels_per_cell": (4, 4), "cells_per_block": (2, 2)}
@@ -67,18 +65,15 @@ def test_predictions_are_those_of_scikit_learn_called_directly(run, rows, tmp_pa
         assert m["n_support"] == len(model.support_)
         assert m["n_iter_max"] == model.n_iter_.max()
         assert (m["n_train"], m["n_val"], m["n_test"]) == (SAMPLES, 179, 361)
-        assert m["converged"] is True
-        assert m["engine"] == "sklearn"
+        assert (m["converged"], m["engine"]) == (True, "sklearn")
         assert min(m["fit_ms"], m["predict_ms"], m["features_ms"]) > 0
 
 
 @pytest.mark.filterwarnings("ignore:Solver terminated early")  # by the reference
 def test_every_setting_reaches_the_machine(run, rows):
     run("--C", "0.2", "5", "--gamma", "scale", "auto", "--max-iter", "20", "-1")
-    x, y = digits_pixels()
-    train, *_ = split_digits()
     expected = [
-        len(SVC(C=c, gamma=gamma, max_iter=max_iter).fit(x[train], y[train]).support_)
+        len(reference(C=c, gamma=gamma, max_iter=max_iter).support_)
         for c in (0.2, 5)
         for gamma in ("scale", "auto")
         for max_iter in (20, -1)
@@ -88,36 +83,20 @@ def test_every_setting_reaches_the_machine(run, rows):
 
 
 def test_threads_change_no_prediction():
-    x, y = digits_pixels()
-    model = SVC().fit(x[:300], y[:300])
+    model = reference()
     for jobs in (1, 2, 7):
-        np.testing.assert_array_equal(svm.predict(model, x[300:], jobs), model.predict(x[300:]))
+        np.testing.assert_array_equal(svm.predict(model, PIXELS, jobs), model.predict(PIXELS))
 
 
 def test_max_iter_that_stops_the_solver_is_reported(run, rows, capsys):
     assert run("--kernel", "poly", "--max-iter", "10") == 0
-    [row] = rows("svm")
-    assert row["metrics"]["converged"] is False
-    assert row["metrics"]["n_iter_max"] == 10
-    x, y = digits_pixels()
-    train, *_ = split_digits()
-    unlimited = SVC(kernel="poly").fit(x[train], y[train])
-    assert row["metrics"]["pairs_stopped"] == (unlimited.n_iter_ > 10).sum()
+    m, unlimited = rows("svm")[0]["metrics"], reference(kernel="poly")
+    assert (m["converged"], m["n_iter_max"]) == (False, 10)
+    assert m["pairs_stopped"] == (unlimited.n_iter_ > 10).sum()
     captured = capsys.readouterr()
     [line] = captured.err.splitlines()
     assert "warning: --max-iter 10 stopped the solver" in line
     assert captured.out.splitlines()[-1].endswith("no")
-
-
-def test_finished_work_is_skipped_unless_forced(run, rows, capsys):
-    run("--kernel", "linear")
-    assert run("--kernel", "linear", "rbf") == 0
-    assert "[1/2] digits linear raw sklearn: in the log" in capsys.readouterr().out
-    assert [row["config"]["kernel"] for row in rows("svm")] == ["linear", "rbf"]
-    assert run("--kernel", "linear", "--force") == 0
-    first, _, again = rows("svm")
-    assert first["run_id"] == again["run_id"]
-    assert first["metrics"]["test_acc"] == again["metrics"]["test_acc"]
 
 
 @pytest.mark.parametrize(
@@ -143,29 +122,19 @@ def test_bad_usage_and_missing_libraries_are_one_line_and_nothing_is_written(
     assert not (tmp_path / "results").exists()
 
 
-def fake_sklearnex(monkeypatch, svc):
-    """Put an SVC of ours in the place of scikit-learn-intelex's."""
-    package, module = types.ModuleType("sklearnex"), types.ModuleType("sklearnex.svm")
-    package.svm, module.SVC = module, svc
-    monkeypatch.setitem(sys.modules, "sklearnex", package)
-    monkeypatch.setitem(sys.modules, "sklearnex.svm", module)
-
-
-def test_falling_back_to_scikit_learn_is_a_failure(run, rows, monkeypatch):
-    fake_sklearnex(monkeypatch, SVC)  # it has scikit-learn's attributes and none of its own
-    assert run("--engine", "sklearnex") == 1
-    [row] = rows("svm")
-    assert row["status"] == "failed"
-    assert "fell back to scikit-learn" in row["error"]
-
-
-def test_convergence_that_an_engine_does_not_tell_is_null(run, rows, monkeypatch, capsys):
+def test_another_engine_may_not_fall_back_and_what_it_does_not_tell_is_null(
+    run, rows, monkeypatch, capsys
+):
     class Accelerated(SVC):
         _onedal_estimator = "marks a fit by oneDAL"
 
-    fake_sklearnex(monkeypatch, Accelerated)
-    assert run("--engine", "sklearnex") == 0
-    m = rows("svm")[0]["metrics"]
+    for svc, status in ((SVC, 1), (Accelerated, 0)):  # in the place of scikit-learn-intelex's
+        monkeypatch.setitem(sys.modules, "sklearnex.svm", SimpleNamespace(SVC=svc))
+        assert run("--engine", "sklearnex") == status
+    failed, done = rows("svm")
+    assert (failed["status"], done["status"]) == ("failed", "ok")
+    assert "fell back to scikit-learn" in failed["error"]
+    m = done["metrics"]
     assert [m[k] for k in ("converged", "n_iter_max", "pairs_stopped")] == [None] * 3
     assert (m["engine"], m["predict_jobs"]) == ("sklearnex", 1)
     assert capsys.readouterr().out.splitlines()[-1].endswith("unknown")
@@ -179,7 +148,9 @@ def test_scikit_learn_intelex_agrees(run, rows, tmp_path):
     assert (ours == theirs).mean() > 0.99
 
 
-def test_a_failing_fit_is_a_row_and_the_rest_go_on(run, rows, monkeypatch, capsys):
+def test_a_failing_fit_is_a_row_and_what_is_finished_is_skipped_unless_forced(
+    run, rows, monkeypatch, capsys
+):
     real_fit = SVC.fit
 
     def fit(self, *args):
@@ -191,14 +162,19 @@ def test_a_failing_fit_is_a_row_and_the_rest_go_on(run, rows, monkeypatch, capsy
     assert run("--kernel", "poly", "rbf") == 1
     failed, done = rows("svm")
     assert (failed["status"], failed["error"]) == ("failed", "ValueError: first line")
-    assert failed["metrics"] == {}
-    assert done["status"] == "ok"
+    assert (failed["metrics"], done["status"]) == ({}, "ok")
     out, err = capsys.readouterr()
     assert "[1/2] digits poly raw sklearn: failed, ValueError: first line" in err
     assert "failed" in out
     monkeypatch.undo()
-    assert run("--kernel", "poly", "rbf") == 0  # what failed is tried again, what is done is not
-    assert [row["status"] for row in rows("svm")] == ["failed", "ok", "ok"]
+    assert run("--kernel", "poly", "rbf") == 0  # what failed is tried again
+    assert "[2/2] digits rbf raw sklearn: in the log" in capsys.readouterr().out
+    assert run("--kernel", "rbf", "--force") == 0
+    assert [row["status"] for row in rows("svm")] == ["failed", "ok", "ok", "ok"]
+    assert [row["config"]["kernel"] for row in rows("svm")] == ["poly", "rbf", "poly", "rbf"]
+    again = rows("svm")[3]
+    assert again["run_id"] == done["run_id"]
+    assert again["metrics"]["test_acc"] == done["metrics"]["test_acc"]
 
 
 @pytest.mark.parametrize(("n_test", "shown"), [(361, "95.6%"), (14_000, "95.57%")])

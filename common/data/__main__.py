@@ -4,6 +4,7 @@ import argparse
 
 from common.base.cli import check_name, run_script
 from common.base.config import DATASETS, OWN
+from common.data.fetch import read_dataset
 
 
 def main() -> int:
@@ -14,8 +15,6 @@ def main() -> int:
     args = parser.parse_args()
     for name in args.names:
         check_name("NAME", name, published)
-    from common.data.fetch import read_dataset
-
     for name in args.names:
         dataset = read_dataset(name, args.data_dir)
         print(f"{name}: {len(dataset.labels):,} images, {len(dataset.classes)} classes, verified")

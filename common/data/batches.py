@@ -1,9 +1,8 @@
 """From images to batches: the order and the views of an epoch, and what a network takes in."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,14 +23,12 @@ def measure_pixels(images: Tensor) -> tuple[Tensor, Tensor]:
     Shapes: images (N, C, H, W) uint8 -> (C,), (C,) float32.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
-    means, stds = [], []
-    for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
-        means.append((share * values).sum())
-        varies = share.count_nonzero() > 1
-        std = (share * (values - means[-1]) ** 2).sum().sqrt()
-        stds.append(std if varies else torch.ones_like(std))
-    return torch.stack(means).float(), torch.stack(stds).float()
+    counts = torch.stack([plane.flatten().bincount(minlength=256) for plane in images.unbind(1)])
+    share = counts / images[:, 0].numel()
+    mean = (share * values).sum(1)
+    std = (share * (values - mean[:, None]) ** 2).sum(1).sqrt()
+    varies = counts.count_nonzero(1) > 1
+    return mean.float(), torch.where(varies, std, 1).float()
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
@@ -63,10 +60,11 @@ def draw_views(order: Tensor, config: TrainConfig, epoch: int, sides: Sequence[i
     tall = np.sqrt(area * ratio).round().clip(1, height) * (random.rand(n) < config.erase)
     wide = np.sqrt(area / ratio).round().clip(1, width)
     top, left = (random.rand(2, n) * [height - tall + 1, width - wide + 1]) // 1
-    patch = np.stack([top, left, tall, wide], 1).astype(np.int64)
-    return torch.cat([views, torch.from_numpy(patch)], 1)
+    patches = torch.from_numpy(np.stack([top, left, tall, wide], 1)).long()
+    return torch.cat([views, patches], 1)
 
 
+@dataclass(eq=False)
 class Batches:
     """Turns lists of indices into network inputs: gather, move, resize, normalise, repeat channels.
 
@@ -75,29 +73,25 @@ class Batches:
     are the same. Indices are best where the images are, at `home`: a step then waits for nothing.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        statistics: tuple[Tensor, Tensor],
-        image_size: int,
-        device: torch.device,
-        *,
-        data_on: str = "device",
-        pin_memory: bool = False,
-        channels_last: bool = True,
-    ) -> None:
-        self.device, self.image_size, self.pin_memory = device, image_size, pin_memory
-        self.staged = device.type != "cpu" and data_on == "host"
-        self.home = torch.device("cpu") if self.staged else device
-        self.images, self.labels = dataset.images.to(self.home), dataset.labels.to(self.home)
-        mean, std = (s.to(device).view(1, -1, 1, 1) for s in statistics)
-        self.scale, self.shift = 1 / (255 * std), -mean / std
-        self.mean_pixels = (255 * mean).round().to(dataset.images.dtype)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    dataset: Dataset
+    statistics: tuple[Tensor, Tensor]
+    image_size: int
+    device: torch.device
+    data_on: str = "device"
+    pin_memory: bool = False
+    channels_last: bool = True
 
-    def load(
-        self, index: Tensor, lap: Callable[[str], None] = lambda phase: None
-    ) -> tuple[Tensor, Tensor]:
+    def __post_init__(self) -> None:
+        self.staged = self.device.type != "cpu" and self.data_on == "host"
+        self.home = torch.device("cpu") if self.staged else self.device
+        self.images = self.dataset.images.to(self.home)
+        self.labels = self.dataset.labels.to(self.home)
+        mean, std = (s.to(self.device).view(1, -1, 1, 1) for s in self.statistics)
+        self.scale, self.shift = 1 / (255 * std), -mean / std
+        self.mean_pixels = (255 * mean).round().to(torch.uint8)
+        self.memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def load(self, index: Tensor, lap: Callable = lambda phase: None) -> tuple[Tensor, Tensor]:
         """The images of some indices, or of some views as draw_views makes them; `lap` is called
         with the name of each phase at its end.
 
@@ -113,10 +107,13 @@ class Batches:
             pixels, labels = self.images[index], self.labels[index]
         if views is not None:
             views = views.to(self.device, non_blocking=True)
-            pixels = move_images(pixels, views[:, 1:4])
-            if views.shape[1] > 4:
-                pixels = erase_patches(pixels, views[:, 4:], self.mean_pixels)
-        inputs = self.prepare(pixels)
+            pixels = apply_views(pixels, views, self.mean_pixels)
+        inputs, size = pixels.float(), self.image_size
+        if inputs.shape[-2:] != (size, size):
+            shrinking = min(inputs.shape[-2:]) > size
+            inputs = interpolate(inputs, (size, size), mode="bilinear", antialias=shrinking)
+        inputs = (inputs * self.scale + self.shift).expand(-1, 3, -1, -1)
+        inputs = inputs.contiguous(memory_format=self.memory_format)
         lap("data")
         return inputs, labels
 
@@ -127,45 +124,28 @@ class Batches:
         batch = torch.empty(shape, dtype=source.dtype, pin_memory=self.pin_memory)
         return torch.index_select(source, 0, index, out=batch)
 
-    def prepare(self, pixels: Tensor) -> Tensor:
-        """Shapes: pixels (B, C, H, W) uint8, C 1 or 3 -> (B, 3, S, S) float32, normalised."""
-        inputs = pixels.float()
-        size = (self.image_size, self.image_size)
-        if inputs.shape[-2:] != size:
-            shrinking = min(inputs.shape[-2:]) > self.image_size
-            inputs = interpolate(inputs, size, mode="bilinear", antialias=shrinking)
-        inputs = inputs * self.scale + self.shift
-        return inputs.expand(-1, 3, -1, -1).contiguous(memory_format=self.memory_format)
 
+def apply_views(pixels: Tensor, views: Tensor, erased: Tensor) -> Tensor:
+    """Images as draw_views says: mirrored left to right or not, then shifted, so that black comes
+    in, then with the value `erased` of each channel in a rectangle, if the views have one.
 
-def move_images(pixels: Tensor, moves: Tensor) -> Tensor:
-    """Mirror images left to right where that is asked for, then shift each; black comes in.
-
-    Shapes: pixels (B, C, H, W) uint8; moves (B, 3): down, right, mirrored -> (B, C, H, W).
+    Shapes: pixels (B, C, H, W) uint8; views (B, 4) or (B, 8); erased (1, C, 1, 1).
     """
     count, _, height, width = pixels.shape
     image, row, column = (torch.arange(n, device=pixels.device) for n in (count, height, width))
-    down, right, mirrored = moves[:, None].unbind(-1)
+    _, down, right, mirrored, *patch = views[:, None].unbind(-1)
     # In a frame of one black pixel, whatever lies outside is at the frame.
     rows = (row + 1 - down).clamp(0, height + 1)
     columns = (column + 1 - right).clamp(0, width + 1)
     columns = torch.where(mirrored > 0, width + 1 - columns, columns)
     framed = pad(pixels, (1, 1, 1, 1))
-    moved = framed[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return moved.movedim(-1, 1)
-
-
-def erase_patches(pixels: Tensor, patches: Tensor, value: Tensor) -> Tensor:
-    """Fill a rectangle of each image with one value a channel.
-
-    Shapes: pixels (B, C, H, W) uint8; patches (B, 4): top, left, height, width; value (1, C, 1, 1)
-    -> (B, C, H, W).
-    """
-    row, column = (torch.arange(n, device=pixels.device) for n in pixels.shape[-2:])
-    top, left, height, width = patches[:, None].unbind(-1)
-    rows = (row >= top) & (row < top + height)
-    columns = (column >= left) & (column < left + width)
-    return torch.where(rows[:, None, :, None] & columns[:, None, None, :], value, pixels)
+    moved = framed[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+    if not patch:
+        return moved
+    top, left, tall, wide = patch
+    rows = (row >= top) & (row < top + tall)
+    columns = (column >= left) & (column < left + wide)
+    return torch.where(rows[:, None, :, None] & columns[:, None, None, :], erased, moved)
 
 
 def split_batches(order: Tensor, batch_size: int) -> list[Tensor]:

@@ -4,8 +4,6 @@ A data set is one uint8 tensor (N, C, H, W) in published order, training images 
 read from is in fetch.py, your own images in own.py.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import math
@@ -25,21 +23,19 @@ from common.data.fetch import Dataset, read_dataset
 FEW_IMAGES = 400  # fewer know an accuracy of 50 % no better than to 5 points
 
 
-def load_dataset(
-    name: str, data_dir: str | Path = "data", image_size: int | None = None
-) -> Dataset:
-    """A data set as tensors. Raises: UsageError, as fetch.read_dataset does."""
-    dataset = read_dataset(name, data_dir, image_size)
+def load_dataset(name: str, data_dir: str | Path = "data", side: int | None = None) -> Dataset:
+    """A data set as tensors, read once a process. Raises: UsageError, as read_dataset does."""
+    return _load_once(name, data_dir, side if is_own(name) else None)
+
+
+@functools.cache
+def _load_once(name: str, data_dir: str | Path, side: int | None) -> Dataset:
+    dataset = read_dataset(name, data_dir, side)
     images, labels = torch.from_numpy(dataset.images), torch.from_numpy(dataset.labels)
     return replace(dataset, images=images, labels=labels)
 
 
-def cached_dataset(name: str, data_dir: str | Path, image_size: int | None = None) -> Dataset:
-    """load_dataset, once a process."""
-    return _load_once(name, data_dir, image_size if is_own(name) else None)
-
-
-_load_once = functools.cache(load_dataset)
+cached_dataset = load_dataset  # its other name
 
 
 @dataclass(frozen=True)
@@ -54,8 +50,7 @@ class Split:
         """One hash of the three lists, in order, as little-endian int64 after their lengths."""
         digest = hashlib.sha256()
         for part in (self.train, self.val, self.test):
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part.numpy().astype("<i8").tobytes())
+            digest.update(len(part).to_bytes(8, "little") + part.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
 
@@ -65,33 +60,28 @@ def split_dataset(dataset: Dataset, split: str, seed: int, limit: int | None = N
 
     Raises: UsageError for `official` where no test part was published, and for an empty part.
     """
+    n, n_val, n_test = len(dataset.labels), dataset.published_val, dataset.published_test
+    if split == "official" and n_test is None:
+        raise UsageError(f"--split official: {dataset.name} has no published test part")
     # RandomState's stream is frozen by numpy's compatibility policy, Generator's is not.
-    random = np.random.RandomState(seed)
-    n = len(dataset.labels)
-    if split == "official":
-        if dataset.published_test is None:
-            raise UsageError(f"--split official: {dataset.name} has no published test part")
-        n_test, n_val = dataset.published_test, dataset.published_val
-        n_train = n - n_test - n_val
-        order = torch.from_numpy(random.permutation(n_train))
-        val, train = order.split([n_train // 10, n_train - n_train // 10])
-        if n_val:
-            train, val = order, torch.arange(n_train, n_train + n_val)
-        test = torch.arange(n - n_test, n)
+    n_shuffled = n - n_val - n_test if split == "official" else n
+    order = torch.from_numpy(np.random.RandomState(seed).permutation(n_shuffled))
+    if split == "study":
+        train, val, test = order.tensor_split([n * 7 // 10, n * 7 // 10 + n // 10])
     else:
-        order = torch.from_numpy(random.permutation(n))
-        train, val, test = order.split([n * 7 // 10, n // 10, n - n * 7 // 10 - n // 10])
+        val, train = order.tensor_split([0 if n_val else n_shuffled // 10])
+        if n_val:
+            val = torch.arange(n_shuffled, n - n_test)
+        test = torch.arange(n - n_test, n)
     if not (len(train) and len(val) and len(test)):
-        raise UsageError(
-            f"--split {split}: of {n} images {len(train)} would train, {len(val)} validate and "
-            f"{len(test)} test; each part needs one"
-        )
+        counts = f"{len(train)} would train, {len(val)} validate and {len(test)} test"
+        raise UsageError(f"--split {split}: of {n} images {counts}; each part needs one")
     return Split(train[:limit], val, test)
 
 
 def load_split(config: DataConfig, data_dir: str) -> tuple[Dataset, Split]:
     """A configuration's images, and which of them it trains on and is tested on."""
-    dataset = cached_dataset(config.dataset, data_dir, config.image_size)
+    dataset = load_dataset(config.dataset, data_dir, config.image_size)
     limit = getattr(config, "limit", None)  # an SVM's has none
     return dataset, split_dataset(dataset, config.split, config.split_seed, limit)
 
@@ -116,48 +106,39 @@ def describe_split(dataset: Dataset, split: Split) -> dict[str, Any]:
 def explain_images(configs: Iterable[DataConfig], data_dir: str) -> None:
     """Print what is to be read before training on your own images; nothing of a published set."""
     keys = ("dataset", "image_size", "split", "split_seed", "limit")
-    chosen = [tuple(getattr(c, k, None) for k in keys) for c in configs if is_own(c.dataset)]
-    for text in dict.fromkeys(_explain(data_dir, *key) for key in dict.fromkeys(chosen)):
+    own = {tuple(getattr(c, k, None) for k in keys): c for c in configs if is_own(c.dataset)}
+    for text in dict.fromkeys(_explain(config, data_dir) for config in own.values()):
         print(text)
 
 
-def _explain(
-    data_dir: str, name: str, image_size: int | None, split: str, seed: int, limit: int | None
-) -> str:
-    dataset = cached_dataset(name, data_dir, image_size)
-    parts = split_dataset(dataset, split, seed, limit)
-    facts = describe_split(dataset, parts)
-    counts = facts["class_counts"]
-    channels, height, width = dataset.images.shape[1:]
-    n_train, n_val, n_test = (len(part) for part in vars(parts).values())
+def _explain(config: DataConfig, data_dir: str) -> str:
+    dataset, split = load_split(config, data_dir)
+    facts, (channels, height, width) = describe_split(dataset, split), dataset.images.shape[1:]
+    counts, n_test = facts["class_counts"], len(split.test)
     by_share = sorted(zip(counts["train"], dataset.classes, strict=True), key=lambda c: -c[0])
-    shares = [f"{label} {n / n_train:.1%}" for n, label in by_share]
+    shares = [f"{label} {n / len(split.train):.1%}" for n, label in by_share]
     if len(shares) > 12:
         shares[6:-5] = ["..."]
-    lines = [
-        f"{name}: {n_train:,} training, {n_val:,} validation and {n_test:,} test images, "
-        f"{width}x{height}, {'colour' if channels == 3 else 'grey'}",
+    text = (
+        f"{config.dataset}: {len(split.train):,} training, {len(split.val):,} validation and "
+        f"{n_test:,} test images, {width}x{height}, {'colour' if channels == 3 else 'grey'}\n"
         f"  {len(by_share)} classes, by share of training: {', '.join(shares)}; always answering "
-        f"{by_share[0][1]} is right for {facts['majority_acc']:.1%} of the test images",
-    ]
-    if dataset.published_test is not None and split == "study":
-        lines.append(
-            "  warning: its own division is not used, images of its test part will be trained on; "
-            "--split official uses it"
-        )
-    lines += [
-        f"  warning: {n} {part} images know an accuracy to within {98 / math.sqrt(n):.0f} points "
-        "at worst (95 %): what is closer is luck"
-        for part, n in (("validation", n_val), ("test", n_test))
-        if n < FEW_IMAGES
-    ]
+        f"{by_share[0][1]} is right for {facts['majority_acc']:.1%} of the test images"
+    )
+    warnings = []
+    if dataset.published_test is not None and config.split == "study":
+        why = "its own division is not used, images of its test part will be trained on"
+        warnings.append(f"{why}; --split official uses it")
+    for part, n in (("validation", len(split.val)), ("test", n_test)):
+        if n < FEW_IMAGES:
+            points = f"{98 / math.sqrt(n):.0f} points at worst (95 %)"
+            why = f"{n} {part} images know an accuracy to within {points}"
+            warnings.append(f"{why}: what is closer is luck")
     for part, key in (("training", "train"), ("test", "test")):
         pairs = zip(dataset.classes, counts[key], strict=True)
         if lacking := [label for label, n in pairs if n == 0]:
-            lines.append(f"  warning: no {part} image of {', '.join(lacking)}")
+            warnings.append(f"no {part} image of {', '.join(lacking)}")
     if n := facts["test_duplicates"]:
-        lines.append(
-            f"  warning: {n:,} of {n_test:,} test images are, pixel for pixel, among those trained "
-            "or validated on: what was learned by heart passes for skill"
-        )
-    return "\n".join(lines)
+        same = f"{n:,} of {n_test:,} test images are, pixel for pixel, among those trained"
+        warnings.append(f"{same} or validated on: what was learned by heart passes for skill")
+    return "\n  warning: ".join([text, *warnings])

@@ -4,13 +4,10 @@ A published file is believed for its checksum alone, on every load, wherever it 
 disk, a mirror or a package. published.toml lists them all. Nothing here needs torch.
 """
 
-from __future__ import annotations
-
 import functools
 import gzip
 import hashlib
 import io
-import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +18,7 @@ import tomllib
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -35,10 +32,12 @@ from common.base.config import is_own
 from common.base.log import write_atomically
 from common.data import own
 
+PUBLISHED = tomllib.loads(Path(__file__).with_name("published.toml").read_text("utf-8"))
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 CONNECT_TIMEOUT_S = 10
 DOWNLOAD_TIMEOUT_S = 300  # for one file, since a mirror may also trickle
 CLIENTS = {"npm": ["npm", "pack", "--silent"], "apt": ["apt-get", "download"]}
+UNPACK = {"npm": ["cat"], "apt": ["dpkg-deb", "--fsys-tarfile"]}
 # What a file that is there but not right is met with; anything else means the source is not there.
 DAMAGED = (ValueError, EOFError, KeyError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
 OUT_OF_REACH = (OSError, HTTPException, subprocess.TimeoutExpired)
@@ -59,33 +58,16 @@ class Dataset:
     published_val: int = 0  # those before them, to validate on
 
 
-@dataclass(frozen=True)
-class Published:
-    """A published data set, as published.toml says it."""
-
-    folder: str
-    classes: Sequence[str]
-    mirrors: Sequence[str]
-    files: dict[str, str]
-    package: str | None = None
-    idx: Sequence[str] = ()
-    first_label: int = 0
-
-
-_TABLE = tomllib.loads(Path(__file__).with_name("published.toml").read_text("utf-8"))
-PUBLISHED = {name: Published(**entry) for name, entry in _TABLE.items()}
-
-
 def read_dataset(
-    name: str, data_dir: str | Path, image_size: int | None = None, fetch: bool = True
+    name: str, data_dir: str | Path, side: int | None = None, fetch: bool = True
 ) -> Dataset:
     """A data set as arrays, fetching what is missing where that is wanted. Your own images are
-    brought to image_size, unless that is None; the published ones are resized while they train.
+    brought to a square of `side`, if any; the published ones are resized while they train.
 
     Raises: UsageError when no source has a file with the right bytes; it says what to place where.
     """
     if is_own(name):
-        source, images = own.read_images(name, Path(data_dir), image_size)
+        source, images = own.read_images(name, Path(data_dir), side)
         _, val, test = source.sizes or (None, 0, None)
         return Dataset(name, images, source.labels, source.classes, test, val)
     if name == "digits":  # the 1,797 inside scikit-learn: no file, no network
@@ -95,17 +77,16 @@ def read_dataset(
         images = (pixels * (255 / 16)).round().astype("uint8").reshape(-1, 1, 8, 8)
         return Dataset(name, images, labels.astype("int64"), tuple("0123456789"))
     spec = PUBLISHED[name]
-    contents = _read_files(spec, Path(data_dir) / spec.folder / "raw", fetch)
-    if spec.idx:
-        with zipfile.ZipFile(io.BytesIO(contents["gzip.zip"])) as archive:
-            contents = {f"{name}.gz": archive.read(f"gzip/{name}.gz") for name in spec.idx}
-    plain = [gzip.decompress(c) if n.endswith(".gz") else c for n, c in contents.items()]
-    arrays = [parse_idx(data) for data in plain]
+    files = _read_files(spec, Path(data_dir) / spec["folder"] / "raw", fetch)
+    if "idx" in spec:
+        with zipfile.ZipFile(io.BytesIO(files[0])) as archive:
+            files = [archive.read(f"gzip/{idx}.gz") for idx in spec["idx"]]
+    train_images, train_labels, test_images, test_labels = map(parse_idx, map(_gunzip, files))
     # QMNIST's extended labels hold the class in the first of eight columns.
-    labels = np.concatenate([part.reshape(len(part), -1)[:, 0] for part in arrays[1::2]])
-    labels = labels.astype("int64") - spec.first_label
-    images = np.concatenate(arrays[::2])[:, None]
-    return Dataset(name, images, labels, tuple(spec.classes), len(arrays[2]))
+    labels = np.concatenate([y.reshape(len(y), -1)[:, 0] for y in (train_labels, test_labels)])
+    labels = labels.astype("int64") - spec.get("first_label", 0)
+    images = np.concatenate([train_images, test_images])[:, None]
+    return Dataset(name, images, labels, tuple(spec["classes"]), len(test_images))
 
 
 def parse_idx(data: bytes) -> np.ndarray:
@@ -115,30 +96,31 @@ def parse_idx(data: bytes) -> np.ndarray:
     """
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in IDX_TYPES:
         raise ValueError("not an IDX file of a known type")
-    rank = data[3]
-    shape = np.frombuffer(data, ">u4", rank, 4)
-    return np.frombuffer(data, IDX_TYPES[data[2]], offset=4 + 4 * rank).reshape(shape)
+    shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
+    return np.frombuffer(data, IDX_TYPES[data[2]], offset=4 + shape.nbytes).reshape(shape)
 
 
-def _read_files(spec: Published, folder: Path, fetch: bool) -> dict[str, bytes]:
+def _gunzip(data: bytes) -> bytes:
+    return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+
+
+def _read_files(spec: dict[str, Any], folder: Path, fetch: bool) -> list[bytes]:
     """Every stored file's verified bytes, each from the first source that has it right."""
-    sources: list[tuple[str, Callable[[str], bytes]]] = [
-        ("disk", lambda name: (folder / name).read_bytes()),
-        ("disk", lambda name: (folder / f"{name}.gz").read_bytes()),
-    ]
+    sources = [("disk", lambda name: (folder / name).read_bytes())]
+    sources += [("disk", lambda name: (folder / f"{name}.gz").read_bytes())]
     if fetch:
-        sources += [(mirror, functools.partial(_download, mirror)) for mirror in spec.mirrors]
-    if fetch and spec.package:
-        packed = functools.cache(lambda: _fetch_package(spec.package))
-        sources.append((spec.package, lambda name: packed()[name]))
+        sources += [(url, functools.partial(_download, url)) for url in spec["mirrors"]]
+    if fetch and "package" in spec:
+        packed = functools.cache(lambda: _fetch_package(*spec["package"].split(" ")))
+        sources += [(spec["package"], lambda name: packed()[name])]
     contents: dict[str, bytes] = {}
-    missing, problems = list(spec.files), []
+    missing, problems = list(spec["files"]), []
     for source, read in sources:
-        if source != "disk":
+        if missing and source != "disk":
             _check_writable(folder)
         for name in missing:
             try:
-                contents[name] = _verify(read(name), name, spec.files[name])
+                contents[name] = _verify(read(name), name, spec["files"][name])
             except FileNotFoundError:
                 continue
             except (*DAMAGED, *OUT_OF_REACH) as error:
@@ -150,12 +132,12 @@ def _read_files(spec: Published, folder: Path, fetch: bool) -> dict[str, bytes]:
                     print(f"{folder / name}: from {source}, checksum right", file=sys.stderr)
                     _place(folder / name, contents[name])
         missing = [name for name in missing if name not in contents]
-        if not missing:
-            return {name: contents[name] for name in spec.files}
-    raise UsageError(
-        f"no source has {', '.join(missing)} with the right checksum; place them (plain or .gz) "
-        f"in {folder}/. Tried: {'; '.join(problems) or 'nothing on disk'}"
-    )
+    if missing:
+        raise UsageError(
+            f"no source has {', '.join(missing)} with the right checksum; place them (plain or "
+            f".gz) in {folder}/. Tried: {'; '.join(problems) or 'nothing on disk'}"
+        )
+    return [contents[name] for name in spec["files"]]
 
 
 def _verify(data: bytes, name: str, checksum: str) -> bytes:
@@ -164,7 +146,7 @@ def _verify(data: bytes, name: str, checksum: str) -> bytes:
         if hashlib.md5(data).hexdigest() != checksum:
             raise ValueError(f"MD5 is not {checksum}; only torchvision's {name} is trusted")
         return data
-    data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    data = _gunzip(data)
     if (digest := hashlib.sha256(data).hexdigest()) != checksum:
         raise ValueError(f"SHA-256 of the content is {digest[:12]}..., not {checksum[:12]}...")
     return data
@@ -183,32 +165,29 @@ def _place(target: Path, data: bytes) -> None:
     with suppress(FileNotFoundError):
         if target.read_bytes() == data:  # another process was faster
             return
-        os.replace(target, target.with_name(target.name + ".rejected"))
+        target.replace(target.with_name(target.name + ".rejected"))
     write_atomically(target, data)
 
 
 def _download(mirror: str, name: str) -> bytes:
     url = mirror + (name if name.endswith((".gz", ".zip")) else f"{name}.gz")
-    deadline = time.monotonic() + DOWNLOAD_TIMEOUT_S
-    chunks = []
+    deadline, data = time.monotonic() + DOWNLOAD_TIMEOUT_S, bytearray()
     with urllib.request.urlopen(url, timeout=CONNECT_TIMEOUT_S) as reply:
         while chunk := reply.read(1 << 20):
-            chunks.append(chunk)
+            data += chunk
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not there after {DOWNLOAD_TIMEOUT_S} s")
-    return b"".join(chunks)
+    return bytes(data)
 
 
-def _fetch_package(package: str) -> dict[str, bytes]:
+def _fetch_package(manager: str, name: str) -> dict[str, bytes]:
     """The IDX files in a package, fetched by its registry's own client and only unpacked."""
-    manager, name = package.split(" ")
     with tempfile.TemporaryDirectory() as folder:
         _run([*CLIENTS[manager], name], folder)
         files = [str(file) for file in Path(folder).iterdir()]
         if len(files) != 1:
             raise ConnectionError(f"{manager} left {len(files)} files of {name}")
-        unpack = ["cat", *files] if manager == "npm" else ["dpkg-deb", "--fsys-tarfile", *files]
-        archive = _run(unpack, folder)
+        archive = _run([*UNPACK[manager], *files], folder)
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         members = [member for member in tar if member.isfile() and "-ubyte" in member.name]
         return {Path(m.name).name.removesuffix(".gz"): tar.extractfile(m).read() for m in members}

@@ -5,8 +5,6 @@ transparency, as torchvision's ImageFolder does), and squeezed to a square, what
 with Pillow's bilinear filter, which averages where it shrinks. Of several frames the first counts.
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Iterator
@@ -19,7 +17,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from common.base.cli import first_line
 
 GREY_MODES = ("1", "L", "LA", "La")
-DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 class Unreadable(ValueError):
@@ -30,8 +27,7 @@ class Unreadable(ValueError):
 def decoding() -> Iterator[None]:
     """Around calls of open_image, in however many threads, since warnings are a process's: odd
     metadata is not warned of, for nobody looks at it; a decompression bomb is an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
@@ -42,16 +38,14 @@ def open_image(source: Path | bytes) -> Image.Image:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()
             turned = ImageOps.exif_transpose(image)
-        if turned.mode not in DEEP_MODES:
+        if not turned.mode.startswith(("I", "F")):  # integers of 16 bits or more, and floats
             return turned.convert("L" if turned.mode in GREY_MODES else "RGB")
     except UnidentifiedImageError:
         raise Unreadable("no image that Pillow can read") from None
     except Exception as error:  # decoders meet damage with whatever they stumble over
         raise Unreadable(getattr(error, "strerror", None) or first_line(error)) from None
-    raise Unreadable(
-        f"mode {turned.mode}, over 8 bits a pixel: save it with 8, since which value is white is "
-        "yours to say"
-    )
+    why = "save it with 8, since which value is white is yours to say"
+    raise Unreadable(f"mode {turned.mode}, over 8 bits a pixel: {why}")
 
 
 def to_pixels(image: Image.Image, channels: int, side: int | None) -> np.ndarray:
@@ -69,9 +63,10 @@ def to_inputs(image: Image.Image, channels: int, side: int, resized_as: str) -> 
 
     Shapes: (C, S, S) float32 in [0, 1].
     """
-    scale = np.float32(1 / 255)
     if resized_as == "uint8" or image.size == (side, side):
-        return to_pixels(image, channels, side).astype(np.float32) * scale
-    planes = to_pixels(image, channels, None).astype(np.float32)
-    resized = [Image.fromarray(p).resize((side, side), Image.Resampling.BILINEAR) for p in planes]
-    return np.stack([np.asarray(plane) for plane in resized]) * scale
+        pixels = to_pixels(image, channels, side).astype(np.float32)
+    else:
+        planes = map(Image.fromarray, to_pixels(image, channels, None).astype(np.float32))
+        resized = [plane.resize((side, side), Image.Resampling.BILINEAR) for plane in planes]
+        pixels = np.stack([np.asarray(plane) for plane in resized])
+    return pixels * np.float32(1 / 255)

@@ -5,8 +5,6 @@ of every file's name and bytes, so that changed images are other work in the log
 one size, they are kept as uint8 under the data folder, by content, size and Pillow's version.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import io
@@ -15,8 +13,9 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +51,18 @@ def _require(condition: Any, why: str) -> None:
         raise Unreadable(why)
 
 
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """What is wrong inside is a UsageError that starts with the name."""
+@functools.cache  # hashes every byte once a process
+def find_images(kind: str, path: str) -> Source:
+    """Look at and hash what a name stands for. Raises: UsageError when that is no set of images of
+    two classes or more."""
+    name = f"{kind}:{path}"
     try:
-        yield
+        path.encode()
+        source = {"folder": _find_folder, "npz": _find_npz}[kind](Path(path).expanduser())
+        n = len(source.labels)
+        _require(len(source.classes) > 1, f"only one class, {source.classes[0]}: it needs others")
+        _require(n >= LEAST_IMAGES, f"{n} images; at least {LEAST_IMAGES} are needed to divide")
+        return source
     except UnicodeEncodeError:
         raise UsageError(f"--dataset {name}: the path is no UTF-8; rename it") from None
     except (Unreadable, RuntimeError) as error:  # the latter of ~nobody
@@ -64,19 +70,6 @@ def _named(name: str) -> Iterator[None]:
     except OSError as error:
         why = f"{error.strerror}: {error.filename}"
         raise UsageError(f"{name}: {why}; is the path right?") from None
-
-
-@functools.cache  # hashes every byte once a process
-def find_images(kind: str, path: str) -> Source:
-    """Look at and hash what a name stands for. Raises: UsageError when that is no set of images of
-    two classes or more."""
-    with _named(f"{kind}:{path}"):
-        path.encode()
-        source = {"folder": _find_folder, "npz": _find_npz}[kind](Path(path).expanduser())
-        n = len(source.labels)
-        _require(len(source.classes) > 1, f"only one class, {source.classes[0]}: it needs others")
-        _require(n >= LEAST_IMAGES, f"{n} images; at least {LEAST_IMAGES} are needed to divide")
-        return source
 
 
 def pin_dataset(name: str) -> str:
@@ -88,10 +81,9 @@ def pin_dataset(name: str) -> str:
     path = os.path.normpath(path)
     content = find_images(kind, path).sha256[:12]
     if pin not in (None, content):
-        raise UsageError(
-            f"{kind}:{path}: its images have changed: they were @{pin} and are @{content}; bring "
-            "them back, or train on what is there now"
-        )
+        changed = f"its images have changed: they were @{pin} and are @{content}"
+        way_out = "bring them back, or train on what is there now"
+        raise UsageError(f"{kind}:{path}: {changed}; {way_out}")
     return f"{kind}:{path}@{content}"
 
 
@@ -106,58 +98,43 @@ def read_images(name: str, data_dir: Path, side: int | None) -> tuple[Source, np
             images = stored["images"]
         if images.dtype == np.uint8 and images.ndim == 4 and len(images) == len(source.labels):
             return source, images
-    with _named(f"{kind}:{path}"):
+    try:
         images = source.read(side)
+    except Unreadable as error:
+        raise UsageError(f"{kind}:{path}: {error}") from None
     write_atomically(file, lambda handle: np.savez(handle, images=images))
     return source, images
 
 
 def _find_folder(folder: Path) -> Source:
     parts, classes = _find_classes(folder)
-    places = [(part, name) for part in parts for name in classes]
-    inside = {
-        part / name: sorted(_iter_files(part / name), key=os.fsencode) for part, name in places
+    groups = {
+        part / name: sorted(_iter_files(part / name), key=os.fsencode)
+        for part, name in product(parts, classes)
     }
-    empty = [str(f.relative_to(folder)) for f, files in inside.items() if not files and f.is_dir()]
+    empty = [str(f.relative_to(folder)) for f, files in groups.items() if not files and f.is_dir()]
     _require(not empty, f"no files in {', '.join(empty)}; fill or remove them")
-    files = [file for part, name in places for file in inside[part / name]]
-    labels = [classes.index(name) for part, name in places for _ in inside[part / name]]
-    sizes = tuple(sum(len(inside[part / name]) for name in classes) for part in parts)
-
-    def hash_file(file: Path) -> bytes:
-        with suppress(OSError):  # reading will name one that cannot be opened
-            if file.is_file():
-                with open(file, "rb") as handle:
-                    return hashlib.file_digest(handle, "sha256").digest()
-        return b""
-
+    files = list(chain(*groups.values()))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = list(pool.map(hash_file, files))
-    names = [os.fsencode(file.relative_to(folder).as_posix()) for file in files]
+        digests = dict(zip(files, pool.map(_hash_file, files), strict=True))
     content = hashlib.sha256()
-    for name, digest in sorted(zip(names, digests, strict=True)):
-        content.update(name + b"\0" + digest)
-    known, divided = dict(zip(files, digests, strict=True)), len(parts) == len(PARTS)
-    return Source(
-        content.hexdigest(),
-        classes,
-        np.array(labels, np.int64),
-        sizes if divided else None,
-        lambda side: _read_files(folder, known, side),
-    )
+    for file in sorted(files, key=os.fsencode):
+        content.update(os.fsencode(file.relative_to(folder)) + b"\0" + digests[file])
+    counts = np.array([len(group) for group in groups.values()]).reshape(len(parts), -1)
+    labels = np.tile(np.arange(len(classes)), len(parts)).repeat(counts.ravel())
+    sizes = tuple(counts.sum(1).tolist()) if len(parts) > 1 else None
+    read = functools.partial(_read_files, folder, digests)
+    return Source(content.hexdigest(), classes, labels, sizes, read)
 
 
 def _find_classes(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
     """The folders that hold class folders, one or one a part, and the names of all classes."""
-    names = _folders_in(folder)
-    parts = [folder]
+    parts, names = [folder], _folders_in(folder)
     by_part = {SPELLINGS.get(name.lower(), name.lower()): name for name in names}
     if names and by_part.keys() <= set(PARTS):
-        _require(
-            len(by_part) == len(names) and {"train", "test"} <= by_part.keys(),
-            f"it has {' and '.join(names)}; a division needs train/ and test/, with val/ or "
-            "without, each once",
-        )
+        whole = len(by_part) == len(names) and {"train", "test"} <= by_part.keys()
+        needed = "a division needs train/ and test/, with val/ or without, each once"
+        _require(whole, f"it has {' and '.join(names)}; {needed}")
         parts = [folder / by_part.get(part, part) for part in PARTS]
         names = sorted({name for part in parts if part.is_dir() for name in _folders_in(part)})
         untrained = sorted(set(names) - set(_folders_in(parts[0])))
@@ -178,24 +155,27 @@ def _iter_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     here = folder.resolve()
     _require(here not in above, f"{folder} is a link to a folder that it is in; remove it")
     for entry in list(os.scandir(folder)) if folder.is_dir() else ():
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _iter_files(Path(entry.path), (*above, here))
-        else:
-            yield Path(entry.path)
+        if entry.name[0] != "." and entry.is_dir():
+            yield from _iter_files(Path(entry), (*above, here))
+        elif entry.name[0] != ".":
+            yield Path(entry)
+
+
+def _hash_file(file: Path) -> bytes:
+    with suppress(OSError):  # reading will name one that cannot be opened
+        if file.is_file():  # a pipe would be waited for
+            return hashlib.sha256(file.read_bytes()).digest()
+    return b""
 
 
 def _read_files(folder: Path, digests: dict[Path, bytes], side: int | None) -> np.ndarray:
     """Decode all files. Raises: Unreadable that names every one that cannot be used."""
 
     def read(file: Path) -> np.ndarray | str:
-        if file.exists() and not file.is_file():
-            return "no regular file"  # a pipe would be waited for
         try:
+            _require(file.is_file() or not file.exists(), "no regular file")
             data = file.read_bytes()
-            if hashlib.sha256(data).digest() != digests[file]:
-                return "changed while it was read"
+            _require(hashlib.sha256(data).digest() == digests[file], "changed while it was read")
             image = open_image(data)
         except (OSError, Unreadable) as error:
             return getattr(error, "strerror", None) or str(error)
@@ -205,15 +185,14 @@ def _read_files(folder: Path, digests: dict[Path, bytes], side: int | None) -> n
         images = list(pool.map(read, digests))
     pairs = zip(digests, images, strict=True)
     bad = [f"{file.relative_to(folder)}: {why}" for file, why in pairs if isinstance(why, str)]
-    shown = bad[:SHOWN_FILES]
-    shown += [f"and {len(bad) - SHOWN_FILES} more"] if len(bad) > SHOWN_FILES else []
     hint = f"{len(bad)} of {len(digests)} files cannot be used; repair or remove them"
-    _require(not bad, f"{hint}: {'; '.join(shown)}")
+    if len(bad) > SHOWN_FILES:
+        bad[SHOWN_FILES:] = [f"and {len(bad) - SHOWN_FILES} more"]
+    _require(not bad, f"{hint}: {'; '.join(bad)}")
     sizes = sorted({image.shape[1:] for image in images})
     span = " to ".join(f"{width}x{height}" for height, width in (sizes[0], sizes[-1]))
     _require(len(sizes) == 1, f"images of {len(sizes)} sizes, {span}: give --image-size")
-    channels = max(len(image) for image in images)  # one in colour makes all so
-    return np.stack([np.broadcast_to(image, (channels, *image.shape[1:])) for image in images])
+    return np.stack(np.broadcast_arrays(*images))  # one in colour makes all so
 
 
 def _find_npz(file: Path) -> Source:
@@ -221,36 +200,32 @@ def _find_npz(file: Path) -> Source:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             arrays = dict(stored)
-    except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damage is met with whatever numpy stumbles over
         raise Unreadable(f"no .npz file of plain arrays: {first_line(error)}") from None
     parts = [part for part in PARTS if f"{part}_images" in arrays]
-    pairs = [(f"{part}_images", f"{part}_labels") for part in parts] or [("X", "y")]
     divided = not parts or {"train", "test"} <= set(parts)
     _require(divided, f"it has {', '.join(parts)}_images; train_ and test_ are needed")
-    missing = [name for pair in pairs for name in pair if name not in arrays]
+    pairs = [(f"{part}_images", f"{part}_labels") for part in parts] or [("X", "y")]
+    missing = ", ".join(name for name in chain(*pairs) if name not in arrays)
     needed = "it needs train_images, train_labels, test_images and test_labels, or X and y"
     present = ", ".join(arrays) or "nothing"
-    _require(not missing, f"it lacks {', '.join(missing)}; {needed}, and has {present}")
+    _require(not missing, f"it lacks {missing}; {needed}, and has {present}")
     images, labels = zip(*(_check_part(arrays, *pair) for pair in pairs), strict=True)
     same = len({array.shape[1:] for array in images}) == 1
     _require(same, "its parts have images of different shapes")
     classes, codes = np.unique(np.concatenate(labels), return_inverse=True)
-    sizes = dict.fromkeys(PARTS, 0) | dict(zip(parts, map(len, images), strict=False))
+    sizes = tuple(len(arrays.get(f"{part}_images", ())) for part in PARTS) if parts else None
     digest, names = hashlib.sha256(content).hexdigest(), tuple(map(str, classes))
     read = functools.partial(resize_pixels, np.concatenate(images))
-    divided = tuple(sizes.values()) if parts else None
-    return Source(digest, names, codes.astype(np.int64), divided, read)
+    return Source(digest, names, codes.astype(np.int64), sizes, read)
 
 
 def _check_part(arrays: dict[str, np.ndarray], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
     """Shapes: (N, H, W), (N, H, W, C) or (N, C, H, W) and (N,) or (N, 1) -> (N, C, H, W), C 1 or 3,
     and (N,)."""
     images, labels = arrays[x], arrays[y]
-    _require(
-        images.dtype == np.uint8,
-        f"{x} is {images.dtype}; save it as uint8, from 0 to 255 (pixels in [0, 1]: "
-        "(255 * X).round().astype('uint8'), without NaN)",
-    )
+    hint = "from 0 to 255 (pixels in [0, 1]: (255 * X).round().astype('uint8'), without NaN)"
+    _require(images.dtype == np.uint8, f"{x} is {images.dtype}; save it as uint8, {hint}")
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[-1] in (1, 3):
@@ -258,11 +233,9 @@ def _check_part(arrays: dict[str, np.ndarray], x: str, y: str) -> tuple[np.ndarr
     fits = images.ndim == 4 and images.size and images.shape[1] in (1, 3)
     _require(fits, f"{x} has shape {images.shape}, not (N, H, W) or (N, H, W, 3)")
     n = len(images)
-    _require(
-        labels.ndim != 2 or labels.shape[1] == 1,
-        f"{y} has {labels.size // n} labels an image; one is needed (of one-hot labels: "
-        "y.argmax(1)), several at once cannot be learned here",
-    )
+    hint = "(of one-hot labels: y.argmax(1)), several at once cannot be learned here"
+    several = f"{y} has {labels.size // n} labels an image; one is needed {hint}"
+    _require(labels.ndim != 2 or labels.shape[1] == 1, several)
     _require(labels.shape in ((n,), (n, 1)), f"{y} has shape {labels.shape} for {n} images")
     countable = labels.dtype.kind in "biuU"
     _require(countable, f"{y} is {labels.dtype}; whole numbers or text are needed")
