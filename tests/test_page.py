@@ -33,18 +33,17 @@ class Checker(html.parser.HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
+        self.handle_startendtag(tag, attributes)
+        self.open += [tag] if tag not in VOID else []
+
+    def handle_startendtag(self, tag, attributes):
         known = dict(attributes)
-        if tag not in VOID and not self.get_starttag_text().endswith("/>"):
-            self.open.append(tag)
         self.ids += [known["id"]] if "id" in known else []
         self.fetched += [v for k, v in attributes if k in ("src", "srcset", "action", "data")]
         self.fetched += [known["href"]] if tag == "link" else []
         named = "aria-label" in known or known.get("aria-hidden") == "true"
         if (tag == "img" and not known.get("alt")) or (tag == "svg" and not named):
             self.unnamed.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.ids += [value for name, value in attributes if name == "id"]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag

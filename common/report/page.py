@@ -47,18 +47,13 @@ def build_answers(runs: Sequence[Row]) -> list[Row]:
             dataset = str(best.config.get("dataset"))
             others = [log.choice_record(group) for group in groups if group is not best]
             points = figures.cost_points(same, [best]).get(dataset, [])
-            caption = (
-                f"{display(dataset)}: test accuracy against training time; dashed: Pareto front"
-            )
-            draw = partial(figures.accuracy_cost, {dataset: points})
-            answers.append({
-                "dataset": dataset,
-                "choice": log.choice_record(best),
-                "others": sorted(others, key=lambda record: -record["val_acc"]),
-                "points": points,
-                "front": figures.pareto_front(points),
-                "figure": ReportFigure("answer", f"answer_{len(answers)}", caption, draw),
-            })  # fmt: skip
+            name, draw = display(dataset), partial(figures.accuracy_cost, {dataset: points})
+            caption = f"{name}: test accuracy against training time; dashed: Pareto front"
+            answer = {"dataset": dataset, "choice": log.choice_record(best), "points": points}
+            answer["others"] = sorted(others, key=lambda record: -record["val_acc"])
+            answer["front"] = figures.pareto_front(points)
+            answer["figure"] = ReportFigure("answer", f"answer_{len(answers)}", caption, draw)
+            answers.append(answer)
     order = log.datasets_of(runs)
     return sorted(answers, key=lambda answer: order.index(answer["dataset"]))
 
@@ -68,10 +63,8 @@ def build_panels(curves: Curves) -> list[Row]:
     panels = []
     for dataset, known in curves.items():
         kept = known[:MOST_CURVES]
-        caption = (
-            f"{display(dataset)}: accuracy and loss by epoch, one line a run; the values are in "
-        )
-        caption += "the table of every run"
+        caption = f"{display(dataset)}: accuracy and loss by epoch, one line a run; "
+        caption += "the values are in the table of every run"
         draw = partial(figures.learning_curves, kept)
         panel = {"dataset": dataset, "curves": kept, "left_out": len(known) - len(kept)}
         panel["labels"] = log.describe_all([curve["config"] for curve in kept])
@@ -104,12 +97,11 @@ def interval_marks(table: Table) -> list[list[float] | None]:
     """Low, accuracy and high of each row between 0 and 100, on one logarithmic scale of the error,
     where a table has them."""
     names = ("test_acc_low", "test_acc", "test_acc_high")
-    errors = 1 - np.array([[r.get(name) for name in names] for r in table.records], float)
-    known = ~np.isnan(errors).any(axis=1) if errors.size else np.zeros(0)
+    ends = np.array([[r.get(name) for name in names] for r in table.records], float)
+    known = ~np.isnan(ends).any(axis=1) if ends.size else np.zeros(0)
     if known.sum() < 2:
         return []
-    least = errors[errors > 0].min(initial=0.5) / 2
-    places = -np.log(np.maximum(errors, least))
+    places = -np.log(figures.errors_of(ends))
     low, high = places[known].min(), places[known].max()
     places = np.round(100 * (places - low) / ((high - low) or 1), 1).tolist()
     return [place if there else None for place, there in zip(places, known, strict=True)]
