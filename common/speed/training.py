@@ -18,7 +18,7 @@ from common.base.cli import UsageError, as_dict, expand_grid, first_line
 from common.base.config import HwTrainConfig, TrainConfig
 from common.base.log import run_id
 from common.data.batches import Batches
-from common.data.datasets import cached_dataset, split_dataset
+from common.data.datasets import load_split
 from common.data.own import pin_dataset
 from common.models import build_model
 from common.speed import peaks, samples, timing
@@ -79,8 +79,7 @@ def expand_groups(grid: Row) -> list[list[HwTrainConfig]]:
 def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
     """Say what is wrong with a group before anything is measured. Raises: UsageError."""
     first = group[0]
-    dataset = cached_dataset(first.dataset, data_dir, first.image_size)
-    n_train = len(split_dataset(dataset, first.split, first.split_seed).train)
+    n_train = len(load_split(first, data_dir)[1].train)
     if first.batch_size > n_train:
         raise UsageError(
             f"--batch-size {first.batch_size}: {first.dataset} has {n_train} training images"
