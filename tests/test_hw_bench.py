@@ -36,10 +36,26 @@ def tiny_network(classes):
     )
 
 
+class Dropped(nn.Sequential):
+    """What it answers depends on the numbers that were drawn before it."""
+
+    def forward(self, inputs):
+        return nn.functional.dropout(super().forward(inputs), 0.5, self.training)
+
+
+class FailsInBf16(nn.Sequential):
+    def forward(self, inputs):
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("out of memory\nby a lot")
+        return super().forward(inputs)
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, small_peaks):
     monkeypatch.setattr(samples, "REFUSED", float("inf"))  # other work here is no fault
     monkeypatch.setitem(MODELS, "tiny", tiny_network)
+    for name, kind in (("drops", Dropped), ("fails", FailsInBf16)):
+        monkeypatch.setitem(MODELS, name, lambda n, kind=kind: kind(*tiny_network(n)))
 
 
 @pytest.fixture
@@ -48,38 +64,16 @@ def bench(tmp_path):
     return lambda *flags: hw_bench.main([*flags, "--results-dir", str(tmp_path / "results")])
 
 
-def expand(*flags):
-    grid, _ = parse_command_line(flags, "", HwTrainConfig)
-    return training.expand_groups(grid)
+def labels(*flags):
+    """The variants of the only group of these flags."""
+    [group] = training.expand_groups(parse_command_line(flags, "", HwTrainConfig)[0], "data")
+    return [config.describe() for config in group.configs]
 
 
-def labels(group):
-    return [config.describe() for config in group]
-
-
-def trained(**settings):
-    """A run of train.py, an epoch old, with the settings of FP32 and others."""
-    run = Run(
-        TrainConfig(**DIGITS | {"model": "tiny", "lr": 0.05, "amp": False} | settings), "data"
-    )
-    run.train_one_epoch()
-    return run
-
-
-def variant_of(config):
+def variant_of(**settings):
+    config = HwTrainConfig(**DIGITS, model="vgg5", precision="fp32", **settings)
     batches = Run(training.as_training(config), "data").batches
-    return training.Variant(config, "data", 1, batches, alone=True)
-
-
-def test_with_nothing_but_a_device_it_is_the_studys_question(monkeypatch, tmp_path):
-    seen = []
-    monkeypatch.setattr(hw_bench, "bench_train", lambda grid, *rest: seen.append(grid) or 0)
-    hw_bench.main(["--device", "cpu", "--results-dir", str(tmp_path)])
-    groups = training.expand_groups(seen[0])
-    settings = {(g[0].dataset, g[0].image_size, g[0].batch_size, g[0].lr) for g in groups}
-    assert settings == {("fashion", 224, 16, 1e-3)}
-    networks = {(c.model, c.opt) for group in groups for c in group}
-    assert networks == {(m, o) for m in ("resnet18", "resnet50") for o in ("sgd", "adam")}
+    return training.Variant(config, group=training.Group([config], "data"), batches=batches)
 
 
 @pytest.fixture
@@ -93,6 +87,20 @@ def four_cores(monkeypatch):
 def cuda(monkeypatch):
     monkeypatch.setattr(device, "resolve_device", torch.device)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+
+
+def test_with_nothing_but_a_device_it_is_the_studys_question(monkeypatch, bench, four_cores):
+    """Each network is a group, in which optimisers follow one another."""
+    seen = []
+    monkeypatch.setattr(training.Group, "check", lambda group: None)
+    monkeypatch.setattr(hw_bench, "measure", lambda kind, group, *rest: seen.append(group) or 0)
+    bench("--device", "cpu")
+    configs = [group.configs for group in seen]
+    settings = {(c.dataset, c.image_size, c.batch_size, c.lr) for group in configs for c in group}
+    assert settings == {("fashion", 224, 16, 1e-3)}
+    assert [[(c.model, c.opt) for c in group] for group in configs] == [
+        [(model, "sgd"), (model, "adam")] * 8 for model in ("resnet18", "resnet50")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -110,33 +118,22 @@ def cuda(monkeypatch):
 )
 def test_a_device_is_compared_with_itself(flags, variants, four_cores, cuda):
     parts = [part.strip("{}").split("|") for part in variants.split(", ")]
-    [group] = expand("--device", *flags.split())
-    assert labels(group) == [", ".join(chosen) for chosen in itertools.product(*parts)]
-    [group] = expand("--device", "cpu", "cuda")  # where neither is alone
-    assert labels(group) == ["cpu, 4 threads, bf16, eager", "cuda, bf16, eager"]
-
-
-def test_each_network_is_a_group_in_which_optimisers_follow_one_another(four_cores):
-    groups = expand("--device", "cpu", "--model", "resnet18", "resnet50", "--opt", "sgd", "adam")
-    assert [[(c.model, c.opt) for c in group] for group in groups] == [
-        [(model, "sgd"), (model, "adam")] * 8 for model in ("resnet18", "resnet50")
-    ]
-    with pytest.raises(UsageError, match="the notebook loop is never compiled"):
-        expand("--device", "cpu", "--loop", "notebook", "--compile", "true")
+    expected = [", ".join(chosen) for chosen in itertools.product(*parts)]
+    assert labels("--device", *flags.split()) == expected
+    both = ["cpu, 4 threads, bf16, eager", "cuda, bf16, eager"]
+    assert labels("--device", "cpu", "cuda") == both  # where neither is alone
 
 
 def test_what_the_machine_lacks_is_said_and_refused_if_asked_for(four_cores, monkeypatch, capsys):
     monkeypatch.setattr(device, "cpu_has_fast_bf16", lambda: False)
     monkeypatch.setattr(device, "compile_obstacle", lambda: "no compiler: apt-get install g++")
-    [group] = expand("--device", "cpu")
-    assert labels(group) == ["cpu, 1 thread, fp32, eager", "cpu, 4 threads, fp32, eager"]
+    threads = [f"cpu, {n}, fp32, eager" for n in ("1 thread", "4 threads")]
+    assert labels("--device", "cpu") == threads
     said = capsys.readouterr().out
     assert "bf16: not measured" in said
     assert "compiled variants: not measured, no compiler: apt-get install g++" in said
     with pytest.raises(UsageError, match="--compile: no compiler"):
-        expand("--device", "cpu", "--compile", "false", "true")
-    with pytest.raises(UsageError, match="--precision fp16"):
-        expand("--device", "cpu", "--precision", "fp16")
+        labels("--device", "cpu", "--compile", "false", "true")
 
 
 def test_a_missing_compiler_is_found_out(monkeypatch, tmp_path):
@@ -155,18 +152,22 @@ def test_a_missing_compiler_is_found_out(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--batch-size", "1258"], "--batch-size 1258: digits has 1257 training images"),
-        (["--model", "resnet18", "--precision", "bf16"], "would see a single pixel"),
-        (["--steps", "1"], "--steps: 1 must be at least 2"),
-        (["--batch-size", "1", "--model", "resnet18", "--image-size", "32"], "larger batches"),
-        (["--mode", "infr"], "did you mean 'infer'"),
-        (["--mode", "infer"], "no exported networks"),
+        ("--batch-size 1258", "--batch-size 1258: digits has 1257 training images"),
+        ("--model resnet18 --precision bf16", "would see a single pixel"),
+        ("--precision fp16 --device cpu", "--precision fp16"),
+        ("--steps 1", "--steps: 1 must be at least 2"),
+        ("--batch-size 1 --model resnet18 --image-size 32", "larger batches"),
+        ("--loop notebook --compile true", "the notebook loop is never compiled"),
+        ("--loop ours notebook --full-epoch", "--full-epoch.*use --loop ours"),
+        ("--loop ours notebook --opt muon", "--opt muon.*use --loop ours"),
+        ("--mode infr", "did you mean 'infer'"),
+        ("--mode infer", "no exported networks"),
     ],
 )
-def test_bad_input_is_refused_before_any_work(flags, said, bench, rows):
-    grid = [] if "--mode" in flags else EAGER
+def test_bad_input_is_refused_before_any_work(flags, said, bench, monkeypatch):
+    monkeypatch.setattr(device, "compile_obstacle", lambda: None)
     with pytest.raises(UsageError, match=said):
-        bench(*grid, *flags)
+        bench(*([] if "--mode " in flags else EAGER), *flags.split())
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
@@ -178,40 +179,6 @@ def test_a_missing_device_is_one_line_and_status_2(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_row_holds_what_was_timed(bench, rows):
-    assert bench(*FP32, "bf16") == 0
-    first, second = rows("hw_train")
-    assert (first["config"]["precision"], second["config"]["precision"]) == ("fp32", "bf16")
-    for row in (first, second):
-        m, config = row["metrics"], row["config"]
-        assert row["run_id"] == run_id("hw_train", row["config"])
-        assert (config["device"], config["threads"], row["env"]["threads"]) == ("cpu", 1, 1)
-        assert (m["step_ms"]["n"], m["step_ms"]["median"] > 0) == (3, True)
-        assert m["images_per_s"] == pytest.approx(16e3 / m["step_ms"]["median"])
-        assert m["epoch_ms"] == pytest.approx(m["step_ms"]["median"] * 79)  # 1257 images by 16
-        assert (m["extrapolated"], m["test_acc"]) == (True, None)
-        assert m["first_step_ms"] > 0
-        assert m["noise"] == m["step_ms"]["iqr"] / m["step_ms"]["median"]
-        assert m["compile_ms"] is None
-        phases = m["phase_ms"]
-        assert list(phases) == ["data", "copy", "forward", "backward", "optimizer"]
-        assert phases.pop("copy") is None  # the images are where they are used
-        assert all(ms > 0 for ms in phases.values())
-        assert m["peak_memory_bytes"] is None  # a process with two variants tells none apart
-        speedup = m["speedup"]
-        assert speedup["baseline"] == first["run_id"]
-        assert speedup["baseline_label"] == "cpu, 1 thread, fp32, eager"
-        low, high = speedup["interval"]
-        assert 0 < low <= speedup["ratio"] <= high
-        costs = count_costs(tiny_network(10), (16, 3, 16, 16), "conv_linear")
-        roofline, median_ms = m["roofline"], m["step_ms"]["median"]
-        speed = costs.train_step_flops / median_ms * 1e3
-        assert m["mfu"] == pytest.approx(speed / roofline["peak_flops_per_s"])
-        assert roofline["fraction"] == pytest.approx(roofline["bound_ms"] / median_ms)
-    assert first["metrics"]["speedup"]["ratio"] == 1
-    assert second["metrics"]["label"] == "cpu, 1 thread, bf16, eager"
-
-
 def test_variants_take_turns_and_each_is_compared_with_the_first_of_its_optimiser(
     bench, rows, monkeypatch
 ):
@@ -219,18 +186,41 @@ def test_variants_take_turns_and_each_is_compared_with_the_first_of_its_optimise
     monkeypatch.setattr(
         training.Variant, "sample", lambda v: turns.append(v.config.opt) or sample(v)
     )
-    assert bench(*EAGER, "--opt", "sgd", "adam", "--precision", "fp32", "bf16", "--steps", "6") == 0
+    assert bench(*EAGER, "--opt", "sgd", "adam", "--precision", "fp32", "bf16", "--steps", "5") == 0
     assert turns == [*["sgd", "adam"] * 2, *["adam", "sgd"] * 2, *["sgd", "adam"] * 2]
     written = rows("hw_train")
-    assert [row["config"]["opt"] for row in written] == ["sgd", "adam"] * 2
-    rounds = [row["metrics"]["rounds"] for row in written]
-    assert len({r["group"] for r in rounds}) == 1
-    assert [len(r["step_ms"]) for r in rounds] == [3] * 4  # of two steps each
+    assert [(row["config"]["precision"], row["config"]["opt"]) for row in written] == [
+        (precision, opt) for precision in ("fp32", "bf16") for opt in ("sgd", "adam")
+    ]
+    assert len({row["metrics"]["rounds"]["group"] for row in written}) == 1
     for row, first in zip(written, written[:2] * 2, strict=True):
-        speedup, times = row["metrics"]["speedup"], row["metrics"]["rounds"]["step_ms"]
-        logs = np.log(first["metrics"]["rounds"]["step_ms"]) - np.log(times)
+        m, config = row["metrics"], row["config"]
+        assert row["run_id"] == run_id("hw_train", config)
+        assert (config["device"], config["threads"], row["env"]["threads"]) == ("cpu", 1, 1)
+        assert m["label"] == f"cpu, 1 thread, {config['precision']}, eager"
+        step_ms, times = m["step_ms"], m["rounds"]["step_ms"]
+        assert (step_ms["n"], step_ms["median"] > 0, len(times)) == (5, True, 3)  # two in a round
+        assert m["images_per_s"] == pytest.approx(16e3 / step_ms["median"])
+        assert m["epoch_ms"] == pytest.approx(step_ms["median"] * 79)  # 1257 images by 16
+        assert (m["extrapolated"], m["test_acc"], m["compile_ms"]) == (True, None, None)
+        assert m["first_step_ms"] > 0
+        assert m["noise"] == step_ms["iqr"] / step_ms["median"]
+        phases = m["phase_ms"]
+        assert list(phases) == ["data", "copy", "forward", "backward", "optimizer"]
+        assert phases.pop("copy") is None  # the images are where they are used
+        assert all(ms > 0 for ms in phases.values())
+        assert m["peak_memory_bytes"] is None  # a process with two variants tells none apart
+        speedup, logs = m["speedup"], np.log(first["metrics"]["rounds"]["step_ms"]) - np.log(times)
         assert speedup["baseline"] == first["run_id"]
+        assert speedup["baseline_label"] == "cpu, 1 thread, fp32, eager"
         assert speedup["ratio"] == pytest.approx(np.exp(logs.mean()))
+        low, high = speedup["interval"]
+        assert 0 < low <= speedup["ratio"] <= high
+        costs = count_costs(tiny_network(10), (16, 3, 16, 16), "conv_linear")
+        speed = costs.train_step_flops / step_ms["median"] * 1e3
+        assert m["mfu"] == pytest.approx(speed / m["roofline"]["peak_flops_per_s"])
+        bound_ms = m["roofline"]["bound_ms"]
+        assert m["roofline"]["fraction"] == pytest.approx(bound_ms / step_ms["median"])
 
 
 @pytest.mark.parametrize("steps", ["2", "4"])  # one round, and two
@@ -247,14 +237,12 @@ def test_what_was_measured_in_other_rounds_is_measured_again_together(steps, ben
     assert len(rows("hw_train")) == 5
 
 
-def test_the_notebook_loop_is_a_variant_like_the_others_where_it_has_what_they_have(bench, rows):
-    for flag in (["--full-epoch"], ["--opt", "muon"]):
-        with pytest.raises(UsageError, match=f"{flag[0]}.*use --loop ours"):
-            bench(*FP32, "--loop", "ours", "notebook", *flag)
+def test_the_notebook_loop_is_a_variant_like_the_others(bench, rows):
     assert bench(*FP32, "--loop", "notebook", "ours") == 0
     notebook, ours = rows("hw_train")
     assert (notebook["config"]["loop"], ours["config"]["loop"]) == ("notebook", "ours")
     assert notebook["metrics"]["label"] == "cpu, 1 thread, fp32, notebook loop"
+    assert notebook["metrics"]["phase_ms"] is None
     assert ours["metrics"]["speedup"]["baseline"] == notebook["run_id"]
     assert ours["metrics"]["speedup"]["ratio"] > 0
 
@@ -290,19 +278,12 @@ def test_steps_see_fresh_images_in_full_batches(batch_size):
     assert not torch.equal(*epochs)
 
 
-class Dropped(nn.Sequential):
-    """What it answers depends on the numbers that were drawn before it."""
-
-    def forward(self, inputs):
-        return nn.functional.dropout(super().forward(inputs), 0.5, self.training)
-
-
 @pytest.mark.parametrize("model", ["tiny", "drops"])
-def test_a_whole_epoch_does_and_draws_what_train_does(model, bench, rows, monkeypatch):
-    monkeypatch.setitem(MODELS, "drops", lambda classes: Dropped(*tiny_network(classes)))
+def test_a_whole_epoch_does_and_draws_what_train_does(model, bench, rows):
     bench(*FP32, "--model", model, "--lr", "0.05", "--full-epoch", "--accept-noise")
     [row] = rows("hw_train")
-    m, run = row["metrics"], trained(model=model)
+    m, run = row["metrics"], Run(TrainConfig(**DIGITS, model=model, lr=0.05, amp=False), "data")
+    run.train_one_epoch()
     assert m["test_acc"] == run.test(run.split.test)[1]
     assert m["test_acc"] > 0.2 or model == "drops"
     assert m["extrapolated"] is False
@@ -316,8 +297,7 @@ def test_a_whole_epoch_does_and_draws_what_train_does(model, bench, rows, monkey
 def test_every_variant_has_seen_both_sizes_of_batches_before_its_epoch(compile, monkeypatch):
     """Libraries choose their work by the size of a batch, as compilers do; nothing is learnt."""
     monkeypatch.setattr(loop, "prepare_forward", lambda model, *args: model)  # that takes a minute
-    config = HwTrainConfig(**DIGITS, model="vgg5", precision="fp32", compile=compile)
-    variant = variant_of(config)
+    variant = variant_of(compile=compile)
     sizes, untrained, train_steps = [], {}, Run.train_steps
 
     def build(build=variant.build):
@@ -349,25 +329,14 @@ def test_the_price_of_compiling_is_that_of_a_first_time(monkeypatch, tmp_path):
         return model
 
     monkeypatch.setattr(loop, "prepare_forward", compile_nothing)
-    config = HwTrainConfig(**DIGITS, model="vgg5", precision="fp32", compile=True, warmup=2)
-    variant_of(config).warm_up()
+    variant_of(compile=True, warmup=2).warm_up()
     first, later = seen
     assert later == kept != first
     assert not first.exists()  # any more
 
 
-class FailsInBf16(nn.Sequential):
-    def forward(self, inputs):
-        if torch.is_autocast_enabled("cpu"):
-            raise RuntimeError("out of memory\nby a lot")
-        return super().forward(inputs)
-
-
 @pytest.mark.parametrize("order", [["fp32", "bf16"], ["bf16", "fp32"]])
-def test_a_variant_that_fails_or_diverges_leaves_the_others(
-    order, bench, rows, monkeypatch, capsys
-):
-    monkeypatch.setitem(MODELS, "fails", lambda classes: FailsInBf16(*tiny_network(classes)))
+def test_a_variant_that_fails_or_diverges_leaves_the_others(order, bench, rows, capsys):
     assert bench(*EAGER, "--model", "fails", "--precision", *order) == 1
     by_precision = {row["config"]["precision"]: row for row in rows("hw_train")}
     failed, good = by_precision["bf16"], by_precision["fp32"]
@@ -393,13 +362,7 @@ def test_a_busy_machine_is_said_to_be(load, warns, monkeypatch, capsys):
 def test_a_noisy_clock_is_refused_unless_accepted(bench, rows, monkeypatch):
     monkeypatch.setattr(samples, "REFUSED", 0.25)
     visits = itertools.cycle([[10.0, 10.0], [20.0, 20.0]])
-
-    def sample(variant):
-        visit = next(visits)
-        variant.samples_ms += visit
-        variant.rounds_ms.append(sum(visit) / 2)
-
-    monkeypatch.setattr(training.Variant, "sample", sample)
+    monkeypatch.setattr(training.Variant, "sample", lambda v: v.add(next(visits), None, 0))
     flags = [*FP32, "--steps", "8"]
     assert bench(*flags) == 1
     assert bench(*flags, "--accept-noise") == 0
@@ -410,9 +373,9 @@ def test_a_noisy_clock_is_refused_unless_accepted(bench, rows, monkeypatch):
     assert kept["metrics"]["noise"] == pytest.approx(10 / 15)
 
 
-def test_help_is_of_the_mode(capsys):
-    for mode, flag in (("train", "--warmup"), ("infer", "--queries")):
-        with pytest.raises(SystemExit) as stop:
-            hw_bench.main(["--mode", mode, "--help"])
-        assert stop.value.code == 0
-        assert flag in capsys.readouterr().out
+@pytest.mark.parametrize(("mode", "flag"), [("train", "--warmup"), ("infer", "--queries")])
+def test_help_is_of_the_mode(mode, flag, capsys):
+    with pytest.raises(SystemExit) as stop:
+        hw_bench.main(["--mode", mode, "--help"])
+    assert stop.value.code == 0
+    assert flag in capsys.readouterr().out

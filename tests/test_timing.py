@@ -5,6 +5,7 @@ import itertools
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from common.models import build_model
 from common.speed import peaks as roofline
 from common.speed import timing
 from common.speed.peaks import Peaks, count_layers, measure_peaks, train_bound_ms
-from common.speed.samples import judge_noise, percentiles_ms, ratio_interval, summarize_ms
+from common.speed.samples import Side, ratio_interval
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -25,9 +26,21 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("small_peaks")
 
 
-def test_summaries_by_hand():
-    assert summarize_ms([1, 2, 3, 4, 100]) == {"median": 3, "iqr": 2, "n": 5}
-    assert percentiles_ms(range(101)) == {"p50": 50, "p90": 90, "p99": 99, "n": 101}
+def judged(*rounds, accept_noise=False):
+    side = Side(SimpleNamespace(accept_noise=accept_noise))
+    for number, round_ms in enumerate(rounds):
+        side.add(list(round_ms), 0.5 * number or None, 10)
+    side.judge()
+    return side
+
+
+def test_a_side_by_hand():
+    side = judged([1, 4, 2], [100, 3], accept_noise=True)
+    assert side.summary == {"median": 3, "iqr": 2, "n": 5}
+    measured = side.measured("group", "step")
+    assert measured["rounds"] == {"group": "group", "step_ms": [2, 51.5]}
+    assert measured["energy_per_image_j"] == 0.5 / 10  # of the round that was metered
+    assert measured["peak_memory_bytes"] is None
 
 
 @pytest.mark.parametrize(
@@ -35,10 +48,12 @@ def test_summaries_by_hand():
 )
 def test_noise_is_iqr_over_median_and_refused_beyond_a_quarter(noise, refused):
     samples = [10 - 5 * noise, 10.0, 10 + 5 * noise] * 3  # quartiles at the ends
-    found, error = judge_noise(samples, accept=False)
-    assert found == pytest.approx(noise)
-    assert (error is not None) == refused
-    assert judge_noise(samples, accept=True) == (found, None)
+    side, accepted = judged(samples), judged(samples, accept_noise=True)
+    assert side.noise == accepted.noise == pytest.approx(noise)
+    assert (side.error is not None) == refused
+    assert accepted.error is None
+    assert accepted.speedup(side) == ((None, None) if refused else (1.0, None))
+    assert side.speedup(None) == (None, None)
 
 
 def student_of(logs):
@@ -68,28 +83,27 @@ def test_a_drift_that_both_sides_meet_is_in_no_interval():
     assert ratio == pytest.approx(3, rel=0.02)
 
 
+def coverage(blocks, launches=1, spread=0.0, noise=0.1):
+    """How often the interval over launches holds a ratio of 2, and that over all blocks, where
+    processes differ by so much, and blocks by so much more."""
+    random, covered = np.random.default_rng(1), []
+    for _ in range(1000):
+        process = np.repeat(random.normal(0, spread, (2, launches)), blocks // launches, axis=1)
+        first, second = np.exp(process + random.normal(0, noise, (2, blocks)))
+        intervals = [ratio_interval(2 * first, second, n)[1] for n in (launches, 1)]
+        covered.append([low <= 2 <= high for low, high in intervals])
+    return np.mean(covered, axis=0)
+
+
 @pytest.mark.parametrize("blocks", [2, 3, 10])
 def test_intervals_hold_the_truth_as_often_as_they_say(blocks):
-    random = np.random.default_rng(1)
-    held = 0
-    for _ in range(1000):
-        first, second = np.exp(random.normal(0, 0.1, (2, blocks)))
-        low, high = ratio_interval(2 * first, second)[1]
-        held += low <= 2 <= high
-    assert 0.93 <= held / 1000 <= 0.97  # 95 %, and three standard errors of a thousand
+    assert 0.93 <= coverage(blocks)[0] <= 0.97  # 95 %, and three standard errors of a thousand
 
 
 def test_what_differs_between_processes_is_in_the_interval_over_launches_and_in_no_other():
-    random = np.random.default_rng(2)
-    held = {1: 0, 3: 0}
-    for _ in range(300):
-        process = np.repeat(np.exp(random.normal(0, 0.05, 3)), 10)
-        own = process * np.exp(random.normal(0, 0.01, 30))
-        for launches in held:
-            low, high = ratio_interval(np.full(30, 2.0), own, launches)[1]
-            held[launches] += low <= 2 <= high
-    assert 0.91 <= held[3] / 300 <= 0.98  # 95 %, and two standard errors of 300
-    assert held[1] / 300 < 0.7
+    over_launches, over_blocks = coverage(30, launches=3, spread=0.05, noise=0.01)
+    assert 0.93 <= over_launches <= 0.97
+    assert over_blocks < 0.7
 
 
 def test_laps_add_up_what_comes_again(monkeypatch):
@@ -125,9 +139,8 @@ def test_peak_memory_sees_what_was_freed_and_forgets_at_a_reset():
 
 
 def test_a_bound_is_the_slower_of_arithmetic_and_memory_layer_by_layer():
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)
-    )
+    convolution = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    model = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
     costs = count_layers(model, 2, 8)
     passes = costs.train_step_macs / costs.macs
     conv_flops, linear_flops = 2 * 2 * 64 * 4 * 27, 2 * 2 * 256 * 10
@@ -161,19 +174,23 @@ def test_a_peak_is_that_of_the_fastest_work(monkeypatch):
     assert peaks == Peaks(flops_per_s=10.0, bytes_per_s=2 * 2**16 / 1.0)
 
 
+def tensors_of(work):
+    return inspect.getclosurevars(work).nonlocals
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_the_work_behind_a_peak_is_done_and_counted(precision):
-    works = roofline.dense_works(64, roofline.DTYPES[precision], CPU)
-    flops, product = works[0]
+    (flops, product), *others = roofline.dense_works(64, roofline.DTYPES[precision], CPU)
     assert flops == 2 * 64**3
-    given = inspect.getclosurevars(product).nonlocals
+    given = tensors_of(product)
     expected = given["a"].double() @ given["b"].double()
     torch.testing.assert_close(product().double(), expected, rtol=0.02, atol=0.2)
-    if precision != "int8":
+    assert len(others) == (precision != "int8")
+    for flops, convolution in others:
         with FlopCounterMode(display=False) as counter:
-            convolved = works[1][1]()
-        assert works[1][0] == counter.get_total_flops()
-        given = inspect.getclosurevars(works[1][1]).nonlocals
+            convolved = convolution()
+        assert flops == counter.get_total_flops()
+        given = tensors_of(convolution)
         expected = nn.functional.conv2d(given["x"].double(), given["kernel"].double())
         torch.testing.assert_close(convolved.double(), expected, rtol=0.02, atol=1.0)
 
@@ -184,7 +201,7 @@ def test_peaks_are_of_data_that_differ_and_are_the_same_each_time(precision, mon
     runs = []
 
     def look(device, work):
-        given = inspect.getclosurevars(work).nonlocals
+        given = tensors_of(work)
         runs[-1] += [given[name].clone() for name in sorted(given) if name != "target"]
         return 1.0
 
@@ -200,38 +217,25 @@ def test_peaks_are_of_data_that_differ_and_are_the_same_each_time(precision, mon
         assert first.float().mean().abs() < first.float().std() * 2
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A function: a stand-in for a CPU package's counter, by number and first value."""
+def test_energy_is_the_sum_of_packages_through_a_wrap_and_what_cannot_be_read_is_no_zero(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(timing, "RAPL", tmp_path)
-
-    def add(number, start):
-        folder = tmp_path / f"intel-rapl:{number}"
-        folder.mkdir()
-        (folder / "energy_uj").write_text(f"{start}\n")
-        (folder / "max_energy_range_uj").write_text("1000000\n")
-        return folder / "energy_uj"
-
-    return add
-
-
-def test_energy_is_the_sum_of_packages_through_a_wrap(package, tmp_path):
-    first, second = package(0, 999_000), package(1, 500)
+    assert timing.open_meter(CPU)() is None
+    counters = []
+    for number, start in ((0, "secret"), (1, "500")):
+        counters.append(tmp_path / f"intel-rapl:{number}" / "energy_uj")
+        counters[-1].parent.mkdir()
+        counters[-1].write_text(f"{start}\n")
+        counters[-1].with_name("max_energy_range_uj").write_text("1000000\n")
     (tmp_path / "intel-rapl:0:0").mkdir()  # a part of package 0: not counted twice
+    assert timing.open_meter(CPU)() is None
+    counters[0].write_text("999000\n")
     meter = timing.open_meter(CPU)
     assert meter() == 0
-    first.write_text("1000\n")  # through its end
-    second.write_text("1500\n")
+    counters[0].write_text("1000\n")  # through its end
+    counters[1].write_text("1500\n")
     for _ in range(2):
         assert meter() == pytest.approx((2000 + 1000) / 1e6)
-
-
-def test_a_counter_that_is_not_there_cannot_be_read_or_goes_away_is_no_zero(package):
-    assert timing.open_meter(CPU)() is None
-    file = package(0, "secret")
-    assert timing.open_meter(CPU)() is None
-    file.write_text("500")
-    meter = timing.open_meter(CPU)
-    assert meter() == 0
-    file.unlink()
+    counters[1].unlink()  # it goes away
     assert meter() is None

@@ -1,18 +1,17 @@
 """Inference speed of one trained network's files: every engine in a process of its own, timed only
 if that process has answered the whole test split as the eager network does."""
 
-from __future__ import annotations
-
+import hashlib
 import importlib
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,13 +22,16 @@ from common.data.datasets import cached_dataset, split_dataset
 from common.deploy.export import build_pixel_loader, measure_parity, predict
 from common.deploy.runtimes import ENGINES, check_packages, load_engine
 from common.models import build_model
-from common.speed import peaks, samples, timing
+from common.speed import peaks, timing
 from common.speed.process import Process
+from common.speed.samples import Side
 from common.train import device, loop
 
 Row = dict[str, Any]  # of the log, or a part of it
 CPU = torch.device("cpu")
-FACTS = ("versions", "freed_memory_kept", "cold_start_ms", "test_acc", "parity")
+# Null in the row of an engine that failed before.
+UNKNOWN = ("versions", "freed_memory_kept", "cold_start_ms", "test_acc", "parity", "flips")
+UNKNOWN += ("latency_ms", "images_per_s", "speedup_vs_eager")
 ROUNDS = 10  # of a launch, in which every engine has a turn
 # Idle threads of one engine's pool spin on for a while and slow the next engine down: without a
 # pause before its turn, eager's batch 1 took 7.9 ms after ONNX Runtime's turn instead of 4.5.
@@ -47,8 +49,7 @@ def find_files(wanted: list[str | None], log: Log, pick_best: Callable) -> list[
     for m in (row["metrics"] for row in exports.values()):
         run, file = m.get("train_run_id"), m.get("file")
         if run in trained and file and locate(log.folder, file).exists():
-            checkpoint = trained[run]["metrics"].get("checkpoint")
-            files.setdefault(run, {"checkpoint": checkpoint})[m["format"]] = file
+            files.setdefault(run, {})[m["format"]] = file
     how = "python train.py ... --export torchscript onnx"
     if not files:
         gone = f"the files of its {len(exports)} exports are not there"
@@ -64,11 +65,10 @@ def find_files(wanted: list[str | None], log: Log, pick_best: Callable) -> list[
             what = "is not exported" if name in trained else f"is no finished run in {log.path}"
             among = f"choose from {', '.join(files)}, or export it with {how}"
             raise UsageError(f"--train-run-id: {name} {what}; {among}")
-        own = files[name]
-        if not own["checkpoint"] or not locate(log.folder, own["checkpoint"]).exists():
-            what = own["checkpoint"] and log.folder / own["checkpoint"]
-            what = what or f"the checkpoint of run {name}"
-            raise UsageError(f"{what} is missing: eager inference needs it")
+        own = files[name] | {"checkpoint": trained[name]["metrics"]["checkpoint"]}
+        if not locate(log.folder, own["checkpoint"]).exists():
+            file = log.folder / own["checkpoint"]
+            raise UsageError(f"{file} is missing: eager inference needs it")
         engines = {key: own[e.reads] for key, e in ENGINES.items() if e.reads in own}
         chosen.append((trained[name], engines))
     return chosen
@@ -133,41 +133,39 @@ class Server:
             self.engine(first)
             self.cold_start_ms = device.now_ms(CPU) - start_ms
 
-    def answer(self) -> tuple[dict[str, Any], Any]:
+    def answer(self) -> tuple[Row, np.ndarray]:
         """What its rows say of it, and its logits of the test split. Shapes: (N, classes)."""
         self.answers = predict(self.engine, self.load_pixels, self.test)
         facts = {"cold_start_ms": self.cold_start_ms, "versions": self.versions}
         return facts, self.answers.numpy()
 
-    def time(
-        self, batch_size: int, first: int, queries: int, seconds: float
-    ) -> tuple[list[float], int | None]:
+    def make_query(self, batch_size: int, number: int) -> tuple[Tensor, Tensor]:
+        """The places of a query's images in the test split, and their pixels."""
+        rows = torch.arange(number * batch_size, (number + 1) * batch_size) % len(self.test)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # more would stay awake for a while, in the way of an engine's own
+        pixels = self.load_pixels(self.test[rows])
+        torch.set_num_threads(threads)
+        return rows, pixels
+
+    def time(self, batch_size: int, first: int, queries: int, seconds: float) -> tuple:
         """Put queries of test images that differ, from number `first` on, until there were so many
         and they took so long; making a query is not timed.
 
-        Returns: milliseconds of each; the process's peak memory in bytes.
+        Returns: milliseconds of each; the process's peak memory in bytes, or None.
         Raises: RuntimeError where a query of this size is answered otherwise than the test split
         was: engines compile or choose kernels by the size of a batch.
         """
         timing.reset_peak_memory(CPU)
-        threads, latencies_ms, total_ms = torch.get_num_threads(), [], 0.0
-
-        def make_query(number: int) -> tuple[Tensor, Tensor]:
-            rows = torch.arange(number * batch_size, (number + 1) * batch_size) % len(self.test)
-            # More threads would stay awake for a while, in the way of an engine's own.
-            torch.set_num_threads(1)
-            pixels = self.load_pixels(self.test[rows])
-            torch.set_num_threads(threads)
-            return rows, pixels
-
-        rows, pixels = make_query(first - 1)
+        rows, pixels = self.make_query(batch_size, first - 1)
         expected = self.answers[rows]
         answers = self.engine(pixels)  # which also wakes its threads
         fault = measure_parity(answers, expected, expected.argmax(1), self.precision)[1]
         if fault:
             raise RuntimeError(f"in batches of {batch_size} it answers otherwise: {fault}")
+        latencies_ms, total_ms = [], 0.0
         while len(latencies_ms) < queries or total_ms < 1e3 * seconds:
-            _, pixels = make_query(first + len(latencies_ms))
+            _, pixels = self.make_query(batch_size, first + len(latencies_ms))
             start_ms = device.now_ms(CPU)
             self.engine(pixels)
             latencies_ms.append(device.now_ms(CPU) - start_ms)
@@ -175,166 +173,142 @@ class Server:
         return latencies_ms, timing.peak_memory_bytes(CPU)
 
 
-@dataclass
-class Launched:
-    """An engine over all launches: what its rows say of it, and its error, if any."""
+class Group:
+    """The engines of one trained network that are measured together."""
 
-    name: str
-    file: Path
-    process: Process | None = None
-    facts: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(FACTS))
-    error: str | None = None
+    def __init__(
+        self, run: Row, folder: Path, files: Row, configs: list[HwInferConfig], data_dir: str
+    ) -> None:
+        self.trained, self.configs, self.data_dir = run["config"], configs, data_dir
+        self.threads, names = configs[0].threads, {k: self.trained[k] for k in ("dataset", "model")}
+        self.title = f"{' '.join(names.values())}, run {run['run_id']}, threads {self.threads}"
+        # By the engine's name; eager is the first, for the others are compared with it.
+        self.paths, self.facts, self.errors, self.processes = {}, {}, {}, {}
+        for name in dict.fromkeys(["eager", *(config.engine for config in configs)]):
+            self.paths[name] = folder / files[name]
+            digest = hashlib.sha256(self.paths[name].read_bytes()).hexdigest()
+            self.facts[name] = names | {"file": files[name], "sha256": digest}
+            self.facts[name] |= dict.fromkeys(UNKNOWN)
 
+    def obsolete(self, rows: list[Row]) -> str | None:
+        """Why its rows of the log are not what measuring would give, or None."""
+        now = [self.facts[config.engine]["sha256"] for config in self.configs]
+        return None if now == [row["metrics"]["sha256"] for row in rows] else "of other files"
 
-@dataclass
-class Queries:
-    """An engine in one scenario: its latencies, each round's median, and what else was read."""
-
-    config: HwInferConfig
-    engine: Launched
-    latencies_ms: list[float] = field(default_factory=list)
-    medians_ms: list[float] = field(default_factory=list)
-    peak_bytes: int | None = None
-    joules: float = 0.0
-    error: str | None = None
-
-
-def measure_run(
-    trained: Row, files: dict[str, Path], configs: list[HwInferConfig], data_dir: str
-) -> Iterator[tuple[HwInferConfig, Row, str | None]]:
-    """Check and time the engines of one run with one number of threads.
-
-    Returns: the configuration, metrics and error of each row.
-    """
-    dataset = cached_dataset(trained["dataset"], data_dir, trained["image_size"])
-    labels = dataset.labels[split_dataset(dataset, trained["split"], trained["split_seed"]).test]
-    names = dict.fromkeys(["eager", *(config.engine for config in configs)])
-    engines = {name: Launched(name, files[name]) for name in names}
-    scenarios: dict[HwInferConfig, list[Queries]] = {}
-    for config in configs:
-        scenario = scenarios.setdefault(replace(config, engine=None), [])
-        scenario.append(Queries(config, engines[config.engine]))
-    launches, queries, seconds = configs[0].effort()
-    for launch in range(launches):
-        print(f"  launch {launch + 1} of {launches}", flush=True)
-        try:
-            args = configs[0].threads, trained, data_dir, launch == 0
-            launch_engines(list(engines.values()), labels, *args)
-            for scenario in scenarios.values():
-                take_turns(scenario, queries, seconds)
-        finally:
-            for engine in engines.values():
-                if engine.process:
-                    engine.process.close()
-    rounds = uuid4().hex
-    for scenario in scenarios.values():
-        eager = next((q for q in scenario if q.engine.name == "eager"), None)
-        for own in scenario:
-            metrics, error = assess(own, eager, rounds)
-            if not error:
-                speed = metrics["images_per_s"]
-                metrics |= utilisation(own.config, trained, len(dataset.classes), speed)
-            yield own.config, metrics, error
-
-
-def launch_engines(
-    engines: list[Launched], labels: Tensor, threads: int, trained: Row, data_dir: str, first: bool
-) -> None:
-    """Start a fresh process of every engine and compare its answers to eager's, which must be the
-    first. What has failed stays so, and the cold start is the first launch's: for later ones the
-    file, and what compiling it leaves on the disk, may be warm.
-
-    Shapes: labels (N,) of the test split.
-    """
-    reference = None
-    for engine in engines:
-        if engine.error:
-            continue
-        try:
-            args = engine.name, engine.file, threads, trained, data_dir, first
-            engine.process = Process(Server, *args, threads=threads)
-            facts, answers = engine.process.call("answer")
-        except RuntimeError as error:
-            engine.error = str(error)
-            continue
-        if not first:
-            facts["cold_start_ms"] = engine.facts["cold_start_ms"]
-        logits = torch.from_numpy(answers)
-        facts["freed_memory_kept"] = engine.process.freed_memory_kept
-        facts["test_acc"] = loop.score(logits, labels)[1]
-        engine.facts |= facts
-        reference = logits if engine.name == "eager" else reference
-        if reference is None:
-            engine.error = "cannot be checked: eager failed"
-            continue
-        precision = ENGINES[engine.name].precision
-        parity = measure_parity(logits, reference, labels, precision)
-        engine.facts["parity"], engine.error = parity
-
-
-def take_turns(scenario: list[Queries], queries: int, seconds: float) -> None:
-    """Put the same queries to every engine without an error, in alternating rounds."""
-    meter = timing.open_meter(CPU)
-    share = math.ceil(queries / ROUNDS), seconds / ROUNDS
-    for number in range(ROUNDS):
-        for own in timing.alternate(scenario, number):
-            if own.engine.error or own.error:
-                continue
-            time.sleep(SETTLE_S)
-            before, turn = meter(), (own.config.batch_size, len(own.latencies_ms), *share)
+    def measure(self) -> Iterator[tuple[HwInferConfig, Row, str | None]]:
+        """Returns: the configuration, metrics and error of each row."""
+        trained, scenarios = self.trained, {}
+        dataset = cached_dataset(trained["dataset"], self.data_dir, trained["image_size"])
+        test = split_dataset(dataset, trained["split"], trained["split_seed"]).test
+        for config in self.configs:
+            scenarios.setdefault(replace(config, engine=None), []).append(Side(config))
+        launches, queries, seconds = self.configs[0].effort()
+        for launch in range(launches):
+            print(f"  launch {launch + 1} of {launches}", flush=True)
             try:
-                latencies_ms, own.peak_bytes = own.engine.process.call("time", *turn)
-            except RuntimeError as error:  # out of memory at this batch size
-                own.error = str(error)
+                self.launch(dataset.labels[test], launch == 0)
+                for sides in scenarios.values():
+                    self.take_turns(sides, queries, seconds)
+            finally:
+                for process in self.processes.values():
+                    process.close()
+        rounds = uuid4().hex
+        for sides in scenarios.values():
+            for own in sides:
+                own.judge()
+            eager = next((own for own in sides if own.config.engine == "eager"), None)
+            for own in sides:
+                metrics = self.row(own, eager, rounds)
+                if not own.error:
+                    metrics |= self.utilisation(own.config, metrics, len(dataset.classes))
+                yield own.config, metrics, own.error
+
+    def launch(self, labels: Tensor, first: bool) -> None:
+        """Start a fresh process of every engine and compare its answers to eager's. What has failed
+        stays so, and the cold start is the first launch's: for later ones the file, and what
+        compiling it leaves on the disk, may be warm. Shapes: labels (N,) of the test split."""
+        reference = None
+        for name, path in self.paths.items():
+            if name in self.errors:
                 continue
-            own.latencies_ms += latencies_ms
-            own.medians_ms.append(statistics.median(latencies_ms))
-            if None not in (before, after := meter()):
-                own.joules += after - before
+            try:
+                args = name, path, self.threads, self.trained, self.data_dir, first
+                process = self.processes[name] = Process(Server, *args, threads=self.threads)
+                facts, answers = process.call("answer")
+            except RuntimeError as error:
+                self.errors[name] = str(error)
+                continue
+            if not first:
+                del facts["cold_start_ms"]
+            logits, own = torch.from_numpy(answers), self.facts[name]
+            own |= facts | {"freed_memory_kept": process.freed_memory_kept}
+            own["test_acc"] = loop.score(logits, labels)[1]
+            reference = logits if name == "eager" else reference
+            fault = "cannot be checked: eager failed"
+            if reference is not None:
+                precision = ENGINES[name].precision
+                own["parity"], fault = measure_parity(logits, reference, labels, precision)
+                own["flips"] = own["parity"]["flips"]
+            if fault:
+                self.errors[name] = fault
+
+    def take_turns(self, sides: list[Side], queries: int, seconds: float) -> None:
+        """Put the same queries to every engine without an error, in alternating rounds."""
+        share = math.ceil(queries / ROUNDS), seconds / ROUNDS
+        for number in range(ROUNDS):
+            for own in timing.alternate(sides, number):
+                engine, size = own.config.engine, own.config.batch_size
+                own.error = own.error or self.errors.get(engine)
+                if own.error:
+                    continue
+                time.sleep(SETTLE_S)
+                meter, turn = timing.open_meter(CPU), (size, len(own.samples_ms), *share)
+                try:
+                    latencies_ms, own.peak_bytes = self.processes[engine].call("time", *turn)
+                except RuntimeError as error:  # out of memory at this batch size
+                    own.error = str(error)
+                    continue
+                own.add(latencies_ms, meter(), size * (len(latencies_ms) + 1))  # one before them
+
+    def row(self, own: Side, eager: Side | None, rounds: str) -> Row:
+        """The metrics of an engine in one scenario. The speed-up is eager's median latency over the
+        engine's, round by round."""
+        config, n = own.config, len(own.samples_ms)
+        metrics = {k: getattr(config, k) for k in ("engine", "scenario", "batch_size", "quick")}
+        metrics |= self.facts[config.engine]
+        metrics["baseline"] = eager and run_id("hw_infer", as_dict(eager.config))
+        metrics["baseline_label"] = eager and eager.config.describe()
+        if own.noise is not None:
+            metrics["noise"] = own.noise
+        if own.error:  # a refused speed is none
+            return metrics
+        p50, p90, p99 = np.percentile(own.samples_ms, [50, 90, 99]).tolist()
+        ratio, interval = own.speedup(eager, config.effort()[0])
+        metrics |= own.measured(rounds, "query")
+        metrics |= {"speedup_vs_eager": ratio, "speedup_interval": interval}
+        metrics["latency_ms"] = {"p50": p50, "p90": p90, "p99": p99, "n": n}
+        metrics["images_per_s"] = config.batch_size * n / sum(own.samples_ms) * 1e3
+        return metrics
+
+    def utilisation(self, config: HwInferConfig, speed: Row, classes: int) -> Row:
+        """The machine's measured peak, and the share of it that an engine reaches."""
+        device.prepare_process(config.threads)
+        precision = ENGINES[config.engine].precision
+        peak = peaks.measure_peaks("cpu", precision, config.threads).flops_per_s
+        name, size = self.trained["model"], self.trained["image_size"]
+        model = loop.as_tested(build_model(name, classes, image_size=size), self.trained)
+        costs = peaks.count_layers(model, 1, size)
+        if costs is None:
+            return {"mfu": None, "peak_flops_per_s": None}
+        return {"mfu": costs.flops * speed["images_per_s"] / peak, "peak_flops_per_s": peak}
 
 
-def assess(own: Queries, eager: Queries | None, rounds: str) -> tuple[Row, str | None]:
-    """What an engine's latencies in one scenario come to, and why they are refused, or None. Rows
-    of the same `rounds` were measured in turn.
-
-    The speed-up is eager's median latency over the engine's, round by round.
-    """
-    config, parity = own.config, own.engine.facts["parity"]
-    metrics = {k: getattr(config, k) for k in ("engine", "scenario", "batch_size", "quick")}
-    metrics |= own.engine.facts
-    metrics |= dict.fromkeys(("latency_ms", "images_per_s", "speedup_vs_eager"))
-    metrics["flips"] = parity and parity["flips"]
-    metrics["baseline"] = eager and run_id("hw_infer", as_dict(eager.config))
-    metrics["baseline_label"] = eager and eager.config.describe()
-    if error := own.engine.error or own.error:
-        return metrics, error
-    metrics["noise"], refused = samples.judge_noise(own.latencies_ms, config.accept_noise)
-    if refused:  # a refused speed is none
-        return metrics, refused
-    ratio = interval = None
-    known = eager and eager.medians_ms and not eager.error
-    if known and not samples.judge_noise(eager.latencies_ms, config.accept_noise)[1]:
-        launches = config.effort()[0]
-        ratio, interval = samples.ratio_interval(eager.medians_ms, own.medians_ms, launches)
-    images = config.batch_size * len(own.latencies_ms)
-    metered = images + config.batch_size * len(own.medians_ms)  # with the query before each turn
-    return metrics | {
-        "latency_ms": samples.percentiles_ms(own.latencies_ms),
-        "images_per_s": images / sum(own.latencies_ms) * 1e3,
-        "peak_memory_bytes": own.peak_bytes,
-        "energy_per_image_j": own.joules / metered if own.joules else None,
-        "speedup_vs_eager": ratio,
-        "speedup_interval": interval,
-        "rounds": {"group": rounds, "query_ms": own.medians_ms},
-    }, None
-
-
-def utilisation(config: HwInferConfig, trained: Row, classes: int, images_per_s: float) -> Row:
-    """The machine's measured peak, and the share of it that an engine reaches."""
-    device.prepare_process(config.threads)
-    peak = peaks.measure_peaks("cpu", ENGINES[config.engine].precision, config.threads).flops_per_s
-    model = build_model(trained["model"], classes, image_size=trained["image_size"])
-    costs = peaks.count_layers(loop.as_tested(model, trained), 1, trained["image_size"])
-    if costs is None:
-        return {"mfu": None, "peak_flops_per_s": None}
-    return {"mfu": costs.flops * images_per_s / peak, "peak_flops_per_s": peak}
+def expand_groups(grid: Row, data_dir: str, log: Log, pick_best: Callable) -> list[Group]:
+    """What is to be measured: of each run, with each number of threads, all engines together."""
+    groups = []
+    for run, files in find_files(grid["train_run_id"], log, pick_best):
+        alike: dict[Any, list[HwInferConfig]] = {}
+        for config in expand_queries(grid, run["run_id"], files):
+            alike.setdefault((config.threads, config.effort()), []).append(config)
+        groups += [Group(run, log.folder, files, configs, data_dir) for configs in alike.values()]
+    return groups

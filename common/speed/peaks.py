@@ -5,8 +5,6 @@ Model", 2009), layer by layer. What lies between layers (normalisation, activati
 counts nothing, so the bound is one from below.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import conv2d
 
 from common.cost import Costs, count_costs
 from common.train.device import now_ms
@@ -25,6 +23,7 @@ LARGE_SIDE = 8192  # elsewhere
 CONVOLUTION = 64, 256, 14  # images, channels in and out, side of the output
 COPY_BYTES = 2**28  # beyond any cache
 SECONDS = 1.0  # of repetitions, of which the fastest counts: a peak
+Work = tuple[int, Callable[[], Tensor]]  # its FLOPs, and what does it
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,8 @@ def random_values(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devi
     return torch.randn(shape, generator=generator, dtype=dtype, device=device)
 
 
-def dense_works(
-    side: int, dtype: torch.dtype, device: torch.device
-) -> list[tuple[int, Callable[[], Tensor]]]:
-    """Work that may reach a device's peak, each with its FLOPs: the product of two square matrices
-    of a side, and a 3x3 convolution.
+def dense_works(side: int, dtype: torch.dtype, device: torch.device) -> list[Work]:
+    """What may reach a device's peak: the product of two square matrices, and a 3x3 convolution.
 
     A product alone is no peak: on an AMD CPU, MKL's in fp32 reached 40 % of oneDNN's convolution.
     """
@@ -73,12 +69,10 @@ def dense_works(
         return [(2 * side**3, lambda: torch._int_mm(a, b))]
     images, channels, out = CONVOLUTION
     shapes = (images, channels, out + 2, out + 2), (channels, channels, 3, 3)
-    x, kernel = (
-        random_values(shape, dtype, device).contiguous(memory_format=torch.channels_last)
-        for shape in shapes
-    )
+    tensors = (random_values(shape, dtype, device) for shape in shapes)
+    x, kernel = (tensor.contiguous(memory_format=torch.channels_last) for tensor in tensors)
     flops = 2 * images * out**2 * 9 * channels**2
-    return [(2 * side**3, lambda: torch.mm(a, b)), (flops, lambda: F.conv2d(x, kernel))]
+    return [(2 * side**3, lambda: torch.mm(a, b)), (flops, lambda: conv2d(x, kernel))]
 
 
 def _fastest_s(device: torch.device, work: Callable[[], Tensor]) -> float:

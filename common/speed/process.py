@@ -1,7 +1,5 @@
 """Fresh processes that are timed from within, each prepared as the others are."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -54,8 +52,7 @@ class Process:
         """End the process."""
         self.pipe.close()
         self.process.join(timeout=10)
-        if self.process.is_alive():
-            self.process.kill()
+        self.process.kill()  # where it has not ended
 
 
 def serve(pipe: Connection, threads: int, make: Callable[..., Any], arguments: tuple) -> None:

@@ -1,42 +1,76 @@
-"""What samples of time come to: medians, their noise, and ratios. Needs no torch."""
+"""What times come to: a median, its noise, a ratio to others. Needs no torch."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from common.base.config import REFUSED
 
-
-def summarize_ms(samples_ms: Sequence[float]) -> dict[str, float | int]:
-    """Median and interquartile range of timings. Units: milliseconds."""
-    low, median, high = np.percentile(samples_ms, [25, 50, 75])
-    return {"median": float(median), "iqr": float(high - low), "n": len(samples_ms)}
+Interval = tuple[float, float]
 
 
-def percentiles_ms(samples_ms: Sequence[float]) -> dict[str, float | int]:
-    """Median, 90th and 99th percentile of latencies. Units: milliseconds."""
-    p50, p90, p99 = np.percentile(samples_ms, [50, 90, 99])
-    return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "n": len(samples_ms)}
+@dataclass(eq=False)
+class Side:
+    """One of the sides that take turns, round by round: its times, and the error that ended them.
 
+    Units: milliseconds, joules (of so many images), bytes.
+    """
 
-def judge_noise(samples_ms: Sequence[float], accept: bool) -> tuple[float, str | None]:
-    """The spread of timings, IQR over median, and why they are refused, or None."""
-    summary = summarize_ms(samples_ms)
-    noise = summary["iqr"] / summary["median"]
-    if noise <= REFUSED or accept:
-        return noise, None
-    return noise, (
-        f"too noisy: IQR {noise:.0%} of the median {summary['median']:.3g} ms (limit "
-        f"{REFUSED:.0%}); give the machine nothing else to do, or --accept-noise"
-    )
+    config: Any
+    samples_ms: list[float] = field(default_factory=list)
+    rounds_ms: list[float] = field(default_factory=list)  # each round's median
+    peak_bytes: int | None = 0
+    joules: float = 0.0
+    images_metered: int = 0
+    noise: float | None = None
+    error: str | None = None
+
+    def add(self, round_ms: list[float], joules: float | None, images: int) -> None:
+        """The times of a round, and the energy of its images where a meter could be read."""
+        self.samples_ms += round_ms
+        self.rounds_ms.append(statistics.median(round_ms))
+        if joules:
+            self.joules += joules
+            self.images_metered += images
+
+    def judge(self) -> None:
+        """Sum the times up; those that are too noisy are refused."""
+        if self.error:
+            return
+        low, median, high = np.percentile(self.samples_ms, [25, 50, 75]).tolist()
+        self.summary = {"median": median, "iqr": high - low, "n": len(self.samples_ms)}
+        self.noise = (high - low) / median
+        if self.noise > REFUSED and not self.config.accept_noise:
+            self.error = (
+                f"too noisy: IQR {self.noise:.0%} of the median {median:.3g} ms (limit "
+                f"{REFUSED:.0%}); give the machine nothing else to do, or --accept-noise"
+            )
+
+    def speedup(self, base: Side | None, launches: int = 1) -> tuple[float | None, Interval | None]:
+        """The ratio_interval over another side; none where either has an error."""
+        if self.error or base is None or base.error:
+            return None, None
+        return ratio_interval(base.rounds_ms, self.rounds_ms, launches)
+
+    def measured(self, group: str, unit: str) -> dict[str, Any]:
+        """What rows of either kind hold; those of a group were measured in the same rounds."""
+        return {
+            "noise": self.noise,
+            "peak_memory_bytes": self.peak_bytes or None,
+            "energy_per_image_j": self.joules / self.images_metered if self.joules else None,
+            "rounds": {"group": group, f"{unit}_ms": self.rounds_ms},
+        }
 
 
 def ratio_interval(
     baseline_ms: Sequence[float], own_ms: Sequence[float], launches: int = 1
-) -> tuple[float, tuple[float, float] | None]:
+) -> tuple[float, Interval | None]:
     """How many times as fast, from interleaved blocks: one time of each side for every block.
 
     Returns: the geometric mean of the blocks' ratios and its 95 % interval, None for a single

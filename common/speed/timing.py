@@ -1,9 +1,8 @@
 """What is timed, and what else is read meanwhile: phases, turns, memory, energy."""
 
-from __future__ import annotations
-
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -17,21 +16,16 @@ RAPL = Path("/sys/class/powercap")
 
 
 class Laps:
-    """Where a step's time goes, in milliseconds by the name of a phase.
-
-    The device is waited for at the end of every phase, so that the phases of a step that usually
-    overlap add up to more than the step.
-    """
+    """Where a step's time goes, in milliseconds by the name of a phase. The device is waited for at
+    the end of each, so that phases that usually overlap add up to more than the step."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.ms: dict[str, float] = {}
-        self.last_ms = now_ms(device)
+        self.device, self.ms, self.last_ms = device, defaultdict(float), now_ms(device)
 
     def __call__(self, phase: str) -> None:
         """End of a phase, and beginning of the next; one that comes again adds up."""
         end_ms = now_ms(self.device)
-        self.ms[phase] = self.ms.get(phase, 0.0) + end_ms - self.last_ms
+        self.ms[phase] += end_ms - self.last_ms
         self.last_ms = end_ms
 
 
@@ -43,18 +37,20 @@ def alternate(items: Sequence[Any], number: int) -> Sequence[Any]:
 def without_kept_kernels(compiled: bool) -> AbstractContextManager[Any]:
     """Inside, torch.compile finds none of the kernels that it keeps on the disk and in memory: what
     it takes is the price of a first time. Nothing where nothing is compiled."""
-    if compiled:
-        from torch._inductor.utils import fresh_cache  # torch has no public way within a process
-    return fresh_cache() if compiled else nullcontext()
+    if not compiled:
+        return nullcontext()
+    from torch._inductor.utils import fresh_cache  # torch has no public way within a process
+
+    return fresh_cache()
 
 
 def reset_peak_memory(device: torch.device) -> None:
     """Begin to look for a new peak, where the device or the kernel keeps one."""
     if device.type != "cpu":
         torch.accelerator.reset_peak_memory_stats(device)
-        return
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
@@ -84,18 +80,13 @@ def open_meter(device: torch.device) -> Callable[[], float | None]:
     """
     try:
         tops, read = _energy_counters(device)
-        last = read()
+        first = read()
     except Exception:  # no package, no driver, no permission
         tops = []
-    used = 0
 
     def joules() -> float | None:
-        nonlocal last, used
         with suppress(OSError, ValueError):
-            now = read()
-            used += sum((b - a) % top for a, b, top in zip(last, now, tops, strict=True))
-            last = now
-            return used / 1e6
+            return sum((b - a) % top for a, b, top in zip(first, read(), tops, strict=True)) / 1e6
         return None
 
     return joules if tops else lambda: None

@@ -21,7 +21,8 @@ from common.data.batches import Batches
 from common.data.datasets import load_split
 from common.data.own import pin_dataset
 from common.models import build_model
-from common.speed import peaks, samples, timing
+from common.speed import peaks, timing
+from common.speed.samples import Side
 from common.train import device, loop
 from common.train.notebook import notebook_steps
 from common.train.run import Run, check_network
@@ -63,7 +64,7 @@ def expand_variants(name: str, grid: Row, alone: bool) -> list[Row]:
     return variants
 
 
-def expand_groups(grid: Row) -> list[list[HwTrainConfig]]:
+def expand_groups(grid: Row, data_dir: str) -> list[Group]:
     """What is to be measured: a group for each network, of variants to compare, in which each
     variant's optimisers follow one another."""
     grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
@@ -71,81 +72,87 @@ def expand_groups(grid: Row) -> list[list[HwTrainConfig]]:
     variants = [v for name in devices for v in expand_variants(name, grid, len(devices) == 1)]
     shared = grid | {key: [None] for key in variants[0]} | {"opt": grid["opt"][:1]}
     return [
-        [replace(base, opt=opt, **variant) for variant in variants for opt in grid["opt"]]
+        Group([replace(base, opt=opt, **v) for v in variants for opt in grid["opt"]], data_dir)
         for base in expand_grid(HwTrainConfig, shared)
     ]
 
 
-def check_group(group: list[HwTrainConfig], data_dir: str) -> None:
-    """Say what is wrong with a group before anything is measured. Raises: UsageError."""
-    first = group[0]
-    n_train = len(load_split(first, data_dir)[1].train)
-    if first.batch_size > n_train:
-        raise UsageError(
-            f"--batch-size {first.batch_size}: {first.dataset} has {n_train} training images"
-        )
-    if any(config.loop == "notebook" for config in group):
-        if first.full_epoch:
-            raise UsageError("--full-epoch: the notebook loop is only sampled; use --loop ours")
-        if other := {config.opt for config in group} - {"sgd", "adam"}:
-            raise UsageError(
-                f"--opt {min(other)}: the notebook loop has sgd and adam; use --loop ours"
-            )
-    for config in group:
-        bf16_on_cpu = (config.device, config.precision) == ("cpu", "bf16")
-        way_out, images = "--precision fp32" if bf16_on_cpu else None, min(2, config.batch_size)
-        check_network(config.model, config.image_size, config.opt, images, way_out)
-
-
 def as_training(config: HwTrainConfig) -> TrainConfig:
     """The training whose steps a variant takes."""
-    shared = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(HwTrainConfig)}
+    shared = {f.name: vars(config)[f.name] for f in fields(TrainConfig) if f.name in vars(config)}
     amp = config.precision != "fp32"
-    precision = {"amp": amp, "amp_dtype": config.precision if amp else "auto"}
-    return TrainConfig(**precision, **{name: getattr(config, name) for name in shared})
+    return TrainConfig(**shared, amp=amp, amp_dtype=config.precision if amp else "auto")
 
 
-def measure_group(group: list[HwTrainConfig], data_dir: str, threads: int) -> Iterator[tuple]:
-    """Measure variants that are to be compared, in alternating rounds.
+class Group:
+    """Variants that are measured together, to be compared."""
 
-    `threads`: those of a variant that names none.
-    Returns: the configuration, metrics and error of each row.
-    """
-    alone, devices = len(group) == 1, {config.device: config for config in group}
-    batches = {name: Run(as_training(c), data_dir).batches for name, c in devices.items()}
-    variants = [Variant(c, data_dir, c.threads or threads, batches[c.device], alone) for c in group]
-    for variant in variants:
-        variant.attempt(variant.warm_up)
-    for number in range(math.ceil(group[0].steps / VISIT_SAMPLES)):
-        for variant in timing.alternate(variants, number):
-            variant.attempt(variant.sample)
-    rounds = uuid4().hex
-    for variant in variants:
-        first = next(v for v in variants if v.config.opt == variant.config.opt)
-        metrics = variant.row(first, rounds)
-        yield variant.config, metrics, variant.error
+    def __init__(self, configs: list[HwTrainConfig], data_dir: str) -> None:
+        self.configs, self.data_dir = configs, data_dir
+        self.title = f"{configs[0].dataset} {configs[0].model}"
+        self.threads = torch.get_num_threads()  # of a variant that names none
+
+    def check(self) -> None:
+        """Say what is wrong with it before anything is measured. Raises: UsageError."""
+        first = self.configs[0]
+        n_train = len(load_split(first, self.data_dir)[1].train)
+        if first.batch_size > n_train:
+            raise UsageError(
+                f"--batch-size {first.batch_size}: {first.dataset} has {n_train} training images"
+            )
+        if any(config.loop == "notebook" for config in self.configs):
+            if first.full_epoch:
+                raise UsageError("--full-epoch: the notebook loop is only sampled; use --loop ours")
+            if other := {config.opt for config in self.configs} - {"sgd", "adam"}:
+                raise UsageError(
+                    f"--opt {min(other)}: the notebook loop has sgd and adam; use --loop ours"
+                )
+        for config in self.configs:
+            bf16_on_cpu = (config.device, config.precision) == ("cpu", "bf16")
+            way_out, images = "--precision fp32" if bf16_on_cpu else None, min(2, config.batch_size)
+            check_network(config.model, config.image_size, config.opt, images, way_out)
+
+    def obsolete(self, rows: list[Row]) -> str | None:
+        """Why its rows of the log are not what measuring would give, or None."""
+        together = len({row["metrics"]["rounds"]["group"] for row in rows}) == 1
+        return None if together else "not measured in the same rounds"
+
+    def measure(self) -> Iterator[tuple[HwTrainConfig, Row, str | None]]:
+        """Returns: the configuration, metrics and error of each row."""
+        compiled = any(config.compile for config in self.configs)
+        if compiled:
+            # Beyond its limit of recompilations torch would quietly run eagerly.
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
+            torch.compile(torch.nn.ReLU())(torch.zeros(1))  # so that no variant pays for its start
+        devices = {config.device: as_training(config) for config in self.configs}
+        batches = {name: Run(config, self.data_dir).batches for name, config in devices.items()}
+        variants = [Variant(c, group=self, batches=batches[c.device]) for c in self.configs]
+        for variant in variants:
+            variant.attempt(variant.warm_up)
+        for number in range(math.ceil(self.configs[0].steps / VISIT_SAMPLES)):
+            for variant in timing.alternate(variants, number):
+                variant.attempt(variant.sample)
+        rounds, firsts = uuid4().hex, {}
+        for variant in variants:
+            first = firsts.setdefault(variant.config.opt, variant)
+            metrics = variant.row(first, rounds)
+            yield variant.config, metrics, variant.error
+        if compiled:
+            torch.compiler.reset()  # its cache keeps networks alive, and counts towards the limit
 
 
-@dataclass(eq=False)
-class Variant:
-    """One variant while it is measured: its training, its timings, and its error, if any. Those
-    of one device have the same `batches`, so that the images are there once."""
+@dataclass(eq=False, kw_only=True)
+class Variant(Side):
+    """One variant while it is measured. Those of one device have the same `batches`, so that the
+    images are there once."""
 
-    config: HwTrainConfig
-    data_dir: str
-    threads: int
+    group: Group
     batches: Batches
-    alone: bool
-    samples_ms: list[float] = field(default_factory=list)
-    rounds_ms: list[float] = field(default_factory=list)
     phases_ms: list[Row] = field(default_factory=list)
-    peak_bytes: int = 0
-    joules: float = 0.0
-    steps_metered: int = 0
-    error: str | None = None
 
     def __post_init__(self) -> None:
         self.device = self.batches.device
+        self.threads = self.config.threads or self.group.threads
 
     def attempt(self, work: Callable[[], None]) -> None:
         """Do a part of the measurement in a process prepared for the variant, unless a part before
@@ -161,7 +168,7 @@ class Variant:
 
     def build(self) -> None:
         """The untrained network and its optimiser."""
-        run = Run(as_training(self.config), self.data_dir)
+        run = Run(as_training(self.config), self.group.data_dir)
         run.batches = run.setup.batches = self.batches
         self.n_train, self.n_classes = len(run.split.train), len(run.dataset.classes)
         if self.config.loop == "notebook":
@@ -185,7 +192,7 @@ class Variant:
 
     def sample(self) -> None:
         """The next timed samples, and a step more whose phases are timed."""
-        here, steps = self.device, 1
+        here, steps, visit = self.device, 1, []
         if here.type != "cpu":
             # One step first, for clocks that fell while others had their turn. A CPU's first step
             # after another variant's took as long as its later ones (within 2 % on 2 cores).
@@ -194,20 +201,17 @@ class Variant:
         timing.reset_peak_memory(here)
         waiting = timing.tensor_bytes(here) - self.own_bytes  # tensors of the other variants
         device.now_ms(here)  # so that the meter starts with nothing queued
-        meter, visit = timing.open_meter(here), []
+        meter = timing.open_meter(here)
         for _ in range(min(VISIT_SAMPLES, self.config.steps - len(self.samples_ms))):
             start_ms = device.now_ms(here)
             for _ in range(steps):
                 loss = self.step()
             visit.append((device.now_ms(here) - start_ms) / steps)
-        if joules := meter():
-            self.joules += joules
-            self.steps_metered += steps * len(visit)
+        self.add(visit, meter(), self.config.batch_size * steps * len(visit))
         # A CPU's is the whole process's, in which freed memory of other variants stays.
-        if (here.type != "cpu" or self.alone) and (peak := timing.peak_memory_bytes(here)):
+        alone = len(self.group.configs) == 1
+        if (here.type != "cpu" or alone) and (peak := timing.peak_memory_bytes(here)):
             self.peak_bytes = max(self.peak_bytes, peak - waiting)
-        self.samples_ms += visit
-        self.rounds_ms.append(sum(visit) / len(visit))
         if self.config.loop == "ours":
             laps = timing.Laps(here)
             self.step(laps)
@@ -235,42 +239,35 @@ class Variant:
             "test_acc": run.test(run.split.test)[1],
         }
 
-    def row(self, first: Variant, group: str) -> Row:
-        """The metrics of its row: its speed, its speed-up against the first variant of its
-        optimiser, and the times of its rounds, by which other rows of the group are compared."""
+    def row(self, first: Variant, rounds: str) -> Row:
+        """The metrics of its row: its speed, its speed-up over the first variant of its optimiser,
+        and the times of its rounds, by which other rows of the group are compared."""
         torch.set_num_threads(self.threads)  # which the row's env names
         if self.config.full_epoch:
             self.attempt(self.train_whole_epoch)
-        if not self.error:
-            noise, self.error = samples.judge_noise(self.samples_ms, self.config.accept_noise)
-        speedup = {"ratio": None, "interval": None}
-        if not (self.error or first.error):
-            ratio = samples.ratio_interval(first.rounds_ms, self.rounds_ms)
-            speedup = dict(zip(speedup, ratio, strict=True))
-        speedup["baseline"] = run_id("hw_train", as_dict(first.config))
-        speedup["baseline_label"] = first.config.describe()
-        metrics = {"label": self.config.describe(), "speedup": speedup}
+        self.judge()
+        ratio, interval = self.speedup(first)
+        baseline = {"baseline": run_id("hw_train", as_dict(first.config))}
+        baseline["baseline_label"] = first.config.describe()
+        metrics = {"label": self.config.describe()}
+        metrics["speedup"] = {"ratio": ratio, "interval": interval} | baseline
         if self.error:  # a refused speed is none
             return metrics
-        rounds = {"group": group, "step_ms": self.rounds_ms}
-        return metrics | self._speed() | {"noise": noise, "rounds": rounds}
+        return metrics | self.speed() | self.utilisation() | self.measured(rounds, "step")
 
-    def _speed(self) -> Row:
-        config, step_ms = self.config, samples.summarize_ms(self.samples_ms)
-        median_ms, images = step_ms["median"], config.batch_size
-        epoch_ms = median_ms * math.ceil(self.n_train / images)
-        phases, metered = None, images * self.steps_metered
-        if known := self.phases_ms:
+    def speed(self) -> Row:
+        """How fast it trains, and where the time goes."""
+        config, median_ms, phases = self.config, self.summary["median"], None
+        epoch_ms = median_ms * math.ceil(self.n_train / config.batch_size)
+        if laps := self.phases_ms:
             phases = dict.fromkeys(PHASES)
-            phases |= {name: statistics.median(ms[name] for ms in known) for name in known[0]}
+            phases |= {name: statistics.median(lap[name] for lap in laps) for name in laps[0]}
         speed = {
-            "images_per_s": images / median_ms * 1e3,
-            "step_ms": step_ms,
+            "images_per_s": config.batch_size / median_ms * 1e3,
+            "step_ms": self.summary,
             "phase_ms": phases,
             "first_step_ms": self.first_step_ms,
             "compile_ms": self.first_step_ms - median_ms if config.compile else None,
-            "peak_memory_bytes": self.peak_bytes or None,
-            "energy_per_image_j": self.joules / metered if self.joules else None,
             "epoch_ms": epoch_ms,
             "extrapolated": True,
             "test_acc": None,
@@ -278,16 +275,21 @@ class Variant:
         }
         if config.full_epoch:
             speed |= self.whole_epoch | {"extrapolation": epoch_ms / self.whole_epoch["epoch_ms"]}
+        return speed
+
+    def utilisation(self) -> Row:
+        """The share that its steps reach of the device's own peak, and of what that allows."""
+        config, median_ms = self.config, self.summary["median"]
         peak = peaks.measure_peaks(config.device, config.precision, self.threads)
         model = build_model(config.model, self.n_classes, image_size=config.image_size)
-        costs = peaks.count_layers(model, images, config.image_size)
+        costs = peaks.count_layers(model, config.batch_size, config.image_size)
         if costs is None:
-            return speed | {"mfu": None, "roofline": None}
+            return {"mfu": None, "roofline": None}
         bound_ms = peaks.train_bound_ms(costs, peak, config.precision)
         roofline = {"peak_flops_per_s": peak.flops_per_s, "peak_bytes_per_s": peak.bytes_per_s}
         roofline |= {"bound_ms": bound_ms, "fraction": bound_ms / median_ms}
         mfu = costs.train_step_flops / median_ms * 1e3 / peak.flops_per_s
-        return speed | {"mfu": mfu, "roofline": roofline}
+        return {"mfu": mfu, "roofline": roofline}
 
 
 def full_batches(run: Run) -> Iterator[Tensor]:
