@@ -15,7 +15,7 @@ has is not added again.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -24,27 +24,28 @@ from common.base.cli import as_dict, expand_grid, parse_command_line, run_script
 from common.base.config import FLOPS_PRESETS, FlopsConfig, Options
 from common.base.log import Log, run_id
 
+TOTALS = ("macs", "flops", "params", "activations", "weight_bytes", "train_step_flops")
 
-def count(config: FlopsConfig, convention: str, log: Log, done: dict[str, Any]) -> Any:
-    """The Costs of one configuration in one convention, logged unless the log has them; None where
+
+def count(config: FlopsConfig, log: Log, done: dict[str, Any]) -> Iterator[Any]:
+    """The Costs of a configuration in each convention, logged unless the log has them; None where
     counting failed."""
     from common import cost, models
 
-    settings = as_dict(config) | {"convention": convention}
-    with log.failed_rows("flops", [settings]) as failed:
-        model = models.build_on_meta(config.model, config.classes, config.image_size)
-        costs = cost.count_costs(model, (1, 3, config.image_size, config.image_size), convention)
-    if failed:
-        label = f"{config.model} at {config.image_size}, {convention}"
-        print(f"{label}: failed, {failed[0]['error']}", file=sys.stderr)
-        return None
-    totals = ("macs", "flops", "params", "activations", "weight_bytes", "train_step_flops")
-    metrics = {"convention": convention, "input_shape": list(costs.input_shape)}
-    metrics |= {name: getattr(costs, name) for name in totals}
-    earlier = done.get(run_id("flops", settings))
-    if earlier is None or earlier["metrics"] != metrics:
-        log.append("flops", settings, metrics)
-    return costs
+    shape = (1, 3, config.image_size, config.image_size)
+    for convention in cost.CONVENTIONS:
+        costs, settings = None, as_dict(config) | {"convention": convention}
+        with log.failed_rows("flops", [settings]) as failed:
+            model = models.build_on_meta(config.model, config.classes, config.image_size)
+            costs = cost.count_costs(model, shape, convention)
+            metrics = {"convention": convention, "input_shape": list(costs.input_shape)}
+            metrics |= {name: getattr(costs, name) for name in TOTALS}
+            if done.get(run_id("flops", settings), {}).get("metrics") != metrics:
+                log.append("flops", settings, metrics)
+        for row in failed:
+            label = f"{config.model} at {config.image_size}, {convention}"
+            print(f"{label}: failed, {row['error']}", file=sys.stderr)
+        yield costs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,10 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configs = expand_grid(FlopsConfig, grid)
     log = Log(options.results_dir)
     done = {} if options.force else log.finished("flops")
-
-    from common.cost import CONVENTIONS
-
-    tried = [(c, count(c, name, log, done)) for c in configs for name in CONVENTIONS]
+    tried = [(config, costs) for config in configs for costs in count(config, log, done)]
     results = [(config, costs) for config, costs in tried if costs]
     if len(configs) == 1 and len(results) == len(tried):
         print_layers([costs for _, costs in results])
@@ -71,12 +69,10 @@ def print_layers(by_convention: Sequence[Any]) -> None:
     headers += ["parameters", "activations"]
     lines = []
     for layers in zip(*(costs.layers for costs in by_convention), strict=True):
-        first, counts = layers[0], [layer.macs for layer in layers]
-        counts += [first.params, first.activations]
+        first, macs = layers[0], [layer.macs for layer in layers]
         shape = "x".join(map(str, first.output_shape))
-        lines.append([first.name, first.kind, shape, *(f"{n:,}" for n in counts)])
-    aligned = ["left"] * 3 + ["right"] * (len(headers) - 3)
-    print(tabulate(lines, headers, colalign=aligned, disable_numparse=True), end="\n\n")
+        lines.append([first.name, first.kind, shape, *macs, first.params, first.activations])
+    print(tabulate(lines, headers, intfmt=",", disable_numparse=[0, 1, 2]), end="\n\n")
 
 
 def print_totals(results: Sequence[tuple[FlopsConfig, Any]]) -> None:

@@ -21,7 +21,7 @@ gradient of a grouped convolution as though it were not grouped. The loss and th
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,40 +30,33 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 CONVENTIONS = ("thop", "conv_linear", "torch")
-
-
-def _kinds(name: str) -> tuple[type[nn.Module], ...]:
-    """A layer's types in one, two and three dimensions."""
-    return tuple(getattr(nn, f"{name}{n}d") for n in (1, 2, 3))
-
-
-WEIGHTED = (*_kinds("Conv"), nn.Linear)
-NORMS = (*_kinds("BatchNorm"), *_kinds("InstanceNorm"), nn.SyncBatchNorm, nn.LayerNorm)
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm)
+NORMS += (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+ADAPTIVE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 UPSAMPLE_MACS = {"nearest": 1, "linear": 5, "bilinear": 11, "bicubic": 259}  # others: 0, as in thop
 
-# Layer types -> MACs of one call, from the layer and the shapes of its input x and output y.
+# Layer type -> MACs of one call, from the layer and the shapes of its input x and output y.
 # (Kernel elements + 1) per output element of an adaptive pool add up to x plus y elements.
 THOP_RULES = {
-    kind: rule
-    for kinds, rule in (
-        (NORMS, lambda layer, x, y: x.numel() * (2 if layer.weight is None else 4)),
-        (_kinds("AdaptiveAvgPool"), lambda layer, x, y: x.numel() + y.numel()),
-        (_kinds("AvgPool"), lambda layer, x, y: y.numel()),
-        ([nn.PReLU], lambda layer, x, y: x.numel()),
-        ([nn.Softmax], lambda layer, x, y: x.numel() // x[layer.dim] * (3 * x[layer.dim] - 1)),
-        ([nn.Upsample], lambda layer, x, y: y.numel() * UPSAMPLE_MACS.get(layer.mode, 0)),
-    )
-    for kind in kinds
+    **dict.fromkeys(NORMS, lambda layer, x, y: x.numel() * (2 if layer.weight is None else 4)),
+    **dict.fromkeys(ADAPTIVE_POOLS, lambda layer, x, y: x.numel() + y.numel()),
+    **dict.fromkeys(POOLS, lambda layer, x, y: y.numel()),
+    nn.PReLU: lambda layer, x, y: x.numel(),
+    nn.Softmax: lambda layer, x, y: x.numel() // x[layer.dim] * (3 * x[layer.dim] - 1),
+    nn.Upsample: lambda layer, x, y: y.numel() * UPSAMPLE_MACS.get(layer.mode, 0),
 }
 
 
 @dataclass
 class LayerCost:
-    """Forward cost of one layer, over all the times it is called; output_shape is the last call's.
+    """Cost of one layer, over all the times it is called; output_shape is the last call's.
 
-    activations: output elements if it is a convolution or linear layer, else 0 (Radosavovic et al.,
-    "Designing Network Design Spaces", 2020), whatever the convention. moved: elements of its
-    inputs, outputs and parameters.
+    Of a forward pass, whatever the convention: activations, output elements if it is a convolution
+    or linear layer, else 0 (Radosavovic et al., "Designing Network Design Spaces", 2020); moved,
+    elements of its inputs, outputs and parameters. In convention torch the MACs of layers are those
+    of conv_linear.
     """
 
     name: str
@@ -71,37 +64,26 @@ class LayerCost:
     params: int
     output_shape: tuple[int, ...] = ()
     macs: int = 0
+    train_step_macs: int = 0
     activations: int = 0
     moved: int = 0
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of a network at an input shape. `params` has all its parameters, also unused ones;
+    """Costs of a network at an input shape. `params` are all its parameters, also unused ones;
     weight_bytes is of them in fp32, without buffers such as running statistics."""
 
     convention: str
     input_shape: tuple[int, ...]
     layers: tuple[LayerCost, ...]
-    macs: int
-    train_step_macs: int
     params: int
-
-    @property
-    def flops(self) -> int:
-        return 2 * self.macs
-
-    @property
-    def train_step_flops(self) -> int:
-        return 2 * self.train_step_macs
-
-    @property
-    def activations(self) -> int:
-        return sum(layer.activations for layer in self.layers)
-
-    @property
-    def weight_bytes(self) -> int:
-        return 4 * self.params
+    weight_bytes: int
+    activations: int
+    macs: int
+    flops: int
+    train_step_macs: int
+    train_step_flops: int
 
 
 def count_costs(model: nn.Module, input_shape: Sequence[int], convention: str) -> Costs:
@@ -115,67 +97,55 @@ def count_costs(model: nn.Module, input_shape: Sequence[int], convention: str) -
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"unknown convention {convention!r}; choose from {', '.join(CONVENTIONS)}")
-    trace = _Trace(copy.deepcopy(model).to("meta").eval(), tuple(input_shape), convention)
-    macs, step = trace.forward_flops // 2, trace.step_flops // 2
+    shape, params = tuple(input_shape), sum(p.numel() for p in model.parameters())
+    model, by_name = copy.deepcopy(model).to("meta").eval(), {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, (*WEIGHTED, *THOP_RULES)):
+            layer.register_forward_hook(partial(_add_call, by_name, convention, name))
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        output = model(torch.empty(shape, device="meta"))
+        counts = {path: sum(ops.values()) for path, ops in counter.get_flop_counts().items()}
+        flops = counter.get_total_flops()
+        if output.requires_grad:  # a network that is all frozen has no backward pass
+            output.sum().backward()
+    layers, macs, step_macs = tuple(by_name.values()), flops // 2, counter.get_total_flops() // 2
     if convention != "torch":
-        if 2 * trace.weighted_macs != trace.forward_flops:
+        weighted_macs = sum(layer.macs for layer in layers if layer.activations)
+        if 2 * weighted_macs != flops:
             raise ValueError(
-                f"convolution and linear layers hold {2 * trace.weighted_macs} of "
-                f"{trace.forward_flops} FLOPs; count it in convention torch, because of "
-                f"{trace.elsewhere}"
+                f"convolution and linear layers hold {2 * weighted_macs} of {flops} FLOPs; count "
+                f"it in convention torch, because of {_find_multiplying(model, counts)}"
             )
-        macs, step = sum(layer.macs for layer in trace.layers.values()), trace.layers_step_macs
-    params = sum(p.numel() for p in model.parameters())
-    layers = tuple(trace.layers.values())
-    return Costs(convention, tuple(input_shape), layers, macs, step, params)
+        macs = sum(layer.macs for layer in layers)
+        step_macs = sum(layer.train_step_macs for layer in layers)
+    totals = {"activations": sum(layer.activations for layer in layers)}
+    totals |= {"params": params, "weight_bytes": 4 * params, "macs": macs, "flops": 2 * macs}
+    totals |= {"train_step_macs": step_macs, "train_step_flops": 2 * step_macs}
+    return Costs(convention, shape, layers, **totals)
 
 
-class _Trace:
-    """A forward and a backward pass on the meta device, counted by layer and by operator."""
-
-    def __init__(self, model: nn.Module, input_shape: tuple[int, ...], convention: str) -> None:
-        self.convention, self.counter = convention, FlopCounterMode(display=False)
-        self.layers: dict[str, LayerCost] = {}
-        self.flops_before: dict[nn.Module, int] = {}
-        self.weighted_macs = self.layers_step_macs = 0
-        for name, layer in model.named_modules():
-            if isinstance(layer, (*WEIGHTED, *THOP_RULES)):
-                layer.register_forward_pre_hook(self.enter)
-                layer.register_forward_hook(partial(self.leave, name))
-        with torch.enable_grad(), self.counter:
-            output = model(torch.empty(input_shape, device="meta"))
-            self.forward_flops = self.counter.get_total_flops()
-            self.elsewhere = _find_multiplying(model, self.counter)
-            if output.requires_grad:  # a network that is all frozen has no backward pass
-                output.sum().backward()
-        self.step_flops = self.counter.get_total_flops()
-
-    def enter(self, layer: nn.Module, inputs: tuple) -> None:
-        self.flops_before[layer] = self.counter.get_total_flops()
-
-    def leave(self, name: str, layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        x, y, weight = inputs[0].shape, output.shape, getattr(layer, "weight", None)
-        activations = y.numel() if isinstance(layer, WEIGHTED) else 0
-        # weight[0] is what one output element is multiplied with: only its own group's channels.
-        macs = weighted = activations * weight[0].numel() if activations else 0
-        if self.convention == "torch":
-            macs = (self.counter.get_total_flops() - self.flops_before[layer]) // 2
-        elif self.convention == "thop" and type(layer) in THOP_RULES:  # no subclasses, as in thop
-            macs = THOP_RULES[type(layer)](layer, x, y)
-        gradients = inputs[0].requires_grad + (weight is not None and weight.requires_grad)
-        self.weighted_macs += weighted
-        self.layers_step_macs += macs * (1 + gradients)
-        params = sum(p.numel() for p in layer.parameters())
-        cost = self.layers.setdefault(name, LayerCost(name, type(layer).__name__, params))
-        cost.output_shape = tuple(y)
-        cost.macs += macs
-        cost.activations += activations
-        cost.moved += x.numel() + y.numel() + params
+def _add_call(
+    by_name: dict[str, LayerCost], convention: str, name: str, layer: nn.Module, inputs, output
+) -> None:
+    x, y, weight = inputs[0].shape, output.shape, getattr(layer, "weight", None)
+    macs = activations = 0
+    if isinstance(layer, WEIGHTED):
+        activations = y.numel()
+        macs = activations * weight[0].numel()  # for an output element: of its own group alone
+    elif convention == "thop" and type(layer) in THOP_RULES:  # no subclasses, as in thop
+        macs = THOP_RULES[type(layer)](layer, x, y)
+    gradients = inputs[0].requires_grad + (weight is not None and weight.requires_grad)
+    params = sum(p.numel() for p in layer.parameters())
+    cost = by_name.setdefault(name, LayerCost(name, type(layer).__name__, params))
+    cost.output_shape = tuple(y)
+    cost.macs += macs
+    cost.train_step_macs += macs * (1 + gradients)
+    cost.activations += activations
+    cost.moved += x.numel() + y.numel() + params
 
 
-def _find_multiplying(model: nn.Module, counter: FlopCounterMode) -> str:
+def _find_multiplying(model: nn.Module, counts: Mapping[str, int]) -> str:
     """The first module that multiplies outside convolutions and linear layers."""
-    counts = {path: sum(ops.values()) for path, ops in counter.get_flop_counts().items()}
     for name, layer in model.named_modules():
         path = ".".join(filter(None, (type(model).__name__, name)))
         inside = sum(counts.get(f"{path}.{child}", 0) for child, _ in layer.named_children())

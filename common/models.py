@@ -3,8 +3,6 @@ common/base/config.py, which --help shows, and what builds it here."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torchvision.models
 from torch import nn
@@ -50,7 +48,7 @@ def build_model(name: str, classes: int, seed: int = 0, image_size: int = 224) -
     image_size matters to networks with a weight for each position, such as ViTs, alone.
     Shapes: the network maps (B, 3, H, W) to (B, classes) logits.
     """
-    extra: dict[str, Any] = {}
+    extra = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if build := MODELS.get(name):

@@ -5,9 +5,9 @@ import json
 import pytest
 
 import flops
-from common import cost
 from common.base.cli import UsageError
 from common.base.log import read_rows
+from common.cost import CONVENTIONS
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def where(tmp_path):
 def table_of(text):
     """{(model, image size, convention): GMACs} of the totals printed."""
     lines = [line.split() for line in text.splitlines()]
-    return {(c[0], c[1], c[3]): c[4] for c in lines if len(c) == 10 and c[3] in cost.CONVENTIONS}
+    return {(c[0], c[1], c[3]): c[4] for c in lines if len(c) == 10 and c[3] in CONVENTIONS}
 
 
 def test_the_studys_command(where, capsys):
@@ -30,19 +30,20 @@ def test_the_studys_command(where, capsys):
     assert table_of(printed) == {
         (model, "224", convention): gmacs
         for model, row in figures.items()
-        for convention, gmacs in zip(cost.CONVENTIONS, row, strict=True)
+        for convention, gmacs in zip(CONVENTIONS, row, strict=True)
     }
     assert "layer4.1.conv2" not in printed
 
 
-def test_one_row_a_convention(where, rows, tmp_path):
-    assert flops.main(["--image-size", "32", "--classes", "7", *where]) == 0
-    written = rows("flops")
+def test_one_row_a_convention_and_again_only_what_is_forced_or_was_said_otherwise(
+    where, rows, capsys, tmp_path
+):
+    argv = ["--image-size", "32", "--classes", "7", *where]
+    assert flops.main(argv) == 0
+    written, printed = rows("flops"), capsys.readouterr().out
     assert read_rows(tmp_path / "results/log.jsonl")[1] == []
-    assert [row["config"] for row in written] == [
-        {"model": "resnet18", "image_size": 32, "classes": 7, "convention": name}
-        for name in cost.CONVENTIONS
-    ]
+    settings = {"model": "resnet18", "image_size": 32, "classes": 7}
+    assert [row["config"] for row in written] == [settings | {"convention": c} for c in CONVENTIONS]
     assert len({row["run_id"] for row in written}) == 3
     for row in written:
         metrics = row["metrics"]
@@ -55,41 +56,32 @@ def test_one_row_a_convention(where, rows, tmp_path):
     thop, conv_linear, torch = (row["metrics"] for row in written)
     assert thop["macs"] > conv_linear["macs"] == torch["macs"]
     # The first convolution, 64x16x16 outputs of 3x7x7, needs no gradient of its input.
-    first = 2 * 64 * 16 * 16 * 3 * 7 * 7
-    assert torch["train_step_flops"] == 3 * torch["flops"] - first
+    first = 64 * 16 * 16 * 3 * 7 * 7
+    assert torch["train_step_flops"] == 3 * torch["flops"] - 2 * first
     assert thop["train_step_flops"] > conv_linear["train_step_flops"]
-
-
-def test_again_prints_the_same_and_adds_only_what_is_forced_or_was_said_otherwise(
-    where, rows, capsys, tmp_path
-):
-    argv = ["--image-size", "32", *where]
-    flops.main(argv)
-    first = capsys.readouterr().out
-    shown = {cells[0]: cells[1:] for line in first.splitlines() if (cells := line.split())}
-    conv = f"{64 * 16 * 16 * 147:,}"  # a single configuration is shown by layer
+    # A single configuration is shown by layer.
+    shown = {cells[0]: cells[1:] for line in printed.splitlines() if (cells := line.split())}
+    conv = f"{first:,}"
     assert shown["conv1"] == ["Conv2d", "1x64x16x16", conv, conv, conv, "9,408", "16,384"]
     assert shown["bn1"] == ["BatchNorm2d", "1x64x16x16", "65,536", "0", "0", "128", "0"]
-    assert shown["fc"] == ["Linear", "1x10", "5,120", "5,120", "5,120", "5,130", "10"]
+    assert shown["fc"] == ["Linear", "1x7", "3,584", "3,584", "3,584", "3,591", "7"]
     assert flops.main(argv) == 0
-    assert capsys.readouterr().out == first
-    wrong = rows("flops")
-    assert len(wrong) == 3
-    expected = wrong[1]["metrics"]
-    wrong[1]["metrics"] = expected | {"macs": expected["macs"] + 1}
-    (tmp_path / "results/log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wrong))
+    assert capsys.readouterr().out == printed
+    assert rows("flops") == written
+    wrong = written[1] | {"metrics": conv_linear | {"macs": conv_linear["macs"] + 1}}
+    lines = "".join(json.dumps(row) + "\n" for row in (written[0], wrong, written[2]))
+    (tmp_path / "results/log.jsonl").write_text(lines)
     flops.main(argv)
-    assert [row["metrics"] for row in rows("flops")[3:]] == [expected]
+    assert [row["metrics"] for row in rows("flops")[3:]] == [conv_linear]
     flops.main([*argv, "--force"])
     assert len(rows("flops")) == 7
 
 
 def test_a_failed_count_is_logged_and_the_rest_finish(where, rows, capsys):
-    argv = ["--image-size", str(10**9), "32", *where]
-    assert flops.main(argv) == 1
+    assert flops.main(["--image-size", str(10**9), "32", *where]) == 1
     captured = capsys.readouterr()
     assert "resnet18 at 1000000000, thop: failed, RuntimeError: " in captured.err
-    assert set(table_of(captured.out)) == {("resnet18", "32", name) for name in cost.CONVENTIONS}
+    assert set(table_of(captured.out)) == {("resnet18", "32", name) for name in CONVENTIONS}
     written = rows("flops")
     assert [row["status"] for row in written] == ["failed"] * 3 + ["ok"] * 3
     assert all(row["error"].startswith("RuntimeError") for row in written[:3])
@@ -100,13 +92,13 @@ def test_a_failed_count_is_logged_and_the_rest_finish(where, rows, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--model", "resnet1"], "--model: unknown value 'resnet1'; did you mean 'resnet18'?"),
-        (["--image-size", "0"], "--image-size: 0 must be at least 1"),
-        (["--preset", "stud"], "--preset: unknown value 'stud'; did you mean 'study'?"),
+        ("--model resnet1", "--model: unknown value 'resnet1'; did you mean 'resnet18'?"),
+        ("--image-size 0", "--image-size: 0 must be at least 1"),
+        ("--preset stud", "--preset: unknown value 'stud'; did you mean 'study'?"),
     ],
 )
 def test_bad_usage_before_any_work(argv, message, where, tmp_path):
     with pytest.raises(UsageError) as error:
-        flops.main([*argv, *where])
+        flops.main([*argv.split(), *where])
     assert str(error.value) == message
     assert not (tmp_path / "results").exists()
