@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from processes import finish, refused, start
 from sklearn.datasets import load_digits
+from torch.nn.functional import interpolate
 
 import train
 from common import export, predict
@@ -37,11 +38,9 @@ def trained(tmp_path_factory):
             colour = np.stack([image, image // 2, image // 3], -1)
             Image.fromarray(colour).resize((8, 8) if i % 2 else (70, 40)).save(file)
         Image.fromarray(image).save(folder / "digits" / f"{i}.png")
-    where = ["--results-dir", str(folder / "results"), "--data-dir", str(folder / "data")]
-    flags = ["--model", "vgg5", "--image-size", str(SIZE), "--batch-size", "32", "--epochs", "2"]
-    flags += ["--opt", "adam", "--lr", "0.01", "--export", "onnx"]
-    name = f"folder:{folder / 'photos'}"
-    assert train.main(["--dataset", name, "digits", *flags, *where]) == 0
+    flags = f"--model vgg5 --image-size {SIZE} --batch-size 32 --epochs 2 --opt adam --lr 0.01"
+    flags = [*f"{flags} --export onnx --dataset".split(), f"folder:{folder / 'photos'}", "digits"]
+    assert train.main([*flags, *flags_of(folder)]) == 0
     rows = Log(folder / "results").read("train")
     rows = {row["config"]["dataset"].split(":")[0]: row for row in rows}
     files = {"folder": sorted((folder / "photos").glob("*/*"), key=lambda f: (f.parent, f.name))}
@@ -49,11 +48,18 @@ def trained(tmp_path_factory):
     return folder, rows, files
 
 
+def flags_of(folder):
+    return ["--results-dir", str(folder / "results"), "--data-dir", str(folder / "data")]
+
+
+def model_of(folder, row):
+    return folder / "results" / "exports" / f"{row['run_id']}.onnx"
+
+
 @pytest.mark.parametrize("kind", ["folder", "digits"])
 def test_files_are_predicted_as_training_tested_them(trained, kind, capsys):
     folder, rows, files = trained
-    row = rows[kind]
-    model = folder / "results" / f"exports/{row['run_id']}.onnx"
+    row, model = rows[kind], model_of(folder, rows[kind])
     dataset = cached_dataset(row["config"]["dataset"], str(folder / "data"), SIZE)
     test = split_dataset(dataset, "study", 0).test
     images = [files[kind][i] for i in test.tolist()]
@@ -63,8 +69,7 @@ def test_files_are_predicted_as_training_tested_them(trained, kind, capsys):
     inputs = np.stack([to_inputs(open_image(file), *as_trained) for file in images])
     if kind == "folder":
         assert inputs.tobytes() == pixels.tobytes()  # to the bit
-    else:
-        np.testing.assert_allclose(inputs, pixels, atol=1e-6)
+    np.testing.assert_allclose(inputs, pixels, atol=1e-6)
     assert predict.main([str(model), *map(str, images), "--json"]) == 0
     answers = json.loads(capsys.readouterr().out)
     assert [answer["file"] for answer in answers] == [*map(str, images)]
@@ -83,9 +88,7 @@ def test_files_are_predicted_as_training_tested_them(trained, kind, capsys):
 
 @pytest.mark.parametrize("side", [5, 8, 20])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_resizing_without_torch_is_torchs(tmp_path, channels, side):
-    from torch.nn.functional import interpolate
-
+def test_resizing_without_torch_is_torchs(channels, side):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
     ours = to_inputs(image, channels, side, "float32")
@@ -97,36 +100,20 @@ def test_resizing_without_torch_is_torchs(tmp_path, channels, side):
 def test_files_that_are_no_images_cost_themselves_alone(trained, tmp_path, capsys):
     folder, rows, files = trained
     (tmp_path / "notes.txt").write_text("no image")
-    model = str(folder / f"results/exports/{rows['folder']['run_id']}.onnx")
     good = str(files["folder"][0])
     asked = [str(tmp_path / "notes.txt"), good, str(tmp_path / "gone.png"), str(tmp_path)]
-    assert predict.main([model, *asked]) == 1
+    assert predict.main([str(model_of(folder, rows["folder"])), *asked]) == 1
     out, err = capsys.readouterr()
     assert [line.split(": ")[0] for line in err.splitlines()] == [asked[0], *asked[2:]]
     assert out.splitlines()[-1].startswith(good)
     assert out.splitlines()[-1].endswith("%")
 
 
-def foreign(path, **metadata):
-    """An ONNX file of another make: the identity of (1, 3, 2, 2) pixels."""
-    one, out = (
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 2, 2])
-        for name in ("pixels", "logits")
-    )
-    node = onnx.helper.make_node("Identity", ["pixels"], ["logits"])
-    graph = onnx.helper.make_graph([node], "g", [one], [out])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
-    model.ir_version = 8
-    onnx.helper.set_model_props(model, metadata)
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
 OURS = {"classes": '["a"]', "image_size": "2", "channels": "3", "resized_as": "uint8"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (dict.fromkeys(OURS), "does not say its classes"),
         ({"resized_as": None}, "does not say its resized_as"),
@@ -136,11 +123,17 @@ OURS = {"classes": '["a"]', "image_size": "2", "channels": "3", "resized_as": "u
         ({"resized_as": "cubic"}, "preprocessing is not known"),
     ],
 )
-def test_a_model_that_does_not_say_how_it_was_trained_is_refused(tmp_path, changes, said):
-    facts = {k: v for k, v in (OURS | changes).items() if v is not None}
-    file = foreign(tmp_path / "model.onnx", **facts)
-    with pytest.raises(UsageError, match=said):
-        predict.main([str(file), "x.png"])
+def test_a_model_that_does_not_say_how_it_was_trained_is_refused(tmp_path, changes, message):
+    """An ONNX file of another make: the identity of (1, 3, 2, 2) pixels."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    ends = [helper.make_tensor_value_info(n, kind, [1, 3, 2, 2]) for n in ("pixels", "logits")]
+    node = helper.make_node("Identity", ["pixels"], ["logits"])
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    helper.set_model_props(model, {k: v for k, v in (OURS | changes).items() if v is not None})
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UsageError, match=message):
+        predict.main([str(tmp_path / "model.onnx"), "x.png"])
 
 
 def test_no_torch_is_needed_and_no_model_is_bad_usage(trained, tmp_path):
@@ -149,20 +142,18 @@ def test_no_torch_is_needed_and_no_model_is_bad_usage(trained, tmp_path):
         "import sys; from common import predict; sys.modules['torch'] = None\n"
         "sys.exit(predict.main(sys.argv[1:]))"
     )
-    model = folder / f"results/exports/{rows['folder']['run_id']}.onnx"
+    model = model_of(folder, rows["folder"])
     assert finish(start("-c", code, model, files["folder"][0]))[1] == ""
     (tmp_path / "page.onnx").write_text("<html>")
-    for file, said in (("page.onnx", "is no ONNX model"), ("gone.onnx", "no such file")):
-        assert said in refused(start("-m", "common.predict", tmp_path / file, "x.png"))[1]
+    for file, message in (("page.onnx", "is no ONNX model"), ("gone.onnx", "no such file")):
+        assert message in refused(start("-m", "common.predict", tmp_path / file, "x.png"))[1]
 
 
 def test_a_run_is_exported_again_by_how_its_name_starts_unless_its_images_have_changed(
     trained, capsys
 ):
     folder, rows, files = trained
-    where = ["--results-dir", str(folder / "results"), "--data-dir", str(folder / "data")]
-    run = rows["digits"]["run_id"]
-    file = folder / "results" / "exports" / f"{run}.onnx"
+    run, file, where = rows["digits"]["run_id"], model_of(folder, rows["digits"]), flags_of(folder)
     before = file.read_bytes()
     file.unlink()
     assert export.main([run[:8], "--format", "onnx", *where]) == 0

@@ -23,6 +23,9 @@ scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 json_values = st.recursive(
     scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10
 )
+FLAGS = ["--lr", "--epochs", "--opt", "--amp", "--limit", "--seed", "--preset", "--no-resume"]
+words = st.sampled_from(FLAGS) | st.text(max_size=8) | (st.integers() | st.floats()).map(str)
+shapes = st.lists(st.integers(0, 5), min_size=1, max_size=4)
 
 
 @given(st.lists(st.binary(max_size=60) | json_values.map(lambda v: json.dumps(v).encode())))
@@ -54,9 +57,6 @@ def test_bytes_that_are_no_idx_are_a_value_error(data):
     assert len(data) == 4 + 4 * array.ndim + array.nbytes
 
 
-shapes = st.lists(st.integers(0, 5), min_size=1, max_size=4)
-
-
 @given(st.sampled_from(sorted(IDX_TYPES)), shapes, st.randoms(), st.integers(-3, 3))
 def test_idx_round_trips_and_any_other_length_is_refused(code, shape, random, change):
     dtype = np.dtype(IDX_TYPES[code])
@@ -67,10 +67,6 @@ def test_idx_round_trips_and_any_other_length_is_refused(code, shape, random, ch
     if change:
         with pytest.raises(ValueError):  # noqa: PT011
             parse_idx(data + b"\0" * change if change > 0 else data[:change])
-
-
-FLAGS = ["--lr", "--epochs", "--opt", "--amp", "--limit", "--seed", "--preset", "--no-resume"]
-words = st.sampled_from(FLAGS) | st.text(max_size=8) | (st.integers() | st.floats()).map(str)
 
 
 @settings(max_examples=300)

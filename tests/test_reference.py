@@ -18,7 +18,6 @@ from common.report.documents import readme_results
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "reference"
 README = (ROOT / "README.md").read_text()
-REPORT = [sys.executable, report.__file__, "--results-dir", str(REFERENCE)]
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +37,18 @@ def test_every_row_has_the_name_of_its_work_and_was_measured_at_a_commit(rows):
 
 def test_every_accuracy_is_that_of_its_predictions_and_none_are_left_over(rows):
     tested = [row for row in rows if row["kind"] in ("train", "svm") and row["status"] == "ok"]
-    for row in tested:
-        with np.load(REFERENCE / row["metrics"]["predictions"]) as saved:
-            assert (saved["pred"] == saved["label"]).mean() == row["metrics"]["test_acc"]
-            assert len(saved["label"]) == row["metrics"]["n_test"]
-    held = {f"predictions/{file.name}" for file in (REFERENCE / "predictions").iterdir()}
-    assert held == {row["metrics"]["predictions"] for row in tested}
+    for metrics in (row["metrics"] for row in tested):
+        with np.load(REFERENCE / metrics["predictions"]) as saved:
+            assert (saved["pred"] == saved["label"]).mean() == metrics["test_acc"]
+            assert len(saved["label"]) == metrics["n_test"]
+    stored = {f"predictions/{file.name}" for file in (REFERENCE / "predictions").iterdir()}
+    assert stored == {row["metrics"]["predictions"] for row in tested}
 
 
-def test_the_readme_prints_the_results_and_verdicts(rows):
+def test_the_readme_prints_the_results_and_verdicts_and_a_figure_of_the_report_that_is_small(rows):
     [printed] = re.findall(r"<!-- results -->\n\n(.*?)\n\n<!-- /results -->", README, re.S)
-    assert printed == readme_results(rows, REFERENCE), (
-        "python report.py --results-dir reference --readme"
-    )
-
-
-def test_the_readme_shows_a_figure_of_the_report_that_is_small():
+    command = "python report.py --results-dir reference --readme"
+    assert printed == readme_results(rows, REFERENCE), command
     [figure] = re.findall(r"!\[.*?\]\((reference/.*?\.png)\)", README, re.S)
     assert (ROOT / figure).parent == REFERENCE / "report" / "figures"
     assert (ROOT / figure).stat().st_size < 150_000
@@ -66,8 +61,7 @@ def test_the_committed_networks_are_files_of_the_rows_that_they_name(name, rows)
     assert [hashlib.sha256(file.read_bytes()).hexdigest(), file.name] in sums
     assert file.stat().st_size < 5e6
     facts = load_model(file)[1]
-    trained = {row["run_id"]: row for row in rows if row["kind"] == "train"}
-    row = trained[facts["train_run_id"]]
+    [row] = [r for r in rows if (r["kind"], r["run_id"]) == ("train", facts["train_run_id"])]
     assert row["config"]["dataset"] == facts["dataset"] == name
     assert row["metrics"]["test_acc"] == float(facts["fp32_test_acc"])
 
@@ -76,7 +70,8 @@ def test_the_committed_networks_are_files_of_the_rows_that_they_name(name, rows)
 def test_their_report_has_no_problem_and_the_same_bytes_in_every_process(tmp_path):
     found = []
     for seed in ("1", "2"):  # of Python's hashes, which order its sets
-        command = [*REPORT, "--no-pdf", "--out", str(tmp_path / seed)]
+        command = [sys.executable, report.__file__, "--results-dir", str(REFERENCE), "--no-pdf"]
+        command += ["--out", str(tmp_path / seed)]
         env = os.environ | {"PYTHONHASHSEED": seed}
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         assert "problems in the log" not in done.stdout

@@ -20,8 +20,8 @@ def test_a_row_comes_back_as_it_was_written(log):
     row = log.append("train", {"dataset": "digits", "seed": 0}, {"test_acc": 0.5, "note": "é\n"})
     assert read_rows(log.path) == ([row], [])
     assert row["run_id"] == run_id("train", {"seed": 0, "dataset": "digits"})
-    assert row["run_id"] != run_id("svm", {"seed": 0, "dataset": "digits"})
-    assert row["run_id"] != run_id("train", {"seed": 1, "dataset": "digits"})
+    others = {run_id("svm", row["config"]), run_id("train", {"seed": 1, "dataset": "digits"})}
+    assert len(others - {row["run_id"]}) == 2
     assert len(row["git"]["commit"]) == 40
     assert row["git"]["dirty"] in (True, False)
     assert len(row["env"]["load_average"]) == 3
@@ -39,9 +39,8 @@ def test_shards_are_read_as_one_log_but_by_who_writes_one(tmp_path):
     files = [problem.split(":")[0].rsplit("/", 1)[1] for problem in problems]
     assert files == ["log.jsonl", "log.a.jsonl", "log.b.jsonl"]
     [last] = Log(tmp_path).finished("svm").values()
-    assert last["metrics"]["day"] == "2026-01-03"
     [own] = Log(tmp_path, "a").read("svm")
-    assert own["metrics"]["day"] == "2026-01-01"
+    assert [row["metrics"]["day"] for row in (last, own)] == ["2026-01-03", "2026-01-01"]
 
 
 def test_nan_and_infinity_become_null():
@@ -92,9 +91,8 @@ def test_what_is_no_row_is_skipped_with_the_reason(log, change, why):
     bad = json.dumps(row | change) + "\n[1]\nnull\n\xff\n" + "[" * 100_000
     log.path.write_text(bad, encoding="latin-1")
     rows, problems = read_rows(log.path)
-    assert rows == []
+    assert (rows, len(problems)) == ([], 5)
     assert why in problems[0]
-    assert len(problems) == 5
 
 
 WRITER = """

@@ -17,20 +17,21 @@ from common.judge.tables import Table, make_table
 from common.judge.times import speedup_interval
 from common.judge.verdicts import SEEDS, VERDICTS, leads
 
+Claims = Sequence[claims.Claim]
+Rows = Sequence[Row]
+
 NEAR = 0.005  # of validation accuracy: what a user may give for a cheaper training
-# Of speeds what is told apart, on what and in what it must be alike to be compared, and what two
-# must share for both speed-ups to be over the same first one.
+# Of speeds what is told apart; in what, beside the machine, they must be alike to be compared; and
+# what two must share for both speed-ups to be over the same first one.
 SPEEDS = {
     "hw_train": (
         "label",
-        machine_of,
         "config.model config.opt config.image_size config.batch_size",
         "metrics.speedup.baseline",
     ),
     "hw_infer": (
         "engine",
-        timed_on,
-        "config.train_run_id metrics.dataset metrics.model metrics.scenario",
+        "env.device config.train_run_id metrics.dataset metrics.model metrics.scenario",
         "metrics.batch_size config.threads env.threads",
     ),
 }
@@ -41,7 +42,7 @@ TEMPLATES = jinja2.Environment(
 )
 
 
-def judged_tables(log: Sequence[Row], load: compare.Load) -> list[Table]:
+def judged_tables(log: Rows, load: compare.Load) -> list[Table]:
     """Every table of the sections findings, claims and statistics.
 
     `load` returns a row's predictions, or the reason why there are none.
@@ -59,17 +60,13 @@ def judged_tables(log: Sequence[Row], load: compare.Load) -> list[Table]:
     ]
 
 
-def findings_tables(
-    results: Sequence[claims.Claim],
-    contrasts: Sequence[Row],
-    ties: Sequence[Row],
-    log: Sequence[Row],
-) -> list[Table]:
+def findings_tables(results: Claims, contrasts: Rows, ties: Rows, log: Rows) -> list[Table]:
     """Both tables, from the claims, the records of the tables of contrasts and of ties, and the
     log's rows of speeds."""
     contests = contest_records(ties)
     speedups = [part for result in results if result.number == 8 for part in result.parts]
     faster = [p for p in speedups if p.interval and p.interval[0] > 1]
+    findings = [*sentences("claims", results, VERDICTS), *sentences("chosen", contests)]
     recommended = [
         *sentences("recommended", contests, NEAR),
         *sentences("preferences", list(preferences(contrasts))),
@@ -77,7 +74,6 @@ def findings_tables(
         *sentences("variants", list(fastest(log, "hw_train"))),
         *sentences("engines", list(fastest(log, "hw_infer"))),
     ]
-    findings = [*sentences("claims", results, VERDICTS), *sentences("chosen", contests)]
     return [
         make_table("findings", [{"finding": line} for line in findings]),
         make_table("recommendations", [{"recommendation": line} for line in recommended]),
@@ -90,7 +86,7 @@ def sentences(macro: str, *values: Any) -> list[str]:
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
-def verdict_lines(results: Sequence[claims.Claim]) -> list[str]:
+def verdict_lines(results: Claims) -> list[str]:
     """The claims in words, a line for each verdict that there is."""
     same = grouped(results, lambda result: result.verdict)
     return [
@@ -100,48 +96,45 @@ def verdict_lines(results: Sequence[claims.Claim]) -> list[str]:
     ]
 
 
-def contest_records(ties: Sequence[Row]) -> list[Row]:
+def contest_records(ties: Rows) -> list[Row]:
     """The records of the table of ties, by split of the images: the chosen one, its rivals, and of
     those tied with it, and near it in validation accuracy, the cheapest."""
     contests = []
-    for chosen, *rivals in grouped(ties, lambda r: rows.division(r["group"].config)).values():
-        least = chosen["val_acc"] - NEAR
-        near = [r for r in rivals if r["val_acc"] is not None and r["val_acc"] >= least]
+    for same in grouped(ties, lambda record: rows.division(record["group"].config)).values():
+        chosen, *rivals = [record | cost_of(record) for record in same]
         tied = [r for r in rivals if r["tied"] is True]
-        record = {"chosen": chosen, "rivals": rivals, "tied": tied}
-        record |= {"cheapest_tied": cheapest(chosen, tied), "cheapest_near": cheapest(chosen, near)}
-        record["open"] = [r["tied"] for r in rivals].count(None)
-        record["images"] = len(chosen["group"].rows[0]["right"])
-        contests.append(record | {"name": rows.display(str(chosen["dataset"]))})
+        near = [r for r in rivals if (r["val_acc"] or 0.0) >= chosen["val_acc"] - NEAR]
+        contest = {"name": rows.display(str(chosen["dataset"])), "chosen": chosen, "rivals": rivals}
+        contest |= {"tied": tied, "open": [r["tied"] for r in rivals].count(None)}
+        contest |= {"cheapest_tied": cheapest(chosen, tied)}
+        contest |= {"cheapest_near": cheapest(chosen, near)}
+        contests.append(contest | {"images": len(chosen["group"].rows[0]["right"])})
     return contests
 
 
-def cheapest(chosen: Row, rivals: Sequence[Row]) -> Row | None:
-    """Of rivals on the chosen one's machine that of least cost, in words beside the chosen one's
-    own: seconds of training, on a CPU of its cores, so that runs of unlike threads can be compared.
-    None where there is none to compare."""
+def cost_of(record: Row) -> Row:
+    """Seconds of training, 0 where not known, on a CPU of its cores, so that runs of unlike
+    threads can be compared; the same in words; the machine."""
+    row = record["group"].rows[0]
+    seconds, unit = (number(row, "metrics", "train_ms") or 0.0) / 1e3, "s"
+    threads = number(row, "env", "threads")
+    if threads and get(row, "env", "device") == get(row, "env", "cpu"):
+        seconds *= threads
+        unit = f"core-seconds ({threads:g} thread{'s' if threads > 1 else ''})"
+    words = join_notes(f"{seconds:,.1f} {unit}", rows.busy_note(row))
+    return {"seconds": seconds, "cost": words, "machine": timed_on(row["env"])}
 
-    def cost(record: Row) -> tuple[float, str] | None:
-        row = record["group"].rows[0]
-        ms, threads = number(row, "metrics", "train_ms"), number(row, "env", "threads")
-        if not ms:
-            return None
-        if not threads or get(row, "env", "device") != get(row, "env", "cpu"):
-            return ms / 1e3, join_notes(f"{ms / 1e3:,.1f} s", rows.busy_note(row))
-        seconds, plural = ms / 1e3 * threads, "s" if threads > 1 else ""
-        text = f"{seconds:,.1f} core-seconds ({threads:g} thread{plural})"
-        return seconds, join_notes(text, rows.busy_note(row))
 
-    here = timed_on(chosen["group"].rows[0]["env"])
-    alike = [rival for rival in rivals if timed_on(rival["group"].rows[0]["env"]) == here]
-    costs = [(*known, i) for i, rival in enumerate(alike) if (known := cost(rival))]
-    if (own := cost(chosen)) is None or not costs:
+def cheapest(chosen: Row, rivals: Rows) -> Row | None:
+    """The rival of least cost on the chosen one's machine, and how many times cheaper it is."""
+    alike = [r for r in rivals if r["machine"] == chosen["machine"] and r["seconds"]]
+    if not alike:
         return None
-    least, text, i = min(costs)
-    return alike[i] | {"ratio": own[0] / least, "cost": text, "own": own[1]}
+    best = min(alike, key=lambda rival: rival["seconds"])
+    return best | {"ratio": chosen["seconds"] / best["seconds"]}
 
 
-def preferences(contrasts: Sequence[Row]) -> Iterator[Row]:
+def preferences(contrasts: Rows) -> Iterator[Row]:
     """The contrasts that tell two levels apart, after Holm and by what counts, on enough seeds, the
     better one first; and those of which something else decides which is better."""
     for record in contrasts:
@@ -158,33 +151,37 @@ def preferences(contrasts: Sequence[Row]) -> Iterator[Row]:
             yield record | names | {"depends": depends, "effect": effect}
 
 
-def fastest(log: Sequence[Row], kind: str) -> Iterator[Row]:
+def fastest(log: Rows, kind: str) -> Iterator[Row]:
     """The fastest way to train each network, or engine for single images and for batches of each
     exported network, where its lead over the first one is beyond noise; and the names of those
     whose speed-up over the same first one reaches into its interval."""
-    name, machine, work, first = SPEEDS[kind]
+    name, work, first = SPEEDS[kind]
 
     def values(row: Row, paths: str) -> tuple[Any, ...]:
         return tuple(get(row, *path.split(".")) for path in paths.split())
 
-    whole = [row for row in rows.latest_ok(log, kind) if not get(row, "metrics", "quick")]
-    for group in grouped(whole, lambda row: (machine(row["env"]), *values(row, work))).values():
-        measured = [
-            row["config"]
-            | row["metrics"]
+    whole = [
+        row | {"interval": speedup_interval(row) or (0.0, 0.0)}
+        for row in rows.latest_ok(log, kind)
+        if not get(row, "metrics", "quick")
+    ]
+    for group in grouped(whole, lambda r: (machine_of(r["env"]), values(r, work))).values():
+        sure = [row for row in group if row["interval"][0] > 1]
+        if not sure:
+            continue
+        best = max(sure, key=lambda row: number(row, "metrics", "images_per_s") or 0.0)
+        alike = [row for row in group if values(row, first) == values(best, first)]
+        near = [r for r in alike if r["interval"][1] >= best["interval"][0]]
+        names = dict.fromkeys(get(row, "metrics", name) for row in (best, *near))
+        yield (
+            best["config"]
+            | best["metrics"]
             | {
-                "name": rows.display(str(get(row, "metrics", "dataset"))),
-                "device_name": get(row, "env", "device"),
-                "images_per_s": number(row, "metrics", "images_per_s") or 0.0,
-                "interval": speedup_interval(row) or (0.0, 0.0),
-                "first": values(row, first),
-                "noise_note": rows.noise_note(row),
+                "name": rows.display(str(get(best, "metrics", "dataset"))),
+                "device_name": get(best, "env", "device"),
+                "interval": best["interval"],
+                "noise_note": rows.noise_note(best),
+                "near": list(names)[1:],
+                "engines": len({get(row, "metrics", name) for row in group}),
             }
-            for row in group
-        ]
-        if sure := [row for row in measured if row["interval"][0] > 1]:
-            best = max(sure, key=lambda row: row["images_per_s"])
-            alike = [row for row in measured if row["first"] == best["first"]]
-            near = [r[name] for r in alike if r["interval"][1] >= best["interval"][0]]
-            near = [other for other in dict.fromkeys(near) if other != best[name]]
-            yield best | {"near": near, "engines": len({row[name] for row in measured})}
+        )

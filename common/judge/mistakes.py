@@ -1,30 +1,64 @@
-"""Where the chosen networks err: classes, pairs, confidence, images, and those that nobody gets.
+"""Stored predictions on the test images, and where the chosen networks err: classes, pairs,
+confidence, images, and those that nobody gets.
 
-Works on stored predictions: label, pred, classes and index by image, and logits where they were
-stored. The images come from the data folder, and are never fetched.
+Predictions are arrays: label, pred and index by image, logits where they were stored, and classes.
+The images themselves come from the data folder, and are never fetched.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from scipy.special import softmax
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix
 
 from common.base.cli import UsageError, find_name
 from common.base.config import DATASETS
+from common.base.log import locate
 from common.data.fetch import read_dataset
-from common.judge.predictions import Predictions
-from common.judge.rows import Group, Row, display, distinct, pick_best, slug
+from common.judge.rows import Row, display, distinct, pick_best, slug
 from common.judge.stats import wilson_interval
 
 BINS = 15  # of confidence, as in Guo et al.
 PAIRS = 10
 GALLERY = 24  # images
+ARRAYS = ("pred", "label", "index", "classes")
+
+Predictions = Mapping[str, np.ndarray]
+Loaded = tuple[Predictions | None, str | None]  # or one line that says why there are none
+Images = dict[int, np.ndarray]  # by index into the data set; (H, W) or, in colour, (H, W, 3) uint8
+
+
+def load_predictions(folder: Path, row: Row, logits: bool = False) -> Loaded:
+    """A run's predictions on the test images, with the stored logits if wanted."""
+    name, run = row["metrics"].get("predictions"), f"run {row['run_id']}"
+    if not isinstance(name, str):
+        return None, f"{run}: the row names no predictions"
+    try:
+        content = io.BytesIO(locate(folder, name).read_bytes())
+        with np.load(content, allow_pickle=False) as saved:
+            wanted = [*ARRAYS, "logits"] if logits and "logits" in saved else ARRAYS
+            arrays = {key: saved[key] for key in wanted}
+        if len({len(array) for key, array in arrays.items() if key != "classes"}) > 1:
+            raise ValueError("its arrays are not of one length")
+        if arrays["index"].shape != arrays["label"].shape:
+            raise ValueError("it does not name the image of each answer")
+        used = np.stack([arrays["pred"], arrays["label"]])
+        if used.size == 0 or used.min() < 0 or used.max() >= len(arrays["classes"]):
+            raise ValueError("its classes are not those of its images")
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        return None, f"{run}: {name} cannot be used, {error}"
+    accuracy, logged = np.mean(arrays["pred"] == arrays["label"]), row["metrics"].get("test_acc")
+    if logged is None or abs(accuracy - logged) > 1e-6:
+        return None, f"{run}: {name} has accuracy {accuracy:.6f}, the row {logged}"
+    return arrays, None
 
 
 @dataclass(frozen=True)
@@ -32,8 +66,8 @@ class Mistakes:
     """What one chosen run gets wrong.
 
     `worst` and `nobody` are records of test images, each with its `index` into the data set;
-    `voters` is the number of runs that `nobody` is about. `images` has their pixels by index, and
-    is empty where `no_images` says why.
+    `voters` is the number of runs that `nobody` is about. `images` has the pixels of those that are
+    shown, and is empty where `no_images` says why.
     """
 
     dataset: str
@@ -44,7 +78,7 @@ class Mistakes:
     worst: list[Row]
     nobody: list[Row]
     voters: int
-    images: dict[int, np.ndarray]
+    images: Images
     no_images: str
 
     @property
@@ -68,29 +102,28 @@ def find_mistakes(
 ) -> list[Mistakes]:
     """Those of each network chosen on validation whose predictions are known; SVMs vote too on the
     images that nobody gets."""
-    chosen = pick_best([row for row in rows if row["kind"] == "train"])
-    known = [group for group in chosen if group.first()["run_id"] in predictions]
-    return [_mistakes_of(group, rows, predictions, data_dir) for group in known]
-
-
-def _mistakes_of(
-    group: Group, rows: Sequence[Row], predictions: Mapping[str, Predictions], data_dir: str | Path
-) -> Mistakes:
-    run, dataset = group.first()["run_id"], str(group.config.get("dataset"))
-    own = predictions[run]
-    alike = distinct([row for row in rows if row["config"].get("dataset") == dataset])
-    voters = [predictions[row["run_id"]] for row in alike if row["run_id"] in predictions]
-    voters = [v for v in voters if all(np.array_equal(v[k], own[k]) for k in ("index", "label"))]
-    nobody = wrong_everywhere(own, voters)
-    confidence, bins, worst = None, [], []
-    if "logits" in own:
-        confidence = confidences(own)
-        bins = reliability(confidence, own["pred"] == own["label"])
-        worst = confident_mistakes(own, confidence)
-    wanted = {record["index"] for record in [*worst, *nobody[:GALLERY]]}
-    size = group.config.get("image_size")
-    images, why = load_images(dataset, size, own, wanted, data_dir) if wanted else ({}, "")
-    return Mistakes(dataset, run, own, confidence, bins, worst, nobody, len(voters), images, why)
+    found = []
+    for group in pick_best([row for row in rows if row["kind"] == "train"]):
+        run, dataset = group.first()["run_id"], str(group.config.get("dataset"))
+        if run not in predictions:
+            continue
+        own = predictions[run]
+        alike = distinct([row for row in rows if row["config"].get("dataset") == dataset])
+        votes = [predictions[row["run_id"]] for row in alike if row["run_id"] in predictions]
+        votes = [v for v in votes if all(np.array_equal(v[k], own[k]) for k in ("index", "label"))]
+        nobody = wrong_everywhere(own, votes)
+        confidence, bins, worst = None, [], []
+        if "logits" in own:
+            confidence = confidences(own)
+            bins = reliability(confidence, own["pred"] == own["label"])
+            worst = confident_mistakes(own, confidence)
+        shown = {record["index"] for record in [*worst, *nobody[:GALLERY]]}
+        size = group.config.get("image_size")
+        images, why = load_images(dataset, size, own, shown, data_dir) if shown else ({}, "")
+        found.append(
+            Mistakes(dataset, run, own, confidence, bins, worst, nobody, len(votes), images, why)
+        )
+    return found
 
 
 def confusion(predictions: Predictions) -> np.ndarray:
@@ -102,39 +135,34 @@ def confusion(predictions: Predictions) -> np.ndarray:
 def class_records(predictions: Predictions) -> list[Row]:
     """Recall, precision and the likeliest mistake of each class."""
     names, matrix = predictions["classes"], confusion(predictions)
-    precision, recall, _, images = precision_recall_fscore_support(
-        predictions["label"], predictions["pred"], labels=range(len(names)), zero_division=np.nan
-    )
-    wrong = matrix * (1 - np.eye(len(matrix), dtype=int))
-    worst = wrong.argmax(axis=1)
-    return [
-        {
-            "class": str(name),
-            "images": int(images[i]),
-            "recall": None if np.isnan(recall[i]) else recall[i],
-            "class_precision": None if np.isnan(precision[i]) else precision[i],
-            "confused_with": f"{names[worst[i]]} ({wrong[i].max()})" if wrong[i].any() else None,
-        }
-        for i, name in enumerate(names)
-    ]
+    records = []
+    for i, name in enumerate(names):
+        right, images, answers = matrix[i, i], matrix[i].sum(), matrix[:, i].sum()
+        wrong = np.where(np.arange(len(names)) == i, 0, matrix[i])
+        records.append(
+            {
+                "class": str(name),
+                "images": int(images),
+                "recall": right / images if images else None,
+                "class_precision": right / answers if answers else None,
+                "confused_with": f"{names[wrong.argmax()]} ({wrong.max()})"
+                if wrong.any()
+                else None,
+            }
+        )
+    return records
 
 
 def confused_pairs(predictions: Predictions) -> list[Row]:
     """The pairs of classes that most mistakes are between, in either direction."""
     names, matrix = predictions["classes"], confusion(predictions)
-    mistakes = matrix.sum() - np.trace(matrix)
-    records = [
-        {
-            "class": str(names[i]),
-            "other_class": str(names[j]),
-            "mistakes": int(matrix[i, j] + matrix[j, i]),
-            "there": int(matrix[i, j]),
-            "back": int(matrix[j, i]),
-            "share": (matrix[i, j] + matrix[j, i]) / mistakes,
-        }
-        for i, j in itertools.combinations(range(len(matrix)), 2)
-        if matrix[i, j] + matrix[j, i]
-    ]
+    mistakes, records = matrix.sum() - np.trace(matrix), []
+    for i, j in itertools.combinations(range(len(matrix)), 2):
+        there, back = int(matrix[i, j]), int(matrix[j, i])
+        record = {"class": str(names[i]), "other_class": str(names[j]), "mistakes": there + back}
+        if there + back:
+            record |= {"there": there, "back": back, "share": (there + back) / mistakes}
+            records.append(record)
     return sorted(records, key=lambda record: -record["mistakes"])[:PAIRS]
 
 
@@ -157,11 +185,9 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[Row]:
         here = place == i
         right, total = int(correct[here].sum()), int(here.sum())
         low, high = wilson_interval(right, total)
-        records.append({
-            "bin_low": edges[i], "bin_high": edges[i + 1], "images": total,
-            "confidence": confidence[here].mean(), "accuracy": right / total,
-            "accuracy_low": low, "accuracy_high": high,
-        })  # fmt: skip
+        record = {"bin_low": edges[i], "bin_high": edges[i + 1], "images": total}
+        record |= {"confidence": confidence[here].mean(), "accuracy": right / total}
+        records.append(record | {"accuracy_low": low, "accuracy_high": high})
     return records
 
 
@@ -174,12 +200,9 @@ def calibration_error(bins: Sequence[Row]) -> float:
 
 def image_record(predictions: Predictions, i: int, taken_for: int) -> Row:
     """A test image, by its position among the predictions."""
-    names = predictions["classes"]
-    return {
-        "index": int(predictions["index"][i]),
-        "class": str(names[predictions["label"][i]]),
-        "taken_for": str(names[taken_for]),
-    }
+    names, label = predictions["classes"], predictions["label"][i]
+    index = int(predictions["index"][i])
+    return {"index": index, "class": str(names[label]), "taken_for": str(names[taken_for])}
 
 
 def confident_mistakes(predictions: Predictions, confidence: np.ndarray) -> list[Row]:
@@ -207,11 +230,8 @@ def wrong_everywhere(own: Predictions, voters: Sequence[Predictions]) -> list[Ro
 
 def load_images(
     dataset: str, image_size: int | None, own: Predictions, wanted: set[int], data_dir: str | Path
-) -> tuple[dict[int, np.ndarray], str]:
-    """Pixels of some images by index, or one line that says why there are none.
-
-    Shapes: each (H, W) or, in colour, (H, W, 3) uint8.
-    """
+) -> tuple[Images, str]:
+    """Pixels of some images, or one line that says why there are none."""
     if not find_name(dataset, DATASETS):
         return {}, f"The images are not shown: {dataset} is no data set of this version."
     try:

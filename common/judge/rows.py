@@ -1,29 +1,26 @@
 """Rows of the log: which of them count, which are of one configuration, which of these was chosen
 on validation, and how all of this is put into words.
 
-Rows stay the dicts that the log holds: a DataFrame would make floats of whole numbers
-beside None.
+Rows stay the dicts that the log holds: a DataFrame would make floats of whole numbers beside None.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from common.base.cli import defaults_of
 from common.base.config import NOISY, SvmConfig, TrainConfig, may_mirror
-from common.base.log import TIMINGS
+from common.base.log import TIMINGS, Row
 from common.base.machine import machine_of, timed_on
 from common.judge.stats import Estimate, Interval, sample_spread, wilson_interval
 
-Row = dict[str, Any]
-
-MAX_SLUG = 80  # of the 255 bytes that file systems take
 STUDY_DATASETS = {"mnist": "MNIST", "fashion": "FashionMNIST"}
 DEFAULTS = {"train": defaults_of(TrainConfig), "svm": defaults_of(SvmConfig)}
 # What the study varied, and what it held fixed: a run that differs in one of the latter is not
@@ -42,23 +39,20 @@ PROTOCOLS = {"train": (TRAIN_PROTOCOL, TRAIN_FACTORS), "svm": (SVM_PROTOCOL, SVM
 # They change how images reach a device, and no arithmetic: two runs that differ in them alone are
 # one training done twice.
 TRANSPORT = ("pin_memory", "data_on")
-ACCURACY_INTERVAL = (
-    "95 %: Wilson's interval on the test images and Student's over the seeds, where there are "
-    "several, joined as independent noises"
-)
 
 
 def get(row: Any, *path: str) -> Any:
-    """A value deep in a row, or None where any step to it is missing."""
+    """A value deep in a row, or None where a step to it is missing; "0" is the first of a list."""
     for step in path:
-        row = row.get(step) if isinstance(row, dict) else None
+        items = {str(i): item for i, item in enumerate(row)} if isinstance(row, list) else row
+        row = items.get(step) if isinstance(items, dict) else None
     return row
 
 
 def number(row: Any, *path: str) -> float | None:
     """A number deep in a row, or None where it is missing, null or something else."""
     value = get(row, *path)
-    return None if isinstance(value, bool) or not isinstance(value, (int, float)) else value
+    return None if isinstance(value, bool) or not isinstance(value, int | float) else value
 
 
 def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
@@ -70,15 +64,13 @@ def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[A
 
 
 def latest_ok(rows: Iterable[Row], kind: str) -> list[Row]:
-    """The successful rows of a kind; of those that name the same work, the last one. The same work
-    timed on two machines is not the same."""
+    """The last successful row of each work of a kind; what two machines timed is two works."""
     last: dict[Any, Row] = {}
     for row in rows:
-        if row["kind"] == kind and row["status"] == "ok":
-            machine = timed_on(row["env"]) if kind in TIMINGS else None
-            key = row["run_id"], get(row, "metrics", "epoch") if kind == "epoch" else machine
-            last.pop(key, None)  # so that the order is that of the rows that count
-            last[key] = row
+        if (row["kind"], row["status"]) == (kind, "ok"):
+            part = timed_on(row["env"]) if kind in TIMINGS else get(row, "metrics", "epoch")
+            last.pop((row["run_id"], part), None)  # so that the order is that of those that count
+            last[row["run_id"], part] = row
     return list(last.values())
 
 
@@ -146,13 +138,13 @@ def distinct(rows: Sequence[Row]) -> list[Row]:
     def pinned(row: Row) -> bool:
         return bool(row["config"].get("pin_memory"))
 
-    kept, seen, latest_first = set(), set(), rows[::-1]
+    kept, seen, latest_first = [], set(), rows[::-1]
     for row in sorted(latest_first, key=pinned):
         names = {(trained_by(row), row["config"].get("epochs")), settings_of(row, *TRANSPORT)}
         if not names & seen:
-            kept.add(row["run_id"])
+            kept.insert(0, row)
         seen |= names
-    return [row for row in sorted(rows, key=pinned) if row["run_id"] in kept]
+    return sorted(kept, key=pinned)
 
 
 def configurations(rows: Sequence[Row]) -> list[Group]:
@@ -160,7 +152,7 @@ def configurations(rows: Sequence[Row]) -> list[Group]:
     return by_seed(distinct(rows), *TRANSPORT)
 
 
-def division(config: Mapping[str, Any]) -> tuple[str, ...]:
+def division(config: Row) -> tuple[str, ...]:
     """What tells one split of the images from another."""
     return tuple(str(config.get(name)) for name in ("dataset", "split", "split_seed"))
 
@@ -169,9 +161,9 @@ def best_of(groups: Iterable[Group]) -> Group | None:
     """The best: of highest mean validation accuracy; ties go to the shorter training or fit, then
     to the name. Test accuracy has no part in it. None where no group has a validation accuracy."""
 
-    def rank(group: Group) -> tuple[float, bool, float, str]:
+    def rank(group: Group) -> tuple[float, float, str]:
         cost_ms, settings = group.cost_ms(), settings_of(group.rows[0], "seed")
-        return -group.mean("val_acc"), cost_ms is None, cost_ms or 0.0, settings
+        return -group.mean("val_acc"), math.inf if cost_ms is None else cost_ms, settings
 
     return min((g for g in groups if g.mean("val_acc") is not None), key=rank, default=None)
 
@@ -192,12 +184,11 @@ def trajectory(run: Row, epochs: Iterable[Row]) -> list[Row]:
 def accuracy_interval(group: Group) -> Interval | None:
     """95 % interval of the mean test accuracy: Wilson's on the test images, joined with Student's
     over seeds where there are several."""
-    values, total = group.values("test_acc"), number(group.rows[0], "metrics", "n_test")
-    if not values or not total:
+    mean, total = group.mean("test_acc"), number(group.rows[0], "metrics", "n_test")
+    if mean is None or not total:
         return None
-    mean = statistics.fmean(values)
     image = wilson_interval(round(mean * total), int(total))
-    low, high = Estimate(mean, image, sample_spread(values)).interval()
+    low, high = Estimate(mean, image, sample_spread(group.values("test_acc"))).interval()
     return max(low, 0.0), min(high, 1.0)
 
 
@@ -224,8 +215,8 @@ def choice_record(group: Group) -> Row:
 
 
 def slug(text: str) -> str:
-    """A name that is safe in a file name, cut to its end where it is long."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower())[-MAX_SLUG:].strip("_") or "unnamed"
+    """A name that is safe in a file name, whose 255 bytes it must leave some of."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower())[-80:].strip("_") or "unnamed"
 
 
 def datasets_of(rows: Iterable[Row]) -> list[str]:
@@ -250,12 +241,12 @@ def plain(value: Any) -> str:
     return "default" if value is None else text.lower() if isinstance(value, bool) else text
 
 
-def in_words(config: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+def in_words(config: Row, names: Iterable[str]) -> list[str]:
     """Settings by name."""
     return [f"{name.replace('_', ' ')} {plain(config.get(name))}" for name in names]
 
 
-def deviations(config: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+def deviations(config: Row, protocol: Row) -> str:
     """How a run differs from the study's protocol; empty where it does not."""
     other = {k: config.get(k) for k, value in protocol.items() if config.get(k, value) != value}
     if not may_mirror(str(config.get("dataset"))):
@@ -267,33 +258,31 @@ def deviations(config: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     return f"{'reduced' if reduced else 'other'} protocol: {', '.join(in_words(other, other))}"
 
 
-def varying_settings(
-    configs: Sequence[Mapping[str, Any]], shown: Collection[str] = ()
-) -> list[str]:
+def varying_settings(configs: Sequence[Row], shown: Collection[str]) -> list[str]:
     """The settings in which configurations differ, but those that are shown anyway."""
     names = dict.fromkeys(k for config in configs for k in config if k not in shown)
     return [k for k in names if len({json.dumps(c.get(k)) for c in configs}) > 1]
 
 
-def describe(config: Mapping[str, Any], varying: Iterable[str]) -> str:
-    """A run in words: its model, and of its settings those named."""
+def describe(config: Row, names: Iterable[str]) -> str:
+    """A run in words: its model, and of its other settings those named."""
     model, opt, lr, kernel = (plain(config.get(k)) for k in ("model", "opt", "lr", "kernel"))
-    names = [model, opt, f"rate {lr}"] if "model" in config else ["SVM", kernel]
-    shown = {"dataset", "model", "opt", "lr", "kernel"}
-    return ", ".join([*names, *in_words(config, (name for name in varying if name not in shown))])
+    head = [model, opt, f"rate {lr}"] if "model" in config else ["SVM", kernel]
+    return ", ".join([*head, *in_words(config, names)])
 
 
-def describe_all(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def describe_all(configs: Sequence[Row]) -> list[str]:
     """Runs in words, each told from the others of the same model and data set."""
 
-    def kind(config: Mapping[str, Any]) -> tuple[str, ...]:
+    def kind(config: Row) -> tuple[str, ...]:
         return tuple(str(config.get(name)) for name in ("dataset", "model", "kernel"))
 
-    varying = {key: varying_settings(same) for key, same in grouped(configs, kind).items()}
+    head = {"dataset", "model", "opt", "lr", "kernel"}
+    varying = {key: varying_settings(same, head) for key, same in grouped(configs, kind).items()}
     return [describe(config, varying[kind(config)]) for config in configs]
 
 
-def order_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+def order_of(config: Row) -> tuple[str, ...]:
     """Sorting key of configurations, the study's factors first."""
     names = ("model", "kernel", "opt", "lr", "epochs", "pin_memory")
     return (*(str(config.get(name)) for name in names), json.dumps(config, sort_keys=True))
@@ -306,22 +295,19 @@ def join_notes(*notes: str | None) -> str | None:
 
 def load_of(row: Row) -> float:
     """The load average of the minute before a row was written; 0 where it is not known."""
-    load = get(row, "env", "load_average")
-    known = isinstance(load, list) and load and isinstance(load[0], int | float)
-    return float(load[0]) if known else 0.0
+    return number(row, "env", "load_average", "0") or 0.0
 
 
 def busy_note(row: Row) -> str:
     """Says so where the machine had more to do than this run when it was timed."""
-    load, cpus = load_of(row), number(row, "env", "cpu_count")
-    busy = cpus and load > 1.5 * cpus
-    return f"busy machine: load {load:.1f} on {cpus:g} CPUs" if busy else ""
+    load, cpus = load_of(row), number(row, "env", "cpu_count") or math.inf
+    return f"busy machine: load {load:.1f} on {cpus:g} CPUs" if load > 1.5 * cpus else ""
 
 
 def noise_note(row: Row) -> str:
     """Says that a timing spread more than it should."""
-    noise = number(row, "metrics", "noise")
-    return f"noisy: IQR {noise:.0%} of the median" if noise and noise > NOISY else ""
+    noise = number(row, "metrics", "noise") or 0.0
+    return f"noisy: IQR {noise:.0%} of the median" if noise > NOISY else ""
 
 
 def machine_notes(rows: Sequence[Row]) -> list[str]:

@@ -16,6 +16,8 @@ from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, chi2, norm, t
 
 Interval = tuple[float, float]
+Count = tuple[int, int]  # of images: those that are right, and all
+Timing = tuple[float, float, int]  # median, interquartile range, samples
 
 RESAMPLES = 10_000
 MOST_SUMS = 400  # that a bootstrap tells apart
@@ -28,16 +30,12 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> Inter
     Raises: ValueError unless 0 <= correct <= total and total >= 1.
     Source: Wilson, Journal of the American Statistical Association 22 (1927), 209-212.
     """
-    if total < 1:
-        raise ValueError(f"an interval needs at least one image, got {total}")
-    interval = binomtest(correct, total).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    low, high = binomtest(correct, total).proportion_ci(confidence, method="wilson")
+    return float(low), float(high)
 
 
-def newcombe_interval(
-    first: tuple[int, int], second: tuple[int, int], confidence: float = 0.95
-) -> Interval:
-    """Interval of the difference of two accuracies on different images, each (correct, total).
+def newcombe_interval(first: Count, second: Count, confidence: float = 0.95) -> Interval:
+    """Interval of the difference of two accuracies on different images.
 
     Raises: ValueError, as wilson_interval.
     Source: Newcombe, Statistics in Medicine 17 (1998), 873-890, method 10.
@@ -56,9 +54,7 @@ def sign_flip_test(sums: np.ndarray) -> float:
     Shapes: sums (N,) integers.
     """
     magnitudes, counts = np.unique(np.abs(sums[sums != 0]).astype(np.int64), return_counts=True)
-    if not len(magnitudes):
-        return 1.0
-    step = int(np.gcd.reduce(magnitudes))
+    step = int(np.gcd.reduce(magnitudes)) or 1  # 0 where the sides differ on no image
     chance = np.ones(1)
     for magnitude, count in zip((magnitudes // step).tolist(), counts.tolist(), strict=True):
         terms = np.zeros(count * magnitude + 1)
@@ -100,10 +96,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def median_ratio_interval(
-    first: tuple[float, float, int], second: tuple[float, float, int]
-) -> Interval:
-    """95 % interval of the ratio of two medians, each (median, interquartile range, samples).
+def median_ratio_interval(first: Timing, second: Timing) -> Interval:
+    """95 % interval of the ratio of two medians.
 
     The standard error of a median is taken as that of normal samples of this range, the ratio's
     logarithm as Student's t on the fewer samples.
@@ -118,11 +112,8 @@ def median_ratio_interval(
 
 @dataclass(frozen=True)
 class Spread:
-    """What the seeds of one recipe add to the variance of an estimate.
-
-    `variance` is what they add, `scale` what they would add if every training of every recipe had
-    variance one, `seeds` how many trainings there are.
-    """
+    """What the seeds of one recipe add to the variance of an estimate, what they would add if each
+    training of every recipe had variance one (its scale), and how many they are."""
 
     variance: float
     scale: float
@@ -138,11 +129,8 @@ def sample_spread(values: Sequence[float]) -> tuple[Spread, ...]:
 def lend(known: Sequence[Spread], scales: Sequence[float]) -> tuple[Spread, ...]:
     """The known spreads, each with its share of what recipes of a single seed, of these scales,
     add if they vary as the known ones do on average; nothing where none is known."""
-    extra = sum(scales) / len(known) if known else 0.0
-    return tuple(
-        replace(s, variance=s.variance * (1 + extra / s.scale), scale=s.scale + extra)
-        for s in known
-    )
+    more = sum(scales) / max(1, len(known))
+    return tuple(Spread(s.variance * (1 + more / s.scale), s.scale + more, s.seeds) for s in known)
 
 
 @dataclass(frozen=True)
@@ -182,9 +170,8 @@ class Estimate:
     def interval(self, level: float = 0.05) -> Interval:
         """Two-sided interval that misses the truth with a probability of at most `level`."""
         scale = norm.isf(level / 2) / norm.isf(0.025)
-        image = (scale * (end - self.value) for end in self.image)
         seed = t.isf(level / 2, self.degrees) * self.seed_error if self.seed_error else 0.0
-        low, high = (math.hypot(half, seed) for half in image)
+        low, high = (math.hypot(scale * (end - self.value), seed) for end in self.image)
         return self.value - low, self.value + high
 
     def p(self) -> float:
@@ -201,17 +188,14 @@ class Estimate:
 
     def power(self, low: float, high: float) -> float:
         """How often the interval lies between low and high, were the value the truth."""
-        error = (self.image[1] - self.image[0]) / 2 / norm.isf(0.025)
-        half = np.full(1, error * norm.isf(0.025))
-        total = math.hypot(error, self.seed_error)
-        if self.seed_error:
+        half = (self.image[1] - self.image[0]) / 2
+        total = math.hypot(half / norm.isf(0.025), self.seed_error)
+        if self.seed_error:  # as measured again, which is a matter of luck
             chances = (np.arange(400) + 0.5) / 400
-            drawn = chi2.ppf(chances, self.degrees) / self.degrees
-            wide = t.isf(0.025, self.degrees) * self.seed_error
-            half = np.hypot(half, wide * np.sqrt(drawn))
-        inside = norm.cdf((high - half - self.value) / total)
-        inside -= norm.cdf((low + half - self.value) / total)
-        return float(np.maximum(inside, 0).mean())
+            seed = np.sqrt(chi2.ppf(chances, self.degrees) / self.degrees) * self.seed_error
+            half = np.hypot(half, t.isf(0.025, self.degrees) * seed)
+        below, above = (norm.cdf((end - self.value) / total) for end in (low + half, high - half))
+        return float(np.maximum(above - below, 0).mean())
 
     def at(self, seeds: int) -> Estimate:
         """With at least so many seeds of every recipe, of the same noise."""

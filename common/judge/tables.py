@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.judge.rows import ACCURACY_INTERVAL, Row, get
+from common.judge.rows import Row, get
 
-WORDS = tomllib.loads(Path(__file__).with_name("tables.toml").read_text())
+WORDS = tomllib.loads(Path(__file__).with_name("tables.toml").read_text("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -26,38 +26,25 @@ class Table:
     title: str
     columns: tuple[str, ...]
     records: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-    missing: bool = False
+    notes: tuple[str, ...]
+    missing: bool
 
 
 def make_table(
-    name: str,
-    records: Iterable[Row],
-    *notes: str,
-    key: str = "",
-    title: str = "",
-    missing: bool = False,
-    **values: object,
+    name: str, records: Iterable[Row], *notes: str, key="", title="", missing=False, **values: Any
 ) -> Table:
     """The table of this name in tables.toml, from records that may lack some of its columns or hold
     more; values fill the braces of its notes, more notes follow.
 
     Notes that say how to read what was measured are left out when nothing was.
     """
-    words, records = WORDS[name], list(records)
+    words, columns = WORDS[name], tuple(paths_of(name))
+    records = tuple({column: record.get(column) for column in columns} for record in records)
     text = words.get("notes", "") if records or "empty" not in words else words["empty"]
-    values["accuracy_interval"] = ACCURACY_INTERVAL
-    own = [" ".join(paragraph.split()).format(**values) for paragraph in text.split("\n\n")]
-    columns = tuple(paths_of(name))
-    return Table(
-        words["section"],
-        key or name,
-        title or words["title"],
-        columns,
-        tuple({column: record.get(column) for column in columns} for record in records),
-        () if missing else tuple(filter(None, (*own, *notes))),
-        missing,
-    )
+    own = [" ".join(part.split()).format(**WORDS | values) for part in text.split("\n\n")]
+    notes = () if missing else tuple(filter(None, (*own, *notes)))
+    title = title or words["title"]
+    return Table(words["section"], key or name, title, columns, records, notes, missing)
 
 
 def paths_of(name: str) -> dict[str, list[str]]:
@@ -67,15 +54,8 @@ def paths_of(name: str) -> dict[str, list[str]]:
 
 
 def fields(row: Row, name: str) -> Row:
-    """What a row of the log holds of a table's columns; 0 and 1 are the ends of an interval."""
-    record = {}
-    for column, path in paths_of(name).items():
-        value: Any = row
-        for step in path:
-            value = dict(zip("01", value, strict=False)) if isinstance(value, list) else value
-            value = get(value, step)
-        record[column] = value
-    return record
+    """What a row of the log holds of a table's columns."""
+    return {column: get(row, *path) for column, path in paths_of(name).items()}
 
 
 def significant(value: float) -> str:

@@ -22,7 +22,7 @@ from common.base.log import write_atomically
 from common.judge.claims import judge_claims
 from common.judge.compare import collect
 from common.judge.findings import verdict_lines
-from common.judge.predictions import load_predictions
+from common.judge.mistakes import load_predictions
 from common.judge.published import results_table
 from common.judge.rows import Row, latest_ok
 from common.judge.tables import Table

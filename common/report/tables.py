@@ -12,8 +12,7 @@ from common.base.log import KINDS, STATUSES
 from common.judge import mistakes as judge
 from common.judge import rows as log
 from common.judge.findings import judged_tables
-from common.judge.mistakes import GALLERY, Mistakes
-from common.judge.predictions import Predictions, load_predictions
+from common.judge.mistakes import GALLERY, Mistakes, Predictions, load_predictions
 from common.judge.published import published, side_by_side, unmeasured_note
 from common.judge.rows import Group, Row, get, join_notes, number, slug
 from common.judge.tables import WORDS, Table, fields, make_table
