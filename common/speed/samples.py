@@ -1,7 +1,5 @@
 """What times come to: a median, its noise, a ratio to others. Needs no torch."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,8 +50,8 @@ class Side:
                 f"{REFUSED:.0%}); give the machine nothing else to do, or --accept-noise"
             )
 
-    def speedup(self, base: Side | None, launches: int = 1) -> tuple[float | None, Interval | None]:
-        """The ratio_interval over another side; none where either has an error."""
+    def speedup(self, base: "Side | None", launches: int = 1) -> tuple[Any, Any]:
+        """The ratio_interval over another side; (None, None) where either has an error."""
         if self.error or base is None or base.error:
             return None, None
         return ratio_interval(base.rounds_ms, self.rounds_ms, launches)

@@ -1,7 +1,5 @@
 """Training speed of variants that are to be compared: whole steps, in alternating rounds."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math
@@ -62,19 +60,6 @@ def expand_variants(name: str, grid: Row, alone: bool) -> list[Row]:
     if not variants:
         raise UsageError("--compile true: the notebook loop is never compiled; add --loop ours")
     return variants
-
-
-def expand_groups(grid: Row, data_dir: str) -> list[Group]:
-    """What is to be measured: a group for each network, of variants to compare, in which each
-    variant's optimisers follow one another."""
-    grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
-    devices = list(dict.fromkeys(device.resolve_device(name).type for name in grid["device"]))
-    variants = [v for name in devices for v in expand_variants(name, grid, len(devices) == 1)]
-    shared = grid | {key: [None] for key in variants[0]} | {"opt": grid["opt"][:1]}
-    return [
-        Group([replace(base, opt=opt, **v) for v in variants for opt in grid["opt"]], data_dir)
-        for base in expand_grid(HwTrainConfig, shared)
-    ]
 
 
 def as_training(config: HwTrainConfig) -> TrainConfig:
@@ -139,6 +124,19 @@ class Group:
             yield variant.config, metrics, variant.error
         if compiled:
             torch.compiler.reset()  # its cache keeps networks alive, and counts towards the limit
+
+
+def expand_groups(grid: Row, data_dir: str) -> list[Group]:
+    """What is to be measured: a group for each network, of variants to compare, in which each
+    variant's optimisers follow one another."""
+    grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
+    devices = list(dict.fromkeys(device.resolve_device(name).type for name in grid["device"]))
+    variants = [v for name in devices for v in expand_variants(name, grid, len(devices) == 1)]
+    shared = grid | {key: [None] for key in variants[0]} | {"opt": grid["opt"][:1]}
+    return [
+        Group([replace(base, opt=opt, **v) for v in variants for opt in grid["opt"]], data_dir)
+        for base in expand_grid(HwTrainConfig, shared)
+    ]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -239,7 +237,7 @@ class Variant(Side):
             "test_acc": run.test(run.split.test)[1],
         }
 
-    def row(self, first: Variant, rounds: str) -> Row:
+    def row(self, first: "Variant", rounds: str) -> Row:
         """The metrics of its row: its speed, its speed-up over the first variant of its optimiser,
         and the times of its rounds, by which other rows of the group are compared."""
         torch.set_num_threads(self.threads)  # which the row's env names
