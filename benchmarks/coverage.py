@@ -29,7 +29,7 @@ from shared import print_json, print_table
 
 from common.base.cli import Validated, option, parse_command_line, run_script
 from common.judge.compare import Pair, compare_with_chosen, measure_effect
-from common.judge.rows import accuracy_interval, by_seed
+from common.judge.rows import accuracy_record, by_seed
 from common.judge.stats import Spread
 from common.judge.verdicts import BEATS, MARGIN, SEEDS, judge, more_data
 
@@ -97,8 +97,8 @@ def check_design(design: Design, sims: int) -> dict[str, float]:
         opposite = "contradicted" if lead > MARGIN else "supported"
         wrong[lead] += judge(BEATS, (low, high)) == opposite
         if lead == 0:
-            low, high = accuracy_interval(drawn[0][0])
-            accurate += low <= BASE <= high
+            record = accuracy_record(drawn[0][0])
+            accurate += record["test_acc_low"] <= BASE <= record["test_acc_high"]
             apart += compare_with_chosen(drawn[0])[1]["tied"] is False
     counts = {"coverage": covered / len(TRUTHS), "accuracy": accurate, "told apart": apart}
     counts["wrong"] = max(wrong.values())

@@ -19,7 +19,7 @@ from common.base.cli import defaults_of
 from common.base.config import NOISY, SvmConfig, TrainConfig, may_mirror
 from common.base.log import TIMINGS, Row
 from common.base.machine import machine_of, timed_on
-from common.judge.stats import Estimate, Interval, sample_spread, wilson_interval
+from common.judge.stats import Estimate, sample_spread, wilson_interval
 
 STUDY_DATASETS = {"mnist": "MNIST", "fashion": "FashionMNIST"}
 DEFAULTS = {"train": defaults_of(TrainConfig), "svm": defaults_of(SvmConfig)}
@@ -181,24 +181,18 @@ def trajectory(run: Row, epochs: Iterable[Row]) -> list[Row]:
     return [row for n, row in sorted(own, key=lambda item: item[0]) if n <= length]
 
 
-def accuracy_interval(group: Group) -> Interval | None:
-    """95 % interval of the mean test accuracy: Wilson's on the test images, joined with Student's
-    over seeds where there are several."""
-    mean, total = group.mean("test_acc"), number(group.rows[0], "metrics", "n_test")
-    if mean is None or not total:
-        return None
-    image = wilson_interval(round(mean * total), int(total))
-    low, high = Estimate(mean, image, sample_spread(group.values("test_acc"))).interval()
-    return max(low, 0.0), min(high, 1.0)
-
-
 def accuracy_record(group: Group) -> Row:
-    """Mean, spread over seeds and interval of a configuration's accuracy."""
-    values, interval = group.values("test_acc"), accuracy_interval(group) or (None, None)
-    record = {name: group.mean(name) for name in ("val_acc", "test_acc")}
-    record["test_acc_sd"] = statistics.stdev(values) if len(values) > 1 else None
-    record["test_acc_low"], record["test_acc_high"] = interval
-    return record | {"seeds": len(group.rows)}
+    """Mean accuracies; of that on test images the spread over seeds, and the 95 % interval:
+    Wilson's on the images, joined with Student's over seeds where there are several."""
+    values, total = group.values("test_acc"), number(group.rows[0], "metrics", "n_test")
+    mean, low, high = group.mean("test_acc"), None, None
+    if values and total:
+        image = wilson_interval(round(mean * total), int(total))
+        low, high = Estimate(mean, image, sample_spread(values)).interval()
+        low, high = max(low, 0.0), min(high, 1.0)
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    record = {"val_acc": group.mean("val_acc"), "test_acc": mean, "test_acc_sd": sd}
+    return record | {"test_acc_low": low, "test_acc_high": high, "seeds": len(group.rows)}
 
 
 def choice_record(group: Group) -> Row:
