@@ -29,7 +29,7 @@ from shared import print_json, print_machine, with_range
 
 from common.base.cli import Validated, expand_grid, option, parse_command_line, run_script
 from common.base.config import TRAIN_PRESETS, TrainConfig
-from common.data.datasets import cached_dataset
+from common.data.datasets import load_dataset
 from common.judge.published import published
 from common.speed.process import Process
 from common.train.run import Run
@@ -50,7 +50,7 @@ class Options(Validated):
 
 def train_once(config: TrainConfig, data_dir: str) -> tuple[float, float, float, str]:
     """Train, then test. Returns: seconds, val_acc, test_acc, precision."""
-    cached_dataset(config.dataset, data_dir)
+    load_dataset(config.dataset, data_dir)
     start = time.perf_counter()
     run = Run(config, data_dir)
     for epoch in range(1, config.epochs + 1):
@@ -81,7 +81,7 @@ def measure(dataset: str, options: Options) -> dict[str, Any]:
     seconds, val, test, precision = zip(*runs, strict=True)
     mean, sd = statistics.mean(test), statistics.stdev(test)
     half = t.ppf(0.975, len(test) - 1) * sd / math.sqrt(len(test))
-    n = len(cached_dataset(dataset, options.data_dir).labels) * 7 // 10
+    n = len(load_dataset(dataset, options.data_dir).labels) * 7 // 10
     flops = notebook.step_flops(config) * n * config.epochs
     steps = math.ceil(n / study.batch_size) * study.epochs
     study_s = {name: statistics.median(own) * steps for name, own in step_s.items()}

@@ -21,7 +21,7 @@ import train
 from common.base.cli import UsageError, as_dict
 from common.base.config import TrainConfig
 from common.base.log import Log
-from common.data.datasets import cached_dataset, load_dataset
+from common.data.datasets import load_dataset
 from common.deploy import export, runtimes
 from common.deploy.runtimes import Deployable, fold, load_engine
 from common.judge.rows import TRAIN_PROTOCOL, deviations
@@ -78,7 +78,7 @@ def log(tmp_path, monkeypatch):
 
 
 def small_digits(part, side=16):
-    pixels = cached_dataset("digits", "data").images[part] / 255
+    pixels = load_dataset("digits", "data").images[part] / 255
     return interpolate(pixels, (side, side), mode="bilinear")
 
 

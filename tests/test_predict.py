@@ -16,7 +16,7 @@ from common import export, predict
 from common.base.cli import UsageError
 from common.base.log import Log
 from common.data import datasets, own
-from common.data.datasets import cached_dataset, split_dataset
+from common.data.datasets import load_dataset, split_dataset
 from common.data.images import open_image, to_inputs
 from common.data.own import pin_dataset
 from common.deploy.export import build_pixel_loader
@@ -60,7 +60,7 @@ def model_of(folder, row):
 def test_files_are_predicted_as_training_tested_them(trained, kind, capsys):
     folder, rows, files = trained
     row, model = rows[kind], model_of(folder, rows[kind])
-    dataset = cached_dataset(row["config"]["dataset"], str(folder / "data"), SIZE)
+    dataset = load_dataset(row["config"]["dataset"], str(folder / "data"), SIZE)
     test = split_dataset(dataset, "study", 0).test
     images = [files[kind][i] for i in test.tolist()]
     pixels = build_pixel_loader(dataset, SIZE)(test).numpy()

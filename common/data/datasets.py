@@ -35,9 +35,6 @@ def _load_once(name: str, data_dir: str | Path, side: int | None) -> Dataset:
     return replace(dataset, images=images, labels=labels)
 
 
-cached_dataset = load_dataset  # its other name
-
-
 @dataclass(frozen=True)
 class Split:
     """Disjoint index lists into a data set. Shapes: each (n,) int64."""

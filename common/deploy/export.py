@@ -27,7 +27,7 @@ from common.base.config import is_own
 from common.base.log import Log, Row, locate, write_atomically
 from common.base.machine import git_state
 from common.data.batches import Batches
-from common.data.datasets import Dataset, cached_dataset, split_dataset
+from common.data.datasets import Dataset, load_dataset, split_dataset
 from common.deploy import runtimes
 from common.train.device import compile_obstacle
 from common.train.loop import EVAL_BATCH_SIZE, evaluate, score
@@ -210,7 +210,7 @@ def export_run(log: Log, row: Row, format: str, data_dir: str) -> Row:
     config, file = row["config"] | {"format": format}, row["run_id"] + FORMATS[format].suffix
     metrics = {"format": format, "train_run_id": row["run_id"], "file": None, "parity": None}
     trained = runtimes.load_deployable(locate(log.folder, row["metrics"]["checkpoint"]))
-    dataset = cached_dataset(config["dataset"], data_dir, config["image_size"])
+    dataset = load_dataset(config["dataset"], data_dir, config["image_size"])
     try:
         content, metrics["parity"], fault = write_draft(*trained, dataset, row, format)
         if fault:

@@ -18,7 +18,7 @@ from torch import Tensor
 from common.base.cli import UsageError, as_dict, expand_grid
 from common.base.config import HwInferConfig
 from common.base.log import Log, locate, run_id
-from common.data.datasets import cached_dataset, split_dataset
+from common.data.datasets import load_dataset, split_dataset
 from common.deploy.export import build_pixel_loader, measure_parity, predict
 from common.deploy.runtimes import ENGINES, check_packages, load_engine
 from common.models import build_model
@@ -118,7 +118,7 @@ class Server:
     def __init__(
         self, name: str, file: Path, threads: int, trained: Row, data_dir: str, cold: bool
     ) -> None:
-        dataset = cached_dataset(trained["dataset"], data_dir, trained["image_size"])
+        dataset = load_dataset(trained["dataset"], data_dir, trained["image_size"])
         self.test = split_dataset(dataset, trained["split"], trained["split_seed"]).test
         self.load_pixels = build_pixel_loader(dataset, trained["image_size"])
         self.precision = ENGINES[name].precision
@@ -198,7 +198,7 @@ class Group:
     def measure(self) -> Iterator[tuple[HwInferConfig, Row, str | None]]:
         """Returns: the configuration, metrics and error of each row."""
         trained, scenarios = self.trained, {}
-        dataset = cached_dataset(trained["dataset"], self.data_dir, trained["image_size"])
+        dataset = load_dataset(trained["dataset"], self.data_dir, trained["image_size"])
         test = split_dataset(dataset, trained["split"], trained["split_seed"]).test
         for config in self.configs:
             scenarios.setdefault(replace(config, engine=None), []).append(Side(config))
