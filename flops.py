@@ -12,8 +12,6 @@ Writes to --results-dir: log.jsonl (kind flops, one row a convention). A count t
 has is not added again.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -18,8 +18,6 @@ operators of the backward pass itself: equal to conv_linear, except that it coun
 gradient of a grouped convolution as though it were not grouped. The loss and the optimiser count 0.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """The networks, by name. torchvision's need no more; one of our own has its name in MODELS of
 common/base/config.py, which --help shows, and what builds it here."""
 
-from __future__ import annotations
-
 import torch
 import torchvision.models
 from torch import nn

@@ -89,6 +89,18 @@ def test_calibration_by_hand():
     assert mistakes.calibration_error(bins) == pytest.approx(by_hand)
 
 
+def test_calibration_is_scikit_learn_s():
+    from sklearn.calibration import calibration_curve
+
+    rng = np.random.default_rng(1)
+    confidence = rng.uniform(size=2000)
+    correct = rng.uniform(size=2000) < confidence
+    bins = mistakes.reliability(confidence, correct)
+    accuracy, mean = calibration_curve(correct, confidence, n_bins=mistakes.BINS)
+    assert [b["accuracy"] for b in bins] == pytest.approx(accuracy)
+    assert [b["confidence"] for b in bins] == pytest.approx(mean)
+
+
 def test_without_logits_the_report_says_that_confidence_is_not_stored():
     (m,), tables = found_in([row_of("a")], {"a": predictions_of([0, 1, 2], [0, 1, 1])})
     assert (m.confidence, m.bins, m.worst) == (None, [], [])

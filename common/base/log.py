@@ -4,8 +4,6 @@ A row: schema, kind, run_id, time_utc, git {commit, dirty}, status, error, confi
 run_id is a hash of kind and config, so that the same work has the same name and is done once.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib

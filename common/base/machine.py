@@ -1,7 +1,5 @@
 """What tells one machine, and the code that ran on it, from another: it stands in every row."""
 
-from __future__ import annotations
-
 import functools
 import os
 import platform
@@ -25,6 +23,8 @@ def git_state() -> dict[str, Any]:
         return {"commit": None, "dirty": None}
     facts = [line.split() for line in done.stdout.splitlines()]  # of the branch, and of each change
     commit = next(words[2] for words in facts if words[1] == "branch.oid")
+    if commit == "(initial)":  # nothing is committed yet
+        return {"commit": None, "dirty": None}
     return {"commit": commit, "dirty": any(words[0] != "#" for words in facts)}
 
 

@@ -6,8 +6,6 @@ metadata_props, TorchScript's extra file metadata.json. Before a file gets its n
 the engine that it is for, and answers the whole test split.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tempfile

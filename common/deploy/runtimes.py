@@ -4,8 +4,6 @@ Each maps pixels (B, C, S, S), float32 in [0, 1], C 1 or 3, to logits (B, classe
 threads as it is told. eager in fp32 is what the others are compared with.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import warnings

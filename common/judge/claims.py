@@ -9,8 +9,6 @@ undecided. The rule is applied to every part (data set, network); a claim is sup
 of its parts are, contradicted or mixed if one is.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import statistics

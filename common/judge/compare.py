@@ -6,8 +6,6 @@ Configurations are chosen on validation images and compared on test images. Ever
 here, before any row is read.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import math

@@ -1,7 +1,5 @@
 """Key findings and recommendations: what the sentences of findings.j2 are made of."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ Predictions are arrays: label, pred and index by image, logits where they were s
 The images themselves come from the data folder, and are never fetched.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import zlib

@@ -1,7 +1,5 @@
 """What the study published, beside what was measured: the nearest runs, and why they differ."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Sequence

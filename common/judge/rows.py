@@ -4,8 +4,6 @@ on validation, and how all of this is put into words.
 Rows stay the dicts that the log holds: a DataFrame would make floats of whole numbers beside None.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -4,8 +4,6 @@ Paired statistics take the sum over matched pairs of (first is right) - (second 
 test image, so that an image counts once, however many pairs meet it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -197,7 +195,7 @@ class Estimate:
         below, above = (norm.cdf((end - self.value) / total) for end in (low + half, high - half))
         return float(np.maximum(above - below, 0).mean())
 
-    def at(self, seeds: int) -> Estimate:
+    def at(self, seeds: int) -> "Estimate":
         """With at least so many seeds of every recipe, of the same noise."""
         shares = [(s, min(1.0, s.seeds / seeds)) for s in self.spreads]
         spreads = (Spread(s.variance * k, s.scale * k, max(s.seeds, seeds)) for s, k in shares)

@@ -1,8 +1,6 @@
 """A table as data: what it says. How it is shown follows from the names of its columns, in
 common/report."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Rows of hw_bench.py: which stand for a device, which may be compared, and how."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from common.base.machine import machine_of
@@ -27,12 +25,13 @@ def sides(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def plainness(row: Row) -> tuple[object, ...]:
-    """Sorting key of a device's variants: our loop, not compiled, most threads, 16 bits, and no
-    noise that had to be accepted come first."""
+    """Sorting key of a device's variants: our loop, not compiled, most threads, 16 bits, no noise
+    that had to be accepted, and most timed steps come first."""
     config, noise = row["config"], number(row, "metrics", "noise") or 0.0
+    steps = number(row, "metrics", "step_ms", "n") or 0
     other = config.get("loop", "ours") != "ours", bool(config.get("compile"))
     slow = -(number(config, "threads") or 0), config.get("precision") == "fp32"
-    return *other, *slow, bool(config.get("accept_noise")), noise, row["run_id"]
+    return *other, *slow, bool(config.get("accept_noise")), -steps, noise, row["run_id"]
 
 
 def representative(rows: Iterable[Row]) -> Row | None:

@@ -1,7 +1,5 @@
 """From an interval and a rule to a verdict, what it depends on, and what an open one would take."""
 
-from __future__ import annotations
-
 import bisect
 import math
 from collections.abc import Mapping, Sequence

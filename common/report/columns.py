@@ -1,8 +1,6 @@
 """How tables are shown: heading, number format and width of a column follow from its name, by the
 rules here and the words of columns.toml."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The report as Markdown, LaTeX, PDF and CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os

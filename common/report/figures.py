@@ -4,8 +4,6 @@ On the page an artist whose gid is dot:text shows the text on hovering, and one 
 curve:run_id is a line that can be switched off.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The templates are report.html.j2, page.css and page.js, with tablesort (vendor/)
 value is escaped by Jinja2; figures are those of the report, as SVG.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

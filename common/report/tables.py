@@ -1,8 +1,6 @@
 """The report's tables: the records of those of what was measured; their words are in
 judge/tables.toml."""
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
