@@ -16,7 +16,7 @@ import torch
 
 import hw_bench
 from common.base.cli import UsageError, as_dict, first_line
-from common.base.config import ENGINE_NAMES, NOISY, HwInferConfig, TrainConfig
+from common.base.config import ENGINE_NAMES, EXPORT_FORMATS, NOISY, HwInferConfig, TrainConfig
 from common.base.log import Log, run_id
 from common.cost import count_costs
 from common.deploy import export
@@ -113,6 +113,7 @@ def group_of(folder, files, config, **settings):
 
 def test_every_engine_has_a_name_on_the_command_line_and_a_file_to_read():
     assert tuple(ENGINES) == ENGINE_NAMES
+    assert tuple(export.FORMATS) == EXPORT_FORMATS
     assert {e.reads for e in ENGINES.values()} == {"checkpoint", *export.FORMATS}
 
 

@@ -18,6 +18,8 @@ def test_settings_reach_the_optimizer_and_sgd_is_fused_where_that_is_faster():
         settings = optim.build_optimizer(model, opt, 0.1, 0.5).defaults
         assert (settings["fused"], settings["weight_decay"]) == (fused, 0.5)
     assert optim.build_optimizer(model, "adamw", 0.1, None).defaults["weight_decay"] == 0.01
+    with pytest.raises(ValueError, match="unknown optimiser 'lion'"):
+        optim.build_optimizer(model, "lion", 0.1, None)
 
 
 def test_a_triangular_schedule_peaks_at_its_learning_rate():

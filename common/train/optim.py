@@ -37,6 +37,8 @@ def build_optimizer(
     sgd = {"momentum": MOMENTUM, "fused": next(model.parameters()).device.type != "cpu"} | settings
     if opt == "sgd":
         return torch.optim.SGD(model.parameters(), **sgd)
+    if opt not in ("nesterov", "muon"):
+        raise ValueError(f"unknown optimiser {opt!r}")
     params = dict(model.named_parameters())
     names = find_hidden(model, image_size) if opt == "muon" else []
     hidden = [params.pop(name) for name in names]
