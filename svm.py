@@ -41,7 +41,6 @@ ENGINES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fit every configuration that the log does not have, and print them all."""
     grid, options = parse_command_line(argv, __doc__, SvmConfig, GridOptions, SVM_PRESETS)
     expand_grid(SvmConfig, grid)  # a bad value is said before any image is read
     from common.data.own import pin_dataset
@@ -73,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
-    """Look for all that is asked for, engines, libraries and images. Raises: UsageError."""
+    """Look for all that is asked for: engines, libraries and images."""
     from common.data.datasets import explain_images, load_split
 
     for c in configs:
@@ -90,24 +89,20 @@ def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
 
 
 def measure_and_log(config: SvmConfig, options: GridOptions, log: Log, label: str) -> dict:
-    """Measure one configuration. Returns: its row, a failed one whatever it failed of."""
     with log.failed_rows("svm", [as_dict(config)]) as failed:
         metrics = measure(config, options)
     if failed:
         print(f"{label}: failed, {failed[0]['error']}", file=sys.stderr)
         return failed[0]
     if metrics["converged"] is False:
-        stopped = f"--max-iter {config.max_iter} stopped the solver before it converged"
-        pairs = f"in {metrics['pairs_stopped']} pairs of classes"
-        print(f"{label}: warning: {stopped}, {pairs}", file=sys.stderr)
+        why = f"--max-iter {config.max_iter} stopped the solver before it converged"
+        why += f", in {metrics['pairs_stopped']} pairs of classes"
+        print(f"{label}: warning: {why}", file=sys.stderr)
     return log.append("svm", as_dict(config), metrics)
 
 
 def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
-    """Fit an SVC of the configuration's engine and of no other, test it, and save the predictions.
-
-    Returns: the metrics of the row.
-    """
+    """Fit an SVC, test it, and save the predictions. Returns: the metrics of the row."""
     import numpy as np
     from joblib import cpu_count
     from sklearn.exceptions import ConvergenceWarning
@@ -128,7 +123,6 @@ def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
     # scikit-learn-intelex has no setting that forbids this, and says so only to its own log.
     if config.engine == "sklearnex" and not hasattr(model, "_onedal_estimator"):
         raise RuntimeError("scikit-learn-intelex fell back to scikit-learn; use --engine sklearn")
-    # The most iterations in a pair of classes, and how many pairs max_iter stopped.
     converged = iterations = stopped = None
     if config.engine == "sklearn":  # which alone tells
         converged, iterations = bool(model.fit_status_ == 0), int(model.n_iter_.max())
@@ -153,9 +147,8 @@ def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
 
 @lru_cache(maxsize=2)  # raw and hog, shared by the kernels of a grid; more would cost memory
 def prepare_parts(config: SvmConfig, data_dir: str) -> tuple[dict[str, Any], ...]:
-    """Choose the training images and compute all features, for all that but the SVC is set of:
-    pixels in [0, 1], or HOG descriptors of them (9 directions, blocks of 2 x 2 cells), at each
-    pixel of the colour channel of the strongest gradient.
+    """Choose the training images and compute all features: pixels in [0, 1], or their HOG
+    descriptors, at each pixel of the colour channel of the strongest gradient.
 
     Returns: features (N, D) and labels by part; metrics; what predictions are kept with.
     """
@@ -181,13 +174,13 @@ def prepare_parts(config: SvmConfig, data_dir: str) -> tuple[dict[str, Any], ...
         x = {name: np.stack([describe(p / 255) for p in images[i]]) for name, i in parts.items()}
     facts = {"features_ms": (time.perf_counter() - start) * 1e3, "split_sha256": split.sha256()}
     facts |= {f"n_{name}": len(index) for name, index in parts.items()}
+    facts |= describe_split(pool, split)
     y = {name: pool.labels.numpy()[index] for name, index in parts.items()}
-    kept = {"index": split.test, "classes": pool.classes}
-    return x, y, facts | describe_split(pool, split), kept
+    return x, y, facts, {"index": split.test, "classes": pool.classes}
 
 
 def predict(model: Any, x: Any, jobs: int) -> Any:
-    """Predict in as many threads as jobs. Shapes: (N, D) -> (N,)."""
+    """Shapes: (N, D) -> (N,)."""
     import numpy as np
     from joblib import Parallel, delayed
 
@@ -196,7 +189,6 @@ def predict(model: Any, x: Any, jobs: int) -> Any:
 
 
 def format_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """A table of the rows, led by the settings of those names."""
     lines = []
     for row in rows:
         m, figures = row["metrics"], ["failed", "", "", "", ""]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.base.cli import UsageError, Validated, option, parse_command_line, run_script
 from common.base.config import EXPORT_FORMATS
-from common.base.log import Log, Row, log_files
+from common.base.log import Log, log_files
 
 
 class ExportOptions(Validated):
@@ -28,26 +28,21 @@ class ExportOptions(Validated):
     data_dir: str = option("data", "folder of the data sets, whose test images are the gate")
 
 
-def find_run(start: str, log: Log) -> Row:
-    """The one finished training whose run_id starts so. Raises: UsageError for none or several."""
-    rows = log.finished("train")
-    named = [run for run in rows if run.startswith(start)]
-    if len(named) != 1:
-        among = named or list(rows)
-        listed = ", ".join(among[:10]) + (", ..." if len(among) > 10 else "") or "none"
-        count = f"{len(named) or 'no'} finished trainings of {log.path} start so"
-        raise UsageError(f"RUN {start}: {count}; choose from {listed}")
-    return rows[named[0]]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export every run in every format."""
     _, options = parse_command_line(argv, __doc__, options_class=ExportOptions)
     folder = options.results_dir
     if not any(file.is_file() for file in log_files(Path(folder))):
         raise UsageError(f"--results-dir: {folder} has no log.jsonl; train.py writes it")
-    log = Log(folder)
-    rows = [find_run(start, log) for start in options.runs]
+    log, rows = Log(folder), []
+    finished = log.finished("train")
+    for start in options.runs:
+        named = [run for run in finished if run.startswith(start)]
+        if len(named) != 1:
+            among = named or list(finished)
+            listed = ", ".join(among[:10]) + (", ..." if len(among) > 10 else "") or "none"
+            count = f"{len(named) or 'no'} finished trainings of {log.path} start so"
+            raise UsageError(f"RUN {start}: {count}; choose from {listed}")
+        rows.append(finished[named[0]])
     from common.deploy.export import check_format, export_run
 
     for format in options.format:

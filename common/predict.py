@@ -41,10 +41,7 @@ class PredictOptions(Validated):
 
 
 def load_model(path: Path) -> tuple[Network, dict[str, Any]]:
-    """An exported network and what its file says about it.
-
-    Raises: UsageError when the file is no model, or not one that this project exported.
-    """
+    """An exported network and what its file says about it."""
     import onnxruntime
 
     if not path.is_file():
@@ -81,7 +78,6 @@ def classify(network: Network, facts: dict[str, Any], file: str) -> dict[str, An
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Classify every file, and name those that are no images."""
     _, options = cli.parse_command_line(argv, __doc__, options_class=PredictOptions)
     network, facts = load_model(Path(options.model))
     answers = []

@@ -99,7 +99,7 @@ def test_sizes_formats_colours_and_cameras_become_one_square_by_pillows_bilinear
     assert (images[:, 0] == upright).all((1, 2)).sum() == 1
 
 
-def test_all_files_that_cannot_be_used_are_named_at_once(tmp_path):
+def test_all_files_that_cannot_be_used_are_named_at_once(tmp_path, monkeypatch):
     root = photos(tmp_path / "photos")
     whole = (root / "class 0" / "0.png").read_bytes()
     (root / "class 0" / "cut.png").write_bytes(whole[:-30])
@@ -113,11 +113,8 @@ def test_all_files_that_cannot_be_used_are_named_at_once(tmp_path):
     bad = ["cut.png", "notes.txt", "gone.png: No such file", "deep.png: mode I;16"]
     for name in (*bad, "float.tiff: mode F", "pipe.png: no regular file"):
         assert name in why
-
-
-def test_a_decompression_bomb_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    assert "DecompressionBombWarning" in refused(photos(tmp_path / "photos"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # a decompression bomb is not unpacked
+    assert "DecompressionBombWarning" in refused(root)
 
 
 def test_links_are_followed_and_a_circle_of_them_refused(tmp_path):
@@ -181,12 +178,11 @@ def test_a_division_into_folders_is_the_official_split(tmp_path, spelt, capsys):
     assert f"{spelt[0]}/ has no class class 9" in refused(root)
 
 
-def test_an_official_split_without_an_image_to_validate_on_is_refused(tmp_path, tiny):
+def test_an_official_split_without_an_image_to_validate_on_is_refused(tmp_path):
     photos(tmp_path / "photos/train", 4)
     photos(tmp_path / "photos/test", 3, start=20)
-    flags = ["--dataset", f"folder:{tmp_path / 'photos'}", "--split", "official"]
     with pytest.raises(UsageError, match="8 would train, 0 validate and 6 test; each part"):
-        train.main([*tiny, *flags, "--data-dir", str(tmp_path)])
+        split_dataset(load(tmp_path / "photos"), "official", 0)
 
 
 def test_imbalance_lacking_classes_and_leaks_are_said(tmp_path, capsys):
@@ -200,12 +196,9 @@ def test_imbalance_lacking_classes_and_leaks_are_said(tmp_path, capsys):
     text = capsys.readouterr().out
     assert text.count("24 training, 2 validation and 5 test images, 8x8, grey") == 1
     assert "60.0% of the test images" in text
-    for warning in (
-        "5 test images know an accuracy to within 44 points",
-        "no test image of class 2",
-        "3 of 5 test images are, pixel for pixel",
-    ):
-        assert f"\n  warning: {warning}" in text
+    assert "\n  warning: 5 test images know an accuracy to within 44 points" in text
+    assert "\n  warning: no test image of class 2" in text
+    assert "\n  warning: 3 of 5 test images are, pixel for pixel" in text
 
 
 def test_the_name_is_the_content(tmp_path):
@@ -299,9 +292,9 @@ def test_arrays_that_are_no_images_and_classes_are_refused(tmp_path, changes, wh
 
 
 def test_a_file_that_is_no_npz_is_refused(tmp_path):
-    for name, content in {"a.npz": b"", "b.npz": b"<html>", "c": b"PK\3\4" + bytes(99)}.items():
-        (tmp_path / name).write_bytes(content)
-        assert "no .npz file" in refused(tmp_path / name, kind="npz")
+    for content in (b"", b"<html>", b"PK\3\4" + bytes(99)):
+        (tmp_path / "a.npz").write_bytes(content)
+        assert "no .npz file" in refused(tmp_path / "a.npz", kind="npz")
     assert "No such file" in refused(tmp_path / "gone.npz", kind="npz")
 
 
@@ -328,8 +321,7 @@ def test_a_comparison_on_your_own_images(tmp_path, rows, capsys, kind, colour):
     parts = split_dataset(dataset, split, 0)
     x, y = dataset.images.numpy().reshape(len(dataset.labels), -1) / 255, dataset.labels
     chosen = parts.train[np.random.RandomState(0).permutation(len(parts.train))[:150]]
-    reference = SVC(max_iter=1000).fit(x[chosen], y[chosen])
-    acc = reference.score(x[parts.test], y[parts.test])
+    acc = SVC(max_iter=1000).fit(x[chosen], y[chosen]).score(x[parts.test], y[parts.test])
     assert machine["metrics"]["test_acc"] == pytest.approx(acc)
     metrics = trained[0]["metrics"]
     assert metrics["class_counts"]["train"] == np.bincount(y[parts.train]).tolist()

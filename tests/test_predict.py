@@ -138,10 +138,8 @@ def test_a_model_that_does_not_say_how_it_was_trained_is_refused(tmp_path, chang
 
 def test_no_torch_is_needed_and_no_model_is_bad_usage(trained, tmp_path):
     folder, rows, files = trained
-    code = (
-        "import sys; from common import predict; sys.modules['torch'] = None\n"
-        "sys.exit(predict.main(sys.argv[1:]))"
-    )
+    code = "import sys; from common import predict; sys.modules['torch'] = None\n"
+    code += "sys.exit(predict.main(sys.argv[1:]))"
     model = model_of(folder, rows["folder"])
     assert finish(start("-c", code, model, files["folder"][0]))[1] == ""
     (tmp_path / "page.onnx").write_text("<html>")

@@ -5,7 +5,6 @@ is freed (a large block that is not mapped afresh), and how many threads torch h
 """
 
 import platform
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,9 +98,3 @@ def test_training_beside_others_is_prepared_as_training_alone(looked, tiny):
     run("train.py", *flags, "--jobs", "2", "--threads", "1")
     assert set(looked()) == {(1, 1)}
     assert len(looked()) >= 2  # the process that shares the work out, too
-
-
-def test_no_process_is_started_that_is_not_tested_here():
-    files = [*ROOT.glob("*.py"), *ROOT.glob("common/**/*.py"), *ROOT.glob("benchmarks/*.py")]
-    started = [(f.name, re.findall(r"Process\(\s*target=(\w+)", f.read_text())) for f in files]
-    assert [(name, names) for name, names in started if names] == [("process.py", ["serve"])]

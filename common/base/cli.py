@@ -1,10 +1,8 @@
 """What the scripts share: flags made of dataclasses, how a script says no, and how it ends.
 
-A setting is a field of a frozen dataclass: option() gives it a default, a help text and rules, of
-which flags, help and checks are made. Nothing heavy is imported, so that --help answers at once.
+A setting is a field of a frozen dataclass: of its default, help text and rules, which option()
+declares, flags and checks are made. Nothing heavy is imported: --help answers at once.
 """
-
-from __future__ import annotations
 
 import argparse
 import difflib
@@ -22,14 +20,14 @@ from typing import Any
 
 BOUNDS = {"above": (operator.gt, "greater than"), "minimum": (operator.ge, "at least")}
 BOUNDS |= {"maximum": (operator.le, "at most")}
+TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 
 
 class UsageError(ValueError):
     """Bad usage or bad input: one line that says what was wrong and what to do; exit status 2."""
 
-    def __init__(self, message: str) -> None:
-        """What would not print on one line, or at all, is shown escaped."""
+    def __init__(self, message: str) -> None:  # what would not print, or not on one line: escaped
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
@@ -56,8 +54,7 @@ def check_name(what: str, value: str, known: Sequence[str]) -> None:
 
 
 def need(module: str, what: str, package: str | None = None) -> Any:
-    """Import what only some need. Raises: UsageError that says what needs it, and the package to
-    install where its name is not the module's."""
+    """Import what only some need; `package` is what to install, where that is named otherwise."""
     try:
         return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:  # a missing driver is one of the latter
@@ -66,8 +63,7 @@ def need(module: str, what: str, package: str | None = None) -> Any:
 
 
 def run_script(main: Callable[[], int]) -> None:
-    """Run a script's main and exit: 0 done, 1 a run failed, 2 bad input, 130 interrupted (143 by
-    SIGTERM), 141 when whoever reads the output has gone."""
+    """Exit as main ends: 0 done, 1 a run failed, 2 bad input, 130 or 143 stopped, 141 unread."""
 
     def terminate(number: int, frame: Any) -> None:
         raise KeyboardInterrupt(number)
@@ -95,9 +91,8 @@ def run_script(main: Callable[[], int]) -> None:
 def option(default: Any, help: str, choices: Iterable[str] = (), **rules: Any) -> Any:
     """Declare a field that becomes a flag or, where its default is MISSING, is given without one.
 
-    rules: minimum and maximum (inclusive), above (exclusive); check (called instead of check_name);
-    flag (False: a script fills it in); silent (at its default the field is not in the log, nor in
-    the run_id: it came after rows that it changes nothing in).
+    rules: minimum and maximum (inclusive), above (exclusive); check (instead of check_name); flag
+    (False: a script fills it in); silent (not in the log at its default, as in rows before it).
     """
     rules = {"check": check_name, "flag": True, "silent": False} | rules
     return field(default=default, metadata={"help": help, "choices": choices} | rules)
@@ -147,10 +142,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _truth(text: str) -> bool:
-    for truth, words in ((True, "true 1 yes on"), (False, "false 0 no off")):
-        if text.lower() in words.split():
-            return truth
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    if text.lower() not in (*TRUE, *FALSE):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() in TRUE
 
 
 def _texts(value: Any) -> list[str]:
@@ -167,8 +161,7 @@ def _add_flags(parser: argparse.ArgumentParser, cls: type, several: bool) -> Non
             text += f" ({', '.join(choices)})"
         if f.default not in (None, (), MISSING):
             text += f" [{' '.join(_texts(f.default))}]"
-        # Annotations are text here: "int | None", "tuple[float, ...]".
-        kind = TYPES[re.match(r"(tuple\[)?(\w+)", f.type)[2]]
+        kind = TYPES[re.match(r"(tuple\[)?(\w+)", f.type)[2]]  # "int | None", "tuple[str, ...]"
         how: dict[str, Any] = {"type": kind, "metavar": f.name.upper()}
         if several and kind is bool:  # a bare --pin-memory means true, as everywhere else
             how |= {"nargs": "*", "type": _truth}
@@ -189,8 +182,8 @@ def parse_command_line(
     presets: Mapping[str, dict[str, Any]] | None = None,
     default_preset: str | None = None,
 ) -> tuple[dict[str, list[Any]], Any]:
-    """Returns: ({field: [value, ...]} of config_class, where an explicit flag wins over a preset, a
-    preset over a default; options). Raises: UsageError on an unknown flag, name or value."""
+    """Returns: ({field: [value, ...]} of config_class, of a flag, else a preset, else the default;
+    options)."""
     form = argparse.RawDescriptionHelpFormatter
     parser = _Parser(description=description, formatter_class=form, allow_abbrev=False)
     if presets:
@@ -211,11 +204,8 @@ def parse_command_line(
 
 
 def expand_grid(config_class: type, grid: Mapping[str, Any]) -> list[Any]:
-    """The Cartesian product of the values, or defaults, in the order of the fields, validated.
-
-    Where a preset's values depend on the data set, the product is each data set's own.
-    Raises: UsageError, also for a data set that such a preset has no values for.
-    """
+    """The product of the values, or defaults, in the order of the fields; of each data set its own
+    where a preset's values depend on it. Raises: UsageError where it has none for a data set."""
     grid = {f.name: grid.get(f.name, [f.default]) for f in fields(config_class)}
     configs = []
     for dataset in grid.get("dataset", [None]):

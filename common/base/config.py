@@ -1,7 +1,6 @@
 """Every setting, declared once, and the names that settings take; presets.toml has the presets.
 
-What the names of data sets, networks and so on stand for is in the rooms above, so that --help
-knows them without importing anything heavy.
+What the names stand for is in the rooms above: --help knows them and imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -45,12 +44,11 @@ HW_PRESETS, HW_INFER_PRESETS = _PRESETS["hw_train"], _PRESETS["hw_infer"]
 
 
 def is_own(name: str) -> bool:
-    """Whether these are your own images and no published set."""
+    """Whether these are your own images."""
     return find_name(name, DATASETS) in OWN
 
 
 def may_mirror(name: str) -> bool:
-    """Whether the classes of a data set outlive a mirror."""
     return find_name(name, DATASETS) in MIRRORABLE
 
 
@@ -108,11 +106,9 @@ class TrainConfig(DataConfig):
 
     @property
     def mirrored(self) -> bool:
-        """Whether training images are mirrored: asked for, and of a kind that may be."""
         return self.flip and may_mirror(self.dataset)
 
     def describe(self) -> str:
-        """The factors of the study, in a few words."""
         pin = " pin" if self.pin_memory else ""
         return f"{self.dataset} {self.model} {self.opt} {self.lr:g}{pin}"
 
@@ -160,7 +156,6 @@ class HwTrainConfig(DataConfig):
     accept_noise: bool = option(False, NOISE)
 
     def describe(self) -> str:
-        """The variant in a few words."""
         mode = "compiled" if self.compile else "eager" if self.loop == "ours" else "notebook loop"
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}" if self.threads else None
         return ", ".join(filter(None, [self.device, threads, self.precision, mode]))
@@ -181,7 +176,6 @@ class HwInferConfig(Validated):
     accept_noise: bool = option(False, NOISE)
 
     def describe(self) -> str:
-        """The engine and its work in a few words."""
         counts = {"image": self.batch_size, "thread": self.threads}
         return ", ".join([self.engine, *(f"{n} {w}{'s' * (n > 1)}" for w, n in counts.items())])
 

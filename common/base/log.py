@@ -41,11 +41,10 @@ def run_id(kind: str, config: Mapping[str, Any]) -> str:
 
 
 class Log:
-    """Appends rows to log.jsonl, stamped with the commit and the machine. A shard is a log of its
-    own, log.SHARD.jsonl: who writes it reads no other, whoever has none reads them all."""
+    """Rows of log.jsonl, stamped with commit and machine. A shard is a log of its own,
+    log.SHARD.jsonl: who writes it reads no other, whoever has none reads them all."""
 
     def __init__(self, results_dir: str | Path, shard: str | None = None) -> None:
-        """Raises: UsageError when the folder cannot be written, before any work is done."""
         self.folder, self.shard = Path(results_dir), shard
         self.path = self.folder / (f"log.{shard}.jsonl" if shard else "log.jsonl")
         try:
@@ -60,8 +59,7 @@ class Log:
         return [row for row in rows if row["kind"] == kind]
 
     def finished(self, kind: str) -> dict[str, Row]:
-        """The last successful row of each run_id; of timings, of those made on this machine and
-        device."""
+        """The last successful row of each run_id; of timings, of this machine and its devices."""
         rows = [row for row in self.read(kind) if row["status"] == "ok"]
         if kind in TIMINGS:
             here = {name: timed_here(name) for name in {r["config"].get("device") for r in rows}}
@@ -76,9 +74,7 @@ class Log:
         row = {"schema": SCHEMA, "kind": kind, "run_id": run_id(kind, config)}
         row |= {"time_utc": datetime.now(UTC).isoformat(timespec="seconds"), "git": git_state()}
         row |= {"status": "ok", "error": None, "config": config, "env": describe_machine(device)}
-        row |= {"metrics": metrics}
-        assert parts.keys() <= row.keys()
-        row |= parts
+        row |= {"metrics": metrics} | parts
         row["error"] = row["error"].splitlines()[0] if row["error"] else None
         append_line(self.path, dumps_strict(row))
         return row
@@ -87,8 +83,8 @@ class Log:
     def failed_rows(
         self, kind: str, configs: Iterable[Row], explain: Callable[..., str] | None = None
     ) -> Iterator[list[Row]]:
-        """Work on configurations: what it fails of is a failed row of each, added to the list that
-        is yielded, and not the end of the others. Raises: UsageError, the whole command's."""
+        """Work on configurations: what it fails of, but UsageError, is a failed row of each, which
+        is added to the list that is yielded, and not the end of the others."""
         rows: list[Row] = []
         try:
             yield rows
@@ -111,8 +107,7 @@ def dumps_strict(row: Row) -> str:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line durably: locked against other writers, one write, then fsync. After a line
-    that was cut off it starts on a line of its own. Raises: UsageError."""
+    """Append durably: locked, one write, then fsync; on a line of its own after one cut off."""
     try:
         with open(path, "ab+", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -128,12 +123,12 @@ def append_line(path: Path, line: str) -> None:
 
 
 def write_atomically(target: Path, content: Content) -> None:
-    """Write a file whole or not at all. Raises: UsageError; what was there before stays."""
+    """Write a file whole or not at all: what was there before stays."""
     write_together({target: content})
 
 
 def write_together(files: Mapping[Path, Content]) -> None:
-    """Write files of which none is touched before there was room for all. Raises: UsageError."""
+    """Write files of which none is touched before there was room for all."""
     parts = {target: target.with_name(f".{target.name}.{os.getpid()}.part") for target in files}
     try:
         for target, content in files.items():
@@ -164,10 +159,8 @@ def locate(folder: Path, name: str) -> Path:
 
 
 def save_predictions(path: Path, **arrays: Any) -> None:
-    """Keep a test split's predictions for paired tests, as a compressed .npz of PREDICTIONS.
-
-    Shapes: pred, label, index into the pool (N,); logits (N, classes), where there are any.
-    """
+    """Keep a test split's predictions for paired tests. Shapes: pred, label, index into the pool
+    (N,); logits (N, classes), where there are any."""
     import numpy as np  # not at the top: the scripts import this before they parse their flags
 
     kept = {k: np.asarray(arrays[k], PREDICTIONS[k]) for k in PREDICTIONS if k in arrays}
@@ -180,7 +173,7 @@ def log_files(folder: Path) -> list[Path]:
 
 
 def read_log(folder: Path) -> tuple[list[Row], list[str]]:
-    """Read a log and its shards as one, oldest row first, as read_rows does."""
+    """read_rows of a log and its shards as one, oldest row first."""
     logs = [read_rows(file) for file in log_files(folder)]
     rows = [row for log, _ in logs for row in log]
     if len(logs) > 1:
@@ -194,8 +187,7 @@ def read_rows(path: str | Path) -> tuple[list[Row], list[str]]:
     def refuse_constant(name: str) -> None:
         raise ValueError(f"{name} is no JSON")
 
-    rows, problems = [], []
-    shared: dict[str, Any] = {}  # rows repeat their configuration and commit: kept once each
+    rows, problems, shared = [], [], {}  # rows repeat configuration and commit: kept once each
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:

@@ -39,8 +39,8 @@ def describe_machine(device: str | None = None) -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "cpu_count": os.cpu_count(),
         "cpu_affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "cpu_quota": _read("/sys/fs/cgroup/cpu.max").strip() or None,
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
+        "cpu_quota": _read("/sys/fs/cgroup/cpu.max") or None,
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
         "load_average": list(os.getloadavg()),
     }
     used = [name for name in LIBRARIES if name in sys.modules]
@@ -71,9 +71,8 @@ def timed_here(device: str | None) -> tuple[Any, ...] | None:
 
 
 def _read(file: str) -> str:
-    """What the kernel says there, if anything."""
     with suppress(OSError):
-        return Path(file).read_text()
+        return Path(file).read_text().strip()
     return ""
 
 

@@ -17,8 +17,7 @@ ERASED_RATIO = 3.3  # of the sides at most, log-uniform
 
 
 def measure_pixels(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, pixels scaled to [0, 1]; the deviation of one
-    that never varies is 1, so that scaling makes zeros of it.
+    """Mean and standard deviation (1, where nothing varies) of each channel, pixels in [0, 1].
 
     Shapes: images (N, C, H, W) uint8 -> (C,), (C,) float32.
     """
@@ -32,8 +31,8 @@ def measure_pixels(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
-    """The order of the n training images in one epoch: a function of seed and epoch alone, so that
-    a run resumes, and a shorter run shares its first epochs with a longer one, without state."""
+    """The order of n training images: a function of seed and epoch alone, so that a run resumes,
+    and a shorter run shares its first epochs with a longer one, without state."""
     return torch.from_numpy(np.random.RandomState([seed, epoch]).permutation(n))
 
 
@@ -67,11 +66,9 @@ def draw_views(order: Tensor, config: TrainConfig, epoch: int, sides: Sequence[i
 @dataclass(eq=False)
 class Batches:
     """Turns lists of indices into network inputs: gather, move, resize, normalise, repeat channels.
-
-    With data_on="device" the images live on the accelerator; with "host" a batch's uint8 pixels are
-    gathered on the host, page-locked with pin_memory, and copied asynchronously. On a CPU the two
-    are the same. Indices are best where the images are, at `home`: a step then waits for nothing.
-    """
+    Images are on the accelerator, or with data_on="host" uint8 pixels are gathered on the host,
+    page-locked with pin_memory, and copied asynchronously. Indices are best where the images are,
+    at `home`: a step then waits for nothing."""
 
     dataset: Dataset
     statistics: tuple[Tensor, Tensor]
@@ -99,7 +96,12 @@ class Batches:
         """
         views, index = (index, index[:, 0]) if index.ndim == 2 else (None, index)
         if self.staged:
-            batch = [self._gather(source, index) for source in (self.images, self.labels)]
+            batch = []
+            for source in (self.images, self.labels):
+                # Fresh each time: the allocator knows which ones a copy still reads.
+                shape = (len(index), *source.shape[1:])
+                buffer = torch.empty(shape, dtype=source.dtype, pin_memory=self.pin_memory)
+                batch.append(torch.index_select(source, 0, index, out=buffer))
             lap("data")
             pixels, labels = (part.to(self.device, non_blocking=True) for part in batch)
             lap("copy")
@@ -116,13 +118,6 @@ class Batches:
         inputs = inputs.contiguous(memory_format=self.memory_format)
         lap("data")
         return inputs, labels
-
-    def _gather(self, source: Tensor, index: Tensor) -> Tensor:
-        # A fresh page-locked buffer each time: the caching allocator knows which ones a copy still
-        # reads, so none is overwritten in flight.
-        shape = (len(index), *source.shape[1:])
-        batch = torch.empty(shape, dtype=source.dtype, pin_memory=self.pin_memory)
-        return torch.index_select(source, 0, index, out=batch)
 
 
 def apply_views(pixels: Tensor, views: Tensor, erased: Tensor) -> Tensor:
@@ -149,8 +144,8 @@ def apply_views(pixels: Tensor, views: Tensor, erased: Tensor) -> Tensor:
 
 
 def split_batches(order: Tensor, batch_size: int) -> list[Tensor]:
-    """Cut an order into batches, every image once. A last batch of one joins the one before it,
-    since BatchNorm cannot train on a single 1x1 feature map."""
+    """Cut an order into batches. A last one of one image joins the one before it: BatchNorm cannot
+    train on a single 1x1 feature map."""
     batches = list(order.split(batch_size))
     if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]

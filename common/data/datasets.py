@@ -1,8 +1,4 @@
-"""Data sets as tensors, divided into training, validation and test, and described.
-
-A data set is one uint8 tensor (N, C, H, W) in published order, training images first; what it is
-read from is in fetch.py, your own images in own.py.
-"""
+"""Data sets as tensors, divided into training, validation and test, and described."""
 
 import functools
 import hashlib
@@ -24,7 +20,7 @@ FEW_IMAGES = 400  # fewer know an accuracy of 50 % no better than to 5 points
 
 
 def load_dataset(name: str, data_dir: str | Path = "data", side: int | None = None) -> Dataset:
-    """A data set as tensors, read once a process. Raises: UsageError, as read_dataset does."""
+    """A data set as tensors, read once a process."""
     return _load_once(name, data_dir, side if is_own(name) else None)
 
 
@@ -53,23 +49,20 @@ class Split:
 
 def split_dataset(dataset: Dataset, split: str, seed: int, limit: int | None = None) -> Split:
     """Divide a data set: study 70/10/20 of the pool; official as it was published, with a tenth of
-    training to validate on where no such part was. `limit` keeps so many training images.
-
-    Raises: UsageError for `official` where no test part was published, and for an empty part.
-    """
+    training to validate on where no such part was. `limit` keeps so many training images."""
     n, n_val, n_test = len(dataset.labels), dataset.published_val, dataset.published_test
     if split == "official" and n_test is None:
         raise UsageError(f"--split official: {dataset.name} has no published test part")
-    # RandomState's stream is frozen by numpy's compatibility policy, Generator's is not.
     n_shuffled = n - n_val - n_test if split == "official" else n
+    # RandomState's stream is frozen by numpy's compatibility policy, Generator's is not.
     order = torch.from_numpy(np.random.RandomState(seed).permutation(n_shuffled))
     if split == "study":
         train, val, test = order.tensor_split([n * 7 // 10, n * 7 // 10 + n // 10])
     else:
+        test = torch.arange(n - n_test, n)
         val, train = order.tensor_split([0 if n_val else n_shuffled // 10])
         if n_val:
             val = torch.arange(n_shuffled, n - n_test)
-        test = torch.arange(n - n_test, n)
     if not (len(train) and len(val) and len(test)):
         counts = f"{len(train)} would train, {len(val)} validate and {len(test)} test"
         raise UsageError(f"--split {split}: of {n} images {counts}; each part needs one")
@@ -77,16 +70,15 @@ def split_dataset(dataset: Dataset, split: str, seed: int, limit: int | None = N
 
 
 def load_split(config: DataConfig, data_dir: str) -> tuple[Dataset, Split]:
-    """A configuration's images, and which of them it trains on and is tested on."""
     dataset = load_dataset(config.dataset, data_dir, config.image_size)
     limit = getattr(config, "limit", None)  # an SVM's has none
     return dataset, split_dataset(dataset, config.split, config.split_seed, limit)
 
 
 def describe_split(dataset: Dataset, split: Split) -> dict[str, Any]:
-    """What an accuracy on a split has to be read with, as a row of the log has it: the images of
-    each class in each part, the test accuracy of always answering training's most frequent class,
-    and the test images that are, pixel for pixel, among those trained or validated on."""
+    """What an accuracy is read with: the images of each class in each part, the test accuracy of
+    always answering training's most frequent class, and the test images that are, pixel for pixel,
+    among those trained or validated on."""
     images, n = dataset.images.numpy(), len(dataset.classes)
     counts, content = {}, {}
     for name, part in vars(split).items():
@@ -116,26 +108,25 @@ def _explain(config: DataConfig, data_dir: str) -> str:
     shares = [f"{label} {n / len(split.train):.1%}" for n, label in by_share]
     if len(shares) > 12:
         shares[6:-5] = ["..."]
-    text = (
+    lines = [
         f"{config.dataset}: {len(split.train):,} training, {len(split.val):,} validation and "
         f"{n_test:,} test images, {width}x{height}, {'colour' if channels == 3 else 'grey'}\n"
         f"  {len(by_share)} classes, by share of training: {', '.join(shares)}; always answering "
         f"{by_share[0][1]} is right for {facts['majority_acc']:.1%} of the test images"
-    )
-    warnings = []
+    ]
     if dataset.published_test is not None and config.split == "study":
         why = "its own division is not used, images of its test part will be trained on"
-        warnings.append(f"{why}; --split official uses it")
+        lines.append(f"{why}; --split official uses it")
     for part, n in (("validation", len(split.val)), ("test", n_test)):
         if n < FEW_IMAGES:
             points = f"{98 / math.sqrt(n):.0f} points at worst (95 %)"
             why = f"{n} {part} images know an accuracy to within {points}"
-            warnings.append(f"{why}: what is closer is luck")
+            lines.append(f"{why}: what is closer is luck")
     for part, key in (("training", "train"), ("test", "test")):
         pairs = zip(dataset.classes, counts[key], strict=True)
         if lacking := [label for label, n in pairs if n == 0]:
-            warnings.append(f"no {part} image of {', '.join(lacking)}")
+            lines.append(f"no {part} image of {', '.join(lacking)}")
     if n := facts["test_duplicates"]:
         same = f"{n:,} of {n_test:,} test images are, pixel for pixel, among those trained"
-        warnings.append(f"{same} or validated on: what was learned by heart passes for skill")
-    return "\n  warning: ".join([text, *warnings])
+        lines.append(f"{same} or validated on: what was learned by heart passes for skill")
+    return "\n  warning: ".join(lines)

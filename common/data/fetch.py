@@ -45,14 +45,11 @@ OUT_OF_REACH = (OSError, HTTPException, subprocess.TimeoutExpired)
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and labels in published order: tensors, or arrays where torch is not needed.
-
-    Shapes: images (N, C, H, W) uint8; labels (N,) int64.
-    """
+    """Images and labels in published order: tensors, or arrays where torch is not needed."""
 
     name: str
-    images: Any
-    labels: Any
+    images: Any  # (N, C, H, W) uint8
+    labels: Any  # (N,) int64
     classes: Sequence[str]
     published_test: int | None = None  # images at the end that are the test part, if there is one
     published_val: int = 0  # those before them, to validate on
@@ -61,16 +58,13 @@ class Dataset:
 def read_dataset(
     name: str, data_dir: str | Path, side: int | None = None, fetch: bool = True
 ) -> Dataset:
-    """A data set as arrays, fetching what is missing where that is wanted. Your own images are
-    brought to a square of `side`, if any; the published ones are resized while they train.
-
-    Raises: UsageError when no source has a file with the right bytes; it says what to place where.
-    """
+    """A data set as arrays. Your own images are brought to a square of `side`, if any; the
+    published ones are resized while they train."""
     if is_own(name):
         source, images = own.read_images(name, Path(data_dir), side)
         _, val, test = source.sizes or (None, 0, None)
         return Dataset(name, images, source.labels, source.classes, test, val)
-    if name == "digits":  # the 1,797 inside scikit-learn: no file, no network
+    if name == "digits":
         from sklearn.datasets import load_digits  # slow, and only needed here
 
         pixels, labels = load_digits(return_X_y=True)  # 0 to 16
@@ -90,10 +84,8 @@ def read_dataset(
 
 
 def parse_idx(data: bytes) -> np.ndarray:
-    """Decode an IDX file. Raises: ValueError unless header, type and length agree exactly.
-
-    Source: the format as the MNIST page describes it: two zero bytes, type, rank, big-endian sizes.
-    """
+    """Decode an IDX file: two zero bytes, type, rank, big-endian sizes, as the MNIST page has it.
+    Raises: ValueError unless header, type and length agree exactly."""
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in IDX_TYPES:
         raise ValueError("not an IDX file of a known type")
     shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
@@ -117,7 +109,12 @@ def _read_files(spec: dict[str, Any], folder: Path, fetch: bool) -> list[bytes]:
     missing, problems = list(spec["files"]), []
     for source, read in sources:
         if missing and source != "disk":
-            _check_writable(folder)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()
+            except OSError as error:
+                why = f"cannot write {folder}: {error.strerror}"
+                raise UsageError(f"--data-dir: {why}") from None
         for name in missing:
             try:
                 contents[name] = _verify(read(name), name, spec["files"][name])
@@ -133,15 +130,14 @@ def _read_files(spec: dict[str, Any], folder: Path, fetch: bool) -> list[bytes]:
                     _place(folder / name, contents[name])
         missing = [name for name in missing if name not in contents]
     if missing:
-        raise UsageError(
-            f"no source has {', '.join(missing)} with the right checksum; place them (plain or "
-            f".gz) in {folder}/. Tried: {'; '.join(problems) or 'nothing on disk'}"
-        )
+        why = f"no source has {', '.join(missing)} with the right checksum"
+        hint = f"place them (plain or .gz) in {folder}/"
+        raise UsageError(f"{why}; {hint}. Tried: {'; '.join(problems) or 'nothing on disk'}")
     return [contents[name] for name in spec["files"]]
 
 
 def _verify(data: bytes, name: str, checksum: str) -> bytes:
-    """The bytes as they are stored. Raises: ValueError when the checksum is wrong."""
+    """The bytes as they are stored."""
     if len(checksum) == 32:
         if hashlib.md5(data).hexdigest() != checksum:
             raise ValueError(f"MD5 is not {checksum}; only torchvision's {name} is trusted")
@@ -150,14 +146,6 @@ def _verify(data: bytes, name: str, checksum: str) -> bytes:
     if (digest := hashlib.sha256(data).hexdigest()) != checksum:
         raise ValueError(f"SHA-256 of the content is {digest[:12]}..., not {checksum[:12]}...")
     return data
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UsageError(f"--data-dir: cannot write {folder}: {error.strerror}") from None
 
 
 def _place(target: Path, data: bytes) -> None:
@@ -194,7 +182,6 @@ def _fetch_package(manager: str, name: str) -> dict[str, bytes]:
 
 
 def _run(command: list[str], folder: str) -> bytes:
-    """Raises: OSError with the last line of what the command printed."""
     if not shutil.which(command[0]):
         raise ConnectionError(f"{command[0]} is not installed")
     done = subprocess.run(command, cwd=folder, capture_output=True, timeout=DOWNLOAD_TIMEOUT_S)

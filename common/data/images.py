@@ -1,8 +1,7 @@
 """One image file as pixels: what training on your own images and common.predict both do to it.
 
-An image is turned as its EXIF orientation says, made grey or RGB as Pillow converts it (which drops
-transparency, as torchvision's ImageFolder does), and squeezed to a square, whatever its aspect,
-with Pillow's bilinear filter, which averages where it shrinks. Of several frames the first counts.
+It is turned as EXIF says, made grey or RGB without transparency, as torchvision's ImageFolder does,
+and squeezed to a square by Pillow's bilinear filter. Of several frames the first counts.
 """
 
 import io
@@ -20,13 +19,13 @@ GREY_MODES = ("1", "L", "LA", "La")
 
 
 class Unreadable(ValueError):
-    """A file that is no image, or none of 8 bits a channel; says why."""
+    """No image, or none of 8 bits a channel; says why."""
 
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Around calls of open_image, in however many threads, since warnings are a process's: odd
-    metadata is not warned of, for nobody looks at it; a decompression bomb is an error."""
+    """Around open_image, in however many threads, since warnings are a process's: odd metadata is
+    not warned of; a decompression bomb is an error."""
     with warnings.catch_warnings(action="ignore"):
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
@@ -58,11 +57,8 @@ def to_pixels(image: Image.Image, channels: int, side: int | None) -> np.ndarray
 
 
 def to_inputs(image: Image.Image, channels: int, side: int, resized_as: str) -> np.ndarray:
-    """What an exported network takes, resized as your own images are stored, uint8, or as the
-    published sets while they train, float32: to rounding as torch does it, which is not needed.
-
-    Shapes: (C, S, S) float32 in [0, 1].
-    """
+    """An exported network's input, resized as your own images are stored, uint8, or as the
+    published sets while they train, float32. Shapes: (C, S, S) float32 in [0, 1]."""
     if resized_as == "uint8" or image.size == (side, side):
         pixels = to_pixels(image, channels, side).astype(np.float32)
     else:

@@ -1,8 +1,7 @@
 """Your own images: a folder with one folder a class, or an .npz file in MedMNIST's layout.
 
-They are named by their content: folder:photos becomes folder:photos@3f2a9c1b2d3e, after the SHA-256
-of every file's name and bytes, so that changed images are other work in the log. Decoded once, to
-one size, they are kept as uint8 under the data folder, by content, size and Pillow's version.
+They are named by their content, so that changed images are other work in the log: folder:photos is
+folder:photos@3f2a9c1b2d3e, of the SHA-256 of every file's name and bytes.
 """
 
 import functools
@@ -28,7 +27,6 @@ from common.base.log import write_atomically
 from common.data.images import Unreadable, decoding, open_image, to_pixels
 
 PARTS = ("train", "val", "test")
-# What folders of these parts are called, in any case.
 SPELLINGS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 NAME = re.compile(r"(folder|npz):(.*?)(?:@([0-9a-f]{12}))?", re.DOTALL)  # kind, path, content
 SHOWN_FILES = 20  # of those that cannot be used
@@ -53,14 +51,12 @@ def _require(condition: Any, why: str) -> None:
 
 @functools.cache  # hashes every byte once a process
 def find_images(kind: str, path: str) -> Source:
-    """Look at and hash what a name stands for. Raises: UsageError when that is no set of images of
-    two classes or more."""
     name = f"{kind}:{path}"
     try:
         path.encode()
         source = {"folder": _find_folder, "npz": _find_npz}[kind](Path(path).expanduser())
-        n = len(source.labels)
-        _require(len(source.classes) > 1, f"only one class, {source.classes[0]}: it needs others")
+        classes, n = source.classes, len(source.labels)
+        _require(len(classes) > 1, f"only one class, {classes[0]}: it needs others")
         _require(n >= LEAST_IMAGES, f"{n} images; at least {LEAST_IMAGES} are needed to divide")
         return source
     except UnicodeEncodeError:
@@ -68,27 +64,25 @@ def find_images(kind: str, path: str) -> Source:
     except (Unreadable, RuntimeError) as error:  # the latter of ~nobody
         raise UsageError(f"{name}: {error}") from None
     except OSError as error:
-        why = f"{error.strerror}: {error.filename}"
-        raise UsageError(f"{name}: {why}; is the path right?") from None
+        what = f"{error.strerror}: {error.filename}; is the path right?"
+        raise UsageError(f"{name}: {what}") from None
 
 
 def pin_dataset(name: str) -> str:
-    """The name with the content of your own images in it; that of a published set as it is.
-    Raises: UsageError when the content is not what was pinned."""
+    """The name with the content of your own images in it; that of a published set as it is."""
     if not (match := NAME.fullmatch(name)):
         return name
     kind, path, pin = match.groups()
     path = os.path.normpath(path)
     content = find_images(kind, path).sha256[:12]
     if pin not in (None, content):
-        changed = f"its images have changed: they were @{pin} and are @{content}"
-        way_out = "bring them back, or train on what is there now"
-        raise UsageError(f"{kind}:{path}: {changed}; {way_out}")
+        changed = f"{kind}:{path}: its images have changed: they were @{pin} and are @{content}"
+        raise UsageError(f"{changed}; bring them back, or train on what is there now")
     return f"{kind}:{path}@{content}"
 
 
 def read_images(name: str, data_dir: Path, side: int | None) -> tuple[Source, np.ndarray]:
-    """The source that a name means and its images, from the cache if they were read before."""
+    """The source that a name means and its images, decoded once: the data folder keeps them."""
     kind, path, _ = NAME.fullmatch(pin_dataset(name)).groups()
     source = find_images(kind, path)
     file = data_dir / "own" / f"{source.sha256[:32]}-{side or 'as-it-is'}-pillow{pillow}.npz"
@@ -108,10 +102,8 @@ def read_images(name: str, data_dir: Path, side: int | None) -> tuple[Source, np
 
 def _find_folder(folder: Path) -> Source:
     parts, classes = _find_classes(folder)
-    groups = {
-        part / name: sorted(_iter_files(part / name), key=os.fsencode)
-        for part, name in product(parts, classes)
-    }
+    folders = [part / name for part, name in product(parts, classes)]
+    groups = {path: sorted(_iter_files(path), key=os.fsencode) for path in folders}
     empty = [str(f.relative_to(folder)) for f, files in groups.items() if not files and f.is_dir()]
     _require(not empty, f"no files in {', '.join(empty)}; fill or remove them")
     files = list(chain(*groups.values()))
@@ -128,7 +120,7 @@ def _find_folder(folder: Path) -> Source:
 
 
 def _find_classes(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """The folders that hold class folders, one or one a part, and the names of all classes."""
+    """The folders that hold class folders, and the names of all classes."""
     parts, names = [folder], _folders_in(folder)
     by_part = {SPELLINGS.get(name.lower(), name.lower()): name for name in names}
     if names and by_part.keys() <= set(PARTS):
@@ -151,7 +143,6 @@ def _folders_in(folder: Path) -> list[str]:
 
 
 def _iter_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """All files below a folder but hidden ones, through links."""
     here = folder.resolve()
     _require(here not in above, f"{folder} is a link to a folder that it is in; remove it")
     for entry in list(os.scandir(folder)) if folder.is_dir() else ():
@@ -169,8 +160,6 @@ def _hash_file(file: Path) -> bytes:
 
 
 def _read_files(folder: Path, digests: dict[Path, bytes], side: int | None) -> np.ndarray:
-    """Decode all files. Raises: Unreadable that names every one that cannot be used."""
-
     def read(file: Path) -> np.ndarray | str:
         try:
             _require(file.is_file() or not file.exists(), "no regular file")
@@ -185,10 +174,9 @@ def _read_files(folder: Path, digests: dict[Path, bytes], side: int | None) -> n
         images = list(pool.map(read, digests))
     pairs = zip(digests, images, strict=True)
     bad = [f"{file.relative_to(folder)}: {why}" for file, why in pairs if isinstance(why, str)]
+    more = [f"and {len(bad) - SHOWN_FILES} more"] if len(bad) > SHOWN_FILES else []
     hint = f"{len(bad)} of {len(digests)} files cannot be used; repair or remove them"
-    if len(bad) > SHOWN_FILES:
-        bad[SHOWN_FILES:] = [f"and {len(bad) - SHOWN_FILES} more"]
-    _require(not bad, f"{hint}: {'; '.join(bad)}")
+    _require(not bad, f"{hint}: {'; '.join(bad[:SHOWN_FILES] + more)}")
     sizes = sorted({image.shape[1:] for image in images})
     span = " to ".join(f"{width}x{height}" for height, width in (sizes[0], sizes[-1]))
     _require(len(sizes) == 1, f"images of {len(sizes)} sizes, {span}: give --image-size")
@@ -208,21 +196,19 @@ def _find_npz(file: Path) -> Source:
     pairs = [(f"{part}_images", f"{part}_labels") for part in parts] or [("X", "y")]
     missing = ", ".join(name for name in chain(*pairs) if name not in arrays)
     needed = "it needs train_images, train_labels, test_images and test_labels, or X and y"
-    present = ", ".join(arrays) or "nothing"
-    _require(not missing, f"it lacks {missing}; {needed}, and has {present}")
+    _require(not missing, f"it lacks {missing}; {needed}, and has {', '.join(arrays) or 'nothing'}")
     images, labels = zip(*(_check_part(arrays, *pair) for pair in pairs), strict=True)
     same = len({array.shape[1:] for array in images}) == 1
     _require(same, "its parts have images of different shapes")
     classes, codes = np.unique(np.concatenate(labels), return_inverse=True)
     sizes = tuple(len(arrays.get(f"{part}_images", ())) for part in PARTS) if parts else None
-    digest, names = hashlib.sha256(content).hexdigest(), tuple(map(str, classes))
     read = functools.partial(resize_pixels, np.concatenate(images))
-    return Source(digest, names, codes.astype(np.int64), sizes, read)
+    digest, codes = hashlib.sha256(content).hexdigest(), codes.astype(np.int64)
+    return Source(digest, tuple(map(str, classes)), codes, sizes, read)
 
 
 def _check_part(arrays: dict[str, np.ndarray], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """Shapes: (N, H, W), (N, H, W, C) or (N, C, H, W) and (N,) or (N, 1) -> (N, C, H, W), C 1 or 3,
-    and (N,)."""
+    """Shapes: (N, H, W), (N, H, W, C) or (N, C, H, W), (N,) or (N, 1) -> (N, C, H, W), (N,)."""
     images, labels = arrays[x], arrays[y]
     hint = "from 0 to 255 (pixels in [0, 1]: (255 * X).round().astype('uint8'), without NaN)"
     _require(images.dtype == np.uint8, f"{x} is {images.dtype}; save it as uint8, {hint}")
@@ -233,12 +219,12 @@ def _check_part(arrays: dict[str, np.ndarray], x: str, y: str) -> tuple[np.ndarr
     fits = images.ndim == 4 and images.size and images.shape[1] in (1, 3)
     _require(fits, f"{x} has shape {images.shape}, not (N, H, W) or (N, H, W, 3)")
     n = len(images)
-    hint = "(of one-hot labels: y.argmax(1)), several at once cannot be learned here"
-    several = f"{y} has {labels.size // n} labels an image; one is needed {hint}"
-    _require(labels.ndim != 2 or labels.shape[1] == 1, several)
+    hint = "one is needed (of one-hot labels: y.argmax(1)), several at once cannot be learned here"
+    several = labels.ndim == 2 and labels.shape[1] != 1
+    _require(not several, f"{y} has {labels.size // n} labels an image; {hint}")
     _require(labels.shape in ((n,), (n, 1)), f"{y} has shape {labels.shape} for {n} images")
-    countable = labels.dtype.kind in "biuU"
-    _require(countable, f"{y} is {labels.dtype}; whole numbers or text are needed")
+    numbers_or_text = labels.dtype.kind in "biuU"
+    _require(numbers_or_text, f"{y} is {labels.dtype}; whole numbers or text are needed")
     return images, labels.reshape(n)
 
 

@@ -1,9 +1,8 @@
 """Trained networks as files that run without this project, each kept only if it predicts alike.
 
-An exported graph takes float32 pixels in [0, 1], already resized, and returns logits; normalising
-and repeating grey to three channels happen inside. What a user needs to know is in the file: ONNX
-metadata_props, TorchScript's extra file metadata.json. Before a file gets its name it is loaded by
-the engine that it is for, and answers the whole test split.
+An exported graph takes float32 pixels in [0, 1], already resized, and returns logits; what a user
+needs to know is in the file: ONNX metadata_props, TorchScript's extra file metadata.json. Before a
+file gets its name, the engine that it is for answers the whole test split with it.
 """
 
 import hashlib
@@ -30,8 +29,7 @@ from common.deploy import runtimes
 from common.train.device import compile_obstacle
 from common.train.loop import EVAL_BATCH_SIZE, evaluate, score
 
-# Tolerance of the gate, for fp32 against fp32. Between engines the order of additions differs and
-# nothing else, which moves the logits of these networks by about 1e-5.
+# Of fp32 against fp32: the order of additions alone moves these networks' logits by about 1e-5.
 MAX_ABS_LOGIT = 1e-3
 NEAR_TIE = 1e-4  # a class may change only where eager's best two logits are this close
 MAX_ACC_DROP = 0.002  # of bf16 and int8, whose logits do move; or one image, where that is more
@@ -47,8 +45,7 @@ class ExportMismatch(RuntimeError):
 
 
 def build_pixel_loader(dataset: Dataset, image_size: int) -> Callable[[Tensor], Tensor]:
-    """A function from indices to what an exported graph takes, on the CPU.
-    Shapes: (B,) -> (B, C, S, S) float32 in [0, 1]."""
+    """From indices to an exported graph's input. Shapes: (B,) -> (B, C, S, S) in [0, 1]."""
     channels = dataset.images.shape[1]
     unchanged = torch.zeros(channels), torch.ones(channels)
     batches = Batches(dataset, unchanged, image_size, torch.device("cpu"), channels_last=False)
@@ -56,7 +53,7 @@ def build_pixel_loader(dataset: Dataset, image_size: int) -> Callable[[Tensor], 
 
 
 def predict(engine: runtimes.Run, load_pixels: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
-    """An engine's logits of some images. Shapes: (N,) -> (N, classes)."""
+    """Shapes: (N,) -> (N, classes), the engine's logits."""
     return torch.cat([engine(load_pixels(part)) for part in index.split(EVAL_BATCH_SIZE)])
 
 
@@ -68,9 +65,9 @@ def measure_parity(
 
     Shapes: logits, reference (N, classes); labels (N,).
     """
-    right, right_before = logits.argmax(1) == labels, reference.argmax(1) == labels
+    answers, before = logits.argmax(1), reference.argmax(1)
+    flipped, right, right_before = answers != before, answers == labels, before == labels
     lost, won = int((right_before & ~right).sum()), int((right & ~right_before).sum())
-    flipped = logits.argmax(1) != reference.argmax(1)
     distance = (logits.double() - reference.double()).abs().max().item()
     parity = {
         "images": len(labels),
@@ -117,8 +114,8 @@ def _write_onnx(network: nn.Module, file: Path, facts: Facts, images: Images) ->
 
 def _write_onnx_int8(network: nn.Module, file: Path, facts: Facts, images: Images) -> None:
     """Static quantisation: int8 weights with a scale for each output channel, uint8 activations
-    with ranges that are the mean of those of the batches, as QuantizeLinear and DequantizeLinear
-    pairs. The ranges of all images, which a few outliers widen, cost a ResNet-50 0.3 points."""
+    with the mean of the batches' ranges: that of all images, which a few outliers widen, cost a
+    ResNet-50 0.3 points."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -139,8 +136,8 @@ def _write_onnx_int8(network: nn.Module, file: Path, facts: Facts, images: Image
 
 
 def _classifier(graph: Any) -> list[str]:
-    """The names of the last nodes with weights, and of all that follow, which in int8 would round
-    logits to a few values: a convolution may be last, or a mean over images follow."""
+    """The last nodes with weights and all that follow, which in int8 would round logits to a few
+    values: a convolution may be last, or a mean over images follow."""
     weights = {tensor.name for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
     names, pending = set(), [output.name for output in graph.output]
@@ -154,8 +151,8 @@ def _classifier(graph: Any) -> list[str]:
 
 
 def _write_aotinductor(network: nn.Module, file: Path, facts: Facts, images: Images) -> None:
-    # Not with inductor's freezing: in torch 2.14 a package made so answers wrongly, which the gate
-    # found out. Without dynamic_threads the count of threads here would be in it.
+    # Not with inductor's freezing: in torch 2.14 a package made so answers wrongly. Without
+    # dynamic_threads the count of threads here would be in it.
     settings = {"aot_inductor.metadata": _as_text(facts), "cpp.dynamic_threads": True}
     how = {"package_path": str(file), "inductor_configs": settings}
     shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
@@ -164,8 +161,7 @@ def _write_aotinductor(network: nn.Module, file: Path, facts: Facts, images: Ima
         torch._inductor.aoti_compile_and_package(program, **how)
 
 
-def _example(facts: Facts) -> Tensor:
-    # Of two images: a dimension of 1 would be taken for a constant.
+def _example(facts: Facts) -> Tensor:  # two images: a dimension of 1 would be taken for a constant
     return torch.zeros(2, facts["channels"], facts["image_size"], facts["image_size"])
 
 
@@ -175,12 +171,11 @@ def _as_text(facts: Facts) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Format:
-    """How a file is named and written, the engine that checks it, and what it needs. A quantised
-    one is made for the ranges of the images that `write` takes, none of the test split's."""
+    """How a file is named and written, the engine that checks it, and what it needs."""
 
     suffix: str
     engine: str
-    write: Callable[[nn.Module, Path, Facts, Images], None]
+    write: Callable[[nn.Module, Path, Facts, Images], None]  # Images: to quantise by, none tested
     packages: tuple[str, ...] = ()
 
 
@@ -201,9 +196,8 @@ def check_format(format: str) -> None:
 
 
 def export_run(log: Log, row: Row, format: str, data_dir: str) -> Row:
-    """Export the network of a train row, and append and return the `export` row: a failed one, and
-    the file that was there stays, unless the new one could be made and predicts as the network
-    does. Raises: UsageError when the checkpoint, the data or a package is not there."""
+    """Export the network of a train row. Returns: the `export` row, a failed one, and the file that
+    was there stays, unless the new one could be made and predicts as the network does."""
     check_format(format)
     config, file = row["config"] | {"format": format}, row["run_id"] + FORMATS[format].suffix
     metrics = {"format": format, "train_run_id": row["run_id"], "file": None, "parity": None}
@@ -226,7 +220,7 @@ def export_run(log: Log, row: Row, format: str, data_dir: str) -> Row:
 def write_draft(
     network: runtimes.Deployable, checkpoint: Facts, dataset: Dataset, row: Row, format: str
 ) -> tuple[bytes, dict[str, Any], str | None]:
-    """A network as one file, and how what is in the file predicts, as measure_parity has it."""
+    """A network as one file, and measure_parity of what is in the file."""
     config, size, channels = row["config"], row["config"]["image_size"], dataset.images.shape[1]
     split = split_dataset(dataset, config["split"], config["split_seed"])
     labels, load_pixels = dataset.labels[split.test], build_pixel_loader(dataset, size)
@@ -234,9 +228,9 @@ def write_draft(
     statistics = network.mean.flatten(), network.std.flatten()
     batches = Batches(dataset, statistics, size, torch.device("cpu"))
     reference = evaluate(network.model, batches, split.test)
+    shape = f"(batch, {channels}, {size}, {size})"
     facts = {
-        "input": f"float32 pixels in [0, 1], shape (batch, {channels}, {size}, {size}), resized "
-        "with bilinear interpolation",
+        "input": f"float32 pixels in [0, 1], shape {shape}, resized with bilinear interpolation",
         "output": "logits, one for each class",
         "classes": list(checkpoint["classes"]),
         **{name: config[name] for name in ("dataset", "model", "image_size")},
@@ -247,12 +241,12 @@ def write_draft(
         "train_run_id": row["run_id"],
         "git_commit": git_state()["commit"],
     }
-    engine, calibration = FORMATS[format].engine, split.val[:CALIBRATION_IMAGES]
+    how, calibration = FORMATS[format], split.val[:CALIBRATION_IMAGES]
     with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / f"draft{FORMATS[format].suffix}"
-        ranges = map(load_pixels, calibration.split(CALIBRATION_BATCH))
-        FORMATS[format].write(runtimes.fold(network), draft, facts, ranges)
-        run = runtimes.load_engine(engine, draft, torch.get_num_threads())
-        logits = predict(run, load_pixels, split.test)
-        precision = runtimes.ENGINES[engine].precision
+        draft = Path(folder) / f"draft{how.suffix}"
+        images = map(load_pixels, calibration.split(CALIBRATION_BATCH))
+        how.write(runtimes.fold(network), draft, facts, images)
+        engine = runtimes.load_engine(how.engine, draft, torch.get_num_threads())
+        logits = predict(engine, load_pixels, split.test)
+        precision = runtimes.ENGINES[how.engine].precision
         return draft.read_bytes(), *measure_parity(logits, reference, labels, precision)

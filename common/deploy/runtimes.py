@@ -1,7 +1,7 @@
 """The ways to run a trained network on a CPU: as PyTorch has it, and in the engines of exports.
 
-Each maps pixels (B, C, S, S), float32 in [0, 1], C 1 or 3, to logits (B, classes), with as many
-threads as it is told. eager in fp32 is what the others are compared with.
+Each maps pixels (B, C, S, S), float32 in [0, 1], C 1 or 3, to logits (B, classes). eager in fp32 is
+what the others are compared with.
 """
 
 import copy
@@ -28,7 +28,7 @@ Run = Callable[[Tensor], Tensor]
 
 class Deployable(nn.Module):
     """A trained network with the normalisation of its images in front; std None: its first
-    convolution, of as many channels as the images have, divides by it already."""
+    convolution, of the images' channels, divides by it already."""
 
     def __init__(self, model: nn.Module, mean: Values, std: Values | None = None) -> None:
         super().__init__()
@@ -45,10 +45,7 @@ class Deployable(nn.Module):
 
 
 def load_deployable(file: Path) -> tuple[Deployable, dict[str, Any]]:
-    """The network of a training checkpoint, ready to predict, and the checkpoint's other content.
-
-    Raises: UsageError when the file is missing, damaged, or not a training checkpoint.
-    """
+    """The network of a training checkpoint, ready to predict, and the checkpoint's content."""
     content = load_checkpoint(file)
     if missing := {"model", "config", "classes", "mean", "std"} - content.keys():
         raise UsageError(f"{file} is no checkpoint of train.py: it lacks {min(missing)}")
@@ -60,9 +57,9 @@ def load_deployable(file: Path) -> tuple[Deployable, dict[str, Any]]:
 
 
 def fold(network: Deployable) -> nn.Module:
-    """The same function, but for rounding, with fewer operations: each BatchNorm in the convolution
-    before it, the pixels' scale and the repetition of a grey channel in the first convolution. What
-    torch.fx cannot trace, or begins otherwise, comes back with less folded or as it was."""
+    """The same function with fewer operations: each BatchNorm in the convolution before it, pixels'
+    scale and the repetition of grey in the first. What torch.fx cannot trace, or begins otherwise,
+    comes back with less folded or as it was."""
     mean, std = network.mean, network.std
     if isinstance(network.model, MirrorMean):
         return MirrorMean(fold(Deployable(network.model.model, mean, std).eval())).eval()
@@ -85,12 +82,9 @@ def fold(network: Deployable) -> nn.Module:
 
 @dataclass(frozen=True)
 class Engine:
-    """What an engine runs and needs. `reads` is an export's format, or checkpoint; `precision` that
-    of its convolutions and linear layers."""
-
-    reads: str
+    reads: str  # an export's format, or checkpoint
     load: Callable[[Path, int], Run]  # of a file, for so many threads
-    precision: str = "fp32"
+    precision: str = "fp32"  # of its convolutions and linear layers
     packages: tuple[str, ...] = ()
 
 
@@ -100,9 +94,9 @@ def _load_eager_bf16(file: Path, threads: int) -> Run:
 
 
 def _load_compiled(file: Path, threads: int) -> Run:
-    # A graph for every batch size, which beyond a limit torch would quietly run eagerly.
     import torch._dynamo
 
+    # A graph for every batch size, which beyond a limit torch would quietly run eagerly.
     torch._dynamo.config.recompile_limit = COMPILED_SIZES
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(load_deployable(file)[0], dynamic=False, options={"freezing": True})
@@ -126,8 +120,7 @@ def _load_onnxruntime(file: Path, threads: int) -> Run:
 def _load_openvino(file: Path, threads: int) -> Run:
     import openvino
 
-    # Left to itself it would multiply an fp32 model in bf16 where the CPU can, and bind its threads
-    # to cores, which no other engine does.
+    # Left to itself it would multiply in bf16 where the CPU can, and bind its threads to cores.
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
     settings |= {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
     request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
@@ -150,11 +143,7 @@ ENGINES = {
 
 
 def load_engine(name: str, file: Path, threads: int) -> Run:
-    """Load a file into the engine that runs it, without what gradients would need.
-
-    `threads` is set for the engine; torch's own count, which several share, is the process's.
-    Raises: UsageError when the engine is not installed or the checkpoint cannot be read.
-    """
+    """Load a file into the engine that runs it. torch's count of threads is the process's."""
     check_packages(name, ENGINES[name].packages)
     torch.set_num_threads(threads)
     run = ENGINES[name].load(file, threads)
@@ -162,7 +151,7 @@ def load_engine(name: str, file: Path, threads: int) -> Run:
 
 
 def check_packages(name: str, packages: Sequence[str]) -> None:
-    """Raises: UsageError when what a format or engine needs is not installed."""
+    """Raises: UsageError, with how to install what a format or engine lacks."""
     for package in packages:
         if importlib.util.find_spec(package) is None:  # they are not imported yet: some take long
             need(package, name)
