@@ -38,17 +38,16 @@ MODES = {
     "infer": (settings.HwInferConfig, settings.HW_INFER_PRESETS, "bench"),
 }
 NOTES = {
-    "hw_train": "~ extrapolated from the median step; speed-ups are against an optimiser's first "
+    "train": "~ extrapolated from the median step; speed-ups are against an optimiser's first "
     "variant; ? noisy, IQR over 10 % of the median",
-    "hw_infer": "speed-ups are against eager in the same scenario; ? noisy, IQR over 10 % of the "
+    "infer": "speed-ups are against eager in the same scenario; ? noisy, IQR over 10 % of the "
     "median; quick: a fifth of the queries, in one launch",
 }
-Row = dict[str, Any]  # of the log, the table, or what is in one
+Row = dict[str, Any]
 BUSY_LOAD = 0.5  # of the cores: other work that is felt in the timings
 
 
 def warn_if_busy() -> None:
-    """Say so when other work will be felt in the timings."""
     load, cores = os.getloadavg()[0], os.cpu_count()
     if load > BUSY_LOAD * cores:
         print(f"warning: load average {load:.1f} on {cores} cores before the start; timings suffer")
@@ -76,15 +75,6 @@ def measure(kind: str, group: Any, log: Log, force: bool) -> int:
         print(f"  {part}, {config.describe()}: {error or 'measured'}", flush=True)
         failures += error is not None
     return failures
-
-
-def print_table(kind: str, configs: list[Any], log: Log) -> None:
-    """What was measured, a row a line."""
-    cells = train_cells if kind == "hw_train" else infer_cells
-    rows = filter(None, finished(kind, configs, log))
-    records = [cells(row["config"], row["metrics"]) for row in rows]
-    print(tabulate(records, "keys", disable_numparse=True))
-    print(NOTES[kind])
 
 
 def train_cells(config: Row, m: Row) -> Row:
@@ -132,7 +122,6 @@ def with_interval(ratio: float | None, interval: list[float] | None) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure what was asked for and print it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--mode", nargs="?", default="train")  # decides what the other flags are
     mode = parser.parse_known_args(argv)[0].mode or "train"
@@ -140,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     config_class, *presets = MODES[mode]
     grid, options = parse_command_line(argv, __doc__, config_class, settings.HwOptions, *presets)
     expand_grid(config_class, grid)  # a bad value is said before torch is even imported
-    log = Log(options.results_dir)
+    log, kind = Log(options.results_dir), f"hw_{mode}"
     if mode == "train":
         from common.speed import training
 
@@ -156,9 +145,12 @@ def main(argv: list[str] | None = None) -> int:
     failures = 0
     for number, group in enumerate(groups, 1):
         print(f"[{number}/{len(groups)}] {group.title}", flush=True)
-        failures += measure(f"hw_{mode}", group, log, options.force)
-    print_table(f"hw_{mode}", [config for group in groups for config in group.configs], log)
-    print(f"log: {log.path}")
+        failures += measure(kind, group, log, options.force)
+    rows = finished(kind, [config for group in groups for config in group.configs], log)
+    cells = train_cells if mode == "train" else infer_cells
+    records = [cells(row["config"], row["metrics"]) for row in rows if row]
+    print(tabulate(records, "keys", disable_numparse=True))
+    print(f"{NOTES[mode]}\nlog: {log.path}")
     return 1 if failures else 0
 
 

@@ -27,7 +27,7 @@ from common.speed.process import Process
 from common.speed.samples import Side
 from common.train import device, loop
 
-Row = dict[str, Any]  # of the log, or a part of it
+Row = dict[str, Any]
 CPU = torch.device("cpu")
 # Null in the row of an engine that failed before.
 UNKNOWN = ("versions", "freed_memory_kept", "cold_start_ms", "test_acc", "parity", "flips")
@@ -39,11 +39,8 @@ SETTLE_S = 0.1
 
 
 def find_files(wanted: list[str | None], log: Log, pick_best: Callable) -> list[tuple[Row, Row]]:
-    """The train rows to measure, each with the file of every engine, relative to the results.
-
-    `pick_best` chooses among rows where none are wanted by name.
-    Raises: UsageError when there is no export of what was asked for.
-    """
+    """The train rows to measure, each with the file of every engine, relative to the results;
+    `pick_best` chooses among those that have files where none is wanted by name."""
     trained, exports = log.finished("train"), log.finished("export")
     files: dict[str, dict[str, str]] = {}
     for m in (row["metrics"] for row in exports.values()):
@@ -53,10 +50,8 @@ def find_files(wanted: list[str | None], log: Log, pick_best: Callable) -> list[
     how = "python train.py ... --export torchscript onnx"
     if not files:
         gone = f"the files of its {len(exports)} exports are not there"
-        raise UsageError(
-            f"{log.path}: {gone if exports else 'no exported networks'}; make best exports each "
-            f"data set's, and {how} a run of your own"
-        )
+        why, best = gone if exports else "no exported networks", "make best exports each data set's"
+        raise UsageError(f"{log.path}: {why}; {best}, and {how} a run of your own")
     if wanted == [None]:
         wanted = [g.first()["run_id"] for g in pick_best([trained[name] for name in files])]
     chosen = []
@@ -65,20 +60,17 @@ def find_files(wanted: list[str | None], log: Log, pick_best: Callable) -> list[
             what = "is not exported" if name in trained else f"is no finished run in {log.path}"
             among = f"choose from {', '.join(files)}, or export it with {how}"
             raise UsageError(f"--train-run-id: {name} {what}; {among}")
-        own = files[name] | {"checkpoint": trained[name]["metrics"]["checkpoint"]}
-        if not locate(log.folder, own["checkpoint"]).exists():
-            file = log.folder / own["checkpoint"]
-            raise UsageError(f"{file} is missing: eager inference needs it")
+        checkpoint = trained[name]["metrics"]["checkpoint"]
+        if not locate(log.folder, checkpoint).exists():
+            raise UsageError(f"{log.folder / checkpoint} is missing: eager inference needs it")
+        own = files[name] | {"checkpoint": checkpoint}
         engines = {key: own[e.reads] for key, e in ENGINES.items() if e.reads in own}
         chosen.append((trained[name], engines))
     return chosen
 
 
 def expand_queries(grid: Row, run: str, files: dict[str, str]) -> list[HwInferConfig]:
-    """What is to be measured of one run: each engine in each scenario.
-
-    Raises: UsageError for an engine that was asked for by name and has no file or package.
-    """
+    """Each engine in each scenario; one that cannot run is a fault only where asked for by name."""
     by_name = grid["engine"] != [None]
     engines = []
     for name in grid["engine"] if by_name else ENGINES:
@@ -96,24 +88,17 @@ def expand_queries(grid: Row, run: str, files: dict[str, str]) -> list[HwInferCo
             print(f"{name}: not measured, {error}")
     scenarios = ["single", "offline"] if grid["scenario"] == [None] else grid["scenario"]
     chosen = {"train_run_id": [run], "scenario": scenarios, "engine": engines}
-    configs = [
-        replace(
-            config,
-            threads=config.threads or torch.get_num_threads(),
-            batch_size=1 if config.scenario == "single" else config.batch_size,
-            launches=1 if config.quick else config.launches,
-        )
-        for config in expand_grid(HwInferConfig, grid | chosen)
-    ]
+    chosen["threads"] = [threads or torch.get_num_threads() for threads in grid["threads"]]
+    configs = []
+    for config in expand_grid(HwInferConfig, grid | chosen):
+        config = replace(config, launches=1) if config.quick else config
+        configs.append(replace(config, batch_size=1) if config.scenario == "single" else config)
     return sorted(dict.fromkeys(configs), key=lambda config: scenarios.index(config.scenario))
 
 
 class Server:
-    """One engine, in its process, with the test split before it.
-
-    cold_start_ms is from an engine's file to its first answer, without importing its packages;
-    `cold`: torch.compile finds nothing that it kept from earlier.
-    """
+    """One engine, in its process, with the test split; `cold`: torch.compile finds no old kernels.
+    cold_start_ms is from the engine's file to its first answer, without importing its packages."""
 
     def __init__(
         self, name: str, file: Path, threads: int, trained: Row, data_dir: str, cold: bool
@@ -123,7 +108,7 @@ class Server:
         self.load_pixels = build_pixel_loader(dataset, trained["image_size"])
         self.precision = ENGINES[name].precision
         packages = ENGINES[name].packages or ("torch",)
-        self.versions = {p: importlib.import_module(p).__version__ for p in packages}
+        self.facts = {"versions": {p: importlib.import_module(p).__version__ for p in packages}}
         if name == "aotinductor":  # its loader imports this, which is no part of a cold start
             importlib.import_module("torch._inductor.package")
         first = self.load_pixels(self.test[:1])
@@ -131,13 +116,12 @@ class Server:
             start_ms = device.now_ms(CPU)
             self.engine = load_engine(name, file, threads)
             self.engine(first)
-            self.cold_start_ms = device.now_ms(CPU) - start_ms
+            self.facts["cold_start_ms"] = device.now_ms(CPU) - start_ms
 
     def answer(self) -> tuple[Row, np.ndarray]:
         """What its rows say of it, and its logits of the test split. Shapes: (N, classes)."""
         self.answers = predict(self.engine, self.load_pixels, self.test)
-        facts = {"cold_start_ms": self.cold_start_ms, "versions": self.versions}
-        return facts, self.answers.numpy()
+        return self.facts, self.answers.numpy()
 
     def make_query(self, batch_size: int, number: int) -> tuple[Tensor, Tensor]:
         """The places of a query's images in the test split, and their pixels."""
@@ -150,18 +134,14 @@ class Server:
 
     def time(self, batch_size: int, first: int, queries: int, seconds: float) -> tuple:
         """Put queries of test images that differ, from number `first` on, until there were so many
-        and they took so long; making a query is not timed.
-
-        Returns: milliseconds of each; the process's peak memory in bytes, or None.
-        Raises: RuntimeError where a query of this size is answered otherwise than the test split
-        was: engines compile or choose kernels by the size of a batch.
-        """
+        and they took so long. Returns: milliseconds of each, without making it; peak memory.
+        Raises: RuntimeError where a query is answered otherwise than in the test split's batches:
+        engines compile or choose kernels by the size of a batch."""
         timing.reset_peak_memory(CPU)
         rows, pixels = self.make_query(batch_size, first - 1)
         expected = self.answers[rows]
         answers = self.engine(pixels)  # which also wakes its threads
-        fault = measure_parity(answers, expected, expected.argmax(1), self.precision)[1]
-        if fault:
+        if fault := measure_parity(answers, expected, expected.argmax(1), self.precision)[1]:
             raise RuntimeError(f"in batches of {batch_size} it answers otherwise: {fault}")
         latencies_ms, total_ms = [], 0.0
         while len(latencies_ms) < queries or total_ms < 1e3 * seconds:
@@ -218,15 +198,12 @@ class Group:
                 own.judge()
             eager = next((own for own in sides if own.config.engine == "eager"), None)
             for own in sides:
-                metrics = self.row(own, eager, rounds)
-                if not own.error:
-                    metrics |= self.utilisation(own.config, metrics, len(dataset.classes))
-                yield own.config, metrics, own.error
+                yield own.config, self.row(own, eager, rounds, len(dataset.classes)), own.error
 
     def launch(self, labels: Tensor, first: bool) -> None:
-        """Start a fresh process of every engine and compare its answers to eager's. What has failed
-        stays so, and the cold start is the first launch's: for later ones the file, and what
-        compiling it leaves on the disk, may be warm. Shapes: labels (N,) of the test split."""
+        """Start a fresh process of every engine and compare its answers to eager's. The cold start
+        is the first launch's: later the file, and what compiling it left on the disk, may be warm.
+        Shapes: labels (N,) of the test split."""
         reference = None
         for name, path in self.paths.items():
             if name in self.errors:
@@ -235,22 +212,21 @@ class Group:
                 args = name, path, self.threads, self.trained, self.data_dir, first
                 process = self.processes[name] = Process(Server, *args, threads=self.threads)
                 facts, answers = process.call("answer")
-            except RuntimeError as error:
-                self.errors[name] = str(error)
-                continue
-            if not first:
-                del facts["cold_start_ms"]
-            logits, own = torch.from_numpy(answers), self.facts[name]
-            own |= facts | {"freed_memory_kept": process.freed_memory_kept}
-            own["test_acc"] = loop.score(logits, labels)[1]
-            reference = logits if name == "eager" else reference
-            fault = "cannot be checked: eager failed"
-            if reference is not None:
+                if not first:
+                    del facts["cold_start_ms"]
+                logits, own = torch.from_numpy(answers), self.facts[name]
+                own |= facts | {"freed_memory_kept": process.freed_memory_kept}
+                own["test_acc"] = loop.score(logits, labels)[1]
+                reference = logits if name == "eager" else reference
+                if reference is None:
+                    raise RuntimeError("cannot be checked: eager failed")
                 precision = ENGINES[name].precision
                 own["parity"], fault = measure_parity(logits, reference, labels, precision)
                 own["flips"] = own["parity"]["flips"]
-            if fault:
-                self.errors[name] = fault
+                if fault:
+                    raise RuntimeError(fault)
+            except RuntimeError as error:
+                self.errors[name] = str(error)
 
     def take_turns(self, sides: list[Side], queries: int, seconds: float) -> None:
         """Put the same queries to every engine without an error, in alternating rounds."""
@@ -265,42 +241,35 @@ class Group:
                 meter, turn = timing.open_meter(CPU), (size, len(own.samples_ms), *share)
                 try:
                     latencies_ms, own.peak_bytes = self.processes[engine].call("time", *turn)
+                    images = size * (len(latencies_ms) + 1)  # of one query before them, too
+                    own.add(latencies_ms, meter(), images)
                 except RuntimeError as error:  # out of memory at this batch size
                     own.error = str(error)
-                    continue
-                own.add(latencies_ms, meter(), size * (len(latencies_ms) + 1))  # one before them
 
-    def row(self, own: Side, eager: Side | None, rounds: str) -> Row:
-        """The metrics of an engine in one scenario. The speed-up is eager's median latency over the
-        engine's, round by round."""
+    def row(self, own: Side, eager: Side | None, rounds: str, classes: int) -> Row:
+        """The metrics of an engine in one scenario; its speed-up is by the rounds' medians."""
         config, n = own.config, len(own.samples_ms)
         metrics = {k: getattr(config, k) for k in ("engine", "scenario", "batch_size", "quick")}
         metrics |= self.facts[config.engine]
         metrics["baseline"] = eager and run_id("hw_infer", as_dict(eager.config))
         metrics["baseline_label"] = eager and eager.config.describe()
-        if own.noise is not None:
-            metrics["noise"] = own.noise
+        metrics |= {} if own.noise is None else {"noise": own.noise}
         if own.error:  # a refused speed is none
             return metrics
-        p50, p90, p99 = np.percentile(own.samples_ms, [50, 90, 99]).tolist()
-        ratio, interval = own.speedup(eager, config.effort()[0])
         metrics |= own.measured(rounds, "query")
+        ratio, interval = own.speedup(eager, config.effort()[0])
         metrics |= {"speedup_vs_eager": ratio, "speedup_interval": interval}
+        p50, p90, p99 = np.percentile(own.samples_ms, [50, 90, 99]).tolist()
         metrics["latency_ms"] = {"p50": p50, "p90": p90, "p99": p99, "n": n}
         metrics["images_per_s"] = config.batch_size * n / sum(own.samples_ms) * 1e3
-        return metrics
-
-    def utilisation(self, config: HwInferConfig, speed: Row, classes: int) -> Row:
-        """The machine's measured peak, and the share of it that an engine reaches."""
         device.prepare_process(config.threads)
-        precision = ENGINES[config.engine].precision
+        precision, size = ENGINES[config.engine].precision, self.trained["image_size"]
         peak = peaks.measure_peaks("cpu", precision, config.threads).flops_per_s
-        name, size = self.trained["model"], self.trained["image_size"]
-        model = loop.as_tested(build_model(name, classes, image_size=size), self.trained)
-        costs = peaks.count_layers(model, 1, size)
-        if costs is None:
-            return {"mfu": None, "peak_flops_per_s": None}
-        return {"mfu": costs.flops * speed["images_per_s"] / peak, "peak_flops_per_s": peak}
+        model = build_model(self.trained["model"], classes, image_size=size)
+        costs = peaks.count_layers(loop.as_tested(model, self.trained), 1, size)
+        metrics["mfu"] = costs and costs.flops * metrics["images_per_s"] / peak
+        metrics["peak_flops_per_s"] = costs and peak
+        return metrics
 
 
 def expand_groups(grid: Row, data_dir: str, log: Log, pick_best: Callable) -> list[Group]:

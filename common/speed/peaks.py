@@ -1,9 +1,7 @@
-"""How fast a device could be: its own peaks, measured, and what they allow a network.
-
-The roofline of Williams, Waterman and Patterson ("Roofline: An Insightful Visual Performance
-Model", 2009), layer by layer. What lies between layers (normalisation, activation, optimiser)
-counts nothing, so the bound is one from below.
-"""
+"""How fast a device could be: its own peaks, measured, and what they allow a network, layer by
+layer. What lies between layers (normalisation, activation, optimiser) counts nothing, so the bound
+is one from below. Source: Williams, Waterman and Patterson, "Roofline: An Insightful Visual
+Performance Model", 2009."""
 
 import functools
 from collections.abc import Callable
@@ -18,8 +16,7 @@ from common.cost import Costs, count_costs
 from common.train.device import now_ms
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
-MATRIX_SIDE = {"cpu": 2048}
-LARGE_SIDE = 8192  # elsewhere
+MATRIX_SIDE = {"cpu": 2048}  # elsewhere 8192
 CONVOLUTION = 64, 256, 14  # images, channels in and out, side of the output
 COPY_BYTES = 2**28  # beyond any cache
 SECONDS = 1.0  # of repetitions, of which the fastest counts: a peak
@@ -36,14 +33,12 @@ class Peaks:
 
 @functools.cache
 def measure_peaks(device: str, precision: str, threads: int) -> Peaks:
-    """The arithmetic of the fastest dense work in a precision, and the fastest copy of memory.
-
-    `threads` are those of the process, for the caller to have set.
-    """
+    """The arithmetic of the fastest dense work in a precision, and the fastest copy of memory;
+    `threads` are those of the process, for the caller to have set."""
     home = torch.device(device)
     source = random_values((COPY_BYTES // 4,), torch.float32, home)
     target = torch.empty_like(source)
-    works = dense_works(MATRIX_SIDE.get(home.type, LARGE_SIDE), DTYPES[precision], home)
+    works = dense_works(MATRIX_SIDE.get(home.type, 8192), DTYPES[precision], home)
     return Peaks(
         flops_per_s=max(flops / _fastest_s(home, work) for flops, work in works),
         bytes_per_s=2 * COPY_BYTES / _fastest_s(home, lambda: target.copy_(source)),
@@ -60,10 +55,8 @@ def random_values(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devi
 
 
 def dense_works(side: int, dtype: torch.dtype, device: torch.device) -> list[Work]:
-    """What may reach a device's peak: the product of two square matrices, and a 3x3 convolution.
-
-    A product alone is no peak: on an AMD CPU, MKL's in fp32 reached 40 % of oneDNN's convolution.
-    """
+    """What may reach a device's peak: a product of square matrices, and a 3x3 convolution. On an
+    AMD CPU, MKL's product in fp32 reached 40 % of oneDNN's convolution."""
     a, b = random_values((2, side, side), dtype, device)
     if dtype == torch.int8:  # which convolutions have only in quantised tensors
         return [(2 * side**3, lambda: torch._int_mm(a, b))]

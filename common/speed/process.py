@@ -13,9 +13,7 @@ from common.train.device import prepare_process
 
 class Process:
     """A process that makes an object and calls its methods when asked to.
-
-    Raises: RuntimeError with what went wrong in it, then and at every call.
-    """
+    Raises: RuntimeError with what went wrong in it, then and at every call."""
 
     def __init__(self, make: Callable[..., Any], *arguments: Any, threads: int) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -28,7 +26,6 @@ class Process:
         self.freed_memory_kept = self.receive()
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """What a method of its object returns."""
         self.send(method, *arguments)
         return self.receive()
 
@@ -38,7 +35,7 @@ class Process:
             self.pipe.send((method, arguments))
 
     def receive(self) -> Any:
-        """The answer to a call. Raises: RuntimeError."""
+        """The answer to a call."""
         try:
             value, error = self.pipe.recv()
         except (EOFError, ConnectionError):
@@ -49,7 +46,6 @@ class Process:
         return value
 
     def close(self) -> None:
-        """End the process."""
         self.pipe.close()
         self.process.join(timeout=10)
         self.process.kill()  # where it has not ended

@@ -10,27 +10,22 @@ from scipy import stats
 
 from common.base.config import REFUSED
 
-Interval = tuple[float, float]
-
 
 @dataclass(eq=False)
 class Side:
-    """One of the sides that take turns, round by round: its times, and the error that ended them.
-
-    Units: milliseconds, joules (of so many images), bytes.
-    """
+    """One of the sides that take turns, round by round: its times, and what ended them, if so."""
 
     config: Any
     samples_ms: list[float] = field(default_factory=list)
     rounds_ms: list[float] = field(default_factory=list)  # each round's median
     peak_bytes: int | None = 0
-    joules: float = 0.0
+    joules: float = 0.0  # of so many images
     images_metered: int = 0
     noise: float | None = None
     error: str | None = None
 
     def add(self, round_ms: list[float], joules: float | None, images: int) -> None:
-        """The times of a round, and the energy of its images where a meter could be read."""
+        """The times of a round, and the energy of its images, None where no meter can be read."""
         self.samples_ms += round_ms
         self.rounds_ms.append(statistics.median(round_ms))
         if joules:
@@ -45,10 +40,9 @@ class Side:
         self.summary = {"median": median, "iqr": high - low, "n": len(self.samples_ms)}
         self.noise = (high - low) / median
         if self.noise > REFUSED and not self.config.accept_noise:
-            self.error = (
-                f"too noisy: IQR {self.noise:.0%} of the median {median:.3g} ms (limit "
-                f"{REFUSED:.0%}); give the machine nothing else to do, or --accept-noise"
-            )
+            share = f"IQR {self.noise:.0%} of the median {median:.3g} ms (limit {REFUSED:.0%})"
+            way_out = "give the machine nothing else to do, or --accept-noise"
+            self.error = f"too noisy: {share}; {way_out}"
 
     def speedup(self, base: "Side | None", launches: int = 1) -> tuple[Any, Any]:
         """The ratio_interval over another side; (None, None) where either has an error."""
@@ -68,7 +62,7 @@ class Side:
 
 def ratio_interval(
     baseline_ms: Sequence[float], own_ms: Sequence[float], launches: int = 1
-) -> tuple[float, Interval | None]:
+) -> tuple[float, tuple[float, float] | None]:
     """How many times as fast, from interleaved blocks: one time of each side for every block.
 
     Returns: the geometric mean of the blocks' ratios and its 95 % interval, None for a single

@@ -23,7 +23,6 @@ class Laps:
         self.device, self.ms, self.last_ms = device, defaultdict(float), now_ms(device)
 
     def __call__(self, phase: str) -> None:
-        """End of a phase, and beginning of the next; one that comes again adds up."""
         end_ms = now_ms(self.device)
         self.ms[phase] += end_ms - self.last_ms
         self.last_ms = end_ms
@@ -35,8 +34,7 @@ def alternate(items: Sequence[Any], number: int) -> Sequence[Any]:
 
 
 def without_kept_kernels(compiled: bool) -> AbstractContextManager[Any]:
-    """Inside, torch.compile finds none of the kernels that it keeps on the disk and in memory: what
-    it takes is the price of a first time. Nothing where nothing is compiled."""
+    """Inside, torch.compile finds none of the kernels that it keeps on the disk and in memory."""
     if not compiled:
         return nullcontext()
     from torch._inductor.utils import fresh_cache  # torch has no public way within a process
@@ -59,27 +57,36 @@ def peak_memory_bytes(device: torch.device) -> int | None:
     if device.type != "cpu":
         return torch.accelerator.max_memory_allocated(device)
     with suppress(OSError):
-        status = Path("/proc/self/status").read_text()
-        if peak := re.search(r"VmHWM:\s*(\d+) kB", status):
+        if peak := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
             return 1024 * int(peak[1])
     return None
 
 
 def tensor_bytes(device: torch.device) -> int:
-    """What an accelerator's tensors take now; of a CPU nobody counts it, 0."""
+    """What an accelerator's tensors take now; 0 on a CPU, where nobody counts it."""
     return 0 if device.type == "cpu" else torch.accelerator.memory_allocated(device)
 
 
 def open_meter(device: torch.device) -> Callable[[], float | None]:
-    """A function of the joules that a device has used since now; of None where no counter can be
-    read, which is no 0.
-
+    """A function of the joules that a device has used since now, None where no counter can be read.
     A CPU's are its packages' with all that runs on them (RAPL, which most systems let only root
     read); an NVIDIA card's, through the optional package nvidia-ml-py, the whole card's.
-    Source: Linux Documentation/power/powercap; NVML, nvmlDeviceGetTotalEnergyConsumption.
-    """
+    Source: Linux Documentation/power/powercap; NVML, nvmlDeviceGetTotalEnergyConsumption."""
+    packages = sorted(RAPL.glob("intel-rapl:[0-9]")) if device.type == "cpu" else []  # AMD's too
+
+    def read(name: str = "energy_uj") -> list[int]:
+        return [int((package / name).read_text()) for package in packages]
+
     try:
-        tops, read = _energy_counters(device)
+        tops = read("max_energy_range_uj")  # where each counter begins again from 0
+        if device.type == "cuda":
+            import pynvml
+
+            pynvml.nvmlInit()
+            index = torch.cuda._get_nvml_device_index(device)  # NVML counts hidden cards too
+            card = pynvml.nvmlDeviceGetHandleByIndex(index)
+            energy = pynvml.nvmlDeviceGetTotalEnergyConsumption
+            tops, read = [math.inf], lambda: [1000 * energy(card)]
         first = read()
     except Exception:  # no package, no driver, no permission
         tops = []
@@ -90,20 +97,3 @@ def open_meter(device: torch.device) -> Callable[[], float | None]:
         return None
 
     return joules if tops else lambda: None
-
-
-def _energy_counters(device: torch.device) -> tuple[list[float], Callable[[], list[int]]]:
-    """Where each counter begins again from 0, and what reads them all, in microjoules."""
-    if device.type == "cuda":
-        import pynvml
-
-        pynvml.nvmlInit()
-        index = torch.cuda._get_nvml_device_index(device)  # NVML counts cards that are hidden too
-        card = pynvml.nvmlDeviceGetHandleByIndex(index)
-        return [math.inf], lambda: [1000 * pynvml.nvmlDeviceGetTotalEnergyConsumption(card)]
-    packages = sorted(RAPL.glob("intel-rapl:[0-9]")) if device.type == "cpu" else []  # AMD's too
-
-    def read(name: str = "energy_uj") -> list[int]:
-        return [int((package / name).read_text()) for package in packages]
-
-    return read("max_energy_range_uj"), read

@@ -25,17 +25,14 @@ from common.train import device, loop
 from common.train.notebook import notebook_steps
 from common.train.run import Run, check_network
 
-Row = dict[str, Any]  # of the log, or a part of it
+Row = dict[str, Any]
 VISIT_SAMPLES = 2  # timed samples of a variant before it is the next one's turn
 ACCELERATOR_STEPS = 10  # steps in a sample
 PHASES = ("data", "copy", "forward", "backward", "optimizer")
 
 
 def expand_variants(name: str, grid: Row, alone: bool) -> list[Row]:
-    """The variants of one device, in the order of comparison; `alone`: it is the only device.
-
-    Raises: UsageError for one that was asked for by name and cannot be had.
-    """
+    """The variants of one device, in the order of comparison; `alone`: it is the only device."""
     all_threads, cpu, alone = torch.get_num_threads(), name == "cpu", alone and name == "cpu"
     amp = device.resolve_precision(True, "auto", torch.device(name))
     if cpu and "fp16" in grid["precision"]:
@@ -78,20 +75,18 @@ class Group:
         self.threads = torch.get_num_threads()  # of a variant that names none
 
     def check(self) -> None:
-        """Say what is wrong with it before anything is measured. Raises: UsageError."""
+        """Raises: UsageError for what is known to be wrong before anything is measured."""
         first = self.configs[0]
         n_train = len(load_split(first, self.data_dir)[1].train)
         if first.batch_size > n_train:
-            raise UsageError(
-                f"--batch-size {first.batch_size}: {first.dataset} has {n_train} training images"
-            )
+            images = f"{first.dataset} has {n_train} training images"
+            raise UsageError(f"--batch-size {first.batch_size}: {images}")
         if any(config.loop == "notebook" for config in self.configs):
             if first.full_epoch:
                 raise UsageError("--full-epoch: the notebook loop is only sampled; use --loop ours")
             if other := {config.opt for config in self.configs} - {"sgd", "adam"}:
-                raise UsageError(
-                    f"--opt {min(other)}: the notebook loop has sgd and adam; use --loop ours"
-                )
+                way_out = "the notebook loop has sgd and adam; use --loop ours"
+                raise UsageError(f"--opt {min(other)}: {way_out}")
         for config in self.configs:
             bf16_on_cpu = (config.device, config.precision) == ("cpu", "bf16")
             way_out, images = "--precision fp32" if bf16_on_cpu else None, min(2, config.batch_size)
@@ -120,15 +115,13 @@ class Group:
         rounds, firsts = uuid4().hex, {}
         for variant in variants:
             first = firsts.setdefault(variant.config.opt, variant)
-            metrics = variant.row(first, rounds)
-            yield variant.config, metrics, variant.error
+            yield variant.config, variant.row(first, rounds), variant.error
         if compiled:
             torch.compiler.reset()  # its cache keeps networks alive, and counts towards the limit
 
 
 def expand_groups(grid: Row, data_dir: str) -> list[Group]:
-    """What is to be measured: a group for each network, of variants to compare, in which each
-    variant's optimisers follow one another."""
+    """A group for each network, in which each variant's optimisers follow one another."""
     grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
     devices = list(dict.fromkeys(device.resolve_device(name).type for name in grid["device"]))
     variants = [v for name in devices for v in expand_variants(name, grid, len(devices) == 1)]
@@ -141,8 +134,7 @@ def expand_groups(grid: Row, data_dir: str) -> list[Group]:
 
 @dataclass(eq=False, kw_only=True)
 class Variant(Side):
-    """One variant while it is measured. Those of one device have the same `batches`, so that the
-    images are there once."""
+    """One variant while it is measured; those of one device share their `batches`."""
 
     group: Group
     batches: Batches
@@ -153,8 +145,7 @@ class Variant(Side):
         self.threads = self.config.threads or self.group.threads
 
     def attempt(self, work: Callable[[], None]) -> None:
-        """Do a part of the measurement in a process prepared for the variant, unless a part before
-        failed."""
+        """Do a part of the measurement, prepared for the variant, unless a part before failed."""
         if self.error:
             return
         self.freed_memory_kept = device.prepare_process(self.threads)
@@ -165,16 +156,21 @@ class Variant(Side):
             self.run = self.step = None
 
     def build(self) -> None:
-        """The untrained network and its optimiser."""
         run = Run(as_training(self.config), self.group.data_dir)
         run.batches = run.setup.batches = self.batches
         self.n_train, self.n_classes = len(run.split.train), len(run.dataset.classes)
         if self.config.loop == "notebook":
             steps = notebook_steps(run, self.config.precision)
             self.step = lambda: next(steps)
-        else:
-            self.run, pending = run, full_batches(run)
-            self.step = lambda *lap: take_step(run, next(pending), *lap)
+            return
+        # The same batches for every variant, epoch after epoch, without the last that is not full.
+        orders, size = map(run.order, itertools.count(1)), self.config.batch_size
+        full = (index[:size] for order in orders for index in order if len(index) >= size)
+
+        def step(lap: Callable[[str], None] = lambda phase: None) -> Tensor:
+            return loop.train_step(run.setup, *run.batches.load(next(full), lap), lap=lap)[0]
+
+        self.run, self.step = run, step
 
     def warm_up(self) -> None:
         """The untimed steps, the first of which is timed apart: it may compile."""
@@ -219,13 +215,13 @@ class Variant(Side):
 
     def train_whole_epoch(self) -> None:
         """Train an untrained network for one epoch, as train.py does, and test it. Before, it meets
-        both sizes of batches that an epoch has, for which a compiler compiles and libraries choose
-        their work, and forgets them."""
+        and forgets both sizes of batches that an epoch has, for compilers and libraries to choose
+        their work."""
         self.build()
         run, order = self.run, self.run.order(1)
         untrained = copy.deepcopy(run.state())
         for index in (order[0], order[-1]) * 2:  # a CUDA graph is recorded at its second turn
-            take_step(run, index)
+            loop.train_step(run.setup, *run.batches.load(index))
         run.restore(untrained)
         epoch_ms = run.train_steps(1)["train_ms"]
         refreshed = loop.refresh_statistics(run.model, run.batches, run.split.train, len(order))
@@ -238,65 +234,45 @@ class Variant(Side):
         }
 
     def row(self, first: "Variant", rounds: str) -> Row:
-        """The metrics of its row: its speed, its speed-up over the first variant of its optimiser,
-        and the times of its rounds, by which other rows of the group are compared."""
+        """The metrics of its row; `first` is the optimiser's first variant, to compare it with."""
         torch.set_num_threads(self.threads)  # which the row's env names
         if self.config.full_epoch:
             self.attempt(self.train_whole_epoch)
         self.judge()
-        ratio, interval = self.speedup(first)
-        baseline = {"baseline": run_id("hw_train", as_dict(first.config))}
-        baseline["baseline_label"] = first.config.describe()
-        metrics = {"label": self.config.describe()}
-        metrics["speedup"] = {"ratio": ratio, "interval": interval} | baseline
+        speedup = dict(zip(("ratio", "interval"), self.speedup(first), strict=True))
+        speedup["baseline"] = run_id("hw_train", as_dict(first.config))
+        speedup["baseline_label"] = first.config.describe()
+        metrics = {"label": self.config.describe(), "speedup": speedup}
         if self.error:  # a refused speed is none
             return metrics
-        return metrics | self.speed() | self.utilisation() | self.measured(rounds, "step")
+        return metrics | self.speed() | self.measured(rounds, "step")
 
     def speed(self) -> Row:
-        """How fast it trains, and where the time goes."""
-        config, median_ms, phases = self.config, self.summary["median"], None
+        """How fast it trains, where the time goes, and what the device's own peaks would allow."""
+        config, median_ms, laps = self.config, self.summary["median"], self.phases_ms
         epoch_ms = median_ms * math.ceil(self.n_train / config.batch_size)
-        if laps := self.phases_ms:
-            phases = dict.fromkeys(PHASES)
-            phases |= {name: statistics.median(lap[name] for lap in laps) for name in laps[0]}
+        phases = {p: statistics.median(lap[p] for lap in laps) for p in laps[0]} if laps else {}
         speed = {
             "images_per_s": config.batch_size / median_ms * 1e3,
             "step_ms": self.summary,
-            "phase_ms": phases,
+            "phase_ms": dict.fromkeys(PHASES) | phases if laps else None,
             "first_step_ms": self.first_step_ms,
             "compile_ms": self.first_step_ms - median_ms if config.compile else None,
             "epoch_ms": epoch_ms,
             "extrapolated": True,
             "test_acc": None,
             "freed_memory_kept": self.freed_memory_kept,
+            "mfu": None,
+            "roofline": None,
         }
         if config.full_epoch:
             speed |= self.whole_epoch | {"extrapolation": epoch_ms / self.whole_epoch["epoch_ms"]}
-        return speed
-
-    def utilisation(self) -> Row:
-        """The share that its steps reach of the device's own peak, and of what that allows."""
-        config, median_ms = self.config, self.summary["median"]
         peak = peaks.measure_peaks(config.device, config.precision, self.threads)
         model = build_model(config.model, self.n_classes, image_size=config.image_size)
-        costs = peaks.count_layers(model, config.batch_size, config.image_size)
-        if costs is None:
-            return {"mfu": None, "roofline": None}
-        bound_ms = peaks.train_bound_ms(costs, peak, config.precision)
-        roofline = {"peak_flops_per_s": peak.flops_per_s, "peak_bytes_per_s": peak.bytes_per_s}
-        roofline |= {"bound_ms": bound_ms, "fraction": bound_ms / median_ms}
-        mfu = costs.train_step_flops / median_ms * 1e3 / peak.flops_per_s
-        return {"mfu": mfu, "roofline": roofline}
-
-
-def full_batches(run: Run) -> Iterator[Tensor]:
-    """Full batches of training images, epoch after epoch, the same for every variant: indices."""
-    size = run.config.batch_size
-    for epoch in itertools.count(1):
-        yield from (index[:size] for index in run.order(epoch) if len(index) >= size)
-
-
-def take_step(run: Run, index: Tensor, lap: Callable[[str], None] = lambda phase: None) -> Tensor:
-    """One training step on the images of `index`; returns the loss."""
-    return loop.train_step(run.setup, *run.batches.load(index, lap), lap=lap)[0]
+        if costs := peaks.count_layers(model, config.batch_size, config.image_size):
+            bound_ms = peaks.train_bound_ms(costs, peak, config.precision)
+            roofline = {f"peak_{name}": value for name, value in vars(peak).items()}
+            roofline |= {"bound_ms": bound_ms, "fraction": bound_ms / median_ms}
+            mfu = costs.train_step_flops / median_ms * 1e3 / peak.flops_per_s
+            speed |= {"mfu": mfu, "roofline": roofline}
+        return speed
