@@ -1,7 +1,6 @@
 """Comparisons from stored predictions: what is paired, what counts once, what is left out."""
 
 import itertools
-import json
 import math
 
 import numpy as np
@@ -11,12 +10,11 @@ from scipy import stats
 
 from common.base.cli import as_dict
 from common.base.config import TrainConfig
-from common.base.log import read_rows
 from common.judge import compare
 from common.judge.claims import judge_claims
 from common.judge.compare import contrast_records, tie_records
 from common.judge.findings import preferences
-from common.judge.rows import best_of, by_seed, latest_ok, pick_best, trained_by
+from common.judge.rows import latest_ok, pick_best
 from common.judge.stats import newcombe_interval, paired_interval
 
 
@@ -34,7 +32,8 @@ def contrast_of(log, name="opt sgd - adam"):
 
 
 def test_a_contrast_of_one_pair_is_mcnemar_s_test(log):
-    log.train(wrong_on((0, 140), (500, 20)), opt="sgd")
+    for right in (900, wrong_on((0, 140), (500, 20))):  # of one that is repeated the last counts
+        log.train(right, opt="sgd")
     log.train(wrong_on((0, 140), (900, 50)), opt="adam")
     record = contrast_of(log)
     assert (record["first_only"], record["second_only"]) == (50, 20)
@@ -73,12 +72,6 @@ def test_rows_of_one_training_are_one_piece_of_evidence(log):
         record = contrast_of(log, name)
         assert (record["pairs"], record["trajectories"]) == (2, 2)
         assert record["first_only"] == first_only
-
-
-def test_a_training_repeated_elsewhere_under_pinned_memory_is_no_second_one(log):
-    wrong = {("sgd", False): 100, ("adam", False): 130, ("sgd", True): 101, ("adam", True): 131}
-    log.grid("opt pin_memory", wrong, data_on="host", device="cuda")
-    assert contrast_of(log)["pairs"] == 1
 
 
 def test_runs_that_differ_in_something_else_too_are_no_pair(log):
@@ -174,12 +167,6 @@ def test_optimisers_meet_each_at_its_best_learning_rate_chosen_on_validation(log
     assert (average["pairs"], average["difference"]) == (2, pytest.approx(-730 / 2 / IMAGES))
 
 
-def test_equal_and_perfect_models_differ_by_nothing_but_doubt(log):
-    record = contrast_of(log.grid("opt", {"sgd": 0, "adam": 0}))
-    assert (record["difference"], record["p"]) == (0, 1)
-    assert record["low"] < 0 < record["high"]
-
-
 def test_an_interaction_is_the_difference_of_two_effects(log):
     wrong = {("sgd", 1e-3): 100, ("adam", 1e-3): 150, ("sgd", 1e-4): 100, ("adam", 1e-4): 300}
     (record,) = compare.interaction_records(log.grid("opt lr", wrong).evidence())
@@ -270,17 +257,10 @@ def test_a_rival_among_many_is_not_worse_for_a_p_that_many_tests_would_give(log)
     assert [(record["p"] < 0.05, record["tied"]) for record in rivals] == [(True, True)] * 4
 
 
-def test_test_accuracy_has_no_part_in_the_choice(log):
-    log.train(900, {"val_acc": 0.99, "train_ms": 5}, lr=0.1)
-    log.train(wrong_on(), {"val_acc": 0.98}, lr=0.2)
-    log.train(9, {"val_acc": 0.99, "train_ms": 4}, lr=0.3)
-    assert best_of(log.evidence().groups).config["lr"] == 0.3  # the shorter of two equals
-
-
 def test_the_best_is_the_same_whoever_asks(log):
     """By mean validation accuracy over seeds, repeats under pinned memory being one, ties to the
     cheaper, then by name; networks and SVMs apart."""
-    for seed, pin in itertools.product(range(3), (False, True)):
+    for seed, pin in ((0, False), (0, True), (1, True), (2, True)):
         metrics = {"val_acc": 0.9 + 0.01 * seed, "train_ms": 7.0}
         log.train(90, metrics, lr=0.2, seed=seed, pin_memory=pin)
     log.train(50, {"val_acc": 0.91, "train_ms": 9.0}, lr=0.1)
@@ -290,14 +270,6 @@ def test_the_best_is_the_same_whoever_asks(log):
     assert svm.rows[0]["kind"] == "svm"
     chosen = tie_records(log.evidence())[0]["group"]
     assert {row["run_id"] for row in chosen.rows} == {row["run_id"] for row in network.rows}
-
-
-def test_seeds_with_and_without_pinned_memory_are_of_one_configuration(log):
-    for seed in range(3):
-        log.train(90, seed=seed, pin_memory=seed > 0)
-    (best,) = pick_best(latest_ok(log.rows, "train"))
-    (group,) = log.evidence().groups
-    assert len(best.rows) == len(group.rows) == 3
 
 
 def test_optimism_is_validation_minus_test_of_the_chosen(log):
@@ -351,12 +323,6 @@ def test_what_cannot_be_compared_is_counted_with_its_reason(log):
     assert sum(row["rows"] for row in reasons.records) == 5
 
 
-def test_the_last_of_repeated_runs_counts(log):
-    log.train(900, opt="sgd")
-    record = contrast_of(log.grid("opt", {"sgd": 100, "adam": 130}))
-    assert record["difference"] == pytest.approx(30 / IMAGES)
-
-
 def test_of_an_empty_log_every_table_says_what_it_lacks(log):
     evidence = log.evidence()
     contrasts, *rest = compare.comparison_tables(evidence, contrast_records(evidence), [], [])
@@ -364,15 +330,3 @@ def test_of_an_empty_log_every_table_says_what_it_lacks(log):
     for table in rest:
         assert not table.records
         assert table.notes or table.key == "seeds"
-
-
-def test_rows_keep_one_copy_of_what_they_repeat(tmp_path, log):
-    log.grid("dataset", {"mnist": [0, 0]})
-    path = tmp_path / "log.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in [*log.rows, log.rows[0]]))
-    rows, _ = read_rows(path)
-    assert rows[:2] == log.rows
-    assert rows[0]["config"] is rows[2]["config"]
-    assert rows[0]["config"] is not rows[1]["config"]
-    assert len(by_seed(rows)) == 1
-    assert trained_by(rows[0]) == rows[0]["run_id"]

@@ -1,13 +1,8 @@
 """The study's claims, an entry each in ENTRIES: what it says, when it holds, and what measures it.
 
-Each claim's rule was fixed before any row was read: where its effect must lie for the claim to
-hold, and where it must lie to contradict it. An interval that lies wholly in one of the two
-decides; any other leaves the claim undecided. What is said of accuracy rests on three seeds of
-every setting or more, and nothing is decided on fewer. A claim that surely holds at one level of
-another factor and surely fails at another is mixed; where only the estimates say so it is
-undecided. The rule is applied to every part (data set, network); a claim is supported only if all
-of its parts are, contradicted or mixed if one is.
-"""
+Each rule was fixed before any row was read. An interval wholly where it holds, or wholly where it
+fails, decides; of accuracy on three seeds of every setting or more. What surely holds at one level
+of another factor and surely fails at another is mixed. The rule judges every part of a claim."""
 
 import itertools
 import math
@@ -30,6 +25,8 @@ WORKS = {
     for model, name in NAMES.items()
     for opt in OPTIMIZERS
 }
+TOO_FEW = "too few timed steps to decide"
+Parts = Iterator["Part"]
 LENGTH = 5  # epochs of the study's longer runs; a shorter run cannot speak of learning curves
 
 
@@ -48,9 +45,6 @@ class Part:
     note: str | None = None
 
 
-Parts = Iterator[Part]
-
-
 @dataclass(frozen=True)
 class Claim:
     """A claim of the study in our words, its rule in words, and what the log says to its parts."""
@@ -62,7 +56,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """Of all parts together."""
+        """Supported only if all of its parts are; contradicted, or else mixed, if one is."""
         each = {part.verdict for part in self.parts}
         if each == {"supported"}:
             return "supported"
@@ -70,8 +64,7 @@ class Claim:
 
 
 def points_part(subject: str, rule: Rule, figure, command: str, basis: str, effect: Row) -> Part:
-    """A part on accuracies: an `effect`, where there is one, is an estimate of settings of at least
-    so many `seeds`, tested on so many `images`; `command` measures more of it."""
+    """A part on accuracies, from an effect as of measure_effect, or {}; `command` measures more."""
     if "estimate" not in effect:
         return Part(subject, "points", figure, note=f"not measured: {command} measures it")
     estimate, seeds = effect["estimate"], effect["seeds"]
@@ -97,8 +90,7 @@ def points_part(subject: str, rule: Rule, figure, command: str, basis: str, effe
 
 
 def published_gap(dataset: str, contrast: compare.Contrast) -> float:
-    """The published difference of a factor's levels: the mean of configurations that differ in it
-    alone; of optimisers and learning rates, which differ in more, that of the best of each."""
+    """The published difference: the mean of pairs; of optimisers and rates, of the best of each."""
     factor, gaps = contrast.factor, []
     figures = published("q1b" if factor == "kernel" else "q1a", dataset=dataset)
     others = [name for name in rows.TRAIN_FACTORS if factor not in ("opt", "lr", name)]
@@ -109,7 +101,7 @@ def published_gap(dataset: str, contrast: compare.Contrast) -> float:
 
 
 def contrasts(log: Evidence, factor: str, rule: Rule, datasets=STUDY_DATASETS, swap=False) -> Parts:
-    """A predeclared contrast on each data set, the other way round where `swap`."""
+    """A predeclared contrast on each data set; `swap`: the other way round."""
     (contrast,) = (c for c in CONTRASTS if c.factor == factor)
     if swap:
         contrast = replace(contrast, levels=contrast.levels[::-1])
@@ -147,9 +139,8 @@ def best_of_kinds(log: Evidence) -> Parts:
 
 
 def device_accuracy(log: Evidence) -> list[Part]:
-    """GPU minus CPU: of whole epochs of hw_bench.py, without predictions, as if on different
-    images, which errs on the side of a wider interval; and of trainings that differ in their device
-    alone. Of what was begun no part that was not measured is left out: it keeps the claim open."""
+    """GPU minus CPU, of whole epochs of hw_bench.py and of trainings; of what was begun every part,
+    for one that was not measured keeps the claim open."""
     rule, images = (-0.03, 0.03), STUDY_TEST_IMAGES
     epochs, trainings = [], []
     command = "python hw_bench.py --preset q2 --device cpu cuda --full-epoch"
@@ -160,6 +151,7 @@ def device_accuracy(log: Evidence) -> list[Part]:
         sides, effect = [times.seeds_of(side) for side in times.sides(tested)], {}
         if all(sides):
             accuracies = ([row["metrics"]["test_acc"] for row in side] for side in sides[::-1])
+            # Without predictions as if on different images: wider than need be.
             estimate = stats.difference_of(*accuracies, (images, images))
             effect = {"estimate": estimate, "seeds": min(map(len, sides)), "images": images}
             effect["runs"] = [row["run_id"] for side in sides for row in side]
@@ -175,25 +167,17 @@ def device_accuracy(log: Evidence) -> list[Part]:
     return list(itertools.chain(*begun)) or epochs
 
 
-def step_ratio(slow: Row | None, fast: Row | None) -> Row:
-    """How many times as long one row's steps take as another's, where they can be compared."""
-    if not (slow and fast and (ratio := times.time_ratio(slow, fast))):
-        return {}
-    labels = [rows.get(r, "metrics", "label") or rows.get(r, "env", "device") for r in (slow, fast)]
-    note = "noise between processes is not in the interval"
-    effect = {"effect": ratio[0], "interval": ratio[1], "runs": (slow["run_id"], fast["run_id"])}
-    effect["note"] = join_notes(note, rows.busy_note(slow), rows.busy_note(fast))
-    return effect | {"basis": f"step time of {' over '.join(labels)}"}
-
-
-def times_part(subject: str, rule: Rule, figure: float, missing: str, effect: Row) -> Part:
-    """A part on a ratio of times, and what it rests on, or what is `missing`."""
-    if not effect:
+def times_part(subject: str, rule: Rule, figure: float, missing: str, *pair: Row | None) -> Part:
+    """How many times as long one row's steps take as the other's, or what is `missing`."""
+    if not all(pair) or not (measured := times.time_ratio(*pair)):
         return Part(subject, "times", figure, note=missing)
-    verdict = judge(rule, effect["interval"])
-    why = "too few timed steps to decide" if verdict == "undecided" else ""
-    note = join_notes(why, effect["note"])
-    return Part(subject, "times", figure, verdict, **effect | {"note": note})
+    ratio, interval = measured
+    verdict, runs = judge(rule, interval), tuple(row["run_id"] for row in pair)
+    labels = (rows.get(row, "metrics", "label") or rows.get(row, "env", "device") for row in pair)
+    basis, why = f"step time of {' over '.join(labels)}", TOO_FEW if verdict == "undecided" else ""
+    loads = map(rows.busy_note, pair)
+    note = join_notes(why, "noise between processes is not in the interval", *loads)
+    return Part(subject, "times", figure, verdict, ratio, interval, basis, runs, note)
 
 
 def speedups(log: Evidence) -> Parts:
@@ -203,23 +187,23 @@ def speedups(log: Evidence) -> Parts:
     for subject, work in WORKS.items():
         cpu, gpu = (figure["train_ms"] for figure in published("q2", **work))
         sides = map(times.representative, times.sides(times.study_rows(log.rows, **work)))
-        rule, effect = rules[work["model"]], step_ratio(*sides)
-        parts[subject] = times_part(subject, rule, cpu / gpu, missing, effect)
+        parts[subject] = times_part(subject, rules[work["model"]], cpu / gpu, missing, *sides)
     yield from parts.values()
     for opt in OPTIMIZERS:
         deep, shallow = (parts[f"{name} with {opt}"] for name in ("ResNet-50", "ResNet-18"))
         if deep.interval and shallow.interval:
             widths = (math.log(p.interval[1] / p.interval[0]) / 2 for p in (deep, shallow))
             half, ratio = math.exp(math.hypot(*widths)), deep.effect / shallow.effect
-            effect = {"effect": ratio, "interval": (ratio / half, ratio * half), "note": None}
-            effect |= {"basis": "ratio of the speed-ups above", "runs": (*deep.runs, *shallow.runs)}
-            subject, figure = f"ResNet-50 over ResNet-18 with {opt}", deep.published
-            yield times_part(subject, (1.0, math.inf), figure / shallow.published, missing, effect)
+            interval, runs = (ratio / half, ratio * half), (*deep.runs, *shallow.runs)
+            verdict, basis = judge((1.0, math.inf), interval), "ratio of the speed-ups above"
+            subject = f"ResNet-50 over ResNet-18 with {opt}"
+            note = TOO_FEW if verdict == "undecided" else None
+            figure = deep.published / shallow.published
+            yield Part(subject, "times", figure, verdict, ratio, interval, basis, runs, note)
 
 
 def adam_cost(log: Evidence) -> Parts:
-    """Adam's step over SGD's, of the same variant, on each device that was measured; only where the
-    two took turns, for a machine's drift is as large as the difference."""
+    """Adam's step over SGD's only where they took turns: a machine drifts by as much."""
     for model, name in NAMES.items():
         both = (times.study_rows(log.rows, model=model, opt=opt) for opt in OPTIMIZERS)
         for device, sgds, adams in zip(("cpu", "gpu"), *map(times.sides, both), strict=True):
@@ -232,29 +216,27 @@ def adam_cost(log: Evidence) -> Parts:
             sgd_ms, adam_ms = (f["train_ms"] for f in published("q2", model=model, device=device))
             why = "steps of both did not take turns" if sgds and adams else "not measured"
             missing = f"{why}: {'make q2' if device == 'cpu' else times.COMMAND} measures it"
-            subject, effect = f"{name} on a {device.upper()}", step_ratio(adam, sgd)
-            yield times_part(subject, (1.03, 1.05), adam_ms / sgd_ms, missing, effect)
+            subject, figure = f"{name} on a {device.upper()}", adam_ms / sgd_ms
+            yield times_part(subject, (1.03, 1.05), figure, missing, adam, sgd)
 
 
 def curves(log: Evidence) -> Parts:
     """What is left to learn, the largest fall and the overfitting; then the need of five epochs."""
+    again = "these runs were not tested on training images: --force trains them again"
     for dataset, name in STUDY_DATASETS.items():
         runs = curves_of(log.rows, dataset)
         if dataset == "mnist":
             yield curve_part(f"{name}: left after epoch 2", 0.01, runs, "left")
         yield curve_part(f"{name}: largest fall", 0.01, runs, "fall")
         part = curve_part(f"{name}: overfitting", 0.02, runs, "overfitting")
-        if runs and part.effect is None:
-            again = "these runs were not tested on training images: --force trains them again"
-            part = replace(part, note=again)
-        yield part
+        yield replace(part, note=again) if runs and part.effect is None else part
     (length,) = contrasts(log, "epochs", BEATS, ["fashion"])
     yield replace(length, subject="FashionMNIST: 5 minus 3 epochs")
 
 
 def curves_of(log: Sequence[Row], dataset: str) -> list[Row]:
-    """The runs of the best ResNet on validation of the study's length, of the study's protocol if
-    there is one, where every epoch is there; each with the changes in its curve."""
+    """The chosen ResNet's runs with all epochs in the log, each with the changes in its curve; the
+    study's protocol goes before others."""
     work, done = {"dataset": dataset, "epochs": LENGTH}, rows.distinct(rows.latest_ok(log, "train"))
     trained = [row for row in done if work.items() <= row["config"].items()]
     trained = [row for row in trained if str(row["config"].get("model")).startswith("resnet")]
@@ -262,13 +244,12 @@ def curves_of(log: Sequence[Row], dataset: str) -> list[Row]:
     best, epochs, runs = rows.pick_best(own or trained), rows.latest_ok(log, "epoch"), []
     for row in best[0].rows if best else ():
         logged = [epoch["metrics"] for epoch in rows.trajectory(row, epochs)]
-        values = [number(metrics, "val_acc") for metrics in logged]
+        values = {number(metrics, "epoch"): number(metrics, "val_acc") for metrics in logged}
         sizes = [number(row, "metrics", name) for name in ("n_val", "n_train")]
-        whole = [number(metrics, "epoch") for metrics in logged] == list(range(1, LENGTH + 1))
-        if not whole or None in values or not all(sizes):
+        if [*values] != [*range(1, LENGTH + 1)] or None in values.values() or not all(sizes):
             continue
         n_val, images = int(sizes[0]), int(min(sizes))
-        curve = [(round(value * n_val), n_val) for value in values]
+        curve = [(round(value * n_val), n_val) for value in values.values()]
         # Of four falls from an epoch to the next: each interval has a quarter of the error.
         falls = (change_of(*step, 1 - 0.05 / (LENGTH - 1)) for step in itertools.pairwise(curve))
         run = row | {"left": change_of(curve[-1], curve[1]), "fall": max(falls)}
@@ -281,15 +262,13 @@ def curves_of(log: Sequence[Row], dataset: str) -> list[Row]:
 
 
 def change_of(first: tuple[int, int], second: tuple[int, int], confidence: float = 0.95):
-    """A difference of accuracies with its interval, as if on different images, though they are the
-    same: wider than need be."""
+    """A difference of accuracies, its interval as if on different images: wider than need be."""
     value = first[0] / first[1] - second[0] / second[1]
     return value, stats.newcombe_interval(first, second, confidence)
 
 
 def curve_part(subject: str, below: float, runs: Sequence[Row], name: str) -> Part:
-    """The verdict of a change in the curves: the mean over seeds, of the values and of the ends of
-    their intervals over images."""
+    """On a change in the curves: the means over seeds, of values and of ends over images."""
     runs, effect = [run for run in runs if name in run], {}
     if runs:
         values, intervals = zip(*(run[name] for run in runs), strict=True)

@@ -1,10 +1,8 @@
 """Configurations compared on the test images that both answered: matched pairs, the predeclared
 contrasts, what the noise leaves open, and the tables of all of it.
 
-Rows that share a training are one configuration here: a repeated prediction is no further evidence.
-Configurations are chosen on validation images and compared on test images. Every contrast is named
-here, before any row is read.
-"""
+Configurations are chosen on validation images and compared on test images; rows that share a
+training are one. Every contrast is named here, before any row is read."""
 
 import hashlib
 import itertools
@@ -31,11 +29,9 @@ Pair = tuple[Group, Group]
 
 @dataclass(frozen=True)
 class Evidence:
-    """The log, and of it the configurations whose predictions can be compared; of each data set and
-    kind of model how many rows there are, and why some are not among them.
+    """The log, its configurations whose predictions can be compared, and what became of its rows.
 
-    Shapes: in each row of the groups `right` (N,) bool, whether it answered each test image
-    rightly, `images` a digest of which images these are.
+    Shapes: rows of the groups hold `right` (N,) bool, by test image, and a digest of the `images`.
     """
 
     rows: Sequence[Row]
@@ -44,7 +40,6 @@ class Evidence:
     reasons: Mapping[str, int]
 
     def of(self, dataset: str, kind: str) -> list[Group]:
-        """The configurations of one data set and kind."""
         return [g for g in self.groups if g.config.get("dataset") == dataset and g.kind == kind]
 
     @property
@@ -54,8 +49,7 @@ class Evidence:
 
 
 def collect(log: Sequence[Row], load: Load) -> Evidence:
-    """Every distinct model with predictions that can be used, by data set as in the report. `load`
-    returns a row's predictions, or the reason why there are none."""
+    """Every distinct model whose predictions, or the reason why there are none, `load` returns."""
     groups, counts, reasons = [], [], Counter()
     for kind in PROTOCOLS:
         done = rows.latest_ok(log, kind)
@@ -77,9 +71,8 @@ def collect(log: Sequence[Row], load: Load) -> Evidence:
 
 
 def _usable(runs: Sequence[Row], load: Load, reasons: Counter[str]) -> list[Row]:
-    """Rows with their right answers; of a split of the images the majority, which was tested on the
-    same images with the same labels, and whose training split, for as many images, was the same
-    one. Why others are left out is counted in `reasons`."""
+    """Rows with their right answers; of each split those on the test images, labels and training
+    images that most have. Why others are left out is counted in `reasons`."""
     tested, usable = [], []
     for row in runs:
         answers, problem = load(row)
@@ -107,26 +100,8 @@ def _usable(runs: Sequence[Row], load: Load, reasons: Counter[str]) -> list[Row]
     return usable
 
 
-def matched(groups: Iterable[Group], factor: str, levels: Sequence, tuned=()) -> list[Pair]:
-    """Pairs of configurations that differ in one factor alone, on the same test images; and in
-    those that are `tuned`, of which each side has its best on validation, chosen among those values
-    that both sides have, or where they share none among its own."""
-    pairs = []
-    for same in grouped(groups, lambda group: group.without(factor, *tuned)).values():
-        sides = [
-            {tuple(map(g.config.get, tuned)): g for g in same if g.config.get(factor) == level}
-            for level in levels
-        ]
-        common = sides[0].keys() & sides[1].keys() or sides[0].keys() | sides[1].keys()
-        choices = [[g for value, g in side.items() if value in common] for side in sides]
-        pair = tuple(c[0] if len(c) == 1 else best_of(c) for c in choices)
-        pairs += [pair] if all(pair) else []
-    return pairs
-
-
 def main_recipe(groups: Iterable[tuple[Group, ...]]) -> list[Any]:
-    """The pairs, or single configurations, of one recipe, which is all but what the study varied:
-    the study's own where there are any, else that of most."""
+    """Those of one recipe, all but what the study varied: the study's own, else that of most."""
     recipes = grouped(groups, lambda pair: pair[0].without(*PROTOCOLS[pair[0].kind][1]))
 
     def rank(recipe: str) -> tuple[bool, int, str]:
@@ -139,10 +114,9 @@ def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = ()) -> Row:
     """A difference of test accuracies, first minus second: of means over seeds, the mean over
     matched pairs; minus that of `others`, where it is an interaction of pairs matched one by one.
 
-    Returns: `estimate` with both noises, its value, ends and p; the ends of the interval over test
-    images alone, for these models as they were trained; `seeds`, the fewest on a side;
-    `first_only`, the images that of two models drawn from a pair the first alone gets right, on
-    average, summed over pairs; what is to be noted. Nothing of no pairs. Units: fractions.
+    Returns: nothing of no pairs; `image_low`, `image_high` are over test images alone, `seeds` the
+    fewest on a side, `first_only` the images that of two models drawn from a pair the first alone
+    gets right, on average, summed over pairs. Units: fractions.
     """
     if not pairs:
         return {}
@@ -178,16 +152,14 @@ def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = ()) -> Row:
 
 
 def _family(group: Group) -> str:
-    """The trainings that it is of, whatever their seed: at a constant learning rate those of any
-    length are epochs of one."""
+    """Its trainings but for the seed: at a constant learning rate any length is epochs of one."""
     constant = group.config.get("schedule", "constant") == "constant"
     return group.without("epochs") if constant else group.without()
 
 
 def _spreads(shares: Mapping[Group, float], rights: Mapping[Group, np.ndarray]):
     """What the seeds add to the variance of the sum of right answers, each times its group's share,
-    as spreads, and how much of that differs from image to image. Groups that are epochs of the same
-    trainings are taken together, seed by seed."""
+    and how much of that differs by image; epochs of one training count together, seed by seed."""
     known, by_image = [], 0.0
     for family in grouped((g for g in shares if len(g.rows) > 1), _family).values():
         seeds: dict[Any, np.ndarray | float] = Counter()
@@ -207,8 +179,7 @@ def _spreads(shares: Mapping[Group, float], rights: Mapping[Group, np.ndarray]):
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two levels of a factor; a difference is the first's accuracy minus the second's, each at its
-    own best of the settings that are `tuned`, chosen on validation."""
+    """Two levels of a factor, each at its own best, on validation, of what is `tuned`."""
 
     kind: str
     factor: str
@@ -217,17 +188,23 @@ class Contrast:
     tuned: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """As it stands in the tables."""
         return f"{self.factor} {' - '.join(map(rows.plain, self.levels))}"
 
     def pairs(self, evidence: Evidence, dataset: str, tuned: bool = True) -> list[Pair]:
-        """Its matched pairs; not `tuned`: at every level of what would be."""
-        groups, names = evidence.of(dataset, self.kind), self.tuned if tuned else ()
-        return main_recipe(matched(groups, self.factor, self.levels, names))
+        """Configurations alike in all else, on the same test images; `tuned`: each side the best
+        of the values that both sides have, or where they share none of its own."""
+        groups, names, pairs = evidence.of(dataset, self.kind), self.tuned if tuned else (), []
+        for same in grouped(groups, lambda group: group.without(self.factor, *names)).values():
+            sides = ([g for g in same if g.config.get(self.factor) == k] for k in self.levels)
+            one, other = ({tuple(map(g.config.get, names)): g for g in side} for side in sides)
+            common = one.keys() & other.keys() or one.keys() | other.keys()
+            choices = [[g for k, g in side.items() if k in common] for side in (one, other)]
+            pair = tuple(c[0] if len(c) == 1 else best_of(c) for c in choices)
+            pairs += [pair] if all(pair) else []
+        return main_recipe(pairs)
 
     def measure(self, evidence: Evidence, dataset: str) -> Row:
-        """Its effect; how it is `tuned`, and where it is the effect `averaged` over that; and of
-        each other factor the effects at its `levels`, where it has several."""
+        """Its effect, also `averaged` over what is tuned, and at the `levels` of other factors."""
         averaged, pairs = (self.pairs(evidence, dataset, tuned) for tuned in (False, True))
         tuned, levels = "" if averaged == pairs else TUNED, {}
         for factor in (c.factor for c in CONTRASTS if c.kind == self.kind):
@@ -268,8 +245,7 @@ def add_holm(records: list[Row]) -> list[Row]:
 
 
 def contrast_records(evidence: Evidence) -> list[Row]:
-    """The main effect of each factor by matched pairs, each level at its best of what is tuned and
-    averaged over it, and the best network against the best SVM."""
+    """The main effect of each factor, tuned and averaged, and the best network against the SVM."""
     records = []
     for dataset in evidence.datasets:
         for c in CONTRASTS:
@@ -304,8 +280,7 @@ def interaction_records(evidence: Evidence) -> list[Row]:
 
 
 def setting_of(group: Group, *left_out: str) -> str:
-    """A configuration in the study's factors, and how it differs from the study's protocol: the
-    preset that it is of, or its settings."""
+    """A configuration in the study's factors, and its preset, or where it leaves the protocol."""
     hidden = {"dataset", "pin_memory", *left_out}
     names = [name for name in PROTOCOLS[group.kind][1] if name not in hidden]
     preset = preset_of(group.config) if group.protocol and group.kind == "train" else None
@@ -326,17 +301,14 @@ def pair_records(evidence: Evidence) -> list[Row]:
 
 
 def tie_records(evidence: Evidence) -> list[Row]:
-    """Each configuration against the chosen one, for every split of the images."""
     networks = (g for name in evidence.datasets for g in evidence.of(name, "train"))
     splits = grouped(networks, lambda group: division(group.config)).values()
     return [record for groups in splits for record in compare_with_chosen(groups)]
 
 
 def compare_with_chosen(groups: Sequence[Group]) -> list[Row]:
-    """The chosen configuration of one split of the images, then its rivals by validation accuracy,
-    each with its test against it."""
-    chosen = best_of(groups)
-    records = []
+    """The chosen one of one split of the images, then its rivals, each tested against it."""
+    chosen, records = best_of(groups), []
     for group in groups if chosen else ():
         effect = {"tied": "chosen"} if group is chosen else measure_effect([(chosen, group)])
         names = {"dataset": group.config.get("dataset"), "setting": setting_of(group)}
@@ -382,17 +354,15 @@ def seeds_table(train: Sequence[Row]) -> Table:
 
 
 def comparison_tables(evidence: Evidence, contrasts, ties, train: Sequence[Row]) -> list[Table]:
-    """What was compared, what differs, what the noise leaves open, and what was left out: from the
-    records of contrasts and of ties, and the train rows that are ok."""
+    """From the records of contrasts and of ties, and the train rows that are ok."""
     names = ("rows", "failed", "interrupted", "partial")
     counts = [record for record in evidence.counts if any(record[k] for k in names)]
     reasons = [{"reason": text, "rows": n} for text, n in evidence.reasons.items()]
-    margin = {"alpha": ALPHA, "points": 100 * MARGIN, "seeds": SEEDS}
     return [
         make_table("contrasts", contrasts, missing=all("p" not in each for each in contrasts)),
         make_table("interactions", interaction_records(evidence)),
         make_table("pairs", pair_records(evidence)),
-        make_table("tied", ties, **margin),
+        make_table("tied", ties, alpha=ALPHA, points=100 * MARGIN, seeds=SEEDS),
         make_table("optimism", optimism_records(train)),
         seeds_table(train),
         make_table("evidence", counts),

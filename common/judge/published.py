@@ -28,36 +28,35 @@ def unmeasured_note(command: str, reason: str = "no finished run of it in the lo
 
 
 def side_by_side(groups: Sequence[Group], figures, protocol, factors, command: str) -> list[Row]:
-    """A record for each configuration measured, beside the published figure if it kept to the
-    study's protocol, which come first; and for each published one that was not measured, with the
-    command that measures it."""
-    waiting = {tuple(figure[name] for name in factors): figure for figure in figures}
-    known, records = dict(waiting), []
+    """What was measured, beside the published figure if it kept to the study's protocol, which come
+    first; then what was published and not measured, with the command that measures it."""
+    known = {tuple(figure[name] for name in factors): figure for figure in figures}
+    shown = {
+        key: {f"published_{name}": figure.get(name) for name in ("test_acc", "val_acc", "fit_ms")}
+        for key, figure in known.items()
+    }
+    records, waiting = [], dict(known)
     varying = rows.varying_settings([g.config for g in groups], {*factors, *protocol})
-
-    def accuracies(figure: Row) -> Row:
-        return {f"published_{k}": figure.get(k) for k in ("test_acc", "val_acc", "fit_ms")}
-
     for group in groups:
         other, key = deviations(group.config, protocol), tuple(map(group.config.get, factors))
         record = {name: group.config.get(name) for name in (*factors, *protocol)}
         record |= rows.accuracy_record(group) | {"group": group}
         if not other and key in known:
-            record |= accuracies(known[key]) | difference_record(group, known[key])
+            record |= shown[key] | difference_record(group, known[key])
             waiting.pop(key, None)
         notes = [other, *rows.in_words(group.config, varying), *map(rows.busy_note, group.rows)]
         record["note"] = join_notes(*notes, record.pop("disagreement", ""))
         records.append((bool(other), rows.order_of(group.config), record))
-    for figure in waiting.values():
+    for key, figure in waiting.items():
         names = (*rows.TRAIN_FACTORS, "kernel", "samples")
-        record = {name: figure[name] for name in names if name in figure} | accuracies(figure)
+        record = {name: figure[name] for name in names if name in figure} | shown[key]
         records.append((2, rows.order_of(figure), record | {"note": unmeasured_note(command)}))
     return [record for *_, record in sorted(records, key=lambda item: item[:2])]
 
 
 def difference_record(group: Group, figure: Row) -> Row:
-    """Mean test accuracy minus the published one, of one run on other images, whose seed is taken
-    to vary as these do; and what is known to differ where its 95 % interval does not hold zero."""
+    """Mean test accuracy minus the published one, whose seed is taken to vary as ours do; and what
+    is known to differ where its 95 % interval does not hold zero."""
     values, images = group.values("test_acc"), number(group.rows[0], "metrics", "n_test")
     if not values:
         return {}
@@ -82,20 +81,18 @@ def difference_record(group: Group, figure: Row) -> Row:
 
 
 def results_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
-    """The README's table: for each data set the best of the study's grid, of each other recipe that
-    has several seeds, and of the support vector machines."""
-
-    def by_split(runs: Sequence[Row]) -> list[list[Group]]:
-        groups = grouped(rows.configurations(runs), lambda group: rows.division(group.config))
-        return list(groups.values())
-
+    """The best of each data set: of the study's grid, other recipes of several seeds, and SVMs."""
+    networks, svms = (
+        grouped(rows.configurations(runs), lambda group: rows.division(group.config)).values()
+        for runs in (train, svm)
+    )
     contests = []
-    for networks in by_split(train):
+    for groups in networks:
         # Others than the study's with a single seed only where there is nothing else.
-        kept = [group for group in networks if len(group.rows) > 1 or not group.protocol]
-        recipes = grouped(kept or networks, lambda group: group.protocol)
+        kept = [group for group in groups if len(group.rows) > 1 or not group.protocol]
+        recipes = grouped(kept or groups, lambda group: group.protocol)
         contests += [recipes[name] for name in sorted(recipes)]  # the study's is ""
-    contests += by_split(svm)
+    contests += svms
     devices = rows.devices_note(row for groups in contests for g in groups for row in g.rows)
     order = rows.datasets_of([*train, *svm])
     contests.sort(key=lambda groups: order.index(str(groups[0].config.get("dataset"))))
@@ -104,7 +101,7 @@ def results_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
 
 
 def _result_record(groups: Sequence[Group]) -> Row:
-    """The configuration that was chosen of these, beside the study's best of its kind."""
+    """The configuration that is chosen of these, beside the study's best of its kind."""
     group, tried = rows.best_of(groups), len({group.without("engine") for group in groups})
     record, config = rows.choice_record(group), group.first()["config"]
     dataset, split = str(config.get("dataset")), config.get("split", "study")
@@ -121,23 +118,14 @@ def _result_record(groups: Sequence[Group]) -> Row:
         notes.append("stopped by max_iter")
     cost = f"{significant(record['cost_ms'] / 1e3)} s" if record["cost_ms"] is not None else ""
     busy = rows.busy_note(max(group.rows, key=rows.load_of))
-    return record | {
-        "dataset": rows.display(dataset),
-        "interval": interval,
-        "published_test_acc": best if split == "study" else None,
-        "config": join_notes(*notes),
-        "training": join_notes(cost, *map(_threads_of, group.rows), busy),
-    }
-
-
-def _threads_of(row: Row) -> str:
-    """How much of its CPU a network was trained with; of another device its name."""
-    device, threads = get(row, "env", "device"), number(row, "env", "threads")
-    if row["kind"] == "svm" or not device:
-        return ""
-    if device != get(row, "env", "cpu") or not threads:
-        return device
-    return f"{threads:g} thread{'s' if threads > 1 else ''}"
+    used = []  # by a network: of its CPU so many threads, or another device
+    for row in group.rows if group.kind == "train" else ():
+        device, threads = get(row, "env", "device"), number(row, "env", "threads")
+        some = device and threads and device == get(row, "env", "cpu")
+        used.append(f"{threads:g} thread{'s' if threads > 1 else ''}" if some else device)
+    record |= {"dataset": rows.display(dataset), "interval": interval, "config": join_notes(*notes)}
+    record["published_test_acc"] = best if split == "study" else None
+    return record | {"training": join_notes(cost, *used, busy)}
 
 
 def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:

@@ -14,8 +14,8 @@ COMMAND = "make q2 ARGS='--device cpu cuda'"
 
 def study_rows(rows: Iterable[Row], **where: object) -> list[Row]:
     """The finished measurements of the study's work, of these settings."""
-    where = STUDY | where
-    return [r for r in latest_ok(rows, "hw_train") if where.items() <= r["config"].items()]
+    settings = (STUDY | where).items()
+    return [row for row in latest_ok(rows, "hw_train") if settings <= row["config"].items()]
 
 
 def sides(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -25,8 +25,7 @@ def sides(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def plainness(row: Row) -> tuple[object, ...]:
-    """Sorting key of a device's variants: our loop, not compiled, most threads, 16 bits, no noise
-    that had to be accepted, and most timed steps come first."""
+    """Sorting key of a device's variants: our plain loop on most threads, then the surest times."""
     config, noise = row["config"], number(row, "metrics", "noise") or 0.0
     steps = number(row, "metrics", "step_ms", "n") or 0
     other = config.get("loop", "ours") != "ours", bool(config.get("compile"))
@@ -64,16 +63,14 @@ def rounds_of(*rows: Row) -> list[list[float]] | None:
     times = [get(row, "metrics", "rounds", "step_ms") for row in rows]
     if len(groups) > 1 or get(rows[0], "metrics", "rounds", "group") is None:
         return None
-    if not all(isinstance(each, list) and len(each) == len(times[0]) > 1 for each in times):
-        return None
-    sound = all(isinstance(ms, int | float) and ms > 0 for each in times for ms in each)
+    whole = all(isinstance(each, list) and len(each) == len(times[0]) > 1 for each in times)
+    sound = whole and all(isinstance(ms, int | float) and ms > 0 for each in times for ms in each)
     return times if sound else None
 
 
 def time_ratio(slow: Row, fast: Row) -> tuple[float, Interval] | None:
-    """How many times as long one row's steps take as another's, with its interval: as logged where
-    the second was measured against the first, by rounds where both were in the same, else from
-    both rows' steps. None where the rows are of two machines, or of two versions of torch."""
+    """How many times as long one row's steps take as another's: as logged where one was measured
+    against the other, else by common rounds, else from both rows' steps; None of two machines."""
     if comparable(slow) != comparable(fast):
         return None
     ratio, interval = number(fast, "metrics", "speedup", "ratio"), speedup_interval(fast)

@@ -3,7 +3,6 @@
 import bisect
 import math
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 
 import numpy as np
 
@@ -35,12 +34,11 @@ def leads(interval: Interval) -> int:
 
 
 def dependence(rule: Rule, levels: Mapping[str, Sequence[Row]]) -> dict[str, bool]:
-    """The factors whose levels disagree on which side of the rule's edge (of a range: of zero) the
-    effect lies, in words; and whether they surely do: their intervals too, on enough seeds.
-    `levels` are the effects of each factor, each with its `level` in words."""
+    """Factors at whose levels the effect lies on unlike sides of the rule's edge (of a range: of
+    zero), in words; and whether surely so: by the intervals too, on enough seeds."""
     edge, apart = rule[0] if math.isinf(rule[1]) else 0.0, {}
     for factor, effects in levels.items():
-        low, high = (pick(effects, key=itemgetter("difference")) for pick in (min, max))
+        low, high = (pick(effects, key=lambda e: e["difference"]) for pick in (min, max))
         if low["difference"] < edge < high["difference"]:
             enough = min(low["seeds"], high["seeds"]) >= SEEDS
             surely = enough and low["high"] < edge < high["low"]
