@@ -3,7 +3,7 @@
 import functools
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -419,6 +419,9 @@ def test_findings_say_what_was_decided_and_nothing_else():
     assert "\nMNIST: opt sgd rather than opt adam" in text
     assert "\nFashionMNIST: opt adam rather than opt sgd" in text
     assert "\nTrain on the accelerator" in text
+    results, evidence = results_of("present")
+    renumbered = [replace(result, number=result.number + 1) for result in results]
+    assert findings_of(renumbered, evidence)[1] == recommendations  # a claim is known by its entry
     lines, recommendations = findings_of(*results_of("little"))
     assert lines[0].endswith("11 undecided (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11).")
     assert not any("(claim " in line for line in lines)

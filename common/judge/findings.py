@@ -62,7 +62,7 @@ def findings_tables(results: Claims, contrasts: Rows, ties: Rows, log: Rows) -> 
     """Both tables, from the claims, the records of the tables of contrasts and of ties, and the
     log's rows of speeds."""
     contests = contest_records(ties)
-    speedups = [part for result in results if result.number == 8 for part in result.parts]
+    speedups = [p for r in results if claims.ENTRIES[r.text][1] is claims.speedups for p in r.parts]
     faster = [p for p in speedups if p.interval and p.interval[0] > 1]
     findings = [*sentences("claims", results, VERDICTS), *sentences("chosen", contests)]
     recommended = [
