@@ -1,18 +1,11 @@
 """How often the report's intervals hold the truth, and how often its verdicts are wrong.
 
-    python benchmarks/coverage.py
-    python benchmarks/coverage.py --sims 200 --images 1000
-
-Trainings whose truth is known: a test image has a difficulty, a recipe and each of its seeds a
-skill, each answer a luck of its own, all normal (a probit model). The judging code of the report is
-run on their answers. The noise of seeds is given as a multiple of that of test images: of the
-standard deviation of a single accuracy from one seed to the next, and from one set of images to
-the next. `coverage` is how often the 95 % interval of a difference holds the truth; `accuracy` that
-of a mean accuracy; `told apart` how often two equal recipes are not tied; `wrong` how often the
-verdict on "the first is better by 0.1 points" is the opposite of the truth, at the worst of three
-true differences: none, that, and 0.3 points. `uneven` means that one side's seeds vary three times
-as much as the other's. The second table checks the number of seeds that an open verdict names:
-simulated power there, 0.80 being aimed at. The last line of the output is JSON.
+Trainings whose truth is known are simulated. `noise`: the sd of an accuracy between seeds over that
+between sets of images; `uneven`: one side's seeds vary three times as much. How often: `coverage`,
+the 95 % interval of a difference holds the truth; `accuracy`, that of a mean; `told apart`, equal
+recipes are not tied; `wrong`, the verdict on "better by 0.1 points" is the opposite of the truth,
+at the worst of three. Second table: the power at the number of seeds that an open verdict names,
+where 0.80 is aimed at. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -28,9 +21,8 @@ from scipy.stats import norm
 from shared import print_json, print_table
 
 from common.base.cli import Validated, option, parse_command_line, run_script
-from common.judge.compare import Pair, compare_with_chosen, measure_effect
+from common.judge import compare, stats
 from common.judge.rows import accuracy_record, by_seed
-from common.judge.stats import Spread
 from common.judge.verdicts import BEATS, MARGIN, SEEDS, judge, more_data
 
 MEAN, IMAGE_SD, LUCK_SD = 1.9, 1.25, 0.35  # 92.8 % right; two seeds disagree on 5 % of images
@@ -55,7 +47,7 @@ class Options(Validated):
 
 @dataclass(frozen=True)
 class Design:
-    """Which seeds both recipes of how many matched pairs have, and how much their noise is."""
+    """The seeds of both recipes of each of so many matched pairs, and their noise."""
 
     seeds: tuple[range, range]
     pairs: int
@@ -63,8 +55,8 @@ class Design:
     images: int
     uneven: bool = False
 
-    def draw(self, rng: np.random.Generator, lead: float) -> list[Pair]:
-        """Trainings on new images, those of the first recipes ahead by so much in truth."""
+    def draw(self, rng: np.random.Generator, lead: float) -> list[compare.Pair]:
+        """Trainings on new images, by a probit model: a pair's first recipe is ahead by `lead`."""
         difficulty = rng.normal(0, IMAGE_SD, self.images)
         image_sd = np.sqrt(BASE * (1 - BASE) / self.images)
         skill_sd = self.noise * image_sd * WIDE / norm.pdf(MEAN / WIDE)  # moves accuracy as much
@@ -92,33 +84,31 @@ def check_design(design: Design, sims: int) -> dict[str, float]:
     wrong = dict.fromkeys(TRUTHS, 0)
     for _, lead in itertools.product(range(sims), TRUTHS):
         drawn = design.draw(rng, lead)
-        low, high = measure_effect(drawn)["estimate"].interval()
+        low, high = compare.measure_effect(drawn)["estimate"].interval()
         covered += low <= lead <= high
         opposite = "contradicted" if lead > MARGIN else "supported"
         wrong[lead] += judge(BEATS, (low, high)) == opposite
         if lead == 0:
             record = accuracy_record(drawn[0][0])
             accurate += record["test_acc_low"] <= BASE <= record["test_acc_high"]
-            apart += compare_with_chosen(drawn[0])[1]["tied"] is False
+            apart += compare.compare_with_chosen(drawn[0])[1]["tied"] is False
     counts = {"coverage": covered / len(TRUTHS), "accuracy": accurate, "told apart": apart}
-    counts["wrong"] = max(wrong.values())
-    return {name: count / sims for name, count in counts.items()}
+    return {n: count / sims for n, count in (counts | {"wrong": max(wrong.values())}).items()}
 
 
 def check_number(pairs: int, noise: float, lead: float, images: int, sims: int) -> dict[str, Any]:
-    """The seeds that would decide, by an estimate whose noises are nearly the true ones, and how
-    often so many do."""
+    """The seeds that would decide, by nearly the true noises, and how often so many do."""
     rng, many = np.random.default_rng([pairs, round(10 * noise)]), 400
     design = Design((range(many), range(many)), pairs, noise, images)
-    pilot, share = measure_effect(design.draw(rng, lead))["estimate"], many / SEEDS
-    spreads = tuple(Spread(s.variance * share, s.scale * share, SEEDS) for s in pilot.spreads)
+    pilot, share = compare.measure_effect(design.draw(rng, lead))["estimate"], many / SEEDS
+    spreads = tuple(stats.Spread(s.variance * share, s.scale * share, SEEDS) for s in pilot.spreads)
     image = tuple(end + lead - pilot.value for end in pilot.image)
     estimate = replace(pilot, value=lead, image=image, spreads=spreads)
     advice, power = more_data(BEATS, estimate, SEEDS, images), None
     if named := re.search(r"about (\d+) of each", advice):
         n = int(named[1])
         design = replace(design, seeds=(range(n), range(100, 100 + n)))
-        effects = (measure_effect(design.draw(rng, lead))["estimate"] for _ in range(sims))
+        effects = (compare.measure_effect(design.draw(rng, lead))["estimate"] for _ in range(sims))
         power = [judge(BEATS, e.interval()) for e in effects].count("supported") / sims
     return {"pairs": pairs, "noise": noise, "lead": lead, "advice": advice, "power": power}
 

@@ -1,15 +1,8 @@
 """One training with all cores against as many trainings of one thread, in trajectories an hour.
 
-    python benchmarks/jobs.py
-    python benchmarks/jobs.py --model vgg5 --batch-size 512 --limit 49000
-
-All flags but --per-job and --pairs are train.py's. Both sides are train.py on the same grid, of
-several seeds and one epoch: --jobs 1 with all threads, and a job a core of one thread each. They
-take turns, A B B A, every time in a fresh process and folder, so that a machine's drift meets both;
-a block's time is from the command to its end, start and evaluation included. The ratio is the
-median over the pairs of blocks. Beside what was measured stands what the steps of the side's own
-epochs would give alone: what a side takes longer is for starting and evaluation. The last line is
-JSON.
+All flags but --per-job and --pairs are train.py's, run with --jobs 1 and all threads, and with a
+job of one thread a core, in turns; a block's time has start and evaluation in it, `steps alone` is
+what the epochs' steps would give. The ratio is the median over pairs of blocks. Last comes JSON.
 """
 
 import argparse
@@ -25,11 +18,9 @@ from common.base.cli import UsageError, run_script
 from common.base.log import read_rows
 from common.speed.timing import alternate
 
-DEFAULTS = ("--dataset", "fashion", "--limit", "10000")  # where train.py has others
-
 
 def run_block(flags: list[str], jobs: int, threads: int) -> tuple[float, list[float]]:
-    """One grid, once. Returns: its seconds, and those of each epoch's steps."""
+    """Train the grid. Returns: its seconds, and those of each epoch's steps."""
     with tempfile.TemporaryDirectory() as folder:
         flags = [*flags, "--results-dir", folder, "--jobs", jobs, "--threads", threads]
         seconds = run("train.py", *flags)
@@ -47,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     cores = cpu_count()
     if cores < 2:
         raise UsageError("one core: there is nothing to compare")
-    n, flags = cores * args.per_job, [*DEFAULTS, *given]
+    n, flags = cores * args.per_job, ["--dataset", "fashion", "--limit", "10000", *given]
     print_machine(f"{cores} cores", f"{n} trajectories a block: {' '.join(flags)}")
     flags += ["--epochs", 1, "--device", "cpu", "--seed", *range(n)]
     blocks = {(1, cores): [], (cores, 1): []}  # by jobs and threads

@@ -1,16 +1,10 @@
-"""The training loop that people write against train.py's, interleaved block by block.
+"""The training loop that people write (common/train/notebook.py) against train.py's.
 
-    python benchmarks/notebook.py
-    python benchmarks/notebook.py --model resnet50 --opt adam --blocks 8
-
-The notebook loop is common/train/notebook.py, in fp32 and once more with bf16 autocast; ours is
-train.py's, without its running loss and accuracy. All train the same network from the same weights
-on the same images, end to end. Each side has a process of its own, all prepared alike; they wait
-for their turn (A B C, C B A, ...), so that a machine's drift meets all of them. A side's speed is
-the median over its blocks, a ratio the median of the ratios block by block. Ours is also given as
-a share of the machine's peak, a large matrix product in bf16, likewise in turn; and as one run a
-core side by side. With all combinations measured, the time of the study's whole grid is projected.
-The last line is JSON: seconds of a step, by block.
+Both train the same network from the same weights on the same images, each in a process of its own,
+in turns (A B C, C B A, ...): the notebook loop in fp32 and with bf16 autocast, ours, and ours as a
+run a core. Speeds and ratios are medians over blocks. Our share of a matrix product's speed in bf16
+stands beside; with all combinations measured, the study's grid is projected. The last line is
+JSON: seconds of a step, by block.
 """
 
 from __future__ import annotations
@@ -31,8 +25,7 @@ from common.base.cli import Validated, expand_grid, option, parse_command_line, 
 from common.base.config import TRAIN_PRESETS, TrainConfig
 from common.speed import peaks, timing
 from common.speed.process import Process
-from common.train.grid import group_trajectories
-from common.train.loop import train_step
+from common.train import grid, loop
 from common.train.notebook import notebook_steps
 from common.train.run import Run
 
@@ -53,7 +46,7 @@ class Options(Validated):
 
 
 def steps_of(side: str, config: TrainConfig, data_dir: str) -> Iterator[Any]:
-    """Steps without end: of train.py's loop, of the notebook's, or matrix products in bf16."""
+    """Endless steps of train.py's loop or of the notebook's, or matrix products in bf16."""
     if side == "peak":
         shape = (2, PEAK_SIDE, PEAK_SIDE)
         a, b = peaks.random_values(shape, torch.bfloat16, torch.device("cpu"))
@@ -65,19 +58,19 @@ def steps_of(side: str, config: TrainConfig, data_dir: str) -> Iterator[Any]:
     run.model.train()
     for epoch in itertools.count(1):
         for index in run.order(epoch):
-            yield train_step(run.setup, *run.batches.load(index))
+            yield loop.train_step(run.setup, *run.batches.load(index))
 
 
 def step_timer(*side: Any) -> timeit.Timer:
-    """What times a side's steps in its process, where garbage is collected as in training."""
+    """Times a side's steps in its process, where garbage is collected as in training."""
     return timeit.Timer(partial(next, steps_of(*side)), "import gc; gc.enable()")
 
 
 def time_blocks(
     config: TrainConfig, data_dir: str, processes: Mapping[str, int], steps: int
 ) -> Iterator[dict[str, list[float]]]:
-    """At each turn time a block of steps of every side, in one process or in several that share
-    the machine's threads. Returns: by side the seconds of a step, of every block so far."""
+    """A block of steps of every side at each turn; a side's processes share the machine's threads.
+    Yields: by side the seconds of a step, of every block so far."""
     sides, step_s = {}, {name: [] for name in processes}
 
     def run(name: str, steps: int) -> float:
@@ -102,13 +95,13 @@ def time_blocks(
 
 def step_flops(config: TrainConfig) -> int:
     """FLOPs of a training step on one image."""
-    shape = (1, 3, config.image_size, config.image_size)
-    model = models.build_on_meta(config.model, 10, config.image_size)
-    return cost.count_costs(model, shape, "conv_linear").train_step_flops
+    size = config.image_size
+    model = models.build_on_meta(config.model, 10, size)
+    return cost.count_costs(model, (1, 3, size, size), "conv_linear").train_step_flops
 
 
 def compare(config: TrainConfig, options: Options) -> dict[str, list[float]]:
-    """Measure one combination, and print a line for each side. Returns: as time_blocks does."""
+    """Measure one combination, and print a line for each side. Returns: as time_blocks yields."""
     cores = torch.get_num_threads()
     processes = dict.fromkeys(("notebook fp32", "notebook bf16", "ours", "peak"), 1)
     processes |= {f"ours, {cores} jobs": cores} if cores > 1 else {}
@@ -130,7 +123,7 @@ def print_grid(measured: Mapping[tuple[str, str], Mapping[str, list[float]]]) ->
     configs = expand_grid(TrainConfig, TRAIN_PRESETS["q1a"] | {"device": ["cpu"]})
     if {(c.model, c.opt) for c in configs} - measured.keys():
         return
-    trained = [trajectory.trained for trajectory in group_trajectories(configs)]
+    trained = [trajectory.trained for trajectory in grid.group_trajectories(configs)]
     steps = math.ceil(N_TRAIN / configs[0].batch_size)
 
     def hours(side: str, runs: list[TrainConfig]) -> float:

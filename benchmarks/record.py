@@ -1,16 +1,9 @@
 """The study's accuracy by --preset record, against the time of the study's own recipe.
 
-    python benchmarks/record.py
-    python benchmarks/record.py --dataset fashion --seeds 3
-
-For each seed the preset's network is trained from scratch in a fresh process, prepared as those of
-the notebook loop are (threads, and freed memory kept), and tested once on the 14,000 test images of
-the study's split, which stays the same. Its time is all that happens after packages are imported
-and the images are in memory, and before the final evaluation: pixel statistics, building, every
-step. The study's recipe is its best configuration of the data set (ResNet-18, five epochs) in the
-notebook loop of benchmarks/notebook.py, in fp32 and with bf16 autocast, projected from blocks of
-their steps that take turns with the seeds. A ratio is a projected time over the median time of the
-seeds. The last line is JSON.
+Every seed trains from scratch in a fresh process; its time is of all but imports, the loading of
+images and its one test on the study's test images. The study's recipe, its best configuration of
+the data set, is projected from blocks of steps of notebook.py's loop, in turns with the seeds. A
+ratio is a projected time over the seeds' median. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +17,7 @@ from typing import Any
 import notebook
 import torch
 import torch._dynamo  # which torch.optim imports at its first optimiser
-from scipy.stats import t
+from scipy.stats import ttest_1samp
 from shared import print_json, print_machine, with_range
 
 from common.base.cli import Validated, expand_grid, option, parse_command_line, run_script
@@ -35,7 +28,6 @@ from common.speed.process import Process
 from common.train.run import Run
 
 DATASETS = ("mnist", "fashion")
-RECIPE = ("dataset", "model", "opt", "lr", "epochs")
 LOOPS = dict.fromkeys(("notebook fp32", "notebook bf16"), 1)  # each in one process
 STEPS = 10  # of the notebook loop between two seeds
 
@@ -70,7 +62,8 @@ def run_apart(config: TrainConfig, data_dir: str) -> tuple[float, float, float, 
 def measure(dataset: str, options: Options) -> dict[str, Any]:
     """All seeds on one data set, with the notebook loop in between; print a line, return all."""
     (best,) = published("best", dataset=dataset)
-    study = TrainConfig(device="cpu", **{name: best[name] for name in RECIPE})
+    recipe = {name: best[name] for name in ("dataset", "model", "opt", "lr", "epochs")}
+    study = TrainConfig(device="cpu", **recipe)
     preset = TRAIN_PRESETS["record"] | {"dataset": [dataset], "device": ["cpu"]}
     configs = expand_grid(TrainConfig, preset)[: options.seeds]
     blocks, runs = notebook.time_blocks(study, options.data_dir, LOOPS, STEPS), []
@@ -80,7 +73,7 @@ def measure(dataset: str, options: Options) -> dict[str, Any]:
     blocks.close()
     seconds, val, test, precision = zip(*runs, strict=True)
     mean, sd = statistics.mean(test), statistics.stdev(test)
-    half = t.ppf(0.975, len(test) - 1) * sd / math.sqrt(len(test))
+    low, high = ttest_1samp(test, 0).confidence_interval()  # Student's, 95 %
     n = len(load_dataset(dataset, options.data_dir).labels) * 7 // 10
     flops = notebook.step_flops(config) * n * config.epochs
     steps = math.ceil(n / study.batch_size) * study.epochs
@@ -89,7 +82,7 @@ def measure(dataset: str, options: Options) -> dict[str, Any]:
     beside = ", ".join(f"{name} {study_s[name]:.0f} s: 1/{ratio[name]:.0f}" for name in ratio)
     print(
         f"{dataset}: test accuracy {mean:.2%}, sd {sd:.2%} over {len(test)} seeds, 95 % interval "
-        f"of the mean {mean - half:.2%} to {mean + half:.2%} (published {best['test_acc']:.2%}); "
+        f"of the mean {low:.2%} to {high:.2%} (published {best['test_acc']:.2%}); "
         f"{with_range(seconds, 2)} s, {flops / 1e12:.2f} TFLOP in {precision[0]}; the study's "
         f"recipe ({study.model} {study.opt}, {study.epochs} epochs) in the loop of {beside}",
         flush=True,

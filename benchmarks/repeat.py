@@ -1,12 +1,8 @@
 """Whether a measurement of hw_bench.py, made several times, agrees within its own interval.
 
-    python benchmarks/repeat.py --data-dir data --image-size 64 --compile false
-    python benchmarks/repeat.py --times 5 --mode infer --results-dir results --scenario single
-
 All flags but --times are hw_bench.py's, which runs so often, each time from the start. A variant
-agrees if every two of its intervals of the speed-up overlap; each has 95 % of its own run's drift
-in it and nothing of the days between two runs. The last line is JSON. Exit status 1 where a
-variant does not agree, or was refused.
+agrees if every two of its intervals of the speed-up overlap. The last line is JSON. Exit status 1
+where a variant does not agree, or was refused.
 """
 
 import argparse
@@ -25,15 +21,14 @@ SpeedUp = tuple[float, tuple[float, float]]  # and its interval
 
 
 def measure(flags: list[str], log: Path) -> list[dict[str, Any]]:
-    """Run hw_bench.py once. Returns: the rows that it added to the log."""
+    """The rows that one run of hw_bench.py adds to the log."""
     before = len(read_rows(log)[0])
     run("hw_bench.py", *flags, "--force", statuses=(0, 1))
     return read_rows(log)[0][before:]
 
 
 def speedup_of(row: dict[str, Any]) -> tuple[str, bool, SpeedUp | None]:
-    """What a row measured, whether that is the baseline, and its speed-up: None where it or the
-    baseline was refused, or there is no interval."""
+    """A row's variant, whether it is the baseline, and its speed-up where one was measured."""
     facts, m = row["config"] | row["metrics"], row["metrics"]
     label = " ".join(str(facts[name]) for name in LABELS[row["kind"]])
     if row["kind"] == "hw_train":
@@ -43,14 +38,6 @@ def speedup_of(row: dict[str, Any]) -> tuple[str, bool, SpeedUp | None]:
         is_baseline = m["engine"] == "eager"
         speedup = m["speedup_vs_eager"], m.get("speedup_interval")
     return label, is_baseline, speedup if row["status"] == "ok" and all(speedup) else None
-
-
-def judge(speedups: list[SpeedUp | None]) -> str:
-    intervals = [speedup[1] for speedup in speedups if speedup]
-    if refused := len(speedups) - len(intervals):
-        return f"REFUSED {refused} of {len(speedups)} times"
-    pairs = itertools.combinations(intervals, 2)
-    return "agrees" if all(a[0] <= b[1] and b[0] <= a[1] for a, b in pairs) else "DIFFERS"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,12 +57,19 @@ def main(argv: list[str] | None = None) -> int:
     if not results:
         raise UsageError("nothing was compared; ask for a second variant, or for eager too")
     print_machine()
+    verdicts = set()
     for label, speedups in results.items():
-        pairs = filter(None, speedups)
-        shown = ", ".join(f"{ratio:.2f} ({low:.2f} to {high:.2f})" for ratio, (low, high) in pairs)
-        print(f"{label}: {shown or 'nothing'}: {judge(speedups)}")
+        measured = [speedup for speedup in speedups if speedup]
+        shown = [f"{ratio:.2f} ({low:.2f} to {high:.2f})" for ratio, (low, high) in measured]
+        pairs = itertools.combinations([interval for _, interval in measured], 2)
+        agree = all(a[0] <= b[1] and b[0] <= a[1] for a, b in pairs)
+        verdict = "agrees" if agree else "DIFFERS"
+        if refused := len(speedups) - len(measured):
+            verdict = f"REFUSED {refused} of {len(speedups)} times"
+        print(f"{label}: {', '.join(shown) or 'nothing'}: {verdict}")
+        verdicts.add(verdict)
     print_json(results=results)
-    return int(any(judge(speedups) != "agrees" for speedups in results.values()))
+    return int(verdicts != {"agrees"})
 
 
 if __name__ == "__main__":

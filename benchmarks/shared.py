@@ -35,7 +35,6 @@ def with_range(values: Sequence[float], digits: int = 1) -> str:
 
 
 def print_machine(*facts: str) -> None:
-    """What is measured on."""
     env = describe_machine()
     torch = [f"{env['threads']} threads", f"torch {env['torch']}"] if "torch" in env else []
     print(", ".join([env["cpu"], *torch, f"load {env['load_average'][0]:.1f}", *facts]), flush=True)

@@ -1,15 +1,8 @@
 """How long a grid takes on many workers, and what its limit is: a discrete-event simulation.
 
-    python benchmarks/simulate.py
-    python benchmarks/simulate.py --trajectories 1000000 --workers 1000 10000 --sharded
-
-A worker asks the scheduler for a trajectory, reads the log for what is done, and trains; after each
-epoch it stores a checkpoint and appends to the log. Scheduler, file system and log serve one worker
-at a time, in the order in which they are asked. A trajectory's speed is drawn once (lognormal, mean
-1); a worker fails at random (exponential) and begins its epoch again after a restart. Of what is
-not given the epoch is the median of the rows of --results-dir, and appending, reading and storing
-are measured there, here and now; the rest has the defaults that --help names.
-Every line of the table is simulated. The last line of the output is JSON.
+Workers ask the scheduler for a trajectory, read the log, train, and after each epoch store a
+checkpoint and append to the log; scheduler, file system and log serve one at a time. What is not
+given is measured, the epoch in the rows of --results-dir. See docs/SCALING.md. Last comes JSON.
 """
 
 from __future__ import annotations
@@ -71,11 +64,8 @@ def until_done(epoch_s: float, grid: Grid, random: Random) -> float:
 
 
 def simulate(grid: Grid, trajectories: int, workers: int) -> dict[str, Any]:
-    """Run the events of a grid of a size in the order of their times.
-
-    Returns: makespan_s; efficiency, the share of the workers' time spent in epochs that counted;
-    of each part the share of the whole time in which it served; what more workers would wait for.
-    """
+    """Returns: makespan_s; efficiency, the share of the workers' time in epochs that counted; of
+    each part the share of the whole time in which it served; what more workers would wait for."""
     random, free_s, busy_s = Random(grid.seed), dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
     left, written, worked_s, now = trajectories, 0, 0.0, 0.0
 
@@ -116,11 +106,8 @@ def median_s(work: Callable[[], object], times: int) -> float:
 
 
 def measure(name: str, grid: Grid) -> float:
-    """A cost, here and now: the median epoch of the network in the log, or the median time to store
-    what a run of it continues from, to append the log's last row durably, to read a row.
-
-    Raises: UsageError when the log has no epoch of the network.
-    """
+    """A cost: the network's median epoch in the log, or the median time to store what a run of it
+    continues from, to append the log's last row, to read a row."""
     log = Path(grid.results_dir, "log.jsonl")
     rows = read_rows(log)[0]
     if name == "read_s":
