@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _, options = parse_command_line(argv, __doc__, options_class=ReportOptions)
     folder = Path(options.results_dir)
     if options.watch:
-        from common.train.watch import watch
+        from common.train.grid import watch
 
         return watch(folder)
     rows, problems = read_log(folder)

@@ -54,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     done = {} if options.force else log.finished("svm")
     names = [name for name in grid if name in SHOWN or len(grid[name]) > 1]
     labels = {n: " ".join(str(getattr(c, name)) for name in names) for n, c in configs.items()}
-    jobs = [workers.Job("svm", [c], labels[n]) for n, c in configs.items() if n not in done]
+    jobs = [(labels[name], [c]) for name, c in configs.items() if name not in done]
     if options.list_commands:
-        workers.print_commands(jobs, options)
+        workers.print_commands("svm", jobs, options)
         return 0
     count = workers.count_workers(options)
     if count > 1 or options.backend != "loky":
-        workers.share_out(jobs, log, options, count)
+        workers.share_out("svm", jobs, log, options, count)
         done = {row["run_id"]: row for row in log.read("svm")} | done
     rows = []
     for number, (name, config) in enumerate(configs.items(), 1):

@@ -33,7 +33,6 @@ def main(argv: list[str] | None = None) -> int:
     from common.deploy.export import check_format
     from common.train import workers
     from common.train.run import check_configs, estimate_ms
-    from common.train.watch import write_plan
 
     world = workers.set_up(values, options)
     if world.rank:  # the first process decides, and alone writes
@@ -47,9 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     force = options.force and not options.best  # what --best finds is exported again, not trained
     shared, missing = ({}, configs) if force else grids.look_up(configs, log)
     todo = grids.group_trajectories(missing)
-    jobs = [workers.Job("train", t.configs, t.trained.describe()) for t in todo]
+    jobs = [(t.trained.describe(), t.configs) for t in todo]
     if options.list_commands:
-        workers.print_commands(jobs, options)
+        workers.print_commands("train", jobs, options)
         return 0
     check_configs(configs, options.data_dir)
     if len(configs) > 1 or options.dry_run:
@@ -63,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     count = workers.count_workers(options, configs[0].device)
     if todo and not (workers.in_worker() or options.shard):  # else it is a part of a grid
-        write_plan(log.folder, todo, count)
+        grids.write_plan(log.folder, todo, count)
     afresh = configs if force and not workers.in_worker() else set(configs) - set(missing)
     for config in afresh:  # of what is finished a state is left where a kill came before its end
         grids.state_file(log.folder, config).unlink(missing_ok=True)
@@ -71,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         trained = row["metrics"]["shared_with"] or row["run_id"]
         grids.append_row(log, config, row["metrics"], trained, git=row["git"], env=row["env"])
     if count > 1 or options.backend != "loky":
-        failures = workers.share_out(jobs, log, options, count)
+        failures = workers.share_out("train", jobs, log, options, count)
     else:
         failures = train_all(todo, log, options, world)
     failures += export_all(configs, log, options)

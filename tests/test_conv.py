@@ -3,33 +3,23 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import conv2d, fold, unfold
+from torch.nn.functional import conv2d
 
 from common.models import build_model
 from common.train.conv import MatmulConv2d, use_matmul
 
-WINDOWS = [((3, 3), (1, 1), (1, 1)), ((3, 2), (2, 1), (0, 1))]
-WINDOWS += [((1, 1), (1, 1), (0, 0)), ((1, 1), (2, 2), (0, 0))]
-# Output channels, kernel, image and stride; and whether the output is a product.
-CASES = [(128, 3, 8, 1, False), (128, 3, 15, 2, False), (128, 3, 4, 1, True), (256, 3, 9, 2, True)]
-CASES += [(128, 3, 1, 2, True), (40, 1, 9, 1, True), (40, 1, 9, 2, True), (128, 1, 1, 1, True)]
-
-
-@pytest.mark.parametrize(("kernel", "stride", "padding"), WINDOWS)
-def test_gathering_is_torchs_unfold_and_scattering_its_fold(kernel, stride, padding):
-    x, layer = torch.randn(2, 5, 6, 7), MatmulConv2d(5, 1, kernel, stride, padding)
-    columns = unfold(x, kernel, padding=padding, stride=stride)  # B, C K K, L
-    rows = columns.view(2, 5, kernel[0] * kernel[1], -1).permute(0, 3, 2, 1).flatten(2)
-    assert torch.equal(layer.gather(x), rows.flatten(0, 1))
-    expected = fold(columns, (6, 7), kernel, padding=padding, stride=stride)
-    torch.testing.assert_close(layer.scatter(rows.flatten(0, 1), x.shape), expected)
+# Image, and output channels, kernel, stride and padding; and whether the output is a product.
+CASES = [(8, (128, 3, 1, 1), False), (15, (128, 3, 2, 1), False), (4, (128, 3, 1, 1), True)]
+CASES += [(9, (256, 3, 2, 1), True), (1, (128, 3, 2, 1), True), (9, (40, 1, 1, 0), True)]
+CASES += [(9, (40, 1, 2, 0), True), (1, (128, 1, 1, 0), True)]
+CASES += [(size, (128, (3, 2), (2, 1), (0, 1)), size == 5) for size in (5, 15)]
 
 
 @pytest.mark.parametrize("needs_input", [True, False])
-@pytest.mark.parametrize(("out", "kernel", "size", "stride", "by_product"), CASES)
-def test_to_the_precision_of_bf16_it_is_fp64s(out, kernel, size, stride, by_product, needs_input):
+@pytest.mark.parametrize(("size", "window", "by_product"), CASES)
+def test_to_the_precision_of_bf16_it_is_fp64s(size, window, by_product, needs_input):
     torch.manual_seed(0)
-    layer = nn.Conv2d(24, out, kernel, stride, kernel // 2, bias=False)
+    layer = nn.Conv2d(24, *window, bias=False)
     layer.to(memory_format=torch.channels_last)
     use_matmul(layer)
     assert type(layer) is MatmulConv2d
@@ -42,7 +32,7 @@ def test_to_the_precision_of_bf16_it_is_fp64s(out, kernel, size, stride, by_prod
     g = torch.randn_like(y)
     y.backward(g)
     x_64, w_64 = (t.detach().double().requires_grad_() for t in (x, layer.weight))
-    y_64 = conv2d(x_64, w_64, stride=stride, padding=kernel // 2)
+    y_64 = conv2d(x_64, w_64, stride=layer.stride, padding=layer.padding)
     y_64.backward(g.double())
     assert y.dtype == torch.bfloat16
     assert layer.weight.grad.dtype == torch.float32

@@ -126,11 +126,8 @@ def test_without_batchnorm_two_processes_end_in_the_weights_of_one(tmp_path, row
     [one], [two] = rows("train", "one"), rows("train", "two")
     assert two["config"] == one["config"] | {"world_size": 2}
     for key in ("checkpoint", "best_checkpoint"):
-        ours, theirs = (
-            weights_of(tmp_path / "two", two, key),
-            weights_of(tmp_path / "one", one, key),
-        )
         ours = weights_of(tmp_path / "two", two, key)
+        theirs = weights_of(tmp_path / "one", one, key)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     for a, b in zip(rows("epoch", "one"), rows("epoch", "two"), strict=True):
         for name in ("train_loss", "train_acc", "val_loss", "val_acc"):

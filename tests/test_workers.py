@@ -19,7 +19,7 @@ from common.base.cli import UsageError, as_dict, expand_grid, parse_command_line
 from common.base.config import SvmConfig, TrainConfig, TrainOptions
 from common.base.log import Log
 from common.train import workers
-from common.train.watch import read_plan
+from common.train.grid import read_plan
 
 TINY = ["--dataset", "digits", "--limit", "48", "--image-size", "16", "--model", "vgg5"]
 GRID = ["--opt", "sgd", "adam", "--epochs", "1", "2", "--pin-memory", "false", "true"]
@@ -32,6 +32,14 @@ def outcomes(rows, folder, *kinds):
     """The finished rows, without what two runs may differ in."""
     done = [row for kind in kinds for row in rows(kind, folder) if row["status"] == "ok"]
     return sorted(map(outcome, done))
+
+
+def assert_same_log(rows, folder):
+    """A grid of two workers leaves the log and the plan of one."""
+    assert outcomes(rows, "two", "train", "epoch") == outcomes(rows, "one", "train", "epoch")
+    one, two = (read_plan(folder / name) for name in ("one", "two"))
+    assert two.trajectories == one.trajectories  # the grid's, not those of a part of it
+    assert two.workers == 2
 
 
 def training(folder):
@@ -100,16 +108,10 @@ def test_two_workers_one_of_them_killed_leave_the_log_of_one(tmp_path, rows):
     assert err == ""
     assert "its worker died (SIGKILL); what it left is begun again" in out
     assert "NonFiniteLoss" in out
-    assert outcomes(rows, "two", "train", "epoch") == outcomes(rows, "one", "train", "epoch")
-    failed = [
-        {row["run_id"] for row in rows("train", place) if row["status"] == "failed"}
-        for place in ("one", "two")
-    ]
-    assert failed[0] == failed[1] != set()
+    assert_same_log(rows, tmp_path)
+    ends = [{(r["run_id"], r["status"]) for r in rows("train", name)} for name in ("one", "two")]
+    assert ends[0] == ends[1]
     assert {row["env"]["threads"] for row in rows("train", "two")} == {SHARE}
-    planned = read_plan(tmp_path / "two")  # the grid's, not that of a part of it
-    assert planned.trajectories == read_plan(tmp_path / "one").trajectories
-    assert planned.workers == 2
 
 
 def test_what_another_process_finished_is_done_and_bad_input_ends_all(tmp_path, rows, monkeypatch):
@@ -118,15 +120,15 @@ def test_what_another_process_finished_is_done_and_bad_input_ends_all(tmp_path, 
     log, config = Log(tmp_path / "results"), TrainConfig("digits", device="cpu")
     monkeypatch.setattr(workers.Processes, "run", lambda self, command: (0, ""))
     log.append("train", as_dict(config), {})
-    jobs = [workers.Job("train", [config], "one")]
-    assert workers.share_out(jobs, log, TrainOptions(), 1) == 0
-    assert workers.share_out(jobs, log, TrainOptions(force=True), 1) == 1
+    jobs = [("one", [config])]
+    assert workers.share_out("train", jobs, log, TrainOptions(), 1) == 0
+    assert workers.share_out("train", jobs, log, TrainOptions(force=True), 1) == 1
     assert [row["status"] for row in rows("train")] == ["ok", "failed"]
     assert rows("train")[1]["error"] == "tried 3 times: it left no row"
     bad = "train.py: cannot write results: no space left\n"  # that only a worker meets
     monkeypatch.setattr(workers.Processes, "run", lambda self, command: (2, bad))
     with pytest.raises(UsageError, match=r"^cannot write results: no space left$"):
-        workers.share_out(jobs, log, TrainOptions(), 1)
+        workers.share_out("train", jobs, log, TrainOptions(), 1)
 
 
 DEADLY = """
@@ -207,10 +209,7 @@ def test_a_dask_cluster_of_two_workers_one_of_them_killed(tmp_path, rows):
         for process in (*machines, scheduler):
             process.terminate()
             process.communicate()
-    planned = read_plan(tmp_path / "two")
-    assert planned.trajectories == read_plan(tmp_path / "one").trajectories
-    assert planned.workers == 2
-    assert outcomes(rows, "two", "train", "epoch") == outcomes(rows, "one", "train", "epoch")
+    assert_same_log(rows, tmp_path)
 
 
 @DASK

@@ -32,10 +32,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_weights(model: torch.nn.Module, path: str | Path) -> None:
-    """Load a state_dict, plain or inside one of our checkpoints, that fits the network exactly.
-
-    Raises: UsageError naming the first thing that does not fit.
-    """
+    """Load a state_dict, plain or in a checkpoint. Raises: UsageError naming what does not fit."""
     content = load_checkpoint(path)
     try:
         model.load_state_dict(content.get("model", content))

@@ -1,11 +1,8 @@
-"""Convolutions as matrix products, where that is faster: training in bf16 on a CPU.
-
-oneDNN turns a convolution's weights into another layout at every call, which costs more than the
-convolution itself where few pixels meet many weights, and it computes weight gradients at a tenth
-to three quarters of the speed of a matrix product (benchmarks/RECORDS.md). Gathering every
-neighbourhood into a row (im2col) costs little beside a product with many output channels, and
-nothing where a neighbourhood is one pixel.
-"""
+"""Convolutions as matrix products, where that is faster: training in bf16 on a CPU. oneDNN turns
+weights into another layout at every call, which costs more than the convolution itself where few
+pixels meet many weights, and computes weight gradients at a tenth to three quarters of a product's
+speed (benchmarks/RECORDS.md). Gathering every neighbourhood into a row (im2col) costs little beside
+a product with many output channels, and nothing where a neighbourhood is one pixel."""
 
 import math
 from collections.abc import Sequence
@@ -29,11 +26,9 @@ def use_matmul(model: nn.Module) -> None:
 
 
 class MatmulConv2d(nn.Conv2d):
-    """An nn.Conv2d computed by matrix products under bf16 autocast on a CPU, and which is the
-    plain one everywhere else."""
+    """By matrix products under bf16 autocast on a CPU, the plain one everywhere else."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Shapes: (B, C, H, W) -> (B, O, H', W')."""
         autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
         if inputs.device.type == "cpu" and torch.is_grad_enabled() and autocast == torch.bfloat16:
             return _Convolve.apply(inputs.bfloat16(), self.weight, self)
@@ -45,20 +40,14 @@ class MatmulConv2d(nn.Conv2d):
         return [(n + 2 * p - k) // s + 1 for n, k, s, p in sides]
 
     def gather(self, inputs: Tensor) -> Tensor:
-        """What each of its output pixels is a product with (im2col).
-
-        Shapes: (B, C, H, W) -> (B H' W', K K C).
-        """
+        """What each output pixel is a product with. Shapes: (B, C, H, W) -> (B H' W', K K C)."""
         (tall, wide), (down, right), (above, beside) = self.kernel_size, self.stride, self.padding
         padded = pad(inputs, (beside, beside, above, above)) if above or beside else inputs
         patches = padded.movedim(1, -1).unfold(1, tall, down).unfold(2, wide, right)
         return patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, tall * wide * inputs.shape[1])
 
     def scatter(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
-        """The adjoint of gather (col2im): every value is added to the pixel it is from.
-
-        Shapes: (B H' W', K K C) -> (B, C, H, W), which `shape` is.
-        """
+        """The adjoint of gather: every value is added to the pixel it is from; to `shape`."""
         batch, channels, height, width = shape
         (tall, wide), (down, right), (above, beside) = self.kernel_size, self.stride, self.padding
         if (tall, wide, down, right, above, beside) == (1, 1, 1, 1, 0, 0):
@@ -88,7 +77,8 @@ class _Convolve(torch.autograd.Function):
             return torch.conv2d(inputs, weight, stride=layer.stride, padding=layer.padding)
         rows = layer.gather(inputs)
         ctx.save_for_backward(rows, weight)
-        return (rows @ _as_matrix(weight).mT).view(len(inputs), *sides, -1).movedim(-1, 1)
+        matrix = weight.movedim(1, -1).flatten(1)  # O, K K C
+        return (rows @ matrix.mT).view(len(inputs), *sides, -1).movedim(-1, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
@@ -98,13 +88,9 @@ class _Convolve(torch.autograd.Function):
         rows = saved if ctx.by_product else layer.gather(saved)
         grad_weight = (grad_rows.mT @ rows).view(out, *kernel, channels).movedim(-1, 1)
         if ctx.needs_input_grad[0] and ctx.by_product:
-            grad_inputs = layer.scatter(grad_rows @ _as_matrix(weight), ctx.shape)
+            matrix = weight.movedim(1, -1).flatten(1)
+            grad_inputs = layer.scatter(grad_rows @ matrix, ctx.shape)
         elif ctx.needs_input_grad[0]:
             plain = (layer.stride, layer.padding, (1, 1), False, (0, 0), 1, (True, False, False))
             grad_inputs = torch.ops.aten.convolution_backward(grad, saved, weight, None, *plain)[0]
         return grad_inputs, grad_weight.float(), None
-
-
-def _as_matrix(weight: Tensor) -> Tensor:
-    """Shapes: (O, C, K, K) -> (O, K K C)."""
-    return weight.movedim(1, -1).flatten(1)

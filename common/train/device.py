@@ -19,13 +19,10 @@ torch.backends.cudnn.allow_tf32 = False
 
 
 def prepare_process(threads: int) -> bool:
-    """What a process does before anything is timed in it, on whatever side of a comparison it is:
-    so many threads, and glibc keeps the memory that a step or query frees for the next one.
-
-    Else every step of large batches faults thousands of pages in again: 15 % of the time of
-    --preset record's steps, which a library that keeps its memory anyway does not pay.
-    Returns: whether freed memory is kept, for the row to say so. Source: mallopt(3).
-    """
+    """What a process does before anything is timed in it: so many threads, and glibc keeps the
+    memory that a step or query frees for the next one. Returns: whether it does, for the row."""
+    # Else every step of large batches faults thousands of pages in again: 15 % of the time of
+    # --preset record's steps, which a library that keeps its memory anyway does not pay.
     torch.set_num_threads(threads)
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -33,17 +30,8 @@ def prepare_process(threads: int) -> bool:
     return False
 
 
-def make_deterministic() -> None:
-    """Use no algorithm that adds in an order of chance; an operation that has no other raises.
-    Source: https://docs.pytorch.org/docs/stable/notes/randomness.html"""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-
-
 def resolve_device(name: str) -> torch.device:
-    """The device asked for; auto takes the accelerator if there is one. Raises: UsageError when it
-    is not there: there is no falling back."""
+    """The device asked for, without falling back; auto takes the accelerator if there is one."""
     here = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
         return here or torch.device("cpu")
@@ -78,7 +66,6 @@ def cpu_has_fast_bf16() -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Autocast to the precision, or nothing for fp32."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)

@@ -1,11 +1,8 @@
-"""One training in several processes that torchrun started, on one machine or more.
+"""One training in several processes: torchrun --nproc-per-node 2 train.py --dataset fashion
 
-    torchrun --nproc-per-node 2 train.py --dataset fashion
-
-Each process trains on its share of every batch; gradients are averaged before every step, so that
-all hold the same weights. The first process decides what is trained and alone writes; the others
-follow it. A process that fails ends the job, for torchrun then ends the rest.
-"""
+Each trains on its share of every batch; gradients are averaged before every step, so that all hold
+the same weights. The first process decides what is trained and alone writes. One that fails ends
+the job, for torchrun then ends the rest."""
 
 import atexit
 import os
@@ -15,10 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.base.cli import UsageError, first_line
 from common.base.config import TrainConfig
@@ -66,17 +62,9 @@ class World:
         """Values averaged over the processes."""
         return self.sum(values) / self.size
 
-    def average_buffers(self, network: nn.Module) -> None:
-        """Give every process the mean of BatchNorm's running statistics: those of all images."""
-        for buffer in network.buffers():
-            if self.size > 1 and buffer.is_floating_point():
-                buffer.copy_(self.mean(buffer))
-
     def evaluate(self, forward: Callable[[Tensor], Tensor], index: Tensor, block: int) -> Tensor:
         """Outputs for every image, each computed in one process, in blocks as by one process.
-
-        Shapes: index (N,), forward (B,) -> (B, classes) on the CPU; returns (N, classes).
-        """
+        Shapes: index (N,), forward (B,) -> (B, classes) on the CPU; returns (N, classes)."""
         if self.size == 1:
             return forward(index)
         blocks = index.split(block)
@@ -84,13 +72,6 @@ class World:
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, [forward(part) for part in blocks[first:end]])
         return torch.cat([outputs for part in gathered for outputs in part])
-
-    def seed(self, *numbers: int) -> None:
-        """Seed torch's random numbers, otherwise in each process: what is drawn inside a network,
-        as by dropout, is then a function of the numbers and the process alone."""
-        if self.size > 1:
-            [seed] = np.random.SeedSequence([*numbers, self.rank]).generate_state(1)
-            torch.manual_seed(int(seed))
 
     @contextmanager
     def ending_together(self, *known: type[Exception]) -> Iterator[None]:
@@ -116,9 +97,8 @@ ALONE = World()
 
 
 def join_world(devices: Sequence[str]) -> World:
-    """Meet the other processes that torchrun started; without torchrun there is none. On an
-    accelerator each process of a machine takes a device of its own. Raises: UsageError where there
-    are too few of them."""
+    """Meet the other processes that torchrun started, if it did. On an accelerator each process of
+    a machine takes a device of its own. Raises: UsageError where there are too few of them."""
     size = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
     if size == 1:
         return ALONE
@@ -143,17 +123,17 @@ def join_world(devices: Sequence[str]) -> World:
 
 def check_world(config: TrainConfig) -> None:
     """Say what several processes, or one, cannot do. Raises: UsageError."""
-    size, images, fault = config.world_size, config.batch_size, ""
+    size, images, why = config.world_size, config.batch_size, ""
     if config.sync_bn and size == 1:
-        fault = "--sync-bn: one process has nothing to synchronise; start several with torchrun"
-        fault += ", or leave it out"
+        why = "--sync-bn: one process has nothing to synchronise; start several with torchrun, "
+        why += "or leave it out"
     elif config.sync_bn and config.device == "cpu":
-        fault = "--sync-bn: torch's SyncBatchNorm needs an accelerator; leave it out on a CPU, "
-        fault += "where BatchNorm takes its statistics from each process's share"
+        why = "--sync-bn: torch's SyncBatchNorm needs an accelerator; leave it out on a CPU, "
+        why += "where BatchNorm takes its statistics from each process's share"
     elif size > 1 and images < 2 * size:
-        fault = f"--batch-size {images}: is over all {size} processes, and each needs two images "
-        fault += f"a step; use {2 * size} or more, or fewer processes"
+        why = f"--batch-size {images}: is over all {size} processes, and each needs two images "
+        why += f"a step; use {2 * size} or more, or fewer processes"
     elif config.compile and size > 1:
-        fault = "--compile: one process only; leave it out under torchrun"
-    if fault:
-        raise UsageError(fault)
+        why = "--compile: one process only; leave it out under torchrun"
+    if why:
+        raise UsageError(why)

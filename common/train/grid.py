@@ -1,26 +1,36 @@
-"""A grid's configurations, the trajectories that serve several of them, and what the log has."""
+"""A grid's configurations: the trajectories that serve several of them, what the log has of them,
+and how far a running grid is. train.py writes plan.json, what it is about to train; the log tells
+the rest. Of two grids that run at once in one folder the one started last is followed."""
 
 import hashlib
+import json
 import math
+import statistics
+import sys
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
 from common.base.cli import UsageError, as_dict, expand_grid
 from common.base.config import TrainConfig, may_mirror
-from common.base.log import Log, run_id
+from common.base.log import Log, log_files, read_log, run_id, write_atomically
 
+INTERVAL_S = 2.0  # between looks at a grid that is watched
+# Settings that leave the time of an epoch as it is.
+FREE = {"dataset", "seed", "split_seed", "lr", "epochs", "pin_memory", "schedule", "weights"}
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Configurations that one training serves, shortest first; `trained` is the one trained."""
+    """Configurations that one training serves, shortest first."""
 
     configs: tuple[TrainConfig, ...]
 
@@ -28,6 +38,14 @@ class Trajectory:
     def trained(self) -> TrainConfig:
         """The first of the longest configurations."""
         return max(self.configs, key=lambda c: c.epochs)
+
+
+class Plan(NamedTuple):
+    """When a grid was started, what it trains, and how many trajectories at once."""
+
+    started: str
+    trajectories: Sequence[Trajectory]
+    workers: int
 
 
 def group_trajectories(configs: Sequence[TrainConfig]) -> list[Trajectory]:
@@ -45,9 +63,7 @@ def canonical(config: TrainConfig) -> TrainConfig:
     """The same training, with every setting that changes nothing in it at its default."""
     if pin_memory_effect(config):
         config = replace(config, pin_memory=False, data_on="device")
-    if not may_mirror(config.dataset):
-        config = replace(config, flip=False, tta=False)
-    return config
+    return config if may_mirror(config.dataset) else replace(config, flip=False, tta=False)
 
 
 def pin_memory_effect(config: TrainConfig) -> str | None:
@@ -58,7 +74,6 @@ def pin_memory_effect(config: TrainConfig) -> str | None:
 
 
 def train_id(config: TrainConfig) -> str:
-    """The run_id of a configuration."""
     return run_id("train", as_dict(config))
 
 
@@ -105,27 +120,23 @@ def check_values(values: dict[str, list[Any]]) -> None:
 
 
 def print_plan(configs: list[TrainConfig], todo: list[Trajectory], ms: float | None) -> None:
-    """Say how much there is to do, how much of it is done, and how long the rest may take."""
     in_log = len(configs) - sum(len(t.configs) for t in todo)
     print(
         f"configurations: {len(configs)}, in the log: {in_log}; "
         f"trajectories: {len(group_trajectories(configs))}, to train: {len(todo)}"
     )
     if ms is not None:
-        time = "unknown, for some steps fail" if math.isnan(ms) else format_minutes(ms / 6e4)
-        print(f"estimated time of the training steps: {time} (a few of each kind were timed)")
+        text = "unknown, for some steps fail" if math.isnan(ms) else format_minutes(ms / 6e4)
+        print(f"estimated time of the training steps: {text} (a few of each kind were timed)")
 
 
 def format_minutes(minutes: float) -> str:
-    """Minutes, or hours where they are many."""
     return f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
 def format_finished(configs: Sequence[TrainConfig], log: Log) -> str:
-    """A table of the finished configurations."""
-    rows = log.finished("train")
+    rows, lines = log.finished("train"), []
     heads = "run, configuration, epochs, seed, val acc, test acc, train s, img/s, shared with"
-    lines = []
     for config in configs:
         if row := rows.get(train_id(config)):
             m = row["metrics"]
@@ -133,3 +144,76 @@ def format_finished(configs: Sequence[TrainConfig], log: Log) -> str:
             line += [f"{m['val_acc']:.4f}", f"{m['test_acc']:.4f}", f"{m['train_ms'] / 1e3:.0f}"]
             lines.append([*line, f"{m['images_per_s']:.0f}", m["shared_with"] or ""])
     return tabulate(lines, heads.split(", "), disable_numparse=True)
+
+
+def write_plan(folder: Path, trajectories: Sequence[Trajectory], workers: int) -> None:
+    configs = [[as_dict(config) for config in t.configs] for t in trajectories]
+    plan = Plan(datetime.now(UTC).isoformat(timespec="seconds"), configs, workers)
+    write_atomically(folder / "plan.json", json.dumps(plan._asdict()).encode())
+
+
+def read_plan(folder: Path) -> Plan:
+    path = folder / "plan.json"
+    try:
+        plan = Plan(**json.loads(path.read_bytes()))
+        planned = [Trajectory(tuple(TrainConfig(**c) for c in t)) for t in plan.trajectories]
+        return Plan(str(plan.started), planned, int(plan.workers))
+    except FileNotFoundError:
+        raise UsageError(f"--watch: {path} is missing: no train.py has been started here") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"--watch: {path} is no plan of this version: {error}") from None
+
+
+def progress(plan: Plan, rows: Sequence[Row]) -> str:
+    """One line: what is finished, what runs, how long the rest may take; ends in "done" at last."""
+    new = [row for row in rows if row["time_utc"] >= plan.started]
+    status = {row["run_id"]: row["status"] for row in new if row["kind"] == "train"}
+    epochs = {r["run_id"]: r["metrics"].get("epoch", 0) for r in new if r["kind"] == "epoch"}
+    outcomes = [status.get(train_id(config)) for t in plan.trajectories for config in t.configs]
+    failed = f", {outcomes.count('failed')} failed" if "failed" in outcomes else ""
+    text = f"{outcomes.count('ok')} of {len(outcomes)} configurations finished{failed}"
+    ended = {name for name, outcome in status.items() if outcome in ("ok", "failed")}
+    waiting = [t.trained for t in plan.trajectories if {*map(train_id, t.configs)} - ended]
+    if not waiting:
+        return f"{text}; done"
+    left = {config: config.epochs - epochs.get(train_id(config), 0) for config in waiting}
+    for running in waiting[: plan.workers]:  # they are begun in this order
+        done = running.epochs - left[running]
+        text += f"; {running.describe()}: {done} of {running.epochs} epochs"
+    last = max([plan.started, *(row["time_utc"] for row in rows)])
+    return f"{text}; {time_left(left, rows, plan.workers)}; last row {last[11:19]} UTC"
+
+
+def time_left(epochs: dict[TrainConfig, int], rows: Sequence[Row], workers: int) -> str:
+    """How long training so many epochs takes, as far as their like has been timed."""
+
+    def kind(config: Row) -> str:  # what runs of equally long epochs have in common
+        return json.dumps({k: v for k, v in config.items() if k not in FREE}, sort_keys=True)
+
+    times_ms = defaultdict(list)
+    for row in rows:
+        if row["kind"] == "epoch" and row["metrics"].get("train_ms"):
+            times_ms[kind(row["config"])].append(row["metrics"]["train_ms"])
+    timed = [(n, times_ms.get(kind(as_dict(config)))) for config, n in epochs.items()]
+    left_ms = [n * statistics.median(ms) for n, ms in timed if ms]
+    if not left_ms:
+        return "time left unknown until an epoch is timed"
+    minutes = format_minutes(sum(left_ms) / 6e4 / min(workers, len(epochs)))
+    untimed = len(epochs) - len(left_ms)
+    return f"about {minutes} left" + (f" and {untimed} trainings not timed yet" if untimed else "")
+
+
+def watch(folder: Path) -> int:
+    """Follow a grid until it is done: on a terminal in one line, else in a line for each change."""
+    start, end = ("\r\x1b[K", "") if sys.stdout.isatty() else ("", "\n")
+    size, rows, shown = -1, [], ""
+    while not shown.endswith("done"):
+        plan = read_plan(folder)
+        if size != (size := sum(f.stat().st_size for f in log_files(folder) if f.exists())):
+            rows = [row for row in read_log(folder)[0] if row["kind"] in ("epoch", "train")]
+        if shown != (shown := progress(plan, rows)):
+            print(f"{start}{shown}", end=end, flush=True)
+        if not shown.endswith("done"):
+            time.sleep(INTERVAL_S)
+    print(end="" if end else "\n", flush=True)
+    return 0

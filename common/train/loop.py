@@ -47,9 +47,8 @@ class Setup:
 
 def prepare_forward(model: nn.Module, compile: bool, channels_last: bool = True) -> nn.Module:
     """The network as a training step calls it: compiled, or with convolutions by matrix products,
-    which keep to channels_last. On CUDA a compiled network is replayed as a CUDA graph, for a
-    small batch's kernels take longer to launch than to run."""
-    if compile:
+    which keep to channels_last."""
+    if compile:  # into a CUDA graph: a small batch's kernels take longer to launch than to run
         mode = "reduce-overhead" if next(model.parameters()).is_cuda else None
         # Code of its own for every network and size of batch, whatever was compiled before it.
         return torch.compile(model, mode=mode, dynamic=False, isolate_recompiles=True)
@@ -61,12 +60,10 @@ def prepare_forward(model: nn.Module, compile: bool, channels_last: bool = True)
 def train_epoch(
     setup: Setup, order: Sequence[Tensor], lrs: Sequence[float] = (), label: str | None = None
 ) -> dict[str, float]:
-    """Train on every batch of indices or views in `order`, once, at the learning rate of each
-    step, or at the optimiser's own; each process on its share of every batch. With a label a
-    progress bar is shown on a terminal.
+    """Train once on each process's share of every batch of indices or views in `order`, at the
+    learning rate of each step, or at the optimiser's own. With a label a progress bar is shown.
 
-    Returns: means over images, of the loss without label smoothing, as evaluation has it; wall time
-    of the steps.
+    Returns: means over images, of the loss as evaluation has it; wall time of the steps.
     Raises: NonFiniteLoss, on a CPU at most CHECK_EVERY steps late, else at the end of the epoch.
     """
     setup.model.train()
@@ -111,9 +108,7 @@ def train_step(
     lap: Callable[[str], None] = lambda phase: None,
 ) -> tuple[Tensor, Tensor]:
     """One step on the mean loss, or on the summed loss times `scale`; `lap` is called with the name
-    of each phase at its end.
-
-    Shapes: inputs (B, 3, S, S), labels (B,) -> loss (), logits (B, classes).
+    of each phase at its end. Shapes: (B, 3, S, S), (B,) -> (), (B, classes).
     Returns: the loss without smoothing, as evaluation has it; not finite where either is not.
     """
 
@@ -142,7 +137,6 @@ def train_step(
 
 
 def check_finite(losses: Tensor) -> None:
-    """Raises: NonFiniteLoss."""
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         step = int(bad[0])
@@ -154,8 +148,7 @@ def refresh_statistics(model: nn.Module, batches: Batches, train: Tensor, steps:
     them again, as means over batches of the first images of `train`; nothing is drawn.
 
     A running average looks back over 1 / momentum steps. It lags where that is over a hundredth of
-    all: at momentum 0.01 and 400 steps a network that has learnt answers at chance. torch's own
-    momentum of 0.1 is left alone.
+    all: at momentum 0.01 and 400 steps a network that has learnt answers at chance.
     Returns: how many images that took, None where the running statistics stay.
     Source: torch.optim.swa_utils.update_bn.
     """
@@ -200,11 +193,8 @@ def as_tested(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
 
 
 def evaluate(model: nn.Module, batches: Batches, index: Tensor) -> Tensor:
-    """Logits of the images of `index`, in fp32 whatever the training precision was: a row's
-    accuracy is that of the weights, comparable between devices and with exports.
-
-    Shapes: index (N,) -> (N, classes) float32, on the CPU.
-    """
+    """Logits of the images of `index`, in fp32 whatever the training precision was, so that they
+    can be compared between devices and with exports. Shapes: (N,) -> (N, classes), on the CPU."""
     model.eval()
     with torch.inference_mode():
         parts = index.to(batches.home).split(EVAL_BATCH_SIZE)

@@ -1,6 +1,7 @@
 """The training loop of tutorials and notebooks, which train.py's is measured against."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from PIL import Image
@@ -31,8 +32,7 @@ class PilImages(Dataset):
 
 
 def notebook_loader(run: Run) -> DataLoader:
-    """A run's preprocessing as torchvision's tutorials write it, in full batches, for a step's
-    images are counted."""
+    """A run's preprocessing as torchvision's tutorials write it; a last part of a batch is left."""
     mean, std = (s.expand(3).tolist() for s in run.statistics)
     prepare = [transforms.Resize((run.config.image_size, run.config.image_size))]
     prepare += [transforms.Grayscale(3)] if run.dataset.images.shape[1] == 1 else []
@@ -42,15 +42,13 @@ def notebook_loader(run: Run) -> DataLoader:
 
 
 def notebook_steps(run: Run, precision: str) -> Iterator[Tensor]:
-    """One training step of a run at each turn, which gives its loss, the network being built
-    before: NCHW, torch's default optimiser, loss.item() at every step, and autocast around the
-    forward pass unless the precision is fp32."""
+    """One training step of a run at each turn, which gives its loss: NCHW, torch's own optimiser,
+    loss.item() at every step, autocast around the forward pass. The network is built before."""
     config, device, classes = run.config, run.device, len(run.dataset.classes)
     model = build_model(config.model, classes, config.seed, image_size=config.image_size)
     model = model.to(device).train()
-    kinds = {"sgd": (torch.optim.SGD, {"momentum": MOMENTUM}), "adam": (torch.optim.Adam, {})}
-    kind, extra = kinds[config.opt]
-    optimizer = kind(model.parameters(), lr=config.lr, **extra)
+    kinds = {"sgd": partial(torch.optim.SGD, momentum=MOMENTUM), "adam": torch.optim.Adam}
+    optimizer = kinds[config.opt](model.parameters(), lr=config.lr)
     criterion = torch.nn.CrossEntropyLoss()
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     loader = notebook_loader(run)

@@ -1,5 +1,4 @@
-"""The optimisers by name, their learning rate over a run, and Muon: momentum SGD whose steps are
-orthogonalised, for the convolutions of hidden layers."""
+"""The optimisers by name, their learning rate over a run, and Muon for hidden convolutions."""
 
 import copy
 from contextlib import suppress
@@ -24,10 +23,8 @@ NOTICED = 5e-4  # relative change of logits
 def build_optimizer(
     model: nn.Module, opt: str, lr: float, weight_decay: float | None, image_size: int = PROBE_SIDE
 ) -> torch.optim.Optimizer:
-    """An optimiser by name; weight_decay None leaves its own default.
-
-    sgd, adam and adamw treat every parameter alike. nesterov and muon spare biases and BatchNorm
-    from weight decay; muon orthogonalises the steps of hidden convolutions, whose scale it sets.
+    """An optimiser by name; weight_decay None leaves its own default. nesterov and muon spare
+    biases and BatchNorm; muon orthogonalises the steps of hidden convolutions and sets their scale.
     """
     settings = {"lr": lr} | ({} if weight_decay is None else {"weight_decay": weight_decay})
     if opt in ("adam", "adamw"):
@@ -67,20 +64,16 @@ def schedule_lr(schedule: str, lr: float, step: int, steps: int) -> float:
 class Muon(torch.optim.Optimizer):
     """Nesterov SGD, but that the steps of groups marked `orthogonal` are orthogonalised.
 
-    An orthogonal group's weights are kept at norm sqrt(outputs), so that lr is relative to them.
-    Their scale must not matter to the network, as that of a convolution before BatchNorm does
-    not: find_hidden. (torch.optim.Muon takes only matrices, and would need a second optimiser
-    beside it.)
+    Their weights are kept at norm sqrt(outputs), so that lr is relative to them; their scale must
+    not matter to the network: find_hidden. (torch.optim.Muon takes only matrices.)
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; cifar10-airbench.
     """
 
     def __init__(self, groups: list[dict[str, Any]], **settings: float) -> None:
-        """settings: lr, momentum and weight_decay."""
         super().__init__(groups, {"weight_decay": 0.0, "orthogonal": False} | settings)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """One step of every group. A closure is not taken: there is no loss to give back."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
@@ -150,8 +143,8 @@ def find_hidden(model: nn.Module, image_size: int) -> list[str]:
 
 @torch.no_grad()
 def norms_are_noticed(model: nn.Module, names: list[str], image_size: int) -> bool:
-    """Whether giving weights the norms that they will be kept at changes what the network answers:
-    where a normalisation's epsilon counts, the first step would, whatever its learning rate."""
+    """Whether weights at the norms that they will be kept at change what the network answers: where
+    a normalisation's epsilon counts, the first step would, whatever its learning rate."""
     probe = _copy_in_double(model)
     before = _answer(probe, image_size)
     for name in names:

@@ -8,6 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,6 @@ from common.base.config import TrainConfig
 from common.base.log import save_predictions
 from common.data import datasets
 from common.data.batches import Batches, draw_views, epoch_order, measure_pixels, split_batches
-from common.data.fetch import Dataset
 from common.models import build_model, build_on_meta
 from common.train import loop
 from common.train.checkpoint import load_weights, save_checkpoint
@@ -25,24 +25,24 @@ from common.train.distributed import ALONE, World, check_world
 from common.train.optim import build_optimizer, find_hidden, schedule_lr
 
 Metrics = dict[str, Any]
-PLACED = ("data_on", "pin_memory", "channels_last")  # settings of the batches
 
 
 class Run:
     """A trajectory of weights: one training configuration, some epochs of which are done."""
 
     def __init__(self, config: TrainConfig, data_dir: str, world: World = ALONE) -> None:
-        """Raises: UsageError for data, split, device, precision or weights that are not there."""
         self.config, self.world = config, replace(world, sync_bn=config.sync_bn)
         self.device = torch.device(config.device)
         self.precision = resolve_precision(config.amp, config.amp_dtype, self.device)
         self.dataset, self.split = datasets.load_split(config, data_dir)
         self.statistics = measure_pixels(self.dataset.images[self.split.train])
-        size, placed = config.image_size, {name: getattr(config, name) for name in PLACED}
-        self.batches = Batches(self.dataset, self.statistics, size, self.device, **placed)
+        size, placed = config.image_size, (config.data_on, config.pin_memory, config.channels_last)
+        self.batches = Batches(self.dataset, self.statistics, size, self.device, *placed)
         torch.manual_seed(config.seed)
-        self.model = new_model(config, self.dataset)
+        self.model = new_model(config, len(self.dataset.classes))
         self.model.to(self.device, memory_format=self.batches.memory_format)
+        cpu = config.device == "cpu"  # else its random numbers are a module's, such as torch.cuda
+        self.generator = torch if cpu else torch.get_device_module(self.device)
         optimizer = build_optimizer(self.model, config.opt, config.lr, config.weight_decay, size)
         if config.sync_bn:  # the same parameters
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
@@ -70,7 +70,9 @@ class Run:
         total = len(order) * config.epochs
         lrs = [schedule_lr(config.schedule, config.lr, step, total) for step in steps]
         label = f"{config.describe()} [{epoch}/{config.epochs}]"
-        self.world.seed(config.seed, epoch)
+        if self.world.size > 1:  # each draws its own inside the network, as by dropout
+            numbers = np.random.SeedSequence([config.seed, epoch, self.world.rank])
+            torch.manual_seed(int(numbers.generate_state(1)[0]))
         try:
             return loop.train_epoch(self.setup, order, lrs, None if self.world.rank else label)
         except loop.NonFiniteLoss as error:
@@ -83,7 +85,9 @@ class Run:
         trained = self.train_steps(epoch)
         steps = epoch * len(split_batches(self.split.train, self.config.batch_size))
         refreshed = loop.refresh_statistics(self.model, self.batches, self.split.train, steps)
-        self.world.average_buffers(self.model)
+        for buffer in self.model.buffers() if self.world.size > 1 else ():
+            if buffer.is_floating_point():  # BatchNorm's running statistics become all images'
+                buffer.copy_(self.world.mean(buffer))
         val_loss, val_acc, _ = self.test(self.split.val)
         lr = self.setup.optimizer.param_groups[0]["lr"]
         metrics = {"epoch": epoch, **trained, "val_loss": val_loss, "val_acc": val_acc, "lr": lr}
@@ -150,7 +154,7 @@ class Run:
             "history": self.history,
             "best": self.best,
             "rng": torch.get_rng_state(),
-            "device_rng": self._generator.get_rng_state(),
+            "device_rng": self.generator.get_rng_state(),
             "arithmetic": arithmetic(),
         }
 
@@ -164,11 +168,7 @@ class Run:
             begun = f"a run begun in {state['arithmetic']}: the same to rounding, not to the bit"
             print(f"  continues in {arithmetic()} {begun}")
         torch.set_rng_state(state["rng"])
-        self._generator.set_rng_state(state["device_rng"])
-
-    @property
-    def _generator(self) -> Any:  # the module with the device's, such as torch.cuda
-        return torch if self.device.type == "cpu" else torch.get_device_module(self.device)
+        self.generator.set_rng_state(state["device_rng"])
 
 
 def write_events(folder: Path, history: Sequence[Metrics]) -> None:
@@ -192,14 +192,13 @@ def explain_failure(error: Exception, config: dict[str, Any]) -> str:
 
 
 def arithmetic() -> str:
-    """What the order of additions depends on, on a CPU, beside the kind of CPU."""
+    """What the order of additions depends on, beside the kind of CPU."""
     instructions = torch.backends.cpu.get_cpu_capability()
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {instructions}"
 
 
-def new_model(config: TrainConfig, dataset: Dataset) -> nn.Module:
+def new_model(config: TrainConfig, classes: int) -> nn.Module:
     """The network before its first step: drawn from the seed, or read from --weights."""
-    classes = len(dataset.classes)
     model = build_model(config.model, classes, config.seed, image_size=config.image_size)
     if config.weights:
         load_weights(model, config.weights)
@@ -219,7 +218,7 @@ def check_configs(configs: Sequence[TrainConfig], data_dir: str) -> None:
         images = min(2, config.batch_size)
         check_network(config.model, config.image_size, config.opt, images, way_out)
         if config.weights:
-            new_model(config, dataset)
+            new_model(config, len(dataset.classes))
         if config.amp and precision == "fp32":
             why = "for this CPU has no fast bf16; --amp changes nothing"
             print(f"{config.describe()}: fp32, {why}")
@@ -234,7 +233,7 @@ def check_network(
     size: BatchNorm needs two values of a channel. In bf16 on a CPU, which `bf16_way_out` avoids, a
     strided convolution may not be wider than its input of one pixel: oneDNN (torch 2.14) returns
     uninitialised memory as the weight gradient of the taps that only ever meet padding."""
-    unset: list[str] = []  # convolutions of whose gradient a part would be
+    unset = []  # convolutions of whose gradient a part would be
 
     def look(name: str, conv: nn.Conv2d, inputs: tuple[Tensor]) -> None:
         if min(inputs[0].shape[-2:]) == 1 and max(conv.kernel_size) > 1 and max(conv.stride) > 1:
@@ -265,8 +264,7 @@ def check_network(
 
 def estimate_ms(configs: Iterable[TrainConfig], data_dir: str) -> float:
     """Time of the training steps of some configurations, from a few timed steps of each kind."""
-    step_ms: dict[TrainConfig, float] = {}
-    total_ms = 0.0
+    step_ms, total_ms = {}, 0.0
     for config in configs:
         # At a negligible learning rate, so that one that diverges does so in its own run.
         sample = replace(config, seed=0, split_seed=0, lr=1e-9, epochs=1, limit=None)

@@ -1,9 +1,7 @@
 """The work of a grid shared out: a pool of threads, each of which runs the command that
---list-commands prints, as a process here or on a worker of a cluster.
-
-A command writes its own rows, and the log says what is done. One that ends before its work does is
-run again, and continues from its checkpoint; it takes no other with it.
-"""
+--list-commands prints, as a process here or on a worker of a cluster. A command writes its own
+rows, and the log says what is done. One that ends before its work does is run again, and continues
+from its checkpoint; it takes no other with it."""
 
 import fcntl
 import itertools
@@ -18,7 +16,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,22 +38,7 @@ PARENT = "BAKEOFF_PARENT"  # in a worker's environment: the process that started
 OUTER = ("jobs", "backend", "cluster", "list_commands", "dry_run", "best")
 PIPES = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
 AS_WORKER = ("sh", "-c", f'{PARENT}=$PPID exec "$@"', "sh")  # tells a command who starts it
-
-
-@dataclass(frozen=True)
-class Job:
-    """Configurations that one command of a script works off."""
-
-    script: str  # and the kind of their rows
-    configs: Sequence[Any]
-    label: str
-
-    def command(self, options: GridOptions, without: Sequence[str] = OUTER) -> list[str]:
-        """The command with which the script does this and nothing else."""
-        inner = {f.name: f.default for f in fields(options) if f.name in without}
-        flags = to_flags([replace(options, **inner)], several=False)
-        flags = [*to_flags(self.configs, several=True), *flags]
-        return [sys.executable, str(ROOT / f"{self.script}.py"), *flags]
+Job = tuple[str, Sequence[Any]]  # a label, and configurations that one command works off
 
 
 def set_up(values: dict[str, list[Any]], options: TrainOptions) -> World:
@@ -63,7 +46,10 @@ def set_up(values: dict[str, list[Any]], options: TrainOptions) -> World:
     devices, and how many processes train together. Raises: UsageError."""
     device.prepare_process(options.threads or torch.get_num_threads())
     if options.deterministic:
-        device.make_deterministic()
+        # Source: https://docs.pytorch.org/docs/stable/notes/randomness.html
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
     if not options.list_commands or "auto" in values["device"]:
         kinds = [device.resolve_device(name).type for name in values["device"]]
         values["device"] = list(dict.fromkeys(kinds))
@@ -87,26 +73,39 @@ def count_workers(options: GridOptions, device: str = "cpu") -> int:
     return cpu_count() if device == "cpu" else torch.accelerator.device_count()
 
 
-def print_commands(jobs: Sequence[Job], options: GridOptions) -> None:
+def command_of(script: str, configs: Sequence[Any], options: GridOptions) -> list[str]:
+    """The command with which a script works off these configurations and nothing else."""
+    inner = {f.name: f.default for f in fields(options) if f.name in OUTER}
+    flags = to_flags(configs, several=True)
+    flags += to_flags([replace(options, **inner)], several=False)
+    return [sys.executable, str(ROOT / f"{script}.py"), *flags]
+
+
+def print_commands(script: str, jobs: Sequence[Job], options: GridOptions) -> None:
     """One shell command a job."""
-    for job in jobs:
-        print(shlex.join(job.command(options)))
+    for _, configs in jobs:
+        print(shlex.join(command_of(script, configs, options)))
 
 
-def share_out(jobs: Sequence[Job], log: Log, options: GridOptions, workers: int) -> int:
-    """Have every job done, and failed rows written for what cannot be. Returns: failed jobs."""
+def share_out(
+    script: str, jobs: Sequence[Job], log: Log, options: GridOptions, workers: int
+) -> int:
+    """Have a script do every job, and failed rows written for what cannot be done, whose kind is
+    the script's name. Returns: failed jobs."""
     local = options.backend == "loky"
     share = max(1, cpu_count() // workers) if local else 1  # a cluster's machines are not known
-    folders = {name: os.path.abspath(vars(options)[name]) for name in ("results_dir", "data_dir")}
-    options = replace(options, threads=options.threads or share, **folders)
+    own = {name: os.path.abspath(vars(options)[name]) for name in ("results_dir", "data_dir")}
+    if isinstance(options, TrainOptions):
+        own["export"] = ()  # comes when all are done
+    options = replace(options, threads=options.threads or share, **own)
     machines = Processes() if local else Cluster(options.cluster, workers)
-    rows_before = len(log.read(jobs[0].script)) if jobs else 0
+    rows_before = len(log.read(script))
 
-    def work_off(number: int, job: Job) -> bool:
+    def work_off(number: int, name: str, configs: Sequence[Any]) -> bool:
         """Run a job's command until all its rows are there. Returns: whether one is failed."""
-        configs = {run_id(job.script, as_dict(config)): config for config in job.configs}
-        command = job.command(options, (*OUTER, "export"))  # exports come when all are done
-        label = f"[{number}/{len(jobs)}] {job.label}"
+        command = command_of(script, configs, options)
+        configs = {run_id(script, as_dict(config)): config for config in configs}
+        label = f"[{number}/{len(jobs)}] {name}"
         print(label, flush=True)
         for _ in range(TRIES):
             status, errors = machines.run(command)
@@ -114,29 +113,29 @@ def share_out(jobs: Sequence[Job], log: Log, options: GridOptions, workers: int)
                 return False
             *_, last = errors.strip().splitlines() or ["it left no row"]
             if status == 2:
-                raise UsageError(last.removeprefix(f"{job.script}.py: "))
+                raise UsageError(last.removeprefix(f"{script}.py: "))
             sys.stderr.write(errors)  # whole, and no progress bars in between
             # What is not to be done again may be finished by another process.
-            rows = {} if options.force else log.finished(job.script)
-            new = log.read(job.script)[rows_before:]
+            rows = {} if options.force else log.finished(script)
+            new = log.read(script)[rows_before:]
             rows |= {row["run_id"]: row for row in new if row["status"] != "interrupted"}
-            missing = [name for name in configs if name not in rows]
+            missing = [run for run in configs if run not in rows]
             if not missing:
                 break
             why = f"its worker died ({signal.Signals(-status).name})" if status < 0 else last
             print(f"  {label}: {why}; what it left is begun again", flush=True)
-        for name in missing:
-            config, error = as_dict(configs[name]), f"tried {TRIES} times: {why}"
+        for run in missing:
+            config, error = as_dict(configs[run]), f"tried {TRIES} times: {why}"
             end = {"status": "failed", "error": error, "device": config.get("device")}
-            rows[name] = log.append(job.script, config, {}, **end)
-        failed = [rows[name]["error"] for name in configs if rows[name]["status"] != "ok"]
+            rows[run] = log.append(script, config, {}, **end)
+        failed = [rows[run]["error"] for run in configs if rows[run]["status"] != "ok"]
         if failed:
-            print(f"  failed: {job.label}: {failed[0]}", flush=True)
+            print(f"  failed: {name}: {failed[0]}", flush=True)
         return bool(failed)
 
     with ThreadPoolExecutor(workers) as pool:
         try:
-            work = [pool.submit(work_off, number, job) for number, job in enumerate(jobs, 1)]
+            work = [pool.submit(work_off, number, *job) for number, job in enumerate(jobs, 1)]
             return sum(future.result() for future in as_completed(work))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
