@@ -1,5 +1,6 @@
 """train.py: shared trajectories, resumption after kills, failures, and what a row holds."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -138,6 +139,7 @@ def test_a_training_in_the_log_serves_another_configuration_too(tiny, rows, tmp_
     assert len(rows("epoch")) == 1
 
 
+DASK = pytest.mark.skipif(not importlib.util.find_spec("distributed"), reason="no distributed")
 UNNORMALISED = ("alexnet", "squeezenet1_0", "convnext_tiny", "vit_b_16")
 MUON = ("--opt muon --image-size 64 --model {}", "--opt muon: {} has no convolution after its")
 
@@ -152,12 +154,19 @@ MUON = ("--opt muon --image-size 64 --model {}", "--opt muon: {} has no convolut
         ("--export onnx", r"onnx: .*pip install onnxscript"),
         ("--tensorboard", "install it with: pip install tensorboard"),
         ("--device cuda", "--device cuda: not available"),
+        ("--jobs 0", "--jobs: '0' is neither a number"),
+        ("--jobs many", "--jobs: 'many' is neither a number"),
+        ("--cluster here:1", "--cluster here:1: needs --backend dask"),
+        ("--backend dask", "--backend dask: .*pip install distributed"),
+        pytest.param("--backend dask --cluster x", "--cluster x: no dask worker", marks=DASK),
+        ("--shard ../x", r"--shard: '\.\./x' must be of letters"),
         *([text.format(model) for text in MUON] for model in UNNORMALISED),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before(tiny, tmp_path, monkeypatch, flags, error):
     monkeypatch.setenv("CXX", "/nowhere/g++")
     missing = {"--export onnx": "onnxscript", "--tensorboard": "torch.utils.tensorboard"}
+    missing["--backend dask"] = "distributed"
     if flags in missing:
         monkeypatch.setitem(sys.modules, missing[flags], None)
     if "cuda" in flags and torch.cuda.is_available():

@@ -6,7 +6,6 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -219,24 +218,6 @@ def test_a_dask_cluster_that_is_started_here_ends_with_the_grid(tmp_path, rows):
     _, err = finish(start("train.py", *flags, "--results-dir", tmp_path / "results"))
     assert err == ""
     assert [row["status"] for row in rows("train")] == ["ok", "ok"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "error"),
-    [
-        ("--jobs 0", "--jobs: '0' is neither a number"),
-        ("--jobs many", "--jobs: 'many' is neither a number"),
-        ("--cluster here:1", "--cluster here:1: needs --backend dask"),
-        ("--backend dask", "--backend dask: .*pip install distributed"),
-        pytest.param("--backend dask --cluster x", "--cluster x: no dask worker", marks=DASK),
-        ("--shard ../x", r"--shard: '\.\./x' must be of letters"),
-    ],
-)
-def test_bad_ways_to_share_out_are_refused(tmp_path, monkeypatch, flags, error):
-    if flags == "--backend dask":
-        monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(UsageError, match=error):
-        train.main([*TINY, "--epochs", "1", "--results-dir", str(tmp_path), *flags.split()])
 
 
 def test_commands_with_a_shard_each_are_one_grid_to_the_report(tmp_path, rows, capsys):

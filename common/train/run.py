@@ -110,10 +110,19 @@ class Run:
         start_ms = now_ms(self.device)
         test_loss, test_acc, logits = self.test(self.split.test)
         eval_ms = now_ms(self.device) - start_ms
+        files = {"predictions": f"predictions/{name}.npz", "checkpoint": f"checkpoints/{name}.pt"}
+        files["best_checkpoint"] = f"checkpoints/{name}.best.pt"
         n = {f"n_{part}": len(index) for part, index in vars(self.split).items()}
         train_loss, train_acc, _ = self.test(self.split.train[: n["n_val"]])  # what it was shown
         best = self.history[self.best["epoch"] - 1]
         train_ms = sum(metrics["train_ms"] for metrics in self.history)
+        if folder:
+            predictions, last, best_so_far = (folder / file for file in files.values())
+            index, classes = self.split.test, self.dataset.classes
+            images = {"label": self.dataset.labels[index], "index": index, "classes": classes}
+            save_predictions(predictions, pred=logits.argmax(1), logits=logits, **images)
+            save_checkpoint(last, self.weights())
+            save_checkpoint(best_so_far, self.best)
         return {
             **{name: self.history[-1][name] for name in ("val_acc", "val_loss", "bn_statistics")},
             **{"best_epoch": best["epoch"], "best_val_acc": best["val_acc"]},
@@ -125,19 +134,8 @@ class Run:
             **n,
             "split_sha256": self.split.sha256(),
             **datasets.describe_split(self.dataset, self.split),
-            **(self._save(folder, name, logits) if folder else {}),
+            **files,
         }
-
-    def _save(self, folder: Path, name: str, logits: Tensor) -> dict[str, str]:
-        files = {"predictions": f"predictions/{name}.npz", "checkpoint": f"checkpoints/{name}.pt"}
-        files["best_checkpoint"] = f"checkpoints/{name}.best.pt"
-        predictions, last, best = (folder / file for file in files.values())
-        index, classes = self.split.test, self.dataset.classes
-        images = {"label": self.dataset.labels[index], "index": index, "classes": classes}
-        save_predictions(predictions, pred=logits.argmax(1), logits=logits, **images)
-        save_checkpoint(last, self.weights())
-        save_checkpoint(best, self.best)
-        return files
 
     def weights(self) -> dict[str, Any]:
         """A checkpoint's content: the weights, and what is needed to use them."""
