@@ -48,7 +48,8 @@ class Setup:
 def prepare_forward(model: nn.Module, compile: bool, channels_last: bool = True) -> nn.Module:
     """The network as a training step calls it: compiled, or with convolutions by matrix products,
     which keep to channels_last."""
-    if compile:  # into a CUDA graph: a small batch's kernels take longer to launch than to run
+    if compile:
+        # On CUDA as a graph, for a small batch's kernels take longer to launch than to run.
         mode = "reduce-overhead" if next(model.parameters()).is_cuda else None
         # Code of its own for every network and size of batch, whatever was compiled before it.
         return torch.compile(model, mode=mode, dynamic=False, isolate_recompiles=True)
