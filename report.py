@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.base.cli import UsageError, Validated, option, parse_command_line, run_script
-from common.base.log import KINDS, log_files, read_log, write_together
+from common.base.log import log_files, read_log, write_together
 
 TITLE = "Image classification bake-off: measured beside published"
 SECTIONS = (  # with the command that measures what is missing there
@@ -52,75 +52,64 @@ class ReportOptions(Validated):
     watch: bool = option(False, "follow the running train.py: what is finished, time left")
 
 
-def write_report(
-    rows: Sequence[dict], problems: Sequence[str], folder: Path, out: Path, data_dir: str
-) -> list[str]:
-    """Write every form of the report but the PDF, or none where there is no room for all. Returns:
-    the lines for the screen."""
+def write_report(rows: list[dict], problems: list[str], out: Path, options: ReportOptions) -> None:
+    """Write all but the PDF, or nothing where there is no room for all; print what it holds."""
     from common.judge.rows import latest_ok
     from common.report.documents import csv_text, render
     from common.report.figures import build_figures, curves_of
     from common.report.page import render_page
     from common.report.tables import build_tables
 
-    done = {kind: latest_ok(rows, kind) for kind in KINDS}
-    tables, mistakes, problems = build_tables(rows, done, problems, folder, data_dir)
-    runs, curves = [*done["train"], *done["svm"]], curves_of(done["epoch"])
+    folder = Path(options.results_dir)
+    tables, mistakes, problems = build_tables(rows, problems, folder, options.data_dir)
+    runs = [*latest_ok(rows, "train"), *latest_ok(rows, "svm")]
+    curves = curves_of(latest_ok(rows, "epoch"))
     figures = build_figures(runs, curves, mistakes, tables)
     sections = []
     for key, title, command in SECTIONS:
         own = [table for table in tables if table.section == key]
-        missing = all(table.missing for table in own if not table.key.endswith("_published"))
-        section = {"key": key, "title": title, "command": command, "missing": missing}
+        section = {"key": key, "title": title, "command": command, "tables": own}
+        section["missing"] = all(t.missing for t in own if not t.key.endswith("_published"))
         section["figures"] = [figure for figure in figures if figure.section == key]
-        sections.append(section | {"tables": own})
+        sections.append(section)
     content = b"".join(file.read_bytes() for file in log_files(folder) if file.exists())
-    facts = {
-        "title": TITLE,
-        "sections": sections,
-        "n_rows": len(rows),
-        "log_sha256": hashlib.sha256(content).hexdigest()[:12],
-        "last": max(row["time_utc"] for row in rows),
-    }
+    facts = {"title": TITLE, "sections": sections, "n_rows": len(rows)}
+    facts["log_sha256"] = hashlib.sha256(content).hexdigest()[:12]
+    facts["last"] = max(row["time_utc"] for row in rows)
     files = {out / "csv" / f"{table.key}.csv": csv_text(table).encode() for table in tables}
     for figure in figures:
-        path = out / "figures" / figure.key
-        files[path.with_suffix(".png")], files[path.with_suffix(".pdf")] = figure.to_bytes(
-            "png", "pdf"
-        )
+        for extension, drawn in figure.to_bytes("png", "pdf").items():
+            files[out / "figures" / f"{figure.key}.{extension}"] = drawn
     for extension in ("md", "tex"):
         files[out / f"report.{extension}"] = render(extension, **facts).encode()
     [every_run] = (table for table in tables if table.key == "runs")
-    files[out / "report.html"] = render_page(runs, curves, every_run, **facts).encode()
+    files[out / "report.html"] = render_page(runs, curves, every_run, facts).encode()
     write_together(files)
-    return summary(sections, problems)
+    print_summary(sections, problems)
 
 
-def summary(sections: Sequence[dict], problems: Sequence[str]) -> list[str]:
-    """What was measured, what is missing, what is wrong."""
+def print_summary(sections: list[dict], problems: list[str]) -> None:
+    """Print what was measured, what is missing, what is wrong."""
     from common.judge.rows import shorten
 
     tables = {table.key: table for section in sections for table in section["tables"]}
-    lines = []
     for record in (*tables["best"].records, *tables["q1b"].records):
         acc, *ends = (record[f"test_acc{end}"] for end in ("", "_low", "_high"))
         if acc is not None:
             model = record.get("model") or f"SVM {record['kernel']}"
             interval = "" if None in ends else f" ({100 * ends[0]:.2f} to {100 * ends[1]:.2f})"
-            name = f"{shorten(record['dataset'])}, {model}"
-            lines.append(f"{name}: {100 * acc:.2f} %{interval} on test")
+            print(f"{shorten(record['dataset'])}, {model}: {100 * acc:.2f} %{interval} on test")
     for section in sections:
-        missing = (table for table in section["tables"] if table.missing)
-        lines += [f"not measured: {table.title} ({section['command']})" for table in missing]
+        for table in section["tables"]:
+            if table.missing:
+                print(f"not measured: {table.title} ({section['command']})")
     if failed := tables["failed"].records:
-        lines.append(f"failed or interrupted, with errors in the report: {len(failed)}")
+        print(f"failed or interrupted, with errors in the report: {len(failed)}")
     if problems:
-        lines.append(f"problems in the log: {len(problems)}, the first: {problems[0]}")
-    return lines
+        print(f"problems in the log: {len(problems)}, the first: {problems[0]}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report of a results folder."""
     _, options = parse_command_line(argv, __doc__, options_class=ReportOptions)
     folder = Path(options.results_dir)
     if options.watch:
@@ -139,12 +128,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.readme:
         print(readme_results(rows, folder))
         return 0
-    out = Path(options.out) if options.out else folder / "report"
+    out = Path(options.out or folder / "report")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out: cannot write to {out}: {error.strerror}") from None
-    print("\n".join(write_report(rows, problems, folder, out, options.data_dir)))
+    write_report(rows, problems, out, options)
     if options.pdf:
         print(write_pdf(out))
     print(f"report: {out / 'report.html'}")

@@ -1,5 +1,4 @@
-"""How tables are shown: heading, number format and width of a column follow from its name, by the
-rules here and the words of columns.toml."""
+"""How tables are shown: all of a column follows from its name, by rules and columns.toml."""
 
 import re
 import tomllib
@@ -15,7 +14,6 @@ ENTRIES = tomllib.loads(Path(__file__).with_name("columns.toml").read_text("utf-
 
 
 def seconds(ms: float) -> str:
-    """A time of some milliseconds."""
     return significant(ms / 1e3)
 
 
@@ -80,7 +78,6 @@ def shown(table: Table) -> tuple[list[Column], list[list[str]]]:
 
 
 def heading_of(name: str) -> str:
-    """A column's heading: the words of its name, with the unit."""
     if name in ENTRIES["headings"]:
         return ENTRIES["headings"][name]
     if name.endswith(("low", "high")):

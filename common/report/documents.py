@@ -17,11 +17,7 @@ from tabulate import tabulate
 
 from common.base.cli import UsageError
 from common.base.log import write_atomically
-from common.judge.claims import judge_claims
-from common.judge.compare import collect
-from common.judge.findings import verdict_lines
-from common.judge.mistakes import load_predictions
-from common.judge.published import results_table
+from common.judge import claims, compare, findings, mistakes, published
 from common.judge.rows import Row, latest_ok
 from common.judge.tables import Table
 from common.report.columns import shown
@@ -57,56 +53,51 @@ def escape_tex(value: Any) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """A table's raw values: fractions, milliseconds, and nothing where a value is null."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(table.columns)
-    for record in table.records:
-        writer.writerow(f"{v:.10g}" if isinstance(v, float) else v for v in record.values())
+    """A table's raw values, in the units of its records; nothing where a value is null."""
+    buffer, rows = io.StringIO(), (record.values() for record in table.records)
+    lines = [[f"{v:.10g}" if isinstance(v, float) else v for v in row] for row in rows]
+    csv.writer(buffer, lineterminator="\n").writerows([table.columns, *lines])
     return buffer.getvalue()
 
 
-def markdown_table(table: Table) -> str:
-    """A pipe table of the columns that hold anything."""
+def markdown_table(table: Table) -> Markup:
+    """A pipe table of the columns that hold anything, escaped."""
     columns, rows = shown(table)
     cells = [[escape_markdown(cell) for cell in row] for row in rows]
     heads = [escape_markdown(column.heading) for column in columns]
     sides = ["right" if column.number else "left" for column in columns]
-    return tabulate(cells, heads, tablefmt="pipe", disable_numparse=True, colalign=sides)
+    return Markup(tabulate(cells, heads, tablefmt="pipe", disable_numparse=True, colalign=sides))
 
 
 def readme_results(rows: Sequence[Row], folder: Path) -> str:
-    """The table of results with its notes, and what became of the study's claims, in Markdown: the
-    README's, of the committed log."""
-    table = results_table(latest_ok(rows, "train"), latest_ok(rows, "svm"))
+    """The README's table of results and verdicts on the study's claims, in Markdown."""
+    table = published.results_table(latest_ok(rows, "train"), latest_ok(rows, "svm"))
     if table.missing:
         raise UsageError("--readme: the log holds no accuracy yet; run make q1a first")
-    results = judge_claims(collect(rows, lambda row: load_predictions(folder, row)))
-    claims = [f"- {escape_markdown(line)}" for line in verdict_lines(results)]
+    evidence = compare.collect(rows, lambda row: mistakes.load_predictions(folder, row))
+    results = claims.judge_claims(evidence)
+    verdicts = [f"- {escape_markdown(line)}" for line in findings.verdict_lines(results)]
     head = f"Of the study's {len(results)} claims, tested on these rows:"
     notes = map(escape_markdown, table.notes)
-    return "\n\n".join([markdown_table(table), *notes, head, "\n".join(claims)])
-
-
-def template(name: str, **settings: Any) -> jinja2.Template:
-    """A template of the report, with what every form shows tables by."""
-    settings |= {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    engine = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), **settings)
-    engine.filters |= {"shown": shown, "raw": Markup}
-    engine.filters["markdown"] = lambda table: Markup(markdown_table(table))
-    return engine.get_template(name)
+    return "\n\n".join([markdown_table(table), *notes, head, "\n".join(verdicts)])
 
 
 def render(extension: str, **content: Any) -> str:
-    """The text of report.md or report.tex, in which every value is escaped."""
-    escape = {"md": escape_markdown, "tex": escape_tex}[extension]
-    settings = SYNTAX | {"keep_trailing_newline": True}
-    settings["finalize"] = lambda value: value if isinstance(value, Markup) else escape(value)
-    return template(f"report.{extension}.j2", **settings).render(**content)
+    """The text of report.html, report.md or report.tex, in which every value is escaped."""
+    settings = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    if extension == "html":
+        settings["autoescape"] = True
+    else:
+        escape = {"md": escape_markdown, "tex": escape_tex}[extension]
+        settings |= SYNTAX | {"keep_trailing_newline": True}
+        settings["finalize"] = lambda value: value if isinstance(value, Markup) else escape(value)
+    engine = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), **settings)
+    engine.filters |= {"shown": shown, "raw": Markup, "markdown": markdown_table}
+    return engine.get_template(f"report.{extension}.j2").render(**content)
 
 
 def write_pdf(out: Path) -> str:
-    """Compile report.tex, aside, and keep the PDF alone. Returns: one line for the screen."""
+    """Compile report.tex, aside, and keep the PDF alone; say in one line what came of it."""
     (out / "report.pdf").unlink(missing_ok=True)  # one of an older report would be taken for this
     engine = next(filter(shutil.which, TEX), None)
     if engine is None:
@@ -114,16 +105,14 @@ def write_pdf(out: Path) -> str:
     # The text comes from a log, which may come from anywhere: no file but the report's is in reach.
     # The date is for tectonic; the template tells pdflatex to write none.
     env = os.environ | {"openin_any": "p", "openout_any": "p", "SOURCE_DATE_EPOCH": "0"}
-    command = [engine, *TEX[engine]]
+    how = {"env": env, "input": "", "capture_output": True, "errors": "replace"}
     try:
         with tempfile.TemporaryDirectory() as folder:
             shutil.copy(out / "report.tex", folder)
             if (out / "figures").exists():  # a log may carry none
                 shutil.copytree(out / "figures", Path(folder) / "figures")
             for _ in range(3 if engine == "pdflatex" else 1):  # until references settle
-                done = subprocess.run(
-                    command, cwd=folder, env=env, input="", capture_output=True, errors="replace"
-                )
+                done = subprocess.run([engine, *TEX[engine]], cwd=folder, **how)
                 if done.returncode != 0:
                     lines = (done.stdout + done.stderr).splitlines() or ["it printed nothing"]
                     faults = [line for line in lines if line.startswith(("!", "error"))]

@@ -5,18 +5,16 @@ curve:run_id is a line that can be switched off.
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
-import matplotlib.style
 import numpy as np
+from matplotlib import collections, colors, lines, style, ticker
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from common.judge import rows as log
 from common.judge.mistakes import GALLERY, Mistakes, confusion
@@ -29,13 +27,7 @@ Curves = dict[str, list[Row]]  # by data set
 # left out, too faint on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 MARKERS = "os^Dv<>P"
-STYLE = {
-    "font.size": 9, "font.sans-serif": ["DejaVu Sans"], "text.parse_math": False, "axes.grid": True,
-    "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.axisbelow": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "lines.linewidth": 1.5,
-    "lines.markersize": 5, "legend.frameon": False, "legend.fontsize": 8, "pdf.fonttype": 42,
-    "figure.constrained_layout.use": True, "svg.hashsalt": "bakeoff", "svg.fonttype": "none",
-}  # fmt: skip
+STYLE = Path(__file__).with_name("figures.mplstyle")
 DATES = {"png": (), "pdf": ("CreationDate",), "svg": ("Date", "Creator", "Format", "Type")}
 METRICS = ("epoch", "val_acc", "train_acc", "val_loss", "train_loss")
 MOST_POINTS = 60  # of a curve: more could not be told apart
@@ -43,24 +35,7 @@ MOST_NUMBERED = 100  # classes of a confusion matrix
 MOST_PIXELS = 100  # a side of an image that a figure holds as it is
 # Labelled steps of each decade, the first that gives three.
 TICKS = ((1, 3), (1, 2, 5), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8))
-# Of the tables with speed-ups: the figure's key, the columns that name a panel and those that name
-# a bar in it, the baseline, the caption.
-SPEEDUPS = {
-    "q2": (
-        "speedup_train",
-        ("dataset", "model", "opt", "image_size", "batch_size"),
-        ("label",),
-        "the first",
-        "Training speed over the first variant of each panel. Hatched: from a sample of steps.",
-    ),
-    "infer": (
-        "speedup_infer",
-        ("dataset", "model"),
-        ("scenario", "batch_size", "threads", "engine"),
-        "eager",
-        "Inference speed of the exported models over the eager network at the same batch.",
-    ),
-}
+SPEEDUPS = tomllib.loads(Path(__file__).with_name("speedups.toml").read_text("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -73,28 +48,24 @@ class ReportFigure:
     draw: Callable[[], Figure]
     on_page: bool = True
 
-    def to_bytes(self, *extensions: str) -> list[bytes]:
-        """Its files, alike whatever the user's own settings, and without dates."""
-        files = []
-        with matplotlib.style.context(["default", STYLE]):
+    def to_bytes(self, *extensions: str) -> dict[str, bytes]:
+        """Its files by extension, alike whatever the user's own settings, and without dates."""
+        files = {}
+        with style.context(["default", STYLE]):
             figure = self.draw()
             for extension in extensions:
                 form = {"format": extension, "transparent": extension == "svg", "dpi": 150}
                 buffer = io.BytesIO()
                 figure.savefig(buffer, metadata=dict.fromkeys(DATES[extension]), **form)
                 figure.set_layout_engine("none")  # it is laid out
-                files.append(buffer.getvalue())
+                files[extension] = buffer.getvalue()
         return files
-
-
-# --- from rows to what is drawn -------------------------------------------------------------------
 
 
 def build_figures(
     runs: Sequence[Row], curves: Curves, mistakes: Iterable[Mistakes], tables: Iterable[Table]
 ) -> list[ReportFigure]:
-    """Every figure that the finished trainings and SVMs, the learning curves, the mistakes of the
-    chosen networks and the tables can carry."""
+    """Every figure for which there is anything to draw."""
     figures = []
     for dataset, known in curves.items():
         best = known[: len(COLORS)]
@@ -103,8 +74,7 @@ def build_figures(
             caption += f" The best {len(best)} of {len(known)} runs."
         draw = partial(learning_curves, best, log.describe_all([c["config"] for c in best]))
         figures.append(ReportFigure("q1a", f"curves_{log.slug(dataset)}", caption, draw, False))
-    best = [group for group in log.pick_best(runs) if group.kind == "train"]
-    if panels := cost_points(runs, best):
+    if panels := cost_points(runs, [g for g in log.pick_best(runs) if g.kind == "train"]):
         caption = (
             "Test accuracy with its 95 % interval against training time, for each configuration in "
             "the log, whatever its protocol: the tables say which. Dashed: the Pareto front."
@@ -112,20 +82,29 @@ def build_figures(
         draw = partial(accuracy_cost, panels)
         figures.append(ReportFigure("best", "accuracy_cost", caption, draw, False))
     for m in mistakes:
-        for key, words, draw in mistake_figures(m):
-            figures.append(ReportFigure("errors", f"{key}_{m.key}", f"{m.name}: {words}", draw))
+        draw = partial(confusion_matrix, confusion(m.predictions), m.predictions["classes"])
+        drawn = {"confusion": ("test images by true and predicted class.", draw)}
+        if m.bins:
+            caption = "accuracy by confidence (95 %); on the diagonal they agree."
+            drawn["reliability"] = caption, partial(reliability_diagram, m.bins)
+        galleries = {"worst": ("most confident mistakes", m.worst)}
+        galleries["nobody"] = "missed by every model", m.nobody[:GALLERY]
+        for key, (name, records) in galleries.items():
+            if m.images and records:
+                caption = f"{name}; true class above, then what it is taken for."
+                drawn[key] = caption, partial(gallery, records, m.images)
+        for key, (caption, draw) in drawn.items():
+            figures.append(ReportFigure("errors", f"{key}_{m.key}", f"{m.name}: {caption}", draw))
     for table in tables:
         measured = [record for record in table.records if record.get("speedup")]
-        if measured and table.key in SPEEDUPS:
-            key, *columns_and_baseline, caption = SPEEDUPS[table.key]
-            draw = partial(speedups, measured, *columns_and_baseline)
-            figures.append(ReportFigure(table.section, key, caption, draw))
+        if measured and (words := SPEEDUPS.get(table.key)):
+            draw = partial(speedups, measured, words["panel"], words["bar"], words["baseline"])
+            figures.append(ReportFigure(table.section, words["key"], words["caption"], draw))
     return figures
 
 
 def curves_of(epochs: Iterable[Row]) -> Curves:
-    """The runs of each data set, the best on validation first: run_id, config, the metrics of the
-    epochs in order, and the last validation accuracy."""
+    """The runs of each data set, the best on validation first."""
     known = [row for row in epochs if number(row, "metrics", "epoch") is not None]
     known.sort(key=lambda row: row["metrics"]["epoch"])
     curves = []
@@ -138,21 +117,15 @@ def curves_of(epochs: Iterable[Row]) -> Curves:
 
 
 def cost_points(runs: Sequence[Row], best: Iterable[Group]) -> dict[str, list[Row]]:
-    """Accuracy and training time of each configuration that has both, by data set: `detail` names
-    it in full, `label` as far as it has a look of its own."""
+    """Accuracy and training time of each configuration that has both, by data set."""
     chosen = {row["run_id"] for group in best for row in group.rows}
     groups, points = log.by_seed(runs), []
     for group, detail in zip(groups, log.describe_all([g.config for g in groups]), strict=True):
-        config, cost_ms = group.config, group.cost_ms()
-        network = f"{config.get('model')}, {config.get('opt')}"
-        point = log.accuracy_record(group) | {
-            "config": config,
-            "detail": detail,
-            "train_ms": cost_ms,
-        }
-        point["label"] = f"SVM, {config.get('kernel')}" if group.kind == "svm" else network
-        point["chosen"] = group.rows[0]["run_id"] in chosen
-        if point["test_acc_low"] is not None and cost_ms:
+        model, opt, kernel = (group.config.get(name) for name in ("model", "opt", "kernel"))
+        point = log.accuracy_record(group) | {"config": group.config, "detail": detail}
+        point["label"] = f"SVM, {kernel}" if group.kind == "svm" else f"{model}, {opt}"  # its look
+        point |= {"train_ms": group.cost_ms(), "chosen": group.rows[0]["run_id"] in chosen}
+        if point["test_acc_low"] is not None and point["train_ms"]:
             points.append(point)
     return by_dataset(points, runs)
 
@@ -172,25 +145,6 @@ def pareto_front(points: Iterable[Row]) -> list[Row]:
     return front
 
 
-def mistake_figures(m: Mistakes) -> Iterator[tuple[str, str, Callable[[], Figure]]]:
-    """The confusion matrix of a chosen run, its confidence and its galleries: key, caption, how it
-    is drawn."""
-    draw = partial(confusion_matrix, confusion(m.predictions), m.predictions["classes"])
-    yield "confusion", "test images by true and predicted class.", draw
-    if m.bins:
-        caption = "accuracy by confidence (95 %); on the diagonal they agree."
-        yield "reliability", caption, partial(reliability_diagram, m.bins)
-    galleries = {"worst": ("most confident mistakes", m.worst)}
-    galleries["nobody"] = "missed by every model", m.nobody[:GALLERY]
-    for key, (name, records) in galleries.items():
-        if m.images and records:
-            caption = f"{name}; true class above, then what it is taken for."
-            yield key, caption, partial(gallery, records, m.images)
-
-
-# --- axes -----------------------------------------------------------------------------------------
-
-
 def look_of(i: int) -> Row:
     """Colour and marker of the i-th series; the pairs repeat after 64."""
     n = len(COLORS)
@@ -200,7 +154,7 @@ def look_of(i: int) -> Row:
 def log_ticks(low: float, high: float) -> np.ndarray:
     """Round values from low to high for a logarithmic axis: few, but three where there are any."""
     for steps in TICKS:
-        ticks = LogLocator(subs=steps, numticks=20).tick_values(low, high)
+        ticks = ticker.LogLocator(subs=steps, numticks=20).tick_values(low, high)
         ticks = ticks[(ticks >= low) & (ticks <= high)]
         if len(ticks) >= 3:
             break
@@ -208,16 +162,14 @@ def log_ticks(low: float, high: float) -> np.ndarray:
 
 
 def scale_log(axes: Axes, name: str, values: np.ndarray, errors: bool = False) -> None:
-    """Put the values of the axis x or y on a logarithmic scale. Errors, in per cent, are shown as
-    accuracies: 90, 99 and 99.9 % are equally far apart."""
+    """Put an axis, x or y, on a log scale; errors, in per cent, are labelled as accuracies."""
     positive = values[values > 0] if (values > 0).any() else np.ones(1)
     low, high = positive.min() / 1.15, positive.max() * 1.15
     ends = (high, low) if errors else (low, high)
-    scale = {"scale": "log", "ticks": log_ticks(low, high), "lim": ends}
-    axes.set(**{f"{name}{part}": value for part, value in scale.items()})
+    axes.set(**{f"{name}scale": "log", f"{name}ticks": log_ticks(low, high), f"{name}lim": ends})
     axis = {"x": axes.xaxis, "y": axes.yaxis}[name]
     axis.set_major_formatter(lambda x, _: f"{100 - x:.6g}" if errors else f"{x:,g}")
-    axis.set_minor_locator(NullLocator())
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def errors_of(accuracies: np.ndarray) -> np.ndarray:
@@ -234,17 +186,12 @@ def interval_dots(axes: Axes, x: np.ndarray, ends: np.ndarray, looks: Sequence[R
 
 
 def add_legend(figure: Figure, looks: Mapping[str, Row], columns: int) -> None:
-    """A legend below the panels that share it."""
-    handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
+    handles = [lines.Line2D([], [], label=label, **look) for label, look in looks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
-# --- drawings -------------------------------------------------------------------------------------
-
-
 def learning_curves(curves: Sequence[Row], labels: Sequence[str] = ()) -> Figure:
-    """Accuracy and loss by epoch, one line a run. Without labels there is no legend, and the lines
-    beyond the first are off, until the page shows them."""
+    """Accuracy and loss by epoch; without labels no legend, and runs beyond the first are off."""
     figure = Figure(figsize=(9, 3.6 + 0.2 * len(labels)))
     left, right = figure.subplots(1, 2)
     series = np.full((len(curves), MOST_POINTS, len(METRICS)), np.nan)
@@ -257,34 +204,32 @@ def learning_curves(curves: Sequence[Row], labels: Sequence[str] = ()) -> Figure
         look["colors"] += 2 * [look_of(i)["color"]]
         look["urls"] += 2 * [f"curve{' off' if i >= len(COLORS) else ''}:{curve['run_id']}"]
     series[..., 1:3] = errors_of(series[..., 1:3])
-    left.set_ylabel("Accuracy, %")
-    right.set_ylabel("Cross-entropy loss")
     for axes, columns in ((left, [1, 2]), (right, [3, 4])):
         # One artist for all lines, of which there may be thousands.
-        lines = [points[:, [0, column]] for points in series for column in columns]
-        axes.add_collection(LineCollection(lines, **look))
+        paths = [points[:, [0, column]] for points in series for column in columns]
+        axes.add_collection(collections.LineCollection(paths, **look))
         axes.autoscale()
         for i in range(len(labels)):
             axes.plot(series[i, :, 0], series[i][:, columns], **look_of(i))
-        axes.set_xlabel("Epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="Epoch", ylabel="Accuracy, %" if axes is left else "Cross-entropy loss")
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         scale_log(axes, "y", series[..., columns], errors=axes is left)
     if labels:
         looks = {label: look_of(i) | {"ls": "-"} for i, label in enumerate(labels)}
-        parts = {"validation": "-", "training": ":"}
-        looks |= {part: {"ls": style, "color": "#555555"} for part, style in parts.items()}
+        for part, dashes in {"validation": "-", "training": ":"}.items():
+            looks[part] = {"ls": dashes, "color": "#555555"}
         add_legend(figure, looks, 2)
     return figure
 
 
 def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Confusion matrix: colour is the share of the true class, numbers count images."""
+    """Colour is the share of the true class, numbers count images."""
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     size = max(5.0, 0.45 * len(classes) + 1.5)
     figure = Figure(figsize=(size + 0.8, size))
     axes = figure.subplots()
     # On a linear scale a good model's mistakes, a few per cent, would all be white.
-    norm = PowerNorm(0.4, vmin=0, vmax=100)
+    norm = colors.PowerNorm(0.4, vmin=0, vmax=100)
     image = axes.imshow(share, cmap="Blues", norm=norm, interpolation="none")
     axes.grid(False)
     places = range(len(classes))
@@ -294,9 +239,8 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     for i, j in np.argwhere(matrix > 0) if len(classes) <= MOST_NUMBERED else ():
         color = "white" if share[i, j] > 40 else "#333333"
         axes.text(j, i, str(matrix[i, j]), ha="center", va="center", color=color, fontsize=7)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 1, 5, 20, 50, 100])
-    bar.set_label("Share of the true class, %")
-    bar.outline.set_visible(False)
+    look = {"ticks": [0, 1, 5, 20, 50, 100], "label": "Share of the true class, %"}
+    figure.colorbar(image, ax=axes, shrink=0.8, **look).outline.set_visible(False)
     return figure
 
 
@@ -319,9 +263,9 @@ def reliability_diagram(bins: Sequence[Row]) -> Figure:
 def gallery(records: Sequence[Row], images: Mapping[int, np.ndarray]) -> Figure:
     """Test images, eight a line, each under its true class and what it is taken for."""
     columns = min(8, len(records))
-    lines = -(-len(records) // columns)
-    figure = Figure(figsize=(1.15 * columns + 0.2, 1.75 * lines))
-    for axes in figure.subplots(lines, columns, squeeze=False).flat:
+    height = -(-len(records) // columns)
+    figure = Figure(figsize=(1.15 * columns + 0.2, 1.75 * height))
+    for axes in figure.subplots(height, columns, squeeze=False).flat:
         axes.set_axis_off()
     for axes, r in zip(figure.axes, records, strict=False):
         pixels = images[r["index"]]
@@ -334,8 +278,7 @@ def gallery(records: Sequence[Row], images: Mapping[int, np.ndarray]) -> Figure:
 
 
 def accuracy_cost(panels: Mapping[str, Sequence[Row]]) -> Figure:
-    """Test accuracy with its interval against training time, one panel a data set, and the front
-    of those that no other beats at their cost."""
+    """Test accuracy against training time and the Pareto front, one panel a data set."""
     points = [point for panel in panels.values() for point in panel]
     labels = dict.fromkeys(point["label"] for point in points)
     looks, ring = {name: look_of(i) for i, name in enumerate(labels)}, {"mec": "black", "ms": 8}
@@ -344,14 +287,12 @@ def accuracy_cost(panels: Mapping[str, Sequence[Row]]) -> Figure:
     for axes, (dataset, panel) in zip(grid, panels.items(), strict=True):
         ends = [[p[f"test_acc{end}"] for end in ("_low", "", "_high")] for p in panel]
         errors, seconds = errors_of(np.array(ends)), np.array([p["train_ms"] / 1e3 for p in panel])
-        dots = []
-        for p in panel:
-            dot = looks[p["label"]] | {"gid": f"dot:{p['detail']}"}
-            dots.append(dot | ring if p["chosen"] else dot)
+        dots = [looks[p["label"]] | {"gid": f"dot:{p['detail']}"} for p in panel]
+        dots = [dot | ring if p["chosen"] else dot for dot, p in zip(dots, panel, strict=True)]
         interval_dots(axes, seconds, errors, dots)
         front = [panel.index(point) for point in pareto_front(panel)]
-        style = {"color": "#777777", "ls": "--", "lw": 0.8, "zorder": 1}
-        axes.step(seconds[front], errors[front, 1], where="post", **style)
+        look = {"color": "#777777", "ls": "--", "lw": 0.8, "zorder": 1}
+        axes.step(seconds[front], errors[front, 1], where="post", **look)
         scale_log(axes, "x", seconds)
         scale_log(axes, "y", errors, errors=True)
         axes.set(title=display(dataset), xlabel="Training time, s")
@@ -362,11 +303,8 @@ def accuracy_cost(panels: Mapping[str, Sequence[Row]]) -> Figure:
     return figure
 
 
-def speedups(
-    records: Sequence[Row], panel: Sequence[str], label: Sequence[str], baseline: str
-) -> Figure:
-    """Horizontal bars of speed-ups by panel and label, with the accuracy of what ran; hatched where
-    the epoch behind one was extrapolated, 1 is the baseline."""
+def speedups(records: Sequence[Row], panel: list[str], label: list[str], baseline: str) -> Figure:
+    """Bars of speed-ups by panel and label, hatched where the epoch behind one was extrapolated."""
 
     def name(record: Row, columns: Sequence[str]) -> str:
         named = record | {"dataset": log.shorten(str(record["dataset"]))}
@@ -393,6 +331,5 @@ def speedups(
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"Speed-up over {baseline}, times")
-    most = max(record["speedup"] for record in records)
-    axes.set_xlim(0, 1.3 * most)  # with room for the texts
+    axes.set_xlim(0, 1.3 * max(record["speedup"] for record in records))  # room for the texts
     return figure

@@ -9,7 +9,6 @@ import hashlib
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -18,7 +17,7 @@ from common.judge import rows as log
 from common.judge.rows import Row, display
 from common.judge.tables import Table
 from common.report import figures
-from common.report.documents import TEMPLATES, template
+from common.report.documents import TEMPLATES, render
 from common.report.figures import Curves, ReportFigure
 
 SCRIPTS = ("vendor/tablesort.min.js", "page.js")
@@ -26,7 +25,6 @@ MOST_CURVES = 400  # of a data set: each has a box to tick
 
 
 def duration(ms: float | None) -> str:
-    """A time as one would say it."""
     if ms is None:
         return "unknown"
     units = (("h", 3.6e6), ("min", 6e4), ("s", 1e3))
@@ -35,8 +33,7 @@ def duration(ms: float | None) -> str:
 
 
 def build_answers(runs: Sequence[Row]) -> list[Row]:
-    """Of each data set and split what was chosen, the best of each other kind of model beside it,
-    and every configuration by accuracy and cost."""
+    """Of each data set and split the chosen model, the best of other kinds, and all by cost."""
     answers = []
     for same in log.grouped(runs, lambda row: log.division(row["config"])).values():
         kinds = log.grouped(same, lambda row: (row["kind"], row["config"].get("model")))
@@ -57,7 +54,6 @@ def build_answers(runs: Sequence[Row]) -> list[Row]:
 
 
 def build_panels(curves: Curves) -> list[Row]:
-    """The learning curves of each data set, with the names of its runs."""
     panels = []
     for dataset, known in curves.items():
         kept = known[:MOST_CURVES]
@@ -74,7 +70,7 @@ def build_panels(curves: Curves) -> list[Row]:
 def inline_svg(figure: ReportFigure) -> Markup:
     """A figure as SVG within the page: groups that are what their gid or url says, no name that
     another figure has too, and coordinates to a hundredth of a point."""
-    drawing = figure.to_bytes("svg")[0].decode()
+    drawing = figure.to_bytes("svg")["svg"].decode()
     drawing = drawing[drawing.index("<svg ") + 5 :]
     named = r'<g class="\1" data-name="\2"><title>\2</title>'
     for pattern, new in (
@@ -92,8 +88,7 @@ def inline_svg(figure: ReportFigure) -> Markup:
 
 
 def interval_marks(table: Table) -> list[list[float] | None]:
-    """Low, accuracy and high of each row between 0 and 100, on one logarithmic scale of the error,
-    where a table has them."""
+    """Low, accuracy and high of each row between 0 and 100, on one log scale of the error."""
     names = ("test_acc_low", "test_acc", "test_acc_high")
     ends = np.array([[r.get(name) for name in names] for r in table.records], float)
     known = ~np.isnan(ends).any(axis=1) if ends.size else np.zeros(0)
@@ -105,26 +100,14 @@ def interval_marks(table: Table) -> list[list[float] | None]:
     return [place if there else None for place, there in zip(places, known, strict=True)]
 
 
-def render_page(
-    runs: Sequence[Row], curves: Curves, table: Table, sections: Sequence[Row], **facts: Any
-) -> str:
-    """The text of report.html, from the finished trainings and SVMs, their curves and the table of
-    every run."""
+def render_page(runs: Sequence[Row], curves: Curves, table: Table, facts: Row) -> str:
+    """The text of report.html; `table` is that of every run."""
     script = Markup("\n".join((TEMPLATES / name).read_text("utf-8").strip() for name in SCRIPTS))
-    best = [r for s in sections for t in s["tables"] if t.key == "best" for r in t.records]
-    return template("report.html.j2", autoescape=True).render(
-        interval_marks=interval_marks,
-        display=display,
-        duration=duration,
-        svg=inline_svg,
-        sections=sections,
-        runs=table,
-        answers=build_answers(runs),
-        curves=build_panels(curves),
-        published={r["run_id"]: r for r in best if r["difference"] is not None},
-        shown_curves=len(figures.COLORS),
-        script=script,
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        style=Markup((TEMPLATES / "page.css").read_text("utf-8")),
-        **facts,
-    )
+    best = [r for s in facts["sections"] for t in s["tables"] if t.key == "best" for r in t.records]
+    facts = facts | {"runs": table, "answers": build_answers(runs), "curves": build_panels(curves)}
+    facts |= {"interval_marks": interval_marks, "display": display, "duration": duration}
+    facts |= {"svg": inline_svg, "shown_curves": len(figures.COLORS), "script": script}
+    facts["script_digest"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    facts["style"] = Markup((TEMPLATES / "page.css").read_text("utf-8"))
+    facts["published"] = {r["run_id"]: r for r in best if r["difference"] is not None}
+    return render("html", **facts)

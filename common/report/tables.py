@@ -1,5 +1,4 @@
-"""The report's tables: the records of those of what was measured; their words are in
-judge/tables.toml."""
+"""The report's tables of what was measured: their records; their words are in judge/tables.toml."""
 
 import statistics
 from collections import Counter
@@ -16,23 +15,20 @@ from common.judge.rows import Group, Row, get, join_notes, number, slug
 from common.judge.tables import WORDS, Table, fields, make_table
 from common.judge.times import COMMAND, representative, sides
 
-Done = Mapping[str, Sequence[Row]]  # the finished rows of each kind
-
 NO_LOGITS = "Confidence not stored: the predictions file of this run holds labels alone."
 ONE_VOTER = "Only one model's predictions on this split are stored."
 SHOWN_PROBLEMS = 200
 
 
 def build_tables(
-    rows: Sequence[Row], done: Done, problems: Sequence[str], folder: Path, data_dir: str
+    rows: Sequence[Row], problems: Sequence[str], folder: Path, data_dir: str
 ) -> tuple[list[Table], list[Mistakes], list[str]]:
-    """Every table of a log; what the chosen networks get wrong; every problem of the log and of its
-    predictions."""
-    runs = [*done["train"], *done["svm"]]
-    chosen = {group.first()["run_id"] for group in log.pick_best(done["train"])}
-    loaded = {
-        row["run_id"]: load_predictions(folder, row, logits=row["run_id"] in chosen) for row in runs
-    }
+    """Every table, what the chosen networks get wrong, and every problem."""
+    done = {kind: log.latest_ok(rows, kind) for kind in KINDS}
+    train, svm, timed = done["train"], done["svm"], done["hw_train"]
+    runs = [*train, *svm]
+    chosen = {group.first()["run_id"] for group in log.pick_best(train)}
+    loaded = {r["run_id"]: load_predictions(folder, r, r["run_id"] in chosen) for r in runs}
     predictions = {name: arrays for name, (arrays, _) in loaded.items() if arrays}
     problems = [*problems, *(loaded[name][1] for name in sorted(chosen - predictions.keys()))]
     mistakes = judge.find_mistakes(runs, predictions, data_dir)
@@ -41,12 +37,12 @@ def build_tables(
         *log_tables(rows, done, problems),
         runs_table(rows),
         datasets_table(runs, predictions),
-        *(q1a_table(dataset, done["train"]) for dataset in log.datasets_of(done["train"])),
-        *best_tables(done["train"], done["epoch"]),
-        q1b_table(done["svm"]),
-        speed_table("q2", done["hw_train"], log.devices_note(done["hw_train"])),
-        speed_table("q2_phases", done["hw_train"]),
-        q2_published_table(done["hw_train"]),
+        *(q1a_table(dataset, train) for dataset in log.datasets_of(train)),
+        *best_tables(train, done["epoch"]),
+        q1b_table(svm),
+        speed_table("q2", timed, log.devices_note(timed)),
+        speed_table("q2_phases", timed),
+        q2_published_table(timed),
         flops_table(done["flops"]),
         speed_table("infer", done["hw_infer"], log.devices_note(done["hw_infer"])),
         make_table("export", exports, missing=not exports),
@@ -58,10 +54,7 @@ def build_tables(
     return tables, mistakes, problems
 
 
-# --- the log --------------------------------------------------------------------------------------
-
-
-def log_tables(rows: Sequence[Row], done: Done, problems: Sequence[str]) -> list[Table]:
+def log_tables(rows: Sequence[Row], done: Mapping, problems: Sequence[str]) -> list[Table]:
     """What the log holds, the commits it was measured at, and what could not be used."""
     counts = Counter((row["kind"], row["status"]) for row in rows)
     kinds = [
@@ -89,8 +82,7 @@ def log_tables(rows: Sequence[Row], done: Done, problems: Sequence[str]) -> list
 
 
 def datasets_table(runs: Sequence[Row], predictions: Mapping[str, Predictions]) -> Table:
-    """What an accuracy on each data set and split has to be read with; of the predictions only the
-    names of classes are used."""
+    """The sizes of each data set and split; the names of its classes come from predictions."""
     known = [row for row in runs if row["run_id"] in predictions]
     classes = {row["config"].get("dataset"): predictions[row["run_id"]]["classes"] for row in known}
     records = {}
@@ -125,7 +117,6 @@ def runs_table(rows: Iterable[Row]) -> Table:
 
 
 def failed_table(rows: Sequence[Row]) -> Table:
-    """Every row that is not ok, with its error."""
     done = {(row["kind"], row["run_id"]) for row in rows if row["status"] == "ok"}
     names = ("dataset", "model", "kernel", "opt", "lr", "epochs", "engine", "scenario", "seed")
     records = []
@@ -150,11 +141,7 @@ def environment_table(rows: Sequence[Row]) -> Table:
     return make_table("environment", records)
 
 
-# --- accuracies -----------------------------------------------------------------------------------
-
-
 def q1a_table(dataset: str, train: Sequence[Row]) -> Table:
-    """Every configuration of a data set, measured or published."""
     rows = [row for row in train if get(row, "config", "dataset") == dataset]
     figures = published("q1a", dataset=dataset)
     protocol = log.TRAIN_PROTOCOL, log.TRAIN_FACTORS
@@ -174,12 +161,11 @@ def q1a_table(dataset: str, train: Sequence[Row]) -> Table:
             f"{len(figures)} published configurations {missing} are not measured: make q1a."
         )
     title = f"{log.display(dataset)}: {WORDS['q1a']['title']}"
-    named = {"key": f"q1a_{slug(dataset)}", "title": title, "missing": not rows}
-    return make_table("q1a", records, waiting, log.devices_note(rows), **named)
+    notes, key = (waiting, log.devices_note(rows)), f"q1a_{slug(dataset)}"
+    return make_table("q1a", records, *notes, key=key, title=title, missing=not rows)
 
 
 def best_tables(train: Sequence[Row], epochs: Sequence[Row]) -> list[Table]:
-    """The chosen configuration of each data set and its epochs."""
     best, order = log.pick_best(train), log.datasets_of(train)
     studied = {g.config.get("dataset") for g in log.by_seed(train) if not g.protocol}
     records = side_by_side(best, published("best"), log.TRAIN_PROTOCOL, ("dataset",), "make q1a")
@@ -201,7 +187,6 @@ def best_tables(train: Sequence[Row], epochs: Sequence[Row]) -> list[Table]:
 
 
 def q1b_table(svm: Sequence[Row]) -> Table:
-    """Every SVM, measured or published."""
     order, protocol = log.datasets_of(svm), (log.SVM_PROTOCOL, log.SVM_FACTORS)
     records = side_by_side(log.by_seed(svm), published("q1b"), *protocol, "make q1b")
     for record in records:
@@ -221,17 +206,13 @@ def q1b_table(svm: Sequence[Row]) -> Table:
 
 def mistake_tables(mistakes: Sequence[Mistakes]) -> list[Table]:
     """What the chosen networks get wrong: of all of them, then each in detail."""
-    summary, unknown, details = [], [], []
+    summary, details = [], []
     for m in mistakes:
         record = {"dataset": m.dataset, "run_id": m.run_id, "images": len(m.right)}
         record |= {"mistakes": int((~m.right).sum()), "accuracy": m.right.mean()}
-        no_logits, voters, others = "", ONE_VOTER, ""
+        no_logits, voters, others = "" if m.bins else NO_LOGITS, ONE_VOTER, ""
         if m.bins:
-            record["confidence"] = m.confidence.mean()
-            record["ece"] = judge.calibration_error(m.bins)
-        else:
-            no_logits = NO_LOGITS
-            unknown.append(f"{m.name}: {NO_LOGITS}")
+            record |= {"confidence": m.confidence.mean(), "ece": judge.calibration_error(m.bins)}
         if m.voters > 1:
             record["nobody"] = len(m.nobody)
             voters = f"{len(m.nobody)} of {len(m.right)} test images are missed by all {m.voters} "
@@ -250,11 +231,9 @@ def mistake_tables(mistakes: Sequence[Mistakes]) -> list[Table]:
             key = f"{name.removeprefix('class_')}_{m.key}"
             title = f"{m.name}: {WORDS[name]['title']}"
             details.append(make_table(name, *records_and_notes, key=key, title=title))
+    unknown = [f"{m.name}: {NO_LOGITS}" for m in mistakes if not m.bins]
     named = {"bins": judge.BINS, "missing": not mistakes}
     return [make_table("calibration", summary, *unknown, **named), *details]
-
-
-# --- speed and cost -------------------------------------------------------------------------------
 
 
 def speed_table(name: str, rows: Sequence[Row], devices: str = "") -> Table:
@@ -273,8 +252,7 @@ def speed_table(name: str, rows: Sequence[Row], devices: str = "") -> Table:
 
 
 def q2_published_table(rows: Sequence[Row]) -> Table:
-    """The study's own speeds, on its machines, and what the same work took here: a whole epoch
-    where one was run, else the plain variant of the device."""
+    """The study's speeds beside ours: of a whole epoch if one was run, else the plain variant."""
     records = []
     for figure in published("q2"):
         work = {k: figure[k] for k in ("dataset", "model", "opt", "image_size", "batch_size")}
@@ -283,16 +261,14 @@ def q2_published_table(rows: Sequence[Row]) -> Table:
         tested = [row for row in here if number(row, "metrics", "test_acc") is not None]
         if row := representative(tested or here):
             note = None if tested else "no whole epoch was run: hw_bench.py --full-epoch does"
-        elif figure["device"] == "gpu":
-            note = unmeasured_note(COMMAND, "needs a GPU")
         else:
-            note = unmeasured_note("make q2")
+            missing = (COMMAND, "needs a GPU") if figure["device"] == "gpu" else ("make q2",)
+            note = unmeasured_note(*missing)
         records.append(fields(figure | (row or {}), "q2_published") | {"note": note})
     return make_table("q2_published", records)
 
 
 def flops_table(rows: Sequence[Row]) -> Table:
-    """Cost in each convention, with the published figure beside each."""
     figures = {(f["model"], f["image_size"]): 1e9 * f["gmacs"] for f in published("flops")}
     waiting, records = dict(figures), []
     for row in rows:
