@@ -26,8 +26,7 @@ TOTALS = ("macs", "flops", "params", "activations", "weight_bytes", "train_step_
 
 
 def count(config: FlopsConfig, log: Log, done: dict[str, Any]) -> Iterator[Any]:
-    """The Costs of a configuration in each convention, logged unless the log has them; None where
-    counting failed."""
+    """The Costs in each convention, logged unless the log has them; None where counting failed."""
     from common import cost, models
 
     shape = (1, 3, config.image_size, config.image_size)
@@ -54,44 +53,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     done = {} if options.force else log.finished("flops")
     tried = [(config, costs) for config in configs for costs in count(config, log, done)]
     results = [(config, costs) for config, costs in tried if costs]
-    if len(configs) == 1 and len(results) == len(tried):
-        print_layers([costs for _, costs in results])
     if results:
-        print_totals(results)
+        print_costs(results, by_layer=len(configs) == 1 and len(results) == len(tried))
     return int(len(results) < len(tried))
 
 
-def print_layers(by_convention: Sequence[Any]) -> None:
-    """One network, a row a layer, with the MACs of each convention."""
-    headers = ["layer", "type", "output", *(f"MACs\n{costs.convention}" for costs in by_convention)]
-    headers += ["parameters", "activations"]
-    lines = []
-    for layers in zip(*(costs.layers for costs in by_convention), strict=True):
-        first, macs = layers[0], [layer.macs for layer in layers]
-        shape = "x".join(map(str, first.output_shape))
-        lines.append([first.name, first.kind, shape, *macs, first.params, first.activations])
-    print(tabulate(lines, headers, intfmt=",", disable_numparse=[0, 1, 2]), end="\n\n")
-
-
-def print_totals(results: Sequence[tuple[FlopsConfig, Any]]) -> None:
-    """A row a network, input size and convention."""
-    lines = [
-        {
-            "model": config.model,
-            "image\nsize": config.image_size,
-            "classes": config.classes,
-            "convention": costs.convention,
-            "GMACs": f"{costs.macs / 1e9:.4f}",
-            "GFLOPs": f"{costs.flops / 1e9:.4f}",
-            "training step\nGFLOPs": f"{costs.train_step_flops / 1e9:.4f}",
-            "parameters\nmillions": f"{costs.params / 1e6:.3f}",
-            "activations\nmillions": f"{costs.activations / 1e6:.3f}",
-            "weights\nMB": f"{costs.weight_bytes / 1e6:.2f}",
-        }
-        for config, costs in results
-    ]
+def print_costs(results: Sequence[tuple[FlopsConfig, Any]], by_layer: bool) -> None:
+    """If wanted, a row a layer of one network; a row a network, input size and convention."""
+    if by_layer:
+        headers = ["layer", "type", "output", *(f"MACs\n{c.convention}" for _, c in results)]
+        lines = []
+        for layers in zip(*(costs.layers for _, costs in results), strict=True):
+            first, macs = layers[0], [layer.macs for layer in layers]
+            shape = "x".join(map(str, first.output_shape))
+            lines.append([first.name, first.kind, shape, *macs, first.params, first.activations])
+        headers += ["parameters", "activations"]
+        print(tabulate(lines, headers, intfmt=",", disable_numparse=[0, 1, 2]), end="\n\n")
+    headers, lines = ["model", "image\nsize", "classes", "convention", "GMACs", "GFLOPs"], []
+    headers += ["training step\nGFLOPs", "parameters\nmillions", "activations\nmillions"]
+    for config, costs in results:
+        line = [config.model, config.image_size, config.classes, costs.convention]
+        line += [f"{n / 1e9:.4f}" for n in (costs.macs, costs.flops, costs.train_step_flops)]
+        line += [f"{n / 1e6:.3f}" for n in (costs.params, costs.activations)]
+        lines.append([*line, f"{costs.weight_bytes / 1e6:.2f}"])
     aligned = ["left", "right", "right", "left"] + ["right"] * 6
-    print(tabulate(lines, "keys", colalign=aligned, disable_numparse=True))
+    print(tabulate(lines, [*headers, "weights\nMB"], colalign=aligned, disable_numparse=True))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,16 @@
-"""What a network costs: MACs, parameters and activations, by layer, in three named conventions.
+"""What a network costs: MACs, parameters and activations, by layer, in three conventions of what
+a multiply-accumulate (MAC) is. FLOPs are 2 a MAC in each.
 
-The three differ in what they call a multiply-accumulate (MAC), so a figure without its convention
-means little. FLOPs are 2 a MAC in each.
-
-- thop: as the package thop counts. Convolutions and linear layers, without their biases; 2 per
-  input element of a normalisation, twice that if it is affine; input plus output elements of an
-  adaptive average pool; output elements of an average pool. Softmax, PReLU and upsampling have the
-  rules in THOP_RULES; every other layer (ReLU, max-pool, additions) counts 0.
+- thop: as the package thop: convolutions and linear layers, without their biases, and THOP_RULES;
+  every other layer (ReLU, max-pool, additions) counts 0.
 - conv_linear: convolutions and linear layers only, as torchvision's published figures.
 - torch: half of what torch.utils.flop_counter sees while the network runs.
 
-Grouped convolutions count the channels of their group alone. A training step is a forward and a
-backward pass. Conventions thop and conv_linear count a layer's backward pass as its forward pass
-once for the gradient of its input, unless the input needs none, as in the first layer, and once for
-the gradient of its weights, if it has any that are trained. The torch convention counts the
-operators of the backward pass itself: equal to conv_linear, except that it counts the weight
-gradient of a grouped convolution as though it were not grouped. The loss and the optimiser count 0.
-"""
+A training step is a forward and a backward pass; the loss and the optimiser count 0. In thop and
+conv_linear a layer's backward pass is its forward pass once for the gradient of its input, unless
+the input needs none, as in the first layer, and once for that of its weights, if any are trained.
+Convention torch counts the operators of the backward pass: equal to conv_linear, except that it
+counts the weight gradient of a grouped convolution as though it were not grouped."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -49,34 +43,28 @@ THOP_RULES = {
 
 @dataclass
 class LayerCost:
-    """Cost of one layer, over all the times it is called; output_shape is the last call's.
-
-    Of a forward pass, whatever the convention: activations, output elements if it is a convolution
-    or linear layer, else 0 (Radosavovic et al., "Designing Network Design Spaces", 2020); moved,
-    elements of its inputs, outputs and parameters. In convention torch the MACs of layers are those
-    of conv_linear.
-    """
+    """Cost of one layer, over all the times it is called. Activations are output elements of
+    convolutions and linear layers (Radosavovic et al., "Designing Network Design Spaces", 2020)."""
 
     name: str
     kind: str
     params: int
-    output_shape: tuple[int, ...] = ()
-    macs: int = 0
+    output_shape: tuple[int, ...] = ()  # of the last call
+    macs: int = 0  # in convention torch, those of conv_linear
     train_step_macs: int = 0
     activations: int = 0
-    moved: int = 0
+    moved: int = 0  # elements of its inputs, outputs and parameters in a forward pass
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of a network at an input shape. `params` are all its parameters, also unused ones;
-    weight_bytes is of them in fp32, without buffers such as running statistics."""
+    """Costs of a network at an input shape."""
 
     convention: str
     input_shape: tuple[int, ...]
     layers: tuple[LayerCost, ...]
-    params: int
-    weight_bytes: int
+    params: int  # also unused ones
+    weight_bytes: int  # in fp32, without buffers such as running statistics
     activations: int
     macs: int
     flops: int
@@ -85,14 +73,12 @@ class Costs:
 
 
 def count_costs(model: nn.Module, input_shape: Sequence[int], convention: str) -> Costs:
-    """Count the costs of one forward pass and one training step, without computing either.
-
-    A copy of the model runs on the meta device in evaluation mode; the model is left as it is.
+    """Count the costs of one forward pass and one training step: a copy of the model runs on the
+    meta device in evaluation mode.
 
     Shapes: input_shape (B, C, H, W), or what else the model takes; every count is for all of B.
     Raises: ValueError on an unknown convention, and in thop and conv_linear when the network
-        multiplies matrices outside its convolutions and linear layers, which they cannot see.
-    """
+        multiplies matrices outside its convolutions and linear layers, which they cannot see."""
     if convention not in CONVENTIONS:
         raise ValueError(f"unknown convention {convention!r}; choose from {', '.join(CONVENTIONS)}")
     shape, params = tuple(input_shape), sum(p.numel() for p in model.parameters())
@@ -143,7 +129,6 @@ def _add_call(
 
 
 def _find_multiplying(model: nn.Module, counts: Mapping[str, int]) -> str:
-    """The first module that multiplies outside convolutions and linear layers."""
     for name, layer in model.named_modules():
         path = ".".join(filter(None, (type(model).__name__, name)))
         inside = sum(counts.get(f"{path}.{child}", 0) for child, _ in layer.named_children())

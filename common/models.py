@@ -10,11 +10,8 @@ from common.base.config import MODELS
 
 
 def _vgg5(classes: int) -> nn.Module:
-    """A small VGG for images of about 28 pixels: 5 layers of 62,000 weights in all.
-
-    It halves its input at once, and ends in the maximum over all positions, so that it takes any
-    size from 8 pixels up; BatchNorm follows every convolution, so that no scale of one matters.
-    """
+    """A small VGG for images of about 28 pixels, 8 or more: 5 layers of 62,000 weights in all. It
+    ends in the maximum over all positions; BatchNorm follows each convolution: no scale matters."""
 
     def conv(inputs: int, outputs: int, *pool: nn.Module, **shape: int) -> list[nn.Module]:
         layer = nn.Conv2d(inputs, outputs, padding=1, bias=False, **{"kernel_size": 3} | shape)
@@ -41,12 +38,9 @@ MODELS |= {"vgg5": _vgg5, "resnet14": _resnet14}
 
 
 def build_model(name: str, classes: int, seed: int = 0, image_size: int = 224) -> nn.Module:
-    """Build a network from scratch, its weights drawn from `seed` alone.
-
-    image_size matters to networks with a weight for each position, such as ViTs, alone.
-    Shapes: the network maps (B, 3, H, W) to (B, classes) logits.
-    """
-    extra = {}
+    """A network whose weights are drawn from `seed` alone; image_size matters to those alone that
+    have a weight for each position, such as ViTs. Shapes: (B, 3, H, W) to (B, classes) logits."""
+    extra = {"num_classes": classes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if build := MODELS.get(name):
@@ -57,16 +51,14 @@ def build_model(name: str, classes: int, seed: int = 0, image_size: int = 224) -
             name = name.removeprefix("timm:")
             if timm.get_pretrained_cfg(name).fixed_input_size:
                 extra["img_size"] = image_size
-            return timm.create_model(
-                name, pretrained=False, num_classes=classes, in_chans=3, **extra
-            )
+            return timm.create_model(name, pretrained=False, in_chans=3, **extra)
         if name in ("googlenet", "inception_v3"):  # no second output that only training has
-            extra = {"aux_logits": False, "init_weights": True}
+            extra |= {"aux_logits": False, "init_weights": True}
         elif name.startswith("vit_"):
-            extra = {"image_size": image_size}
+            extra["image_size"] = image_size
         elif name.startswith("maxvit_"):
-            extra = {"input_size": (image_size, image_size)}
-        return torchvision.models.get_model(name, weights=None, num_classes=classes, **extra)
+            extra["input_size"] = image_size, image_size
+        return torchvision.models.get_model(name, weights=None, **extra)
 
 
 def build_on_meta(name: str, classes: int, image_size: int) -> nn.Module:

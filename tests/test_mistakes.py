@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.calibration import calibration_curve
 
 from common.base.cli import as_dict
 from common.base.config import SvmConfig, TrainConfig
@@ -24,7 +25,6 @@ def row_of(run_id, dataset="digits", kind="train", **metrics):
 
 
 def found_in(rows, predictions):
-    """The mistakes found, and the tables of them by key."""
     found = mistakes.find_mistakes(rows, predictions, "nowhere")
     return found, {table.key: table for table in mistake_tables(found)}
 
@@ -49,18 +49,15 @@ def test_classes_are_counted(drawn):
         assert list(matrix[i]) == counts
         worst = max((n, -j) for j, n in enumerate(counts) if j != i)
         assert record["confused_with"] == f"c{-worst[1]} ({worst[0]})"
-
-
-def test_a_class_without_images_or_predictions_has_nulls():
+    # A class without images, or without predictions, has nulls.
     _, one, two = mistakes.class_records(predictions_of([0, 0], [0, 1]))
     assert (one["recall"], one["class_precision"], one["confused_with"]) == (None, 0.0, None)
     assert (two["recall"], two["class_precision"], two["confused_with"]) == (None, None, None)
 
 
 def test_pairs_are_counted_in_both_directions():
-    first, *rest = mistakes.confused_pairs(
-        predictions_of([0, 0, 0, 1, 2, 2, 1, 0], [1, 1, 0, 0, 1, 2, 1, 2])
-    )
+    drawn = predictions_of([0, 0, 0, 1, 2, 2, 1, 0], [1, 1, 0, 0, 1, 2, 1, 2])
+    first, *rest = mistakes.confused_pairs(drawn)
     counts = {"mistakes": 3, "there": 2, "back": 1, "share": 3 / 5}
     assert first == {"class": "c0", "other_class": "c1"} | counts
     pairs = [(r["class"], r["other_class"], r["mistakes"]) for r in rest]
@@ -76,7 +73,7 @@ def test_confidence_is_the_softmax_of_the_predicted_class(drawn):
     assert mistakes.confidences(huge) == pytest.approx([1.0])
 
 
-def test_calibration_by_hand():
+def test_calibration_by_hand_and_by_scikit_learn():
     confidence = np.array([0.95, 0.95, 0.95, 0.95, 0.40, 0.40, 1 / 15, 1.0])
     correct = np.array([1, 1, 1, 0, 1, 0, 0, 1], bool)
     bins = mistakes.reliability(confidence, correct)
@@ -87,11 +84,6 @@ def test_calibration_by_hand():
     assert [b["confidence"] for b in bins] == pytest.approx([1 / 15, 0.4, 4.8 / 5])
     by_hand = (1 * (1 / 15) + 2 * abs(0.5 - 0.4) + 5 * abs(0.8 - 4.8 / 5)) / 8
     assert mistakes.calibration_error(bins) == pytest.approx(by_hand)
-
-
-def test_calibration_is_scikit_learn_s():
-    from sklearn.calibration import calibration_curve
-
     rng = np.random.default_rng(1)
     confidence = rng.uniform(size=2000)
     correct = rng.uniform(size=2000) < confidence
@@ -155,20 +147,18 @@ def test_images_come_from_the_data_set():
 
 
 @pytest.mark.parametrize(
-    ("dataset", "label", "message"),
+    ("dataset", "message"),
     [
-        ("digits", [9, 9, 9], "not the one that was predicted"),
-        ("mnist", [0, 1, 2], "no source has train-images-idx3-ubyte"),
-        ("kmnist", [0, 1, 2], "no source has"),
-        ("of another version", [0, 1, 2], "is no data set of this version"),
+        ("digits", "not the one that was predicted"),
+        ("mnist", "no source has train-images-idx3-ubyte"),
+        ("kmnist", "no source has"),
+        ("of another version", "is no data set of this version"),
     ],
 )
-def test_without_the_images_it_says_why_and_fetches_nothing(
-    dataset, label, message, tmp_path, monkeypatch
-):
+def test_without_images_it_says_why_and_fetches_nothing(dataset, message, tmp_path, monkeypatch):
     for name in ("_download", "_run"):
         monkeypatch.setattr(fetch, name, lambda *args: pytest.fail("it fetches"))
-    predictions = predictions_of(label, label, 10)
+    predictions = predictions_of([9, 9, 9], [9, 9, 9], 10)
     images, why = mistakes.load_images(dataset, 64, predictions, {0}, tmp_path)
     assert images == {}
     assert why.startswith("The images are not shown: ")

@@ -22,13 +22,11 @@ def test_a_row_comes_back_as_it_was_written(log):
     assert row["run_id"] == run_id("train", {"seed": 0, "dataset": "digits"})
     others = {run_id("svm", row["config"]), run_id("train", {"seed": 1, "dataset": "digits"})}
     assert len(others - {row["run_id"]}) == 2
-    assert len(row["git"]["commit"]) == 40
-    assert row["git"]["dirty"] in (True, False)
+    assert (len(row["git"]["commit"]), type(row["git"]["dirty"])) == (40, bool)
     assert len(row["env"]["load_average"]) == 3
 
 
 def test_shards_are_read_as_one_log_but_by_who_writes_one(tmp_path):
-    """In the order of their times, whatever file they are in."""
     times = {None: "2026-01-02", "b": "2026-01-03", "a": "2026-01-01"}
     for shard, day in times.items():
         log = Log(tmp_path, shard)

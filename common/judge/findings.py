@@ -33,18 +33,13 @@ SPEEDS = {
         "metrics.batch_size config.threads env.threads",
     ),
 }
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    undefined=jinja2.StrictUndefined,
-    autoescape=False,  # plain text: every form of the report escapes what it shows
-)
+LOADER = jinja2.FileSystemLoader(Path(__file__).parent)
+# Plain text: every form of the report escapes what it shows.
+TEMPLATES = jinja2.Environment(loader=LOADER, undefined=jinja2.StrictUndefined, autoescape=False)
 
 
 def judged_tables(log: Rows, load: compare.Load) -> list[Table]:
-    """Every table of the sections findings, claims and statistics.
-
-    `load` returns a row's predictions, or the reason why there are none.
-    """
+    """Every table of the sections findings, claims and statistics."""
     evidence = compare.collect(log, load)
     train, svm = rows.latest_ok(log, "train"), rows.latest_ok(log, "svm")
     results = claims.judge_claims(evidence)
@@ -59,18 +54,17 @@ def judged_tables(log: Rows, load: compare.Load) -> list[Table]:
 
 
 def findings_tables(results: Claims, contrasts: Rows, ties: Rows, log: Rows) -> list[Table]:
-    """Both tables, from the claims, the records of the tables of contrasts and of ties, and the
-    log's rows of speeds."""
+    """The findings and the recommendations; of the log the speeds."""
     contests = contest_records(ties)
     speedups = [p for r in results if claims.ENTRIES[r.text][1] is claims.speedups for p in r.parts]
     faster = [p for p in speedups if p.interval and p.interval[0] > 1]
     findings = [*sentences("claims", results, VERDICTS), *sentences("chosen", contests)]
     recommended = [
         *sentences("recommended", contests, NEAR),
-        *sentences("preferences", list(preferences(contrasts))),
+        *sentences("preferences", preferences(contrasts)),
         *sentences("devices", [p for p in faster if "over ResNet" not in p.subject]),
-        *sentences("variants", list(fastest(log, "hw_train"))),
-        *sentences("engines", list(fastest(log, "hw_infer"))),
+        *sentences("variants", fastest(log, "hw_train")),
+        *sentences("engines", fastest(log, "hw_infer")),
     ]
     return [
         make_table("findings", [{"finding": line} for line in findings]),
@@ -79,45 +73,41 @@ def findings_tables(results: Claims, contrasts: Rows, ties: Rows, log: Rows) -> 
 
 
 def sentences(macro: str, *values: Any) -> list[str]:
-    """What a macro of findings.j2 makes of some values, a line for each paragraph."""
+    """What a macro of findings.j2 makes of values, a line for each paragraph."""
     text = getattr(TEMPLATES.get_template("findings.j2").module, macro)(*values)
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
 def verdict_lines(results: Claims) -> list[str]:
     """The claims in words, a line for each verdict that there is."""
-    same = grouped(results, lambda result: result.verdict)
-    return [
-        f"{verdict}: " + "; ".join(f"({r.number}) {r.text}" for r in same[verdict])
-        for verdict in VERDICTS
-        if verdict in same
-    ]
+    lines: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+    for result in results:
+        lines[result.verdict].append(f"({result.number}) {result.text}")
+    return [f"{verdict}: {'; '.join(texts)}" for verdict, texts in lines.items() if texts]
 
 
 def contest_records(ties: Rows) -> list[Row]:
-    """The records of the table of ties, by split of the images: the chosen one, its rivals, and of
-    those tied with it, and near it in validation accuracy, the cheapest."""
+    """By split of the images the chosen one, its rivals, and the cheapest tied with or near it."""
     contests = []
     for same in grouped(ties, lambda record: rows.division(record["group"].config)).values():
         chosen, *rivals = [record | cost_of(record) for record in same]
         tied = [r for r in rivals if r["tied"] is True]
         near = [r for r in rivals if (r["val_acc"] or 0.0) >= chosen["val_acc"] - NEAR]
         contest = {"name": rows.display(str(chosen["dataset"])), "chosen": chosen, "rivals": rivals}
-        contest |= {"tied": tied, "open": [r["tied"] for r in rivals].count(None)}
-        contest |= {"cheapest_tied": cheapest(chosen, tied)}
+        contest |= {"tied": tied, "cheapest_tied": cheapest(chosen, tied)}
+        contest |= {"open": [r["tied"] for r in rivals].count(None)}
         contest |= {"cheapest_near": cheapest(chosen, near)}
         contests.append(contest | {"images": len(chosen["group"].rows[0]["right"])})
     return contests
 
 
 def cost_of(record: Row) -> Row:
-    """Seconds of training, 0 where not known, on a CPU of its cores, so that runs of unlike
-    threads can be compared; the same in words; the machine."""
+    """Seconds of training, 0 where not known; the same in words; the machine."""
     row = record["group"].rows[0]
     seconds, unit = (number(row, "metrics", "train_ms") or 0.0) / 1e3, "s"
     threads = number(row, "env", "threads")
     if threads and get(row, "env", "device") == get(row, "env", "cpu"):
-        seconds *= threads
+        seconds *= threads  # so that runs of unlike threads can be compared
         unit = f"core-seconds ({threads:g} thread{'s' if threads > 1 else ''})"
     words = join_notes(f"{seconds:,.1f} {unit}", rows.busy_note(row))
     return {"seconds": seconds, "cost": words, "machine": timed_on(row["env"])}
@@ -126,15 +116,12 @@ def cost_of(record: Row) -> Row:
 def cheapest(chosen: Row, rivals: Rows) -> Row | None:
     """The rival of least cost on the chosen one's machine, and how many times cheaper it is."""
     alike = [r for r in rivals if r["machine"] == chosen["machine"] and r["seconds"]]
-    if not alike:
-        return None
-    best = min(alike, key=lambda rival: rival["seconds"])
-    return best | {"ratio": chosen["seconds"] / best["seconds"]}
+    best = min(alike, key=lambda rival: rival["seconds"], default=None)
+    return best and best | {"ratio": chosen["seconds"] / best["seconds"]}
 
 
 def preferences(contrasts: Rows) -> Iterator[Row]:
-    """The contrasts that tell two levels apart, after Holm and by what counts, on enough seeds, the
-    better one first; and those of which something else decides which is better."""
+    """The contrasts that surely tell two levels apart, or of which something else decides."""
     for record in contrasts:
         if "apart" not in record or "p" not in record or record["seeds"] < SEEDS:
             continue
@@ -150,36 +137,23 @@ def preferences(contrasts: Rows) -> Iterator[Row]:
 
 
 def fastest(log: Rows, kind: str) -> Iterator[Row]:
-    """The fastest way to train each network, or engine for single images and for batches of each
-    exported network, where its lead over the first one is beyond noise; and the names of those
-    whose speed-up over the same first one reaches into its interval."""
+    """Of each work the fastest variant or engine that surely beats the first, and what is near."""
     name, work, first = SPEEDS[kind]
 
     def values(row: Row, paths: str) -> tuple[Any, ...]:
         return tuple(get(row, *path.split(".")) for path in paths.split())
 
-    whole = [
-        row | {"interval": speedup_interval(row) or (0.0, 0.0)}
-        for row in rows.latest_ok(log, kind)
-        if not get(row, "metrics", "quick")
-    ]
+    whole = [row for row in rows.latest_ok(log, kind) if not get(row, "metrics", "quick")]
+    whole = [row | {"interval": speedup_interval(row) or (0.0, 0.0)} for row in whole]
     for group in grouped(whole, lambda r: (machine_of(r["env"]), values(r, work))).values():
-        sure = [row for row in group if row["interval"][0] > 1]
-        if not sure:
+        if not (sure := [row for row in group if row["interval"][0] > 1]):
             continue
         best = max(sure, key=lambda row: number(row, "metrics", "images_per_s") or 0.0)
         alike = [row for row in group if values(row, first) == values(best, first)]
         near = [r for r in alike if r["interval"][1] >= best["interval"][0]]
         names = dict.fromkeys(get(row, "metrics", name) for row in (best, *near))
-        yield (
-            best["config"]
-            | best["metrics"]
-            | {
-                "name": rows.display(str(get(best, "metrics", "dataset"))),
-                "device_name": get(best, "env", "device"),
-                "interval": best["interval"],
-                "noise_note": rows.noise_note(best),
-                "near": list(names)[1:],
-                "engines": len({get(row, "metrics", name) for row in group}),
-            }
-        )
+        more = {"near": list(names)[1:], "noise_note": rows.noise_note(best)}
+        more |= {"interval": best["interval"], "device_name": get(best, "env", "device")}
+        more["name"] = rows.display(str(get(best, "metrics", "dataset")))
+        more["engines"] = len({get(row, "metrics", name) for row in group})
+        yield best["config"] | best["metrics"] | more

@@ -1,9 +1,7 @@
-"""Stored predictions on the test images, and where the chosen networks err: classes, pairs,
-confidence, images, and those that nobody gets.
+"""Stored predictions on the test images, and where the chosen networks err.
 
 Predictions are arrays: label, pred and index by image, logits where they were stored, and classes.
-The images themselves come from the data folder, and are never fetched.
-"""
+The images themselves come from the data folder, and are never fetched."""
 
 import io
 import itertools
@@ -61,12 +59,7 @@ def load_predictions(folder: Path, row: Row, logits: bool = False) -> Loaded:
 
 @dataclass(frozen=True)
 class Mistakes:
-    """What one chosen run gets wrong.
-
-    `worst` and `nobody` are records of test images, each with its `index` into the data set;
-    `voters` is the number of runs that `nobody` is about. `images` has the pixels of those that are
-    shown, and is empty where `no_images` says why.
-    """
+    """What one chosen run gets wrong; worst and nobody are records of test images."""
 
     dataset: str
     run_id: str
@@ -75,13 +68,12 @@ class Mistakes:
     bins: list[Row]
     worst: list[Row]
     nobody: list[Row]
-    voters: int
-    images: Images
-    no_images: str
+    voters: int  # runs that `nobody` is about
+    images: Images  # that are shown
+    no_images: str  # why there are none
 
     @property
     def right(self) -> np.ndarray:
-        """Whether each test image was answered rightly."""
         return self.predictions["pred"] == self.predictions["label"]
 
     @property
@@ -91,15 +83,13 @@ class Mistakes:
 
     @property
     def name(self) -> str:
-        """Its data set and run, for titles."""
         return f"{display(self.dataset)}, run {self.run_id}"
 
 
 def find_mistakes(
     rows: Sequence[Row], predictions: Mapping[str, Predictions], data_dir: str | Path
 ) -> list[Mistakes]:
-    """Those of each network chosen on validation whose predictions are known; SVMs vote too on the
-    images that nobody gets."""
+    """Those of each network chosen on validation whose predictions are known; SVMs vote too."""
     found = []
     for group in pick_best([row for row in rows if row["kind"] == "train"]):
         run, dataset = group.first()["run_id"], str(group.config.get("dataset"))
@@ -117,10 +107,9 @@ def find_mistakes(
             worst = confident_mistakes(own, confidence)
         shown = {record["index"] for record in [*worst, *nobody[:GALLERY]]}
         size = group.config.get("image_size")
-        images, why = load_images(dataset, size, own, shown, data_dir) if shown else ({}, "")
-        found.append(
-            Mistakes(dataset, run, own, confidence, bins, worst, nobody, len(votes), images, why)
-        )
+        pixels = load_images(dataset, size, own, shown, data_dir) if shown else ({}, "")
+        wrong = worst, nobody, len(votes)
+        found.append(Mistakes(dataset, run, own, confidence, bins, *wrong, *pixels))
     return found
 
 
@@ -132,22 +121,15 @@ def confusion(predictions: Predictions) -> np.ndarray:
 
 def class_records(predictions: Predictions) -> list[Row]:
     """Recall, precision and the likeliest mistake of each class."""
-    names, matrix = predictions["classes"], confusion(predictions)
-    records = []
+    names, matrix, records = predictions["classes"], confusion(predictions), []
     for i, name in enumerate(names):
         right, images, answers = matrix[i, i], matrix[i].sum(), matrix[:, i].sum()
         wrong = np.where(np.arange(len(names)) == i, 0, matrix[i])
-        records.append(
-            {
-                "class": str(name),
-                "images": int(images),
-                "recall": right / images if images else None,
-                "class_precision": right / answers if answers else None,
-                "confused_with": f"{names[wrong.argmax()]} ({wrong.max()})"
-                if wrong.any()
-                else None,
-            }
-        )
+        likeliest = f"{names[wrong.argmax()]} ({wrong.max()})" if wrong.any() else None
+        record = {"class": str(name), "images": int(images), "confused_with": likeliest}
+        record["recall"] = right / images if images else None
+        record["class_precision"] = right / answers if answers else None
+        records.append(record)
     return records
 
 
@@ -157,10 +139,9 @@ def confused_pairs(predictions: Predictions) -> list[Row]:
     mistakes, records = matrix.sum() - np.trace(matrix), []
     for i, j in itertools.combinations(range(len(matrix)), 2):
         there, back = int(matrix[i, j]), int(matrix[j, i])
-        record = {"class": str(names[i]), "other_class": str(names[j]), "mistakes": there + back}
-        if there + back:
-            record |= {"there": there, "back": back, "share": (there + back) / mistakes}
-            records.append(record)
+        if both := there + back:
+            record = {"class": str(names[i]), "other_class": str(names[j]), "mistakes": both}
+            records.append(record | {"there": there, "back": back, "share": both / mistakes})
     return sorted(records, key=lambda record: -record["mistakes"])[:PAIRS]
 
 
@@ -171,11 +152,10 @@ def confidences(predictions: Predictions) -> np.ndarray:
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[Row]:
-    """Accuracy beside mean confidence in each bin of confidence that has images.
+    """Accuracy beside mean confidence in each bin of confidence that has images; bins are of equal
+    width and hold their upper edge.
 
-    Bins are of equal width and hold their upper edge.
-    Source: Guo et al., On Calibration of Modern Neural Networks (2017), section 2.
-    """
+    Source: Guo et al., On Calibration of Modern Neural Networks (2017), section 2."""
     edges = np.linspace(0, 1, BINS + 1)
     place = np.searchsorted(edges[1:-1], confidence)
     records = []
@@ -190,8 +170,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[Row]:
 
 
 def calibration_error(bins: Sequence[Row]) -> float:
-    """Expected calibration error: mean over images of the distance of their bin's accuracy from its
-    mean confidence."""
+    """Expected calibration error: mean over images of their bin's |accuracy - mean confidence|."""
     sizes = [b["images"] for b in bins]
     return np.average([abs(b["accuracy"] - b["confidence"]) for b in bins], weights=sizes)
 
@@ -212,10 +191,7 @@ def confident_mistakes(predictions: Predictions, confidence: np.ndarray) -> list
 
 
 def wrong_everywhere(own: Predictions, voters: Sequence[Predictions]) -> list[Row]:
-    """The images that each of the voters gets wrong; none where there are not two to agree.
-
-    Those that most voters take for the same class come first: there the label may be wrong.
-    """
+    """The images that two or more voters all get wrong."""
     if len(voters) < 2:
         return []
     votes = np.stack([voter["pred"] for voter in voters])
@@ -223,7 +199,7 @@ def wrong_everywhere(own: Predictions, voters: Sequence[Predictions]) -> list[Ro
     for i in np.flatnonzero((votes != own["label"]).all(axis=0)):
         counts = np.bincount(votes[:, i])
         records.append(image_record(own, i, counts.argmax()) | {"agreed": int(counts.max())})
-    return sorted(records, key=lambda record: -record["agreed"])
+    return sorted(records, key=lambda record: -record["agreed"])  # labels that may be wrong first
 
 
 def load_images(

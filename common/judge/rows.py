@@ -1,8 +1,5 @@
-"""Rows of the log: which of them count, which are of one configuration, which of these was chosen
-on validation, and how all of this is put into words.
-
-Rows stay the dicts that the log holds: a DataFrame would make floats of whole numbers beside None.
-"""
+"""Rows of the log: which count, which are of one configuration, which of these was chosen on
+validation, and how to say it. They stay dicts: a DataFrame makes floats of integers beside None."""
 
 import json
 import math
@@ -34,8 +31,7 @@ TRAIN_PROTOCOL, SVM_PROTOCOL = (
     {name: DEFAULTS[kind][name] for name in names.split()} for kind, names in FIXED.items()
 )
 PROTOCOLS = {"train": (TRAIN_PROTOCOL, TRAIN_FACTORS), "svm": (SVM_PROTOCOL, SVM_FACTORS)}
-# They change how images reach a device, and no arithmetic: two runs that differ in them alone are
-# one training done twice.
+# How images reach a device, no arithmetic: runs that differ in it alone are one training repeated.
 TRANSPORT = ("pin_memory", "data_on")
 
 
@@ -85,11 +81,9 @@ class Group:
 
     @property
     def protocol(self) -> str:
-        """How it differs from the study's protocol; empty where it does not."""
         return deviations(self.config, PROTOCOLS[self.kind][0])
 
     def values(self, metric: str) -> list[float]:
-        """The metric of each seed that has it."""
         values = (number(row, "metrics", metric) for row in self.rows)
         return [value for value in values if value is not None]
 
@@ -98,15 +92,14 @@ class Group:
         return statistics.fmean(values) if values else None
 
     def cost_ms(self) -> float | None:
-        """What a run cost, on average: of an SVM its fit."""
         return self.mean("fit_ms" if self.kind == "svm" else "train_ms")
 
     def first(self) -> Row:
-        """The run that stands for the group where only one can be shown: the lowest seed's."""
+        """The run that is shown where only one can be: the lowest seed's."""
         return min(self.rows, key=lambda row: (number(row, "config", "seed") or 0, row["run_id"]))
 
     def without(self, *names: str) -> str:
-        """Its settings but for some, as text: what is equal in groups that are compared."""
+        """Its settings but for some, as text."""
         return settings_of(self.rows[0], "seed", *TRANSPORT, *names)
 
 
@@ -117,7 +110,6 @@ def settings_of(row: Row, *left_out: str) -> str:
 
 
 def by_seed(rows: Iterable[Row], *left_out: str) -> list[Group]:
-    """Group runs that differ in their seed alone, or in what else is left out."""
     return [
         Group({k: v for k, v in same[0]["config"].items() if k != "seed"}, tuple(same))
         for same in grouped(rows, lambda row: settings_of(row, "seed", *left_out)).values()
@@ -130,8 +122,7 @@ def trained_by(row: Row) -> str:
 
 
 def distinct(rows: Sequence[Row]) -> list[Row]:
-    """One row for each model, those without pinned memory first; of the same training done twice
-    the later, whose code was that of the rest."""
+    """One row for each model, unpinned memory first; of a training done twice the later."""
 
     def pinned(row: Row) -> bool:
         return bool(row["config"].get("pin_memory"))
@@ -156,14 +147,13 @@ def division(config: Row) -> tuple[str, ...]:
 
 
 def best_of(groups: Iterable[Group]) -> Group | None:
-    """The best: of highest mean validation accuracy; ties go to the shorter training or fit, then
-    to the name. Test accuracy has no part in it. None where no group has a validation accuracy."""
+    """By mean validation accuracy, never by test accuracy; ties: the shorter training, the name."""
 
     def rank(group: Group) -> tuple[float, float, str]:
         cost_ms, settings = group.cost_ms(), settings_of(group.rows[0], "seed")
         return -group.mean("val_acc"), math.inf if cost_ms is None else cost_ms, settings
 
-    return min((g for g in groups if g.mean("val_acc") is not None), key=rank, default=None)
+    return min((g for g in groups if g.values("val_acc")), key=rank, default=None)
 
 
 def pick_best(rows: Sequence[Row]) -> list[Group]:
@@ -195,15 +185,10 @@ def accuracy_record(group: Group) -> Row:
 
 def choice_record(group: Group) -> Row:
     """A chosen configuration in words and numbers."""
-    row = group.first()
-    return accuracy_record(group) | {
-        "name": describe(group.config, [] if group.kind == "svm" else ["epochs"]),
-        "run_id": row["run_id"],
-        "cost_ms": group.cost_ms(),
-        "n_test": number(row, "metrics", "n_test"),
-        "device": get(row, "env", "device"),
-        "protocol": group.protocol,
-    }
+    row, name = group.first(), describe(group.config, [] if group.kind == "svm" else ["epochs"])
+    record = {"name": name, "protocol": group.protocol, "cost_ms": group.cost_ms()}
+    record |= {"n_test": number(row, "metrics", "n_test"), "device": get(row, "env", "device")}
+    return accuracy_record(group) | record | {"run_id": row["run_id"]}
 
 
 def slug(text: str) -> str:
@@ -228,13 +213,11 @@ def shorten(dataset: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """A setting's value in words."""
     text = str(value)
     return "default" if value is None else text.lower() if isinstance(value, bool) else text
 
 
 def in_words(config: Row, names: Iterable[str]) -> list[str]:
-    """Settings by name."""
     return [f"{name.replace('_', ' ')} {plain(config.get(name))}" for name in names]
 
 
@@ -277,11 +260,11 @@ def describe_all(configs: Sequence[Row]) -> list[str]:
 def order_of(config: Row) -> tuple[str, ...]:
     """Sorting key of configurations, the study's factors first."""
     names = ("model", "kernel", "opt", "lr", "epochs", "pin_memory")
-    return (*(str(config.get(name)) for name in names), json.dumps(config, sort_keys=True))
+    return *(str(config.get(name)) for name in names), json.dumps(config, sort_keys=True)
 
 
 def join_notes(*notes: str | None) -> str | None:
-    """The notes that say anything, each once."""
+    """The notes that are not empty, each once."""
     return "; ".join(dict.fromkeys(filter(None, notes))) or None
 
 
@@ -291,13 +274,11 @@ def load_of(row: Row) -> float:
 
 
 def busy_note(row: Row) -> str:
-    """Says so where the machine had more to do than this run when it was timed."""
     load, cpus = load_of(row), number(row, "env", "cpu_count") or math.inf
     return f"busy machine: load {load:.1f} on {cpus:g} CPUs" if load > 1.5 * cpus else ""
 
 
 def noise_note(row: Row) -> str:
-    """Says that a timing spread more than it should."""
     noise = number(row, "metrics", "noise") or 0.0
     return f"noisy: IQR {noise:.0%} of the median" if noise > NOISY else ""
 
@@ -311,7 +292,6 @@ def machine_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def devices_note(rows: Iterable[Row]) -> str:
-    """The devices behind a table, with the number of rows of each."""
     counts = Counter(str(get(row, "env", "device")) for row in rows)
     devices = ", ".join(f"{device} (rows: {n})" for device, n in counts.items())
     return f"Measured on {devices}" if devices else ""

@@ -26,8 +26,7 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> Inter
     """Wilson score interval of the proportion correct / total.
 
     Raises: ValueError unless 0 <= correct <= total and total >= 1.
-    Source: Wilson, Journal of the American Statistical Association 22 (1927), 209-212.
-    """
+    Source: Wilson, Journal of the American Statistical Association 22 (1927), 209-212."""
     low, high = binomtest(correct, total).proportion_ci(confidence, method="wilson")
     return float(low), float(high)
 
@@ -35,22 +34,18 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> Inter
 def newcombe_interval(first: Count, second: Count, confidence: float = 0.95) -> Interval:
     """Interval of the difference of two accuracies on different images.
 
-    Raises: ValueError, as wilson_interval.
-    Source: Newcombe, Statistics in Medicine 17 (1998), 873-890, method 10.
-    """
+    Source: Newcombe, Statistics in Medicine 17 (1998), 873-890, method 10."""
     (p_low, p_high), (q_low, q_high) = (wilson_interval(*c, confidence) for c in (first, second))
     p, q = first[0] / first[1], second[0] / second[1]
     return p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)
 
 
 def sign_flip_test(sums: np.ndarray) -> float:
-    """Exact two-sided p that first and second may be exchanged on every image.
+    """Exact two-sided p that first and second may be exchanged on every image: of a single pair,
+    McNemar's exact test (Psychometrika 12 (1947), 153-157).
 
-    For a single pair it is McNemar's exact test (Psychometrika 12 (1947), 153-157). The
-    distribution of the sum over all sign patterns is that of one binomial variable for each
-    magnitude, times it: no pattern is sampled.
-    Shapes: sums (N,) integers.
-    """
+    The distribution of the sum over all sign patterns is that of one binomial variable for each
+    magnitude, times it: no pattern is sampled. Shapes: sums (N,) integers."""
     magnitudes, counts = np.unique(np.abs(sums[sums != 0]).astype(np.int64), return_counts=True)
     step = int(np.gcd.reduce(magnitudes)) or 1  # 0 where the sides differ on no image
     chance = np.ones(1)
@@ -65,10 +60,9 @@ def sign_flip_test(sums: np.ndarray) -> float:
 def paired_interval(sums: np.ndarray, pairs: int) -> Interval:
     """Bootstrap interval of 95 %, over the test images, of the mean difference of accuracies.
 
-    Images of the same sum are alike, so that drawing images with replacement is drawing how many
-    there are of each sum: one multinomial draw a resample instead of N. One image on which the
-    first side alone is right in all pairs is added, and one on which the second is: else no
-    discordant image would mean no doubt.
+    Images of the same sum are alike: drawing them with replacement is one multinomial draw of how
+    many there are of each sum. One image on which the first side alone is right in all pairs is
+    added, and one on which the second is: else no discordant image would mean no doubt.
     Shapes: sums (N,) integers.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; the added
     images: Bonett and Price, Journal of Educational and Behavioral Statistics 37 (2012), 479-488.
@@ -86,8 +80,7 @@ def paired_interval(sums: np.ndarray, pairs: int) -> Interval:
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted so that the family as a whole errs as rarely as one test would.
 
-    Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
-    """
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65-70."""
     order, adjusted = np.argsort(p_values), np.empty(len(p_values))
     steps = np.arange(len(order), 0, -1) * np.asarray(p_values, float)[order]
     adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
@@ -95,12 +88,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def median_ratio_interval(first: Timing, second: Timing) -> Interval:
-    """95 % interval of the ratio of two medians.
+    """95 % interval of the ratio of two medians: a median's standard error is taken as that of
+    normal samples of this range, the ratio's logarithm as Student's t on the fewer samples.
 
-    The standard error of a median is taken as that of normal samples of this range, the ratio's
-    logarithm as Student's t on the fewer samples.
-    Source: Kenney and Keeping, Mathematics of Statistics 1 (1962), sections 12.12 and 14.7.
-    """
+    Source: Kenney and Keeping, Mathematics of Statistics 1 (1962), sections 12.12 and 14.7."""
     errors = [1.2533 * iqr / 1.349 / math.sqrt(n) / median for median, iqr, n in (first, second)]
     degrees = max(1, min(first[2], second[2]) - 1)
     half = float(t.ppf(0.975, degrees)) * math.hypot(*errors)
@@ -110,11 +101,10 @@ def median_ratio_interval(first: Timing, second: Timing) -> Interval:
 
 @dataclass(frozen=True)
 class Spread:
-    """What the seeds of one recipe add to the variance of an estimate, what they would add if each
-    training of every recipe had variance one (its scale), and how many they are."""
+    """What the seeds of one recipe add to an estimate."""
 
     variance: float
-    scale: float
+    scale: float  # the variance if each training of every recipe had variance one
     seeds: int
 
 
@@ -135,32 +125,27 @@ def lend(known: Sequence[Spread], scales: Sequence[float]) -> tuple[Spread, ...]
 class Estimate:
     """An accuracy, or a difference of accuracies, with both of its noises.
 
-    `image` is its 95 % interval over test images alone; `spreads` is what the seeds add, empty
-    where no recipe has several. The two are joined by adding their squares on each side of the
-    value (MOVER). Student's degrees of freedom for the seeds are the smaller of Welch's and of
-    those for equal variances: with two seeds a measured variance is often far too small, and
-    Welch's degrees of freedom then far too many. benchmarks/coverage.py simulates all of it.
+    The two are joined by adding their squares on each side of the value (MOVER). Student's degrees
+    of freedom for the seeds are the smaller of Welch's and of those for equal variances: with two
+    seeds a measured variance is often far too small, and Welch's degrees of freedom then far too
+    many. benchmarks/coverage.py simulates all of it.
     Source: Zou and Donner, Statistics in Medicine 27 (2008), 1693-1702; Welch, Biometrika 34
     (1947), 28-35; test images and trainings as crossed random effects: Gallas, Bandos, Samuelson
-    and Wagner, Communications in Statistics 38 (2009), 2586-2603.
-    """
+    and Wagner, Communications in Statistics 38 (2009), 2586-2603."""
 
     value: float
-    image: Interval
-    spreads: tuple[Spread, ...] = ()
+    image: Interval  # of 95 %, over test images alone
+    spreads: tuple[Spread, ...] = ()  # what the seeds add; empty where no recipe has several
 
     @property
     def seed_error(self) -> float:
-        """Standard error that the seeds alone give."""
         return math.sqrt(sum(spread.variance for spread in self.spreads))
 
     @property
     def degrees(self) -> float:
-        """Student's degrees of freedom of the seeds; infinite where they add nothing."""
-
         def welch(name: str) -> float:
             parts = [(getattr(spread, name), spread.seeds - 1) for spread in self.spreads]
-            squares = sum(part * part / degrees for part, degrees in parts)
+            squares = sum(part * part / degrees for part, degrees in parts)  # 0: they add nothing
             return sum(part for part, _ in parts) ** 2 / squares if squares else math.inf
 
         return min(welch("variance"), welch("scale"))
@@ -174,13 +159,13 @@ class Estimate:
 
     def p(self) -> float:
         """The level at which the interval ends at zero."""
+        if self.value == 0:
+            return 1.0
 
         def beyond(log_p: float) -> float:
             low, high = self.interval(math.exp(log_p))
             return low if self.value > 0 else -high
 
-        if self.value == 0:
-            return 1.0
         least = math.log(1e-100)
         return math.exp(brentq(beyond, least, 0.0)) if beyond(least) < 0 else 0.0
 

@@ -1,5 +1,4 @@
-"""A table as data: what it says. How it is shown follows from the names of its columns, in
-common/report."""
+"""A table as data: what it says. How it looks follows from its columns' names, in common/report."""
 
 import tomllib
 from collections.abc import Iterable
@@ -14,10 +13,7 @@ WORDS = tomllib.loads(Path(__file__).with_name("tables.toml").read_text("utf-8")
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the report's section; `missing` where nothing of it was measured.
-
-    Units: records hold raw values, as CSV files do: fractions, milliseconds, bytes.
-    """
+    """Units: records hold raw values, as CSV files do: fractions, milliseconds, bytes."""
 
     section: str
     key: str
@@ -25,17 +21,13 @@ class Table:
     columns: tuple[str, ...]
     records: tuple[Row, ...]
     notes: tuple[str, ...]
-    missing: bool
+    missing: bool  # nothing of it was measured
 
 
 def make_table(
     name: str, records: Iterable[Row], *notes: str, key="", title="", missing=False, **values: Any
 ) -> Table:
-    """The table of this name in tables.toml, from records that may lack some of its columns or hold
-    more; values fill the braces of its notes, more notes follow.
-
-    Notes that say how to read what was measured are left out when nothing was.
-    """
+    """The table of this name in tables.toml; values fill the braces of its notes, more follow."""
     words, columns = WORDS[name], tuple(paths_of(name))
     records = tuple({column: record.get(column) for column in columns} for record in records)
     text = words.get("notes", "") if records or "empty" not in words else words["empty"]
