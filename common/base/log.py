@@ -74,7 +74,9 @@ class Log:
         row = {"schema": SCHEMA, "kind": kind, "run_id": run_id(kind, config)}
         row |= {"time_utc": datetime.now(UTC).isoformat(timespec="seconds"), "git": git_state()}
         row |= {"status": "ok", "error": None, "config": config, "env": describe_machine(device)}
-        row |= {"metrics": metrics} | parts
+        row |= {"metrics": metrics}
+        assert parts.keys() <= row.keys(), parts  # else a misspelt one would be a part of its own
+        row |= parts
         row["error"] = row["error"].splitlines()[0] if row["error"] else None
         append_line(self.path, dumps_strict(row))
         return row
