@@ -172,7 +172,7 @@ class Cluster:
     def __init__(self, address: str | None, workers: int) -> None:
         """Raises: UsageError when the cluster is not there."""
         self.stopped, dask = False, need("distributed", "--backend dask")
-        here = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+        here = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
         try:
             self.client = dask.Client(address, timeout=WAIT_S, **({} if address else here))
             self.client.wait_for_workers(1, timeout=WAIT_S)
