@@ -17,11 +17,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def threads_as_before():
-    """What a test does to torch's threads ends with it: other threads give other bits."""
+def process_as_before():
+    """What a test does to torch's threads ends with it, and nothing changes what the processes
+    inherit that a later test starts: other threads give other bits."""
+    before = dict(os.environ)
     yield
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+    not_ours = ("PYTEST_CURRENT_TEST", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR")
+    left = {k: v for k, v in os.environ.items() if before.get(k) != v and k not in not_ours}
+    assert not left, f"left in the environment: {left}"
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest.mock import patch
 
 from common.base.cli import first_line
 from common.train.device import prepare_process
@@ -18,10 +19,11 @@ class Process:
     def __init__(self, make: Callable[..., Any], *arguments: Any, threads: int) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.pipe, inner = spawn.Pipe()
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # of pools that are made when a library loads
         args = (inner, threads, make, arguments)
         self.process = spawn.Process(target=serve, args=args, daemon=True)
-        self.process.start()
+        # Of pools that are made when a library loads, there and not here.
+        with patch.dict(os.environ, OMP_NUM_THREADS=str(threads)):
+            self.process.start()
         inner.close()
         self.freed_memory_kept = self.receive()
 
