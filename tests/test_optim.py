@@ -25,6 +25,8 @@ def test_settings_reach_the_optimizer_and_sgd_is_fused_where_that_is_faster():
 def test_a_triangular_schedule_peaks_at_its_learning_rate():
     lrs = [optim.schedule_lr("triangular", 1.0, step, 10) for step in range(10)]
     assert lrs == pytest.approx([1 / 2, 1, *(n / 8 for n in range(8, 0, -1))])
+    with pytest.raises(ValueError, match="unknown schedule 'cosine'"):
+        optim.schedule_lr("cosine", 1.0, 0, 10)
     assert [optim.schedule_lr("constant", 0.5, step, 3) for step in range(3)] == [0.5] * 3
     for steps in range(1, 301):
         lrs = [optim.schedule_lr("triangular", 0.3, step, steps) for step in range(steps)]

@@ -20,7 +20,8 @@ import report
 from common.base.cli import UsageError, as_dict
 from common.base.config import FlopsConfig, HwInferConfig, HwTrainConfig, SvmConfig, TrainConfig
 from common.base.log import append_line, dumps_strict, read_rows, run_id, save_predictions
-from common.report import documents
+from common.judge.tables import make_table
+from common.report import columns, documents
 from common.report.tables import build_tables
 from tests.invented import only
 
@@ -515,3 +516,10 @@ def test_the_synthetic_grid_of_the_benchmark_is_the_studys_with_five_seeds(tmp_p
     configs = [r["config"] for r in scale["grid_rows"](tmp_path) if r["kind"] == "train"]
     assert len(configs) == len({run_id("train", config) for config in configs}) == 320
     assert {config["seed"] for config in configs} == set(range(5))
+
+
+def test_a_tables_own_number_format_is_that_of_all_tables_of_its_name(monkeypatch):
+    monkeypatch.setitem(columns.FORMAT_OF, "class_pairs.share", "{:.1f} of 1".format)
+    for key in ("class_pairs", "class_pairs_digits_51b908"):
+        table = make_table("class_pairs", [{"share": 0.25}], key=key)
+        assert columns.shown(table)[1] == [["0.2 of 1"]]

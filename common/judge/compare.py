@@ -11,6 +11,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ Load = Callable[[Row], tuple[Mapping[str, Any] | None, str | None]]
 Pair = tuple[Group, Group]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """The log, its configurations whose predictions can be compared, and what became of its rows.
 
@@ -203,6 +204,7 @@ class Contrast:
             pairs += [pair] if all(pair) else []
         return main_recipe(pairs)
 
+    @cache  # noqa: B019 - for claims and tables alike; the process ends with the report
     def measure(self, evidence: Evidence, dataset: str) -> Row:
         """Its effect, also `averaged` over what is tuned, and at the `levels` of other factors."""
         averaged, pairs = (self.pairs(evidence, dataset, tuned) for tuned in (False, True))

@@ -15,8 +15,9 @@ WORDS = tomllib.loads(Path(__file__).with_name("tables.toml").read_text("utf-8")
 class Table:
     """Units: records hold raw values, as CSV files do: fractions, milliseconds, bytes."""
 
+    name: str  # its entry in tables.toml
     section: str
-    key: str
+    key: str  # its file's name; of one name there may be several tables
     title: str
     columns: tuple[str, ...]
     records: tuple[Row, ...]
@@ -34,7 +35,7 @@ def make_table(
     own = [" ".join(part.split()).format(**WORDS | values) for part in text.split("\n\n")]
     notes = () if missing else tuple(filter(None, (*own, *notes)))
     title = title or words["title"]
-    return Table(words["section"], key or name, title, columns, records, notes, missing)
+    return Table(name, words["section"], key or name, title, columns, records, notes, missing)
 
 
 def paths_of(name: str) -> dict[str, list[str]]:

@@ -72,7 +72,7 @@ def shown(table: Table) -> tuple[list[Column], list[list[str]]]:
         values = [record[name] for record in table.records if record[name] is not None]
         number = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
         if values:
-            width_mm, form = ENTRIES["widths"].get(name), format_of(name, table.key)
+            width_mm, form = ENTRIES["widths"].get(name), format_of(name, table.name)
             columns.append(Column(name, heading_of(name), number, width_mm, form))
     return columns, [[c.show(record[c.name]) for c in columns] for record in table.records]
 
@@ -88,10 +88,10 @@ def heading_of(name: str) -> str:
     return words[0].upper() + words[1:]
 
 
-def format_of(name: str, table_key: str = "") -> Callable[[Any], str]:
+def format_of(name: str, table: str = "") -> Callable[[Any], str]:
     """How a number in a column is shown: by the longest end of its name that has a format."""
     words = re.sub("_(low|high)$", "", name).split("_")
-    for end in (f"{table_key}.{name}", *("_".join(words[i:]) for i in range(len(words)))):
+    for end in (f"{table}.{name}", *("_".join(words[i:]) for i in range(len(words)))):
         if end in FORMAT_OF:
             return FORMAT_OF[end]
     return lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,g}"

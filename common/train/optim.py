@@ -57,8 +57,10 @@ def schedule_lr(schedule: str, lr: float, step: int, steps: int) -> float:
     for WARMUP of the run, then down to zero just after its end, and never above lr."""
     if schedule == "constant":
         return lr
-    warmup = WARMUP * steps
-    return lr * min((step + 1) / warmup, 1.0, (steps - step) / (steps - warmup))
+    if schedule == "triangular":
+        warmup = WARMUP * steps
+        return lr * min((step + 1) / warmup, 1.0, (steps - step) / (steps - warmup))
+    raise ValueError(f"unknown schedule {schedule!r}")
 
 
 class Muon(torch.optim.Optimizer):
