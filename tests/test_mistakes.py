@@ -141,8 +141,8 @@ def test_images_come_from_the_data_set():
     data = load_dataset("digits")
     label = data.labels[:50].numpy()
     predictions = predictions_of(label, (label + 1) % 10, 10)
-    images, why = mistakes.load_images("digits", 64, predictions, {3, 7}, "nowhere")
-    assert why == ""
+    images, files, why = mistakes.load_images("digits", 64, predictions, {3, 7}, "nowhere")
+    assert (files, why) == ({}, "")
     assert (images[7] == data.images[7, 0].numpy()).all()
 
 
@@ -159,8 +159,8 @@ def test_without_images_it_says_why_and_fetches_nothing(dataset, message, tmp_pa
     for name in ("_download", "_run"):
         monkeypatch.setattr(fetch, name, lambda *args: pytest.fail("it fetches"))
     predictions = predictions_of([9, 9, 9], [9, 9, 9], 10)
-    images, why = mistakes.load_images(dataset, 64, predictions, {0}, tmp_path)
-    assert images == {}
+    images, files, why = mistakes.load_images(dataset, 64, predictions, {0}, tmp_path)
+    assert images == files == {}
     assert why.startswith("The images are not shown: ")
     assert message in why
     assert not list(tmp_path.iterdir())

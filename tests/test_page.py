@@ -6,14 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from common.base.cli import as_dict
 from common.base.config import TrainConfig
 from common.base.log import save_predictions
 from common.data.datasets import load_dataset
 from common.judge.stats import wilson_interval
-from common.judge.tables import make_table
 from common.report import figures, page
 from common.report.tables import runs_table
 from tests.invented import Invented
@@ -167,44 +165,6 @@ def test_a_report_of_320_runs_is_small():
     text = page.render_page(runs, figures.curves_of(epochs), runs_table(runs), facts)
     assert text.count('type="checkbox"') == 320
     assert len(text.encode()) < 3e6
-
-
-def test_pareto_front():
-    points = [(1, 0.8), (2, 0.7), (2, 0.9), (2, 0.85), (3, 0.9), (9, 0.95)]
-    front = figures.pareto_front([{"train_ms": ms, "test_acc": acc} for ms, acc in points])
-    assert [tuple(point.values()) for point in front] == [(1, 0.8), (2, 0.9), (9, 0.95)]
-
-
-@pytest.mark.parametrize("accuracies", [[100], [0], [10, 99, 100], [50, 50], [90, 99, 99.9]])
-def test_accuracies_stand_inside_the_axes_and_a_tenth_of_the_error_as_far_anywhere(accuracies):
-    axes, errors = Figure().subplots(), figures.errors_of(np.array(accuracies) / 100)
-    figures.scale_log(axes, "y", errors, errors=True)
-    places, ticks = (
-        (axes.transData + axes.transAxes.inverted()).transform([(1, y) for y in values])[:, 1]
-        for values in (errors, axes.get_yticks())
-    )
-    assert list(places) == sorted(places)
-    assert all(0 <= y <= 1 for y in [*places, *ticks])
-    if accuracies == [90, 99, 99.9]:
-        assert np.ptp(np.diff(places)) == pytest.approx(0, abs=1e-9)
-
-
-@pytest.mark.parametrize("low", [0.0004, 1, 700])
-@pytest.mark.parametrize("ratio", [1.5, 2, 7, 30, 900, 1e6])
-def test_a_logarithmic_axis_has_ticks_but_not_too_many(low, ratio):
-    ticks = list(figures.log_ticks(low, low * ratio))
-    assert 1 <= len(ticks) <= 14
-    assert ticks == sorted(ticks)
-    assert len(ticks) >= 3 or ratio < 2
-
-
-def test_speeds_of_one_label_are_bars_of_their_own():
-    work = {"dataset": "fashion", "model": "resnet18", "opt": "sgd", "image_size": 224,
-            "batch_size": 16, "label": "cpu", "test_acc": None}  # fmt: skip
-    table = make_table("q2", [work | {"speedup": ratio} for ratio in (1.0, 3.1, None)])
-    [figure] = figures.build_figures([], {}, [], [table])
-    [axes] = figure.draw().axes
-    assert [bar.get_width() for bar in axes.patches] == [1.0, 3.1]
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,7 @@ class Dataset:
     classes: Sequence[str]
     published_test: int | None = None  # images at the end that are the test part, if there is one
     published_val: int = 0  # those before them, to validate on
+    files: Sequence[str] = ()  # of your own images in a folder
 
 
 def read_dataset(
@@ -63,7 +64,7 @@ def read_dataset(
     if is_own(name):
         source, images = own.read_images(name, Path(data_dir), side)
         _, val, test = source.sizes or (None, 0, None)
-        return Dataset(name, images, source.labels, source.classes, test, val)
+        return Dataset(name, images, source.labels, source.classes, test, val, source.files)
     if name == "digits":
         from sklearn.datasets import load_digits  # slow, and only needed here
 

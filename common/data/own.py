@@ -42,6 +42,7 @@ class Source:
     labels: np.ndarray  # (N,) int64
     sizes: tuple[int, ...] | None  # of the parts; None where they are not divided
     read: Callable[[int | None], np.ndarray]  # by side, None: as it is, to (N, C, H, W) uint8
+    files: tuple[str, ...] = ()  # within the folder
 
 
 def _require(condition: Any, why: str) -> None:
@@ -116,7 +117,8 @@ def _find_folder(folder: Path) -> Source:
     labels = np.tile(np.arange(len(classes)), len(parts)).repeat(counts.ravel())
     sizes = tuple(counts.sum(1).tolist()) if len(parts) > 1 else None
     read = functools.partial(_read_files, folder, digests)
-    return Source(content.hexdigest(), classes, labels, sizes, read)
+    names = tuple(os.fsencode(f.relative_to(folder)).decode(errors="replace") for f in files)
+    return Source(content.hexdigest(), classes, labels, sizes, read, names)
 
 
 def _find_classes(folder: Path) -> tuple[list[Path], tuple[str, ...]]:

@@ -70,6 +70,7 @@ class Mistakes:
     nobody: list[Row]
     voters: int  # runs that `nobody` is about
     images: Images  # that are shown
+    files: Mapping[int, str]  # of those, where each image is a file
     no_images: str  # why there are none
 
     @property
@@ -107,7 +108,7 @@ def find_mistakes(
             worst = confident_mistakes(own, confidence)
         shown = {record["index"] for record in [*worst, *nobody[:GALLERY]]}
         size = group.config.get("image_size")
-        pixels = load_images(dataset, size, own, shown, data_dir) if shown else ({}, "")
+        pixels = load_images(dataset, size, own, shown, data_dir) if shown else ({}, {}, "")
         wrong = worst, nobody, len(votes)
         found.append(Mistakes(dataset, run, own, confidence, bins, *wrong, *pixels))
     return found
@@ -204,16 +205,18 @@ def wrong_everywhere(own: Predictions, voters: Sequence[Predictions]) -> list[Ro
 
 def load_images(
     dataset: str, image_size: int | None, own: Predictions, wanted: set[int], data_dir: str | Path
-) -> tuple[Images, str]:
-    """Pixels of some images, or one line that says why there are none."""
+) -> tuple[Images, dict[int, str], str]:
+    """Pixels and files of some images, or one line that says why there are none."""
     if not find_name(dataset, DATASETS):
-        return {}, f"The images are not shown: {dataset} is no data set of this version."
+        return {}, {}, f"The images are not shown: {dataset} is no data set of this version."
     try:
         data = read_dataset(dataset, data_dir, image_size, fetch=False)
     except (UsageError, ValueError, OSError) as error:
-        return {}, f"The images are not shown: {error}"
+        return {}, {}, f"The images are not shown: {error}"
     index, labels = own["index"], data.labels
     if index.min() < 0 or index.max() >= len(labels) or (labels[index] != own["label"]).any():
-        return {}, "The images are not shown: the data set is not the one that was predicted."
+        return {}, {}, "The images are not shown: the data set is not the one that was predicted."
     images = data.images[:, 0] if data.images.shape[1] == 1 else data.images.transpose(0, 2, 3, 1)
-    return {i: images[i] for i in sorted(wanted)}, ""
+    places = sorted(wanted)
+    files = {i: data.files[i] for i in places} if data.files else {}
+    return {i: images[i] for i in places}, files, ""

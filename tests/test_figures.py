@@ -1,0 +1,230 @@
+"""The report's figures: what is drawn, by matplotlib's artists, against values by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+from matplotlib import style
+from matplotlib.figure import Figure
+from PIL import Image
+
+from common.base.cli import as_dict
+from common.base.config import SvmConfig, TrainConfig
+from common.data.fetch import read_dataset
+from common.judge.compare import CONTRASTS
+from common.judge.mistakes import load_images
+from common.judge.tables import make_table
+from common.report import drawing, figures
+
+BLUE = drawing.COLORS[0]
+
+
+def run_row(acc, ms, name, kind="train", **settings):
+    config = as_dict((SvmConfig if kind == "svm" else TrainConfig)(**settings))
+    metrics = {"val_acc": acc, "test_acc": acc, "n_test": 14_000, "train_ms": ms, "fit_ms": ms}
+    return {"run_id": name, "kind": kind, "status": "ok", "config": config, "metrics": metrics}
+
+
+def drawn(figure):
+    with style.context(["default", figures.STYLE]):
+        return figure.draw()
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+@pytest.fixture
+def cost():
+    runs = [
+        run_row(0.95, 5e3, "fast", "svm", dataset="mnist"),
+        run_row(0.99, 600e3, "study", dataset="mnist", epochs=3),
+        run_row(0.985, 900e3, "worse", dataset="mnist", epochs=5),
+        run_row(0.997, 700e3, "other", dataset="mnist", schedule="triangular", model="resnet14"),
+        run_row(0.998, 3600e3, "official", dataset="mnist", split="official"),
+    ]
+    [figure] = figures.build_figures(runs, {}, [], [])
+    return drawn(figure), runs
+
+
+def test_accuracy_against_cost_names_what_matters_beside_what_was_published(cost):
+    figure, _ = cost
+    [axes] = figure.axes
+    assert set(texts(axes)) == {
+        "published 99.33 %", "published SVM 96.35 %", "study's SVM", "study's resnet18",
+        "resnet14, 5 epochs", "resnet18, 5 epochs\nofficial split",
+    }  # fmt: skip
+    dashed = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+    assert dashed == pytest.approx([0.67, 3.65])  # errors in per cent
+    gids = {line.get_gid(): line for line in axes.lines if line.get_gid()}
+    rings = {gid for gid, line in gids.items() if line.get_markeredgecolor() == "black"}
+    assert len(gids) == 5
+    assert sorted("official" in gid for gid in rings) == [False, True]
+    # Colours and markers tell families apart; what has no name is paler.
+    looks = {(line.get_color(), line.get_marker()) for line in gids.values()}
+    assert len(looks) == len({color for color, _ in looks}) == 3
+    [pale] = [gid for gid, line in gids.items() if line.get_alpha() < 1]
+    assert "epochs 5" in pale
+    front = max((line.get_xydata() for line in axes.lines), key=len)
+    assert front[[0, -1]] == pytest.approx(np.array([[5, 5], [3600, 0.2]]))
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == [
+        "10 s",
+        "1 min",
+        "10 min",
+        "1 h",
+    ]
+
+
+def test_names_hide_neither_each_other_nor_leave_the_axes(cost):
+    [axes] = cost[0].axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    frame = axes.get_window_extent()
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(frame.contains(*corner) for box in boxes for corner in box.corners())
+
+
+def test_on_the_official_split_nothing_is_published(cost):
+    points = figures.cost_points(cost[1][-1:], [])["mnist"]
+    assert drawing.published_errors("mnist", points) == {}
+    assert drawing.published_errors("kmnist", figures.cost_points(cost[1], [])["mnist"]) == {}
+
+
+def test_main_effects_are_dots_with_intervals_hollow_of_few_seeds():
+    names = [f"{c}, each at its best learning rate" for c in CONTRASTS]
+    sides = {"difference": -0.005, "low": -0.015, "high": 0.001, "seeds": 3, "dataset": "mnist"}
+    records = [sides | {"contrast": names[1]}, sides | {"contrast": f"{CONTRASTS[1]}, averaged"}]
+    records += [sides | {"contrast": names[1], "dataset": "fashion", "seeds": 2, "high": 0.003}]
+    records += [sides | {"contrast": "best ResNet, best SVM", "seeds": 1}]
+    records += [{"contrast": names[0], "dataset": "mnist"}]  # not measured
+    [figure] = figures.build_figures([], {}, [], [make_table("contrasts", records)])
+    assert (figure.section, figure.key) == ("statistics", "effects")
+    opt, best = drawn(figure).axes
+    assert [axes.get_title(loc="left") for axes in (opt, best)] == [
+        "Optimiser",
+        "Best of each kind",
+    ]
+    assert {"← Adam better", "SGD better →", "-0.50, 3 seeds", "-0.50, 2 seeds"} == set(texts(opt))
+    assert {"← SVM better", "ResNet better →", "-0.50, 1 seed"} == set(texts(best))
+    zero, *dots = opt.lines
+    assert list(zero.get_xdata()) == [0, 0]
+    assert [(*dot.get_xydata()[0], dot.get_markerfacecolor()) for dot in dots] == [
+        (-0.5, 0, BLUE),
+        (-0.5, 1, "white"),
+    ]
+    ends = [bar.get_segments()[0][:, 0] for bar in opt.collections]
+    assert np.array(ends) == pytest.approx(np.array([[-1.5, 0.1], [-1.5, 0.3]]))
+    assert [tick.get_text() for tick in opt.get_yticklabels()] == ["MNIST", "FashionMNIST"]
+
+
+def test_every_contrast_has_words():
+    assert drawing.WORDS["effects"].keys() == {c.factor for c in CONTRASTS} | {"best"}
+
+
+def test_curves_are_the_mean_and_range_of_the_seeds_of_what_was_chosen():
+    runs, curves = [], []
+    for seed, (acc, lr) in enumerate([(0.8, 0.1), (0.9, 0.1), (0.7, 0.2)]):
+        runs.append(run_row(acc, 1e3, f"run{seed}", dataset="mnist", seed=seed, lr=lr, epochs=2))
+        metrics = [{"epoch": e, "val_acc": acc + e / 100, "val_loss": 1 - acc} for e in (1, 2, 3)]
+        curves.append({"run_id": f"run{seed}", "epochs": metrics, "config": runs[-1]["config"]})
+    chosen = figures.chosen_curves(runs, {"mnist": curves})
+    assert [(k, v.shape) for k, v in chosen["mnist"].items()] == [
+        ("resnet18\nstudy split", (2, 2, 5))
+    ]
+    left, right = drawn(figures.build_figures(runs, {"mnist": curves}, [], [])[0]).axes
+    solid, dotted = left.lines
+    assert solid.get_xydata() == pytest.approx(np.array([[1, 14], [2, 13]]))  # errors in per cent
+    assert np.isnan(dotted.get_ydata()).all()  # training images: not stored
+    edges = left.collections[0].get_paths()[0].vertices
+    assert (edges[:, 1].min(), edges[:, 1].max()) == pytest.approx((8, 19))
+    assert right.lines[0].get_ydata() == pytest.approx([0.15, 0.15])
+    assert texts(left) == ["resnet18\nstudy split"]
+
+
+def test_a_gallery_names_the_files_of_a_folder(tmp_path):
+    for i, kind in itertools.product(range(6), ("cat", "dog")):
+        (tmp_path / kind).mkdir(exist_ok=True)
+        Image.new("L", (4, 4), 20 * i).save(tmp_path / kind / f"{kind} {i}.png")
+    data = read_dataset(f"folder:{tmp_path}", tmp_path / "data")
+    predictions = {"index": np.arange(12), "label": data.labels}
+    images, files, why = load_images(data.name, None, predictions, {2, 7}, tmp_path / "data")
+    assert (files, why) == ({2: "cat/cat 2.png", 7: "dog/dog 1.png"}, "")
+    assert images[7].tolist() == [[20] * 4] * 4
+    records = [{"index": 7, "class": "dog", "taken_for": "cat", "confidence": 0.987}]
+    records += [{"index": 2, "class": "a class of long name", "taken_for": "dog", "agreed": 3}]
+    first, second = drawing.gallery(records, images, files).axes
+    assert texts(first) == ["dog\n→ cat\n98.7 %\ndog 1.png"]
+    assert texts(second) == ["a clas…ng name\n→ dog\n3 runs\ncat 2.png"]
+    first, _ = drawing.gallery(records, images, {}).axes
+    assert texts(first)[0].endswith("\n#7")
+
+
+def test_the_page_turns_all_dark_but_photos():
+    matrix = np.array([[9, 1], [0, 5]])
+    figure = drawing.confusion_matrix(matrix, ["a", "b"])
+    [axes] = figure.axes
+    assert texts(axes) == ["9", "1", "5"]
+    [cells] = axes.collections
+    assert list(cells.get_array()) == [90, 10, 100]
+    assert cells.get_paths()[1].vertices[:4].tolist() == [
+        [0.5, -0.5],
+        [1.5, -0.5],
+        [1.5, 0.5],
+        [0.5, 0.5],
+    ]
+    records = [{"index": 0, "class": "a", "taken_for": "b", "agreed": 2}]
+    photos = drawing.gallery(records, {0: np.zeros((4, 4), np.uint8)}, {})
+    for drawing_of, images in ((figure, 0), (photos, 1)):
+        svg = figures.ReportFigure("", "", "", lambda kept=drawing_of: kept).to_bytes("svg")["svg"]
+        assert svg.count(b"<image ") == images
+
+
+def test_of_several_batches_the_largest_is_drawn_and_a_baseline_once():
+    record = {"dataset": "mnist", "model": "resnet18", "threads": 2, "test_acc": 0.5}
+    sizes = [("single", 1, 1.0), ("offline", 16, 3.0), ("offline", 64, 1.0), ("offline", 64, 2.5)]
+    names = ("scenario", "batch_size", "speedup")
+    records = [record | dict(zip(names, size, strict=True)) for size in sizes]
+    records = [r | {"engine": f"e{i}"} for i, r in enumerate([*records, records[2]])]
+    [figure] = figures.build_figures([], {}, [], [make_table("infer", records)])
+    single, offline = drawn(figure).axes
+    assert offline.get_title(loc="left") == "offline, batch size 64"
+    assert [bar.get_width() for bar in single.patches] == [1.0]
+    assert [bar.get_width() for bar in offline.patches] == [1.0, 2.5]
+    assert texts(offline) == ["1.00x, 50.00 %", "2.50x, 50.00 %"]
+
+
+def test_pareto_front():
+    points = [(1, 0.8), (2, 0.7), (2, 0.9), (2, 0.85), (3, 0.9), (9, 0.95)]
+    front = figures.pareto_front([{"train_ms": ms, "test_acc": acc} for ms, acc in points])
+    assert [tuple(point.values()) for point in front] == [(1, 0.8), (2, 0.9), (9, 0.95)]
+
+
+@pytest.mark.parametrize("accuracies", [[100], [0], [10, 99, 100], [50, 50], [90, 99, 99.9]])
+def test_accuracies_stand_inside_the_axes_and_a_tenth_of_the_error_as_far_anywhere(accuracies):
+    axes, errors = Figure().subplots(), drawing.errors_of(np.array(accuracies) / 100)
+    drawing.scale_log(axes, "y", errors, errors=True)
+    places, ticks = (
+        (axes.transData + axes.transAxes.inverted()).transform([(1, y) for y in values])[:, 1]
+        for values in (errors, axes.get_yticks())
+    )
+    assert list(places) == sorted(places)
+    assert all(0 <= y <= 1 for y in [*places, *ticks])
+    if accuracies == [90, 99, 99.9]:
+        assert np.ptp(np.diff(places)) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("low", [0.0004, 1, 700])
+@pytest.mark.parametrize("ratio", [1.5, 2, 7, 30, 900, 1e6])
+def test_a_logarithmic_axis_has_ticks_but_not_too_many(low, ratio):
+    ticks = list(drawing.log_ticks(low, low * ratio))
+    assert 1 <= len(ticks) <= 14
+    assert ticks == sorted(ticks)
+    assert len(ticks) >= 3 or ratio < 2
+
+
+def test_speeds_of_one_label_are_bars_of_their_own():
+    work = {"dataset": "fashion", "model": "resnet18", "opt": "sgd", "image_size": 224,
+            "batch_size": 16, "label": "cpu", "test_acc": None}  # fmt: skip
+    table = make_table("q2", [work | {"speedup": ratio} for ratio in (1.0, 3.1, None)])
+    [figure] = figures.build_figures([], {}, [], [table])
+    [axes] = figure.draw().axes
+    assert [bar.get_width() for bar in axes.patches] == [1.0, 3.1]
