@@ -5,7 +5,7 @@
 
 Method: SVC on `samples` images of the training split, drawn by the seed, with pixels scaled to
 [0, 1]. Fit and prediction of the test split are timed apart, features and validation outside of
-both. max_iter bounds the solver in each pair of classes, and a machine stopped by it is marked as
+both. max_iter bounds the solver in each pair of classes, and an SVM stopped by it is marked as
 not converged; scikit-learn alone reports that. The other engines leave `converged` null, and their
 iterations are not scikit-learn's: max_iter bounds outer steps of many updates each in oneDAL.
 

@@ -3,11 +3,11 @@
     python train.py --dataset fashion --opt adam
     python train.py --preset q1a --dry-run
 
-Method: with a constant learning rate the first 3 epochs of a 5-epoch run are the 3-epoch run, and
-on a CPU pin_memory changes no arithmetic; so configurations that share a trajectory are trained
-once, to the longest, and every one of them gets its row, which names the run that was trained.
+Method: one training may serve several configurations. With a constant learning rate a run of 5
+epochs is, after 3, the run of 3 epochs; on a CPU pin_memory changes no result. Such a shared
+training run is trained once, and each configuration gets its row, which names that run.
 The weights of the last epoch are tested, once. A configuration that is in the log is skipped, an
-interrupted trajectory continues from its last epoch.
+interrupted run continues from its last epoch.
 
 Writes to --results-dir: log.jsonl (kinds epoch, train, export), predictions/, checkpoints/,
 plan.json for report.py --watch and, where asked for, exports/ and tensorboard/.
@@ -100,8 +100,8 @@ def choose_configs(values: dict[str, list[Any]], best: bool, log: Log) -> list[T
 
 
 def train_all(todo: list[Trajectory], log: Log | None, options: TrainOptions, world: Any) -> int:
-    """Train one trajectory after the other; one that fails leaves failed rows, the rest goes on.
-    Of several processes the first alone has a log. Returns: how many trajectories failed."""
+    """Train one shared run after the other; one that fails leaves failed rows, the rest goes on.
+    Of several processes the first alone has a log. Returns: how many shared runs failed."""
     import torch
 
     from common.train.loop import NonFiniteLoss

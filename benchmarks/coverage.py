@@ -3,7 +3,7 @@
 Trainings whose truth is known are simulated. `noise`: the sd of an accuracy between seeds over that
 between sets of images; `uneven`: one side's seeds vary three times as much. How often: `coverage`,
 the 95 % interval of a difference holds the truth; `accuracy`, that of a mean; `told apart`, equal
-recipes are not tied; `wrong`, the verdict on "better by 0.1 points" is the opposite of the truth,
+recipes differ significantly; `wrong`, the verdict on "better by 0.1 points" opposes the truth,
 at the worst of three. Second table: the power at the number of seeds that an open verdict names,
 where 0.80 is aimed at. The last line is JSON.
 """

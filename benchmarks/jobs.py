@@ -1,4 +1,4 @@
-"""One training with all cores against as many trainings of one thread, in trajectories an hour.
+"""One training with all cores against as many trainings of one thread, in trainings an hour.
 
 All flags but --per-job and --pairs are train.py's, run with --jobs 1 and all threads, and with a
 job of one thread a core, in turns; a block's time has start and evaluation in it, `steps alone` is
@@ -30,7 +30,7 @@ def run_block(flags: list[str], jobs: int, threads: int) -> tuple[float, list[fl
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--per-job", type=int, default=2, help="trajectories a core and block [2]")
+    parser.add_argument("--per-job", type=int, default=2, help="trainings a core and block [2]")
     parser.add_argument("--pairs", type=int, default=2, help="blocks of each side [2: A B B A]")
     args, given = parser.parse_known_args(argv)
     if min(args.per_job, args.pairs) < 1:

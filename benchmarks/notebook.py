@@ -119,7 +119,7 @@ def compare(config: TrainConfig, options: Options) -> dict[str, list[float]]:
 
 
 def print_grid(measured: Mapping[tuple[str, str], Mapping[str, list[float]]]) -> None:
-    """The study's grid, 64 runs of the notebook loop, against the trajectories of make q1a."""
+    """The study's grid, 64 runs of the notebook loop, against the 16 of make q1a."""
     configs = expand_grid(TrainConfig, TRAIN_PRESETS["q1a"] | {"device": ["cpu"]})
     if {(c.model, c.opt) for c in configs} - measured.keys():
         return

@@ -1,6 +1,6 @@
 """How long a grid takes on many workers, and what its limit is: a discrete-event simulation.
 
-Workers ask the scheduler for a trajectory, read the log, train, and after each epoch store a
+Workers ask the scheduler for a training, read the log, train, and after each epoch store a
 checkpoint and append to the log; scheduler, file system and log serve one at a time. What is not
 given is measured, the epoch in the rows of --results-dir. See docs/SCALING.md. Last comes JSON.
 """
@@ -38,14 +38,14 @@ class Grid:
 
     trajectories: tuple[int, ...] = option(POWERS[2:], "sizes, each simulated")
     workers: tuple[int, ...] = option(POWERS[:5], "no more than those")
-    epochs: int = option(5, "of a trajectory")
-    rows: int = option(4, "of a trajectory, beside one an epoch, as in --preset q1a")
+    epochs: int = option(5, "of a training")
+    rows: int = option(4, "of a training, beside one an epoch, as in --preset q1a")
     epoch_s: float | None = option(None, "an epoch [the median of --model in --results-dir]")
     store_s: float | None = option(None, "of the file system for a checkpoint [measured]")
     append_s: float | None = option(None, "to append a row under the log's lock [measured]")
     read_s: float | None = option(None, "to read a row, by each worker for itself [measured]")
-    dispatch_s: float = option(0.01, "of the scheduler, for a trajectory")
-    sigma: float = option(0.2, "sd of the logarithm of a trajectory's speed")
+    dispatch_s: float = option(0.01, "of the scheduler, for a training")
+    sigma: float = option(0.2, "sd of the logarithm of a training's speed")
     mtbf_s: float = option(1e6, "between a worker's failures")
     restart_s: float = option(60.0, "from a failure to the epoch again")
     sharded: bool = option(False, "a log for every worker, which reads no other (--shard)")

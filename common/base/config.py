@@ -76,7 +76,7 @@ class DataConfig(Validated):
 
 
 class TrainConfig(DataConfig):
-    """One training run; the defaults are the study's protocol."""
+    """One training run; the defaults are the study's settings."""
 
     limit: int | None = option(None, "training images used, for quick looks [all]", minimum=1)
     image_size: int = option(64, "side in pixels that images are resized to", minimum=1)
@@ -85,12 +85,12 @@ class TrainConfig(DataConfig):
     weights_sha256: str | None = option(None, "of that file, filled in", flag=False)
     opt: str = option("sgd", "momentum is 0.9 in sgd, nesterov; 0.75 in muon", OPTIMIZERS)
     lr: float = option(1e-3, "learning rate; under a schedule its highest", above=0)
-    schedule: str = option("constant", "of lr; triangular: up for a fifth, then to zero", SCHEDULES)
+    schedule: str = option("constant", "of lr; triangular: warm-up, then linear decay", SCHEDULES)
     weight_decay: float | None = option(None, "weight decay [the optimiser's own]", minimum=0)
     label_smoothing: float = option(0.0, "share of the target spread over all classes", **SHARE)
-    translate: int = option(0, "training images are shifted by up to so many pixels", minimum=0)
+    translate: int = option(0, "random shift of training images by up to so many pixels", minimum=0)
     flip: bool = option(False, f"training images are mirrored in every other epoch; {NO_MIRROR}")
-    erase: float = option(0.0, "share of training images that lose up to a third of them", **SHARE)
+    erase: float = option(0.0, "random erasing of this share of training images", **SHARE)
     tta: bool = option(False, f"mean logits of image and mirror image; {NO_MIRROR}", silent=True)
     epochs: int = option(5, "passes over the training split", minimum=1)
     batch_size: int = option(16, "images a step, of all processes together", minimum=1)

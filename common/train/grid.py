@@ -1,4 +1,4 @@
-"""A grid's configurations: the trajectories that serve several of them, what the log has of them,
+"""A grid's configurations: the training runs that serve several of them, what the log has of them,
 and how far a running grid is. train.py writes plan.json, what it is about to train; the log tells
 the rest. Of two grids that run at once in one folder the one started last is followed."""
 
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Configurations that one training serves, shortest first."""
+    """A shared training run: the configurations that it serves, shortest first."""
 
     configs: tuple[TrainConfig, ...]
 
@@ -41,7 +41,7 @@ class Trajectory:
 
 
 class Plan(NamedTuple):
-    """When a grid was started, what it trains, and how many trajectories at once."""
+    """When a grid was started, what it trains, and how many runs at once."""
 
     started: str
     trajectories: Sequence[Trajectory]

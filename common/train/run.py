@@ -28,7 +28,7 @@ Metrics = dict[str, Any]
 
 
 class Run:
-    """A trajectory of weights: one training configuration, some epochs of which are done."""
+    """One training configuration, some epochs of which are done."""
 
     def __init__(self, config: TrainConfig, data_dir: str, world: World = ALONE) -> None:
         self.config, self.world = config, replace(world, sync_bn=config.sync_bn)
