@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 
@@ -24,8 +25,8 @@ def process_as_before():
     yield
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
-    not_ours = ("PYTEST_CURRENT_TEST", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR")
-    left = {k: v for k, v in os.environ.items() if before.get(k) != v and k not in not_ours}
+    left = {k: v for k, v in os.environ.items() if before.get(k) != v}
+    left = {k: v for k, v in left.items() if not re.match("PYTEST_|_?TORCHINDUCTOR_", k)}
     assert not left, f"left in the environment: {left}"
 
 
