@@ -36,6 +36,7 @@ TICKS = ((1, 3), (1, 2, 5), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8))
 REACHES = (5, 14, 26, 40)
 SIDES = ((0.5, 0), (0.5, 1), (0, 0.5), (1, 0.5), (0, 0), (1, 0), (0, 1), (1, 1))
 ALIGNED = ({0: "left", 0.5: "center", 1: "right"}, {0: "bottom", 0.5: "center", 1: "top"})
+FAMILIES = ("resnet18", "resnet50", "resnet14", "vgg5", "SVM")  # of one look in every figure
 DURATIONS = {1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3600: "1 h", 36000: "10 h"}
 WORDS = tomllib.loads(Path(__file__).with_name("figures.toml").read_text("utf-8"))
 
@@ -68,7 +69,7 @@ def log_ticks(low: float, high: float) -> np.ndarray:
         ticks = ticks[(ticks >= low) & (ticks <= high)]
         if len(ticks) >= 3:
             break
-    return ticks
+    return ticks[:: -(-len(ticks) // 6)] if len(ticks) else ticks
 
 
 def scale_log(axes: Axes, name: str, values: np.ndarray, errors: bool = False) -> None:
@@ -108,8 +109,11 @@ def label_points(named: Mapping[Axes, Iterable[tuple[float, float, str]]]) -> No
         scale, taken = 72 / axes.figure.dpi, []  # to typographic points
         for line in axes.lines:
             ends = line.get_transform().transform(line.get_xydata()) * scale
-            for pair in itertools.pairwise(ends) if len(ends) > 1 else [(ends[0], ends[0])]:
-                taken.append((*(np.min(pair, 0) - 3), *(np.max(pair, 0) + 3), 1))
+            for a, b in itertools.pairwise(ends):
+                dots = np.linspace(a, b, 2 + int(np.nan_to_num(np.abs(b - a).max()) / 15))
+                taken += [(*(dot - 2), *(dot + 2), 1) for dot in dots]
+            if len(ends) == 1:
+                taken.append((*(ends[0] - 3), *(ends[0] + 3), 4))
         frame = axes.bbox.extents * scale
         for x, y, name in names:
             place, words = axes.transData.transform((x, y)) * scale, name.split("\n")
@@ -122,12 +126,14 @@ def label_points(named: Mapping[Axes, Iterable[tuple[float, float, str]]]) -> No
                     b[4] for b in taken if x0 < b[2] and b[0] < x1 and y0 < b[3] and b[1] < y1
                 )
                 cost = sum(hidden) + 20 * out + reach / 20
-                tries.append((cost, tuple(away), side, (x0, y0, x1, y1, 9)))
+                tries.append((cost, tuple(away), side, (x0, y0, x1, y1, 40)))
             _, away, (h, v), box = min(tries)
             taken.append(box)
             look = {"ha": ALIGNED[0][h], "va": ALIGNED[1][v], "fontsize": 8}
             if max(map(abs, away)) > REACHES[0]:
                 look["arrowprops"] = {"arrowstyle": "-", "lw": 0.5, "color": "#777777"}
+                dots = np.linspace(place, place + away, 6)[1:]
+                taken += [(*(dot - 3), *(dot + 3), 4) for dot in dots]
             axes.annotate(name, (x, y), away, textcoords="offset points", in_layout=False, **look)
 
 
@@ -241,7 +247,8 @@ def gallery(
 def accuracy_cost(panels: Mapping[str, Sequence[Row]]) -> Figure:
     """Test accuracy against training time with the Pareto front and what was published, one panel
     a data set. Named: what was chosen, and of each label the most accurate."""
-    families = dict.fromkeys(p["family"] for panel in panels.values() for p in panel)
+    found = (p["family"] for panel in panels.values() for p in panel)
+    families = dict.fromkeys([*FAMILIES, *found])
     looks, ring = {name: look_of(i) for i, name in enumerate(families)}, {"mec": "black", "ms": 8}
     figure, grid = panels_of(len(panels), WIDTH / 2, 3.7)
     named = {}
@@ -262,10 +269,11 @@ def accuracy_cost(panels: Mapping[str, Sequence[Row]]) -> Figure:
         axes.plot(*steps, color="#999999", lw=0.8, zorder=1)
         scale_log(axes, "x", seconds)
         scale_log(axes, "y", np.append(errors, list(known.values())), errors=True)
+        axes.set(title=display(dataset), xlabel="Training time, s")
         low, high = axes.get_xlim()
         if len(marks := {s: text for s, text in DURATIONS.items() if low <= s <= high}) > 1:
             axes.set_xticks(list(marks), list(marks.values()))
-        axes.set(title=display(dataset), xlabel="Training time")
+            axes.set_xlabel("Training time")
         for error in known.values():
             axes.axhline(error, color="#555555", ls="--", lw=0.8, zorder=1)
         named[axes] = [((low * high) ** 0.5, error, name) for name, error in known.items()]
@@ -333,7 +341,7 @@ def speedups(records: Sequence[Row], words: Row) -> Figure:
     most = max(map(len, panels.values()))
     figure, grid = panels_of(len(panels), WIDTH / 2, 0.8 + 0.2 * most, sharex=True)
     for axes, (title, bars) in zip(grid, panels.items(), strict=True):
-        inside = ["white" if bar.get("extrapolated") else COLORS[0] for bar in bars]
+        inside = ["none" if bar.get("extrapolated") else COLORS[0] for bar in bars]
         look = {"color": inside, "edgecolor": COLORS[0], "linewidth": 1}
         drawn = axes.barh(range(len(bars)), [bar["speedup"] for bar in bars], 0.65, **look)
         accuracies = [f", {100 * a:.2f} %" if (a := bar["test_acc"]) else "" for bar in bars]

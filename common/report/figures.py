@@ -35,6 +35,7 @@ Curves = dict[str, list[Row]]  # by data set
 STYLE = Path(__file__).with_name("figures.mplstyle")
 DATES = {"png": (), "pdf": ("CreationDate",), "svg": ("Date", "Creator", "Format", "Type")}
 SHOWN = 16  # images of a gallery, in two lines
+FEW = 10  # mistakes, which need no confusion matrix: the gallery has them all
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,10 @@ def mistake_figures(mistakes: Sequence[Mistakes]) -> list[ReportFigure]:
     drawn: list[tuple[str, Mistakes, Callable[[], Figure]]] = []
     for key in ("worst", "confusion", "nobody"):
         for m in mistakes:
-            if key == "confusion":
+            if key == "confusion" and (~m.right).sum() > FEW:
                 classes = m.predictions["classes"]
                 draw = partial(confusion_matrix, confusion(m.predictions), classes)
-            elif m.images and (records := getattr(m, key)[:SHOWN]):
+            elif key != "confusion" and m.images and (records := getattr(m, key)[:SHOWN]):
                 draw = partial(gallery, records, m.images, m.files)
             else:
                 continue
@@ -121,11 +122,12 @@ def chosen_curves(runs: Sequence[Row], curves: Curves) -> dict[str, dict[str, np
     """Of each data set by label the METRICS of each chosen network: (seeds, epochs, metrics)."""
     known, chosen = {c["run_id"]: c["epochs"] for same in curves.values() for c in same}, {}
     for group in log.pick_best([row for row in runs if row["kind"] == "train"]):
-        dataset, split, *_ = log.division(group.config)
+        dataset, split, seed = log.division(group.config)
         length = int(number(group.config, "epochs") or 0)
         seeds = [known.get(log.trained_by(row), [])[:length] for row in group.rows]
         if last := min(map(len, seeds)):
-            label = f"{group.config.get('model')}\n{split} split"
+            seed = "" if seed in ("0", "None") else f" {seed}"
+            label = f"{group.config.get('model')}\n{split} split{seed}"
             values = np.stack([points_of(epochs[:last]) for epochs in seeds])
             chosen.setdefault(dataset, {})[label] = values
     return chosen
@@ -165,7 +167,8 @@ def short_name(group: Group) -> str:
     if group.kind == "svm":
         name = f"SVM{' on HOG' if config.get('features') == 'hog' else ''}"
     else:
-        name = f"{config.get('model')}, {config.get('epochs')} epochs"
+        epochs = number(config, "epochs") or 0
+        name = f"{config.get('model')}, {epochs:g} epoch{'s' if epochs != 1 else ''}"
     return f"{name}{official}" if group.protocol else f"study's {name.partition(',')[0]}"
 
 
