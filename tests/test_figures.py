@@ -118,6 +118,12 @@ def test_main_effects_are_dots_with_intervals_hollow_of_few_seeds():
     assert [tick.get_text() for tick in opt.get_yticklabels()] == ["MNIST", "FashionMNIST"]
 
 
+def test_effects_of_nothing_have_axes_all_the_same():
+    record = dict.fromkeys(("difference", "low", "high"), 0.0) | {"seeds": 3, "dataset": "mnist"}
+    [axes] = drawing.main_effects({"lr": [record]}).axes
+    assert axes.get_xlim() == (-1, 1)
+
+
 def test_every_contrast_has_words():
     assert drawing.WORDS["effects"].keys() == {c.factor for c in CONTRASTS} | {"best"}
 
@@ -181,7 +187,7 @@ def test_the_page_turns_all_dark_but_photos():
 
 
 def test_of_several_batches_the_largest_is_drawn_and_a_baseline_once():
-    record = {"dataset": "mnist", "model": "resnet18", "threads": 2, "test_acc": 0.5}
+    record = {"dataset": "mnist", "model": "resnet18", "threads": None, "test_acc": 0.5}
     sizes = [("single", 1, 1.0), ("offline", 16, 3.0), ("offline", 64, 1.0), ("offline", 64, 2.5)]
     names = ("scenario", "batch_size", "speedup")
     records = [record | dict(zip(names, size, strict=True)) for size in sizes]

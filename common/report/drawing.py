@@ -28,6 +28,7 @@ METRICS = ("epoch", "val_acc", "train_acc", "val_loss", "train_loss")
 MOST_POINTS = 60  # of a curve: more could not be told apart
 MOST_NUMBERED = 100  # classes of a confusion matrix
 MOST_PIXELS = 100  # a side of an image that a figure holds as it is
+MOST_NAMES = 9  # in a panel
 WIDTH = 7.4  # inches, in which text is as large in print as it is here
 # Labelled steps of each decade, the first that gives three.
 TICKS = ((1, 3), (1, 2, 5), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8))
@@ -125,7 +126,7 @@ def label_points(named: Mapping[Axes, Iterable[tuple[float, float, str]]]) -> No
                 hidden = (
                     b[4] for b in taken if x0 < b[2] and b[0] < x1 and y0 < b[3] and b[1] < y1
                 )
-                cost = sum(hidden) + 20 * out + reach / 20
+                cost = sum(hidden) + 200 * out + reach / 20
                 tries.append((cost, tuple(away), side, (x0, y0, x1, y1, 40)))
             _, away, (h, v), box = min(tries)
             taken.append(box)
@@ -168,26 +169,22 @@ def mean_curves(chosen: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     figure, grid = panels_of(2 * len(chosen), WIDTH / 2, 2.1)
     named = {}
     for (dataset, known), left, right in zip(chosen.items(), grid[::2], grid[1::2], strict=True):
-        every, named[left] = [], []
-        for i, (label, values) in enumerate(known.items()):
+        seeds = [values.copy() for values in known.values()]
+        for i, values in enumerate(seeds):
+            values[..., 1:3] = errors_of(values[..., 1:3])
             x, color = values[0, :, 0], look_of(i)["color"]
-            series = [
-                *np.moveaxis(errors_of(values[..., 1:3]), 2, 0),
-                values[..., 3],
-                values[..., 4],
-            ]
-            every.append(np.stack([np.broadcast_to(x, values.shape[:2]), *series]).reshape(5, -1))
-            for y, axes, dashes in zip(series, (left, left, right, right), "-:-:", strict=True):
-                axes.plot(x, y.mean(0), dashes, color=color)
+            for column, axes in enumerate((left, left, right, right), 1):
+                y = values[..., column]
+                axes.plot(x, y.mean(0), "-" if column in (1, 3) else ":", color=color)
                 axes.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.2, lw=0)
-            named[left].append((x[-1], series[0].mean(0)[-1], label))
-        ends = [values[0, -1, 0] for values in known.values()]
-        epochs, *series = np.concatenate(every, axis=1)
-        for axes, values in ((left, series[:2]), (right, series[2:])):
-            name_curves(axes, np.array(values), axes is left)
-            if max(ends) > 3 * min(ends):
-                scale_log(axes, "x", epochs)
-        left.set_title(f"{display(dataset)}", loc="left")
+        ends = [values[:, -1].mean(0)[:2] for values in seeds]
+        every = np.concatenate([values.reshape(-1, len(METRICS)) for values in seeds])
+        for axes, columns in ((left, [1, 2]), (right, [3, 4])):
+            name_curves(axes, every[:, columns], axes is left)
+            if max(x for x, _ in ends) > 3 * min(x for x, _ in ends):
+                scale_log(axes, "x", every[:, 0])
+        named[left] = [(*end, label) for end, label in zip(ends, known, strict=True)]
+        left.set_title(display(dataset), loc="left")
     figure.supxlabel("Solid: validation images; dotted: training images", fontsize=9)
     label_points(named)
     return figure
@@ -236,10 +233,15 @@ def gallery(
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation=resampled)
         sure = f"{100 * r['confidence']:.1f} %" if "confidence" in r else f"{r['agreed']} runs"
         name = files.get(r["index"], f"#{r['index']}")
-        words = [r["class"], f"→ {r['taken_for']}", sure, Path(name).name]
-        words = [clip(text, 14) for text in words]
+        words = (r["class"], f"→ {r['taken_for']}", sure, Path(name).name)
         look = {"ha": "center", "va": "top", "fontsize": 8}
-        axes.text(0.5, -0.03, "\n".join(words), transform=axes.transAxes, **look)
+        axes.text(
+            0.5,
+            -0.03,
+            "\n".join(clip(text, 14) for text in words),
+            transform=axes.transAxes,
+            **look,
+        )
         axes.set_gid(f"dot:Test image {name}: {r['class']}, taken for {r['taken_for']}")
     return figure
 
@@ -247,8 +249,7 @@ def gallery(
 def accuracy_cost(panels: Mapping[str, Sequence[Row]]) -> Figure:
     """Test accuracy against training time with the Pareto front and what was published, one panel
     a data set. Named: what was chosen, and of each label the most accurate."""
-    found = (p["family"] for panel in panels.values() for p in panel)
-    families = dict.fromkeys([*FAMILIES, *found])
+    families = dict.fromkeys([*FAMILIES, *(p["family"] for ps in panels.values() for p in ps)])
     looks, ring = {name: look_of(i) for i, name in enumerate(families)}, {"mec": "black", "ms": 8}
     figure, grid = panels_of(len(panels), WIDTH / 2, 3.7)
     named = {}
@@ -259,6 +260,7 @@ def accuracy_cost(panels: Mapping[str, Sequence[Row]]) -> Figure:
         order = sorted(range(len(panel)), key=lambda i, panel=panel: panel[i]["test_acc"])
         best = {panel[i]["label"]: i for i in order}.values()  # the last of a label
         shown = [i for i in order[::-1] if i in best or panel[i]["chosen"]]
+        shown = sorted(shown, key=lambda i, panel=panel: not panel[i]["chosen"])[:MOST_NAMES]
         for i, (p, x, (low, y, high)) in enumerate(zip(panel, seconds, errors, strict=True)):
             look = looks[p["family"]] | {"alpha": 1 if i in shown else 0.4}
             axes.vlines(x, low, high, color=look["color"], lw=0.8, alpha=look["alpha"])
@@ -277,7 +279,9 @@ def accuracy_cost(panels: Mapping[str, Sequence[Row]]) -> Figure:
         for error in known.values():
             axes.axhline(error, color="#555555", ls="--", lw=0.8, zorder=1)
         named[axes] = [((low * high) ** 0.5, error, name) for name, error in known.items()]
-        named[axes] += [(seconds[i], errors[i, 1], panel[i]["label"]) for i in shown]
+        named[axes] += [
+            (seconds[i], errors[i, 1], panel[i]["label"]) for i in order[::-1] if i in shown
+        ]
     grid[0].set_ylabel("Test accuracy, %")
     label_points(named)
     return figure
@@ -309,9 +313,8 @@ def main_effects(panels: Mapping[str, Sequence[Row]]) -> Figure:
             look = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 8}
             axes.text(1.02, place, words, **look)
         low, high = min(0, points.min()), max(0, points.max())
-        axes.set(
-            ylim=(len(records) - 0.5, -0.5), xlim=(1.1 * low - 0.1 * high, 1.1 * high - 0.1 * low)
-        )
+        room = 0.1 * (high - low) or 1
+        axes.set(ylim=(len(records) - 0.5, -0.5), xlim=(low - room, high + room))
         axes.set_yticks(range(len(records)), [clip(display(r["dataset"]), 16) for r in records])
         axes.set_title(title, loc="left")
         axes.grid(axis="y", visible=False)
@@ -330,10 +333,12 @@ def speedups(records: Sequence[Row], words: Row) -> Figure:
         known = [(c, named[c]) for c in columns if named[c] is not None]
         return ", ".join(v if isinstance(v, str) else log.in_words(named, [c])[0] for c, v in known)
 
-    largest = words["largest"]
-    alike = log.grouped(records, lambda r: name(r, [c for c in words["panel"] if c not in largest]))
-    tops = [(same, [max(r[c] for r in same) for c in largest]) for same in alike.values()]
-    kept = [r for same, top in tops for r in same if [r[c] for c in largest] == top]
+    def size(record: Row) -> list[float]:
+        return [record[c] or 0 for c in words["largest"]]
+
+    fixed = [c for c in words["panel"] if c not in words["largest"]]
+    alike = log.grouped(records, lambda record: name(record, fixed)).values()
+    kept = [r for same in alike for r in same if size(r) == max(map(size, same))]
     varying = [c for c in words["panel"] if len({str(r[c]) for r in kept}) > 1]
     panels = log.grouped(kept, lambda record: name(record, varying))
     # What is compared with itself alone tells nothing.
@@ -349,9 +354,8 @@ def speedups(records: Sequence[Row], words: Row) -> Figure:
         axes.bar_label(drawn, texts, padding=3, fontsize=8)
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_title(clip(title, 50), loc="left")
-        axes.set_yticks(
-            range(len(bars)), [clip(name(bar, words["bar"]), 32) for bar in bars], fontsize=8
-        )
+        labels = [clip(name(bar, words["bar"]), 32) for bar in bars]
+        axes.set_yticks(range(len(bars)), labels, fontsize=8)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
     axes.set_xlim(0, 1.6 * max(record["speedup"] for record in kept))  # room for the texts
