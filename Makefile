@@ -14,7 +14,14 @@ DIRS     = --data-dir "$(DATA)" --results-dir "$(RESULTS)"
 .DEFAULT_GOAL := help
 .PHONY: help setup data smoke demo q1a record tuned q1b q2 flops best bench report all test lint clean distclean
 
+# Of what goes on by itself no step says what to type next.
+smoke demo all: export BAKEOFF_NEXT = no
+
 help: ## print this list
+	@echo 'New here? Type: make demo    (the study in small: about five minutes once installed)'
+	@echo '            or: make smoke   (every script on 1,797 small digits: 2 minutes, no download)'
+	@echo 'Then open results/demo/report/report.html (or results/smoke/...) in a browser.'
+	@echo
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/.stamp ## create .venv and install what running needs
@@ -38,15 +45,19 @@ smoke: .venv/.stamp ## every script on the embedded digits, no network, under tw
 	$(PY) train.py --preset smoke --best --export torchscript onnx --results-dir "$(SMOKE)"
 	$(PY) hw_bench.py --mode infer --preset smoke --results-dir "$(SMOKE)"
 	$(PY) report.py --results-dir "$(SMOKE)"
+	@echo 'next: open $(SMOKE)/report/report.html in a browser; then make demo'
 
-demo: data ## the study at reduced scale on the real data, about ten minutes
+demo: data ## the study at reduced scale on the real data, about five minutes
+	$(PY) train.py --preset record --seed 0 --data-dir "$(DATA)" --results-dir "$(DEMO)"
 	$(PY) train.py --preset demo --data-dir "$(DATA)" --results-dir "$(DEMO)"
 	$(PY) svm.py --preset demo --data-dir "$(DATA)" --results-dir "$(DEMO)"
 	$(PY) flops.py --preset study --results-dir "$(DEMO)"
 	$(PY) hw_bench.py --preset demo --data-dir "$(DATA)" --results-dir "$(DEMO)"
-	$(PY) train.py --preset demo --best --export torchscript onnx onnx-int8 --data-dir "$(DATA)" --results-dir "$(DEMO)"
+	$(PY) train.py --preset record --dataset fashion --seed 0 --best --export onnx onnx-int8 --data-dir "$(DATA)" --results-dir "$(DEMO)"
 	$(PY) hw_bench.py --mode infer --preset demo --data-dir "$(DATA)" --results-dir "$(DEMO)"
 	$(PY) report.py --data-dir "$(DATA)" --results-dir "$(DEMO)"
+	@echo 'next: open $(DEMO)/report/report.html in a browser; then make record (ten seeds of the'
+	@echo 'small network: minutes), make q1a (the study: hours), or train on your own images (README.md)'
 
 q1a: data ## the 64 training configurations; hours; run again to continue
 	$(PY) train.py --preset q1a $(DIRS) $(ARGS)

@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = [(config, costs) for config, costs in tried if costs]
     if results:
         print_costs(results, by_layer=len(configs) == 1 and len(results) == len(tried))
+        options.print_next()
     return int(len(results) < len(tried))
 
 

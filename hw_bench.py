@@ -151,6 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     records = [cells(row["config"], row["metrics"]) for row in rows if row]
     print(tabulate(records, "keys", disable_numparse=True))
     print(f"{NOTES[mode]}\nlog: {log.path}")
+    options.print_next()
     return 1 if failures else 0
 
 

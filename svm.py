@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     grid, options = parse_command_line(argv, __doc__, SvmConfig, GridOptions, SVM_PRESETS)
     expand_grid(SvmConfig, grid)  # a bad value is said before any image is read
     from common.data.own import pin_dataset
+    from common.judge.rows import print_leader
     from common.train import workers
 
     workers.in_worker()  # which ends with the grid that this is a piece of
@@ -59,15 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers.print_commands("svm", jobs, options)
         return 0
     count = workers.count_workers(options)
+    after = partial(print_leader, log, "svm", list(configs.values()))
     if count > 1 or options.backend != "loky":
-        workers.share_out("svm", jobs, log, options, count)
+        workers.share_out("svm", jobs, log, options, count, after)
         done = {row["run_id"]: row for row in log.read("svm")} | done
     rows = []
     for number, (name, config) in enumerate(configs.items(), 1):
         label = f"[{number}/{len(configs)}] {labels[name]}"
         print(f"{label}: in the log" if name in done else label, flush=True)
         rows.append(done.get(name) or measure_and_log(config, options, log, label))
+        if name not in done:
+            after(config)
     print(format_table(rows, names))
+    options.print_next()
     return int(any(row["status"] != "ok" for row in rows))
 
 

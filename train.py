@@ -13,8 +13,10 @@ Writes to --results-dir: log.jsonl (kinds epoch, train, export), predictions/, c
 plan.json for report.py --watch and, where asked for, exports/ and tensorboard/.
 """
 
+import sys
 import time
 from contextlib import suppress
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -31,12 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     grids.check_values(values)  # before torch is even imported
     from common.data.own import pin_dataset
     from common.deploy.export import check_format
+    from common.judge.rows import print_leader
     from common.train import workers
     from common.train.run import check_configs, estimate_ms
 
     world = workers.set_up(values, options)
     if world.rank:  # the first process decides, and alone writes
-        train_all(world.from_first(), None, options, world)
+        train_all(world.from_first(), None, options, world, print)
         return world.leave(0)
     for format in options.export:
         check_format(format)
@@ -58,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         grids.print_plan(configs, todo, ms)
     world.from_first([] if options.dry_run else todo)  # to the others, which wait for it above
     if options.dry_run:
+        options.print_next("train.py", *(f for f in argv or sys.argv[1:] if f != "--dry-run"))
         return 0
     started = time.monotonic()
     count = workers.count_workers(options, configs[0].device)
@@ -69,19 +73,20 @@ def main(argv: list[str] | None = None) -> int:
     for config, row in shared.items():
         trained = row["metrics"]["shared_with"] or row["run_id"]
         grids.append_row(log, config, row["metrics"], trained, git=row["git"], env=row["env"])
+    after = partial(print_leader, log, "train", configs)
     if count > 1 or options.backend != "loky":
-        failures = workers.share_out("train", jobs, log, options, count)
+        failures = workers.share_out("train", jobs, log, options, count, after)
     else:
-        failures = train_all(todo, log, options, world)
+        failures = train_all(todo, log, options, world, after)
     failures += export_all(configs, log, options)
     print(grids.format_finished(configs, log))
     print(f"{time.monotonic() - started:.0f} s; log: {log.path}")
+    options.print_next()
     return world.leave(1 if failures else 0)
 
 
 def choose_configs(values: dict[str, list[Any]], best: bool, log: Log) -> list[TrainConfig]:
-    """The configurations asked for; or of these only each data set's best on validation, of those
-    that are finished."""
+    """The configurations asked for; or of the finished ones each data set's best on validation."""
     configs = [grids.name_weights(config) for config in expand_grid(TrainConfig, values)]
     if not best:
         return configs
@@ -99,9 +104,11 @@ def choose_configs(values: dict[str, list[Any]], best: bool, log: Log) -> list[T
     return [asked[row["run_id"]] for row in chosen]
 
 
-def train_all(todo: list[Trajectory], log: Log | None, options: TrainOptions, world: Any) -> int:
-    """Train one shared run after the other; one that fails leaves failed rows, the rest goes on.
-    Of several processes the first alone has a log. Returns: how many shared runs failed."""
+def train_all(
+    todo: list[Trajectory], log: Log | None, options: TrainOptions, world: Any, after: Any
+) -> int:
+    """Train one after the other; one that fails leaves failed rows, and the rest goes on. The first
+    process alone has a log, and calls `after` when one is done. Returns: how many failed."""
     import torch
 
     from common.train.loop import NonFiniteLoss
@@ -126,6 +133,8 @@ def train_all(todo: list[Trajectory], log: Log | None, options: TrainOptions, wo
         if failed:
             failures += 1
             print(f"  failed: {failed[0]['error']}", flush=True)
+        elif log:
+            after(config)
         if config.compile:
             torch.compiler.reset()  # what is compiled is kept alive, and counts towards a limit
     return failures

@@ -5,8 +5,16 @@ import sys
 from dataclasses import replace
 
 import pytest
+from processes import ROOT
 
-from common.base.cli import UsageError, as_dict, expand_grid, parse_command_line, run_script
+from common.base.cli import (
+    UsageError,
+    as_dict,
+    expand_grid,
+    parse_command_line,
+    print_next,
+    run_script,
+)
 from common.base.config import TRAIN_PRESETS, Options, TrainConfig, TrainOptions
 from common.train.grid import canonical, group_trajectories
 
@@ -39,7 +47,7 @@ def test_explicit_flag_beats_preset_beats_default_and_a_value_given_twice_counts
     configs, _ = parse("--preset demo --opt adamw --limit 5 5 --flip")
     settings = {(c.opt, c.limit, c.image_size, c.batch_size, c.flip) for c in configs}
     assert settings == {("adamw", 5, 32, 16, True)}  # a bare flag means true
-    assert len(configs) == 2 * 2
+    assert len(configs) == 2
 
 
 def test_a_presets_values_may_depend_on_the_data_set():
@@ -117,3 +125,25 @@ def test_how_a_script_ends(raised, status, printed, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert printed in error
     assert error.count("\n") <= 1
+
+
+@pytest.mark.parametrize(("env", "printed"), [("", "next: python a.py 'b c'\n"), ("no", "")])
+def test_the_next_command_is_said_unless_make_goes_on(env, printed, monkeypatch, capsys):
+    monkeypatch.setenv("BAKEOFF_NEXT", env)
+    print_next("a.py", "b c")
+    assert capsys.readouterr().out == printed
+
+
+def test_make_alone_says_first_what_to_type_and_a_chain_once_at_its_end_what_next():
+    def lines(*flags):
+        make = ["make", *flags]
+        return subprocess.run(make, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+
+    new, smoke, page, empty, first, *_ = lines()
+    assert new.startswith("New here? Type: make demo ")
+    assert (" or: make smoke " in smoke, "results/demo/report/report.html" in page) == (True,) * 2
+    assert (empty, first.split()[0]) == ("", "help")
+    demo = lines("-n", "demo")
+    assert sum("next: " in line for line in demo) == 1
+    assert "next: " in demo[-2]
+    assert "report.py" in demo[-3]

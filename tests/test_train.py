@@ -82,9 +82,18 @@ def test_a_shared_three_epoch_row_equals_that_configuration_trained_alone(tiny, 
     assert_same_arrays(results / ours, alone_dir / theirs)
 
 
-def test_a_row_holds_what_the_run_was(tiny, rows, tmp_path):
+def test_a_row_holds_what_the_run_was_and_the_screen_each_epoch(tiny, rows, tmp_path, capsys):
     train.main([*tiny, "--epochs", "2"])
     [row] = rows("train")
+    shown, err = capsys.readouterr()
+    one, two = (line for line in shown.splitlines() if line.startswith("  epoch "))
+    for number, line, epoch in ((1, one, rows("epoch")[0]), (2, two, rows("epoch")[1])):
+        m, words = epoch["metrics"], line.split()
+        assert (words[1], words[3]) == (f"{number}/2", f"{m['train_loss']:.3f}")
+        assert words[5:9:3] == [f"{100 * m[k]:.2f}" for k in ("train_acc", "val_acc")]
+        assert (words[11], len(line) <= 80) == ("img/s", True)
+    assert (one[-5:], two[-5:], err) == (" left", "img/s", "")  # without a terminal no bar
+    assert shown.endswith(f"next: python report.py --results-dir {tmp_path / 'results'}\n")
     m = row["metrics"]
     assert (m["n_train"], m["n_val"], m["n_test"]) == (48, 179, 361)
     assert m["params"] == 11_181_642  # torchvision's 11,689,512, less 990 classes' 512 + 1
@@ -224,7 +233,8 @@ def test_dry_run_says_the_plan_and_writes_nothing(tiny, tmp_path, capsys):
     assert train.main([*tiny, *flags]) == 0
     shown = capsys.readouterr().out
     assert "configurations: 4, in the log: 0; trajectories: 1, to train: 1" in shown
-    assert re.search(r"estimated time of the training steps: \d+\.\d min", shown)
+    assert re.search(r"estimated time of the training steps: \d+ s", shown)
+    assert shown.endswith(f"next: {shlex.join(['python', 'train.py', *tiny, *flags[:-1]])}\n")
     assert (tmp_path / "results" / "log.jsonl").read_text() == ""
 
 
@@ -347,7 +357,11 @@ def test_best_takes_the_configuration_of_highest_validation_accuracy(tiny, rows,
     grid = ["--lr", "1e-3", "1e-7", "--epochs", "1"]
     train.main([*tiny, *grid])
     best = max(rows("train"), key=lambda row: row["metrics"]["val_acc"])
-    capsys.readouterr()
+    accs = [100 * row["metrics"]["val_acc"] for row in rows("train")]
+    first, last = re.findall("  leads on .*", capsys.readouterr().out)
+    assert first.startswith(f"  leads on digits, {accs[0]:.2f} % on validation: resnet18, sgd, ")
+    assert f" {best['config']['lr']:g}, epochs 1 (2 of 2 done)" in last
+    assert f" {max(accs):.2f} % on validation" in last
     assert train.main([*tiny, *grid, "--best"]) == 0
     shown = capsys.readouterr().out
     assert best["run_id"] in shown

@@ -74,7 +74,7 @@ def test_ctrl_c_ends_it_and_a_pipe_gets_a_line_for_each_change_until_the_grid_en
     log.path.write_bytes(b'{"torn')  # the next line is one of its own
     metrics = {"epoch": 1, "train_ms": 1000}
     log.append("epoch", as_dict(config), metrics, run_id=grids.train_id(config))
-    assert ": 1 of 5 epochs; about 0.1 min left" in process.stdout.readline()
+    assert ": 1 of 5 epochs; about 4 s left" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     out, err = finish(process, 130)
     assert (out, err.count("\n")) == ("", 1)

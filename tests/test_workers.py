@@ -106,6 +106,7 @@ def test_two_workers_one_of_them_killed_leave_the_log_of_one(tmp_path, rows):
     assert train.main(alone) == 1
     out, err = finish(grid, 1)
     assert err == ""
+    assert "leads on digits, " in out
     assert "its worker died (SIGKILL); what it left is begun again" in out
     assert "NonFiniteLoss" in out
     assert_same_log(rows, tmp_path)
@@ -121,14 +122,14 @@ def test_what_another_process_finished_is_done_and_bad_input_ends_all(tmp_path, 
     monkeypatch.setattr(workers.Processes, "run", lambda self, command: (0, ""))
     log.append("train", as_dict(config), {})
     jobs = [("one", [config])]
-    assert workers.share_out("train", jobs, log, TrainOptions(), 1) == 0
-    assert workers.share_out("train", jobs, log, TrainOptions(force=True), 1) == 1
+    assert workers.share_out("train", jobs, log, TrainOptions(), 1, print) == 0
+    assert workers.share_out("train", jobs, log, TrainOptions(force=True), 1, print) == 1
     assert [row["status"] for row in rows("train")] == ["ok", "failed"]
     assert rows("train")[1]["error"] == "tried 3 times: it left no row"
     bad = "train.py: cannot write results: no space left\n"  # that only a worker meets
     monkeypatch.setattr(workers.Processes, "run", lambda self, command: (2, bad))
     with pytest.raises(UsageError, match=r"^cannot write results: no space left$"):
-        workers.share_out("train", jobs, log, TrainOptions(), 1)
+        workers.share_out("train", jobs, log, TrainOptions(), 1, print)
 
 
 DEADLY = """
@@ -181,7 +182,8 @@ def test_svm_grids_are_shared_out_too(tmp_path, rows):
     two = start("svm.py", *flags, tmp_path / "two", "--jobs", "2")
     assert svm.main([*flags, str(tmp_path / "one"), "--threads", str(SHARE)]) == 0
     out, err = finish(two)
-    assert out.count("in the log") == 3
+    assert out.count("in the log") == out.count("leads on digits, ") == 3
+    assert "(3 of 3 done)" in out
     assert err.count("warning: --max-iter 5 stopped the solver") == 3  # what a worker says
     assert outcomes(rows, "two", "svm") == outcomes(rows, "one", "svm")
 

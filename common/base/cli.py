@@ -12,6 +12,7 @@ import math
 import operator
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -86,6 +87,12 @@ def run_script(main: Callable[[], int]) -> None:
     if why:
         print(why, file=sys.stderr)
     sys.exit(status)
+
+
+def print_next(*command: str) -> None:
+    """A finished command's last line: what to do next, unless make's next step is that."""
+    if os.environ.get("BAKEOFF_NEXT") != "no":
+        print("next:", shlex.join(["python", *command]))
 
 
 def option(default: Any, help: str, choices: Iterable[str] = (), **rules: Any) -> Any:

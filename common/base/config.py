@@ -193,6 +193,11 @@ class Options(Validated):
     data_dir: str = option("data", "folder of the data sets, in torchvision's layout")
     force: bool = option(False, "do the work again, even where the log has it")
 
+    def print_next(self, *command: str) -> None:
+        """As cli.print_next; without a command the report of what it wrote."""
+        folders = cli.to_flags([Options(self.results_dir, self.data_dir)], several=False)
+        cli.print_next(*(command or ["report.py", *folders]))
+
 
 class GridOptions(Options):
     """Flags of a script that does the work of a grid."""

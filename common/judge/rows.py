@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.base.cli import defaults_of
+from common.base.cli import as_dict, defaults_of
 from common.base.config import NOISY, SvmConfig, TrainConfig, may_mirror
-from common.base.log import TIMINGS, Row
+from common.base.log import TIMINGS, Log, Row, run_id
 from common.base.machine import machine_of, timed_on
 from common.judge.stats import Estimate, sample_spread, wilson_interval
 
@@ -33,6 +33,7 @@ TRAIN_PROTOCOL, SVM_PROTOCOL = (
 PROTOCOLS = {"train": (TRAIN_PROTOCOL, TRAIN_FACTORS), "svm": (SVM_PROTOCOL, SVM_FACTORS)}
 # How images reach a device, no arithmetic: runs that differ in it alone are one training repeated.
 TRANSPORT = ("pin_memory", "data_on")
+NAMED = ("dataset", "model", "opt", "lr", "kernel")  # settings that are said of every run
 
 
 def get(row: Any, *path: str) -> Any:
@@ -162,6 +163,24 @@ def pick_best(rows: Sequence[Row]) -> list[Group]:
     return [best for groups in contests.values() if (best := best_of(groups))]
 
 
+def print_leader(log: Log, kind: str, configs: Sequence[Any], run: Any) -> None:
+    """Now that `run` is done: which of the configurations asked for that compete with it leads so
+    far. Nothing where they differ in their seed alone."""
+    asked = {run_id(kind, as_dict(config)): as_dict(config) for config in configs}
+    rivals = {n: c for n, c in asked.items() if division(c) == division(as_dict(run))}
+    varying = varying_settings(list(rivals.values()), ("seed", *TRANSPORT))
+    finished = log.finished(kind)
+    best = pick_best([finished[name] for name in rivals if name in finished])
+    if best and varying:
+        [group], epochs = best, ["epochs"] * (kind == "train")
+        names = dict.fromkeys(epochs + [n for n in varying if n not in NAMED])
+        name, acc = display(group.config["dataset"]), 100 * group.mean("val_acc")
+        mean = f", mean of {n} seeds" if (n := len(group.rows)) > 1 else ""
+        text = f"  leads on {name}, {acc:.2f} % on validation{mean}: "
+        text += f"{describe(group.config, names)} ({len(finished.keys() & rivals)} of {len(rivals)}"
+        print(f"{text} done)", flush=True)
+
+
 def trajectory(run: Row, epochs: Iterable[Row]) -> list[Row]:
     """The epoch rows behind a run, of the run that was really trained where it is shared."""
     trained, length = trained_by(run), number(run, "config", "epochs") or 0
@@ -252,8 +271,7 @@ def describe_all(configs: Sequence[Row]) -> list[str]:
     def kind(config: Row) -> tuple[str, ...]:
         return tuple(str(config.get(name)) for name in ("dataset", "model", "kernel"))
 
-    head = {"dataset", "model", "opt", "lr", "kernel"}
-    varying = {key: varying_settings(same, head) for key, same in grouped(configs, kind).items()}
+    varying = {key: varying_settings(same, NAMED) for key, same in grouped(configs, kind).items()}
     return [describe(config, varying[kind(config)]) for config in configs]
 
 

@@ -126,12 +126,14 @@ def print_plan(configs: list[TrainConfig], todo: list[Trajectory], ms: float | N
         f"trajectories: {len(group_trajectories(configs))}, to train: {len(todo)}"
     )
     if ms is not None:
-        text = "unknown, for some steps fail" if math.isnan(ms) else format_minutes(ms / 6e4)
+        text = "unknown, for some steps fail" if math.isnan(ms) else format_time(ms / 1e3)
         print(f"estimated time of the training steps: {text} (a few of each kind were timed)")
 
 
-def format_minutes(minutes: float) -> str:
-    return f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+def format_time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def format_finished(configs: Sequence[TrainConfig], log: Log) -> str:
@@ -198,9 +200,9 @@ def time_left(epochs: dict[TrainConfig, int], rows: Sequence[Row], workers: int)
     left_ms = [n * statistics.median(ms) for n, ms in timed if ms]
     if not left_ms:
         return "time left unknown until an epoch is timed"
-    minutes = format_minutes(sum(left_ms) / 6e4 / min(workers, len(epochs)))
+    text = format_time(sum(left_ms) / 1e3 / min(workers, len(epochs)))
     untimed = len(epochs) - len(left_ms)
-    return f"about {minutes} left" + (f" and {untimed} trainings not timed yet" if untimed else "")
+    return f"about {text} left" + (f" and {untimed} trainings not timed yet" if untimed else "")
 
 
 def watch(folder: Path) -> int:

@@ -1,6 +1,7 @@
 """One training run in memory: images, network, optimiser and history, saved and restored whole."""
 
 import copy
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +23,7 @@ from common.train import loop
 from common.train.checkpoint import load_weights, save_checkpoint
 from common.train.device import compile_obstacle, now_ms, resolve_precision
 from common.train.distributed import ALONE, World, check_world
+from common.train.grid import format_time
 from common.train.optim import build_optimizer, find_hidden, schedule_lr
 
 Metrics = dict[str, Any]
@@ -80,8 +82,9 @@ class Run:
             raise
 
     def train_one_epoch(self) -> Metrics:
-        """Train and validate the next epoch; return its metrics, which join the history."""
-        epoch = len(self.history) + 1
+        """Train and validate the next epoch, and print how it went, the first process alone.
+        Returns: its metrics, which join the history."""
+        epoch, started = len(self.history) + 1, time.monotonic()
         trained = self.train_steps(epoch)
         steps = epoch * len(split_batches(self.split.train, self.config.batch_size))
         refreshed = loop.refresh_statistics(self.model, self.batches, self.split.train, steps)
@@ -96,6 +99,10 @@ class Run:
         self.history.append(metrics)
         if val_acc > best_acc:
             self.best = copy.deepcopy(self.weights())
+        if not self.world.rank:
+            left_s = (self.config.epochs - epoch) * (time.monotonic() - started)
+            images = len(self.split.train)
+            print(format_epoch(metrics, self.config.epochs, images, left_s), flush=True)
         return metrics
 
     def test(self, index: Tensor) -> tuple[float, float, Tensor]:
@@ -167,6 +174,15 @@ class Run:
             print(f"  continues in {arithmetic()} {begun}")
         torch.set_rng_state(state["rng"])
         self.generator.set_rng_state(state["device_rng"])
+
+
+def format_epoch(metrics: Metrics, epochs: int, images: int, left_s: float) -> str:
+    """An epoch of so many training images in one line, aligned with those of the same training."""
+    number = f"{metrics['epoch']:{len(str(epochs))}}/{epochs}"
+    train, val = (f"{metrics[name]:.2%}".replace("%", " %") for name in ("train_acc", "val_acc"))
+    text = f"  epoch {number}  loss {metrics['train_loss']:.3f}  train {train:>8}  val {val:>8}"
+    left = f"  {format_time(left_s)} left" if left_s else ""
+    return f"{text}  {images / metrics['train_ms'] * 1e3:.0f} img/s{left}"
 
 
 def write_events(folder: Path, history: Sequence[Metrics]) -> None:

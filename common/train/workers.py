@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -88,10 +88,11 @@ def print_commands(script: str, jobs: Sequence[Job], options: GridOptions) -> No
 
 
 def share_out(
-    script: str, jobs: Sequence[Job], log: Log, options: GridOptions, workers: int
+    script: str, jobs: Sequence[Job], log: Log, options: GridOptions, workers: int, after: Callable
 ) -> int:
     """Have a script do every job, and failed rows written for what cannot be done, whose kind is
-    the script's name. Returns: failed jobs."""
+    the script's name; `after` is told a configuration of each that is done. Returns: failed jobs.
+    """
     local = options.backend == "loky"
     share = max(1, cpu_count() // workers) if local else 1  # a cluster's machines are not known
     own = {name: os.path.abspath(vars(options)[name]) for name in ("results_dir", "data_dir")}
@@ -131,6 +132,8 @@ def share_out(
         failed = [rows[run]["error"] for run in configs if rows[run]["status"] != "ok"]
         if failed:
             print(f"  failed: {name}: {failed[0]}", flush=True)
+        else:
+            after(next(iter(configs.values())))
         return bool(failed)
 
     with ThreadPoolExecutor(workers) as pool:
