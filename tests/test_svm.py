@@ -91,7 +91,7 @@ def test_max_iter_that_stops_the_solver_is_reported(run, rows, capsys):
     captured = capsys.readouterr()
     [line] = captured.err.splitlines()
     assert "warning: --max-iter 10 stopped the solver" in line
-    assert captured.out.splitlines()[-1].endswith("no")
+    assert captured.out.splitlines()[-2].endswith("no")
 
 
 @pytest.mark.parametrize(
