@@ -138,7 +138,7 @@ def test_curves_are_the_mean_and_range_of_the_seeds_of_what_was_chosen():
     assert [(k, v.shape) for k, v in chosen["mnist"].items()] == [
         ("resnet18\nstudy split", (2, 2, 5))
     ]
-    left, right = drawn(figures.build_figures(runs, {"mnist": curves}, [], [])[0]).axes
+    left, right = drawn(figures.build_figures(runs, {"mnist": curves}, [], [])[1]).axes
     solid, dotted = left.lines
     assert solid.get_xydata() == pytest.approx(np.array([[1, 14], [2, 13]]))  # errors in per cent
     assert np.isnan(dotted.get_ydata()).all()  # training images: not stored

@@ -67,22 +67,17 @@ def build_figures(
 ) -> list[ReportFigure]:
     """Every figure for which there is anything to draw."""
     drawn: list[tuple[str, str, Callable[[], Figure]]] = []
+    if panels := cost_points(runs, [g for g in log.pick_best(runs) if g.kind == "train"]):
+        drawn.append(("q1a", "accuracy_cost", partial(accuracy_cost, panels)))
     if chosen := chosen_curves(runs, curves):
         drawn.append(("q1a", "curves", partial(mean_curves, chosen)))
-    if panels := cost_points(runs, [g for g in log.pick_best(runs) if g.kind == "train"]):
-        drawn.append(("best", "accuracy_cost", partial(accuracy_cost, panels)))
     if effects := effect_panels(tables):
         drawn.append(("statistics", "effects", partial(main_effects, effects)))
     for table in tables:
         measured = [record for record in table.records if record.get("speedup")]
         if measured and (words := WORDS["speedups"].get(table.key)):
             drawn.append((table.section, words["key"], partial(speedups, measured, words)))
-    captions = WORDS["captions"]
-    # The page draws accuracy and curves itself, by split and by run.
-    figures = [
-        ReportFigure(section, key, captions[key], draw, key not in ("curves", "accuracy_cost"))
-        for section, key, draw in drawn
-    ]
+    figures = [ReportFigure(part, key, WORDS["captions"][key], draw) for part, key, draw in drawn]
     return figures + mistake_figures(list(mistakes))
 
 
