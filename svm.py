@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers.print_commands("svm", jobs, options)
         return 0
     count = workers.count_workers(options)
-    after = partial(print_leader, log, "svm", list(configs.values()))
+    after = partial(print_leader, log, "svm", configs.values())
     if count > 1 or options.backend != "loky":
         workers.share_out("svm", jobs, log, options, count, after)
         done = {row["run_id"]: row for row in log.read("svm")} | done

@@ -2,17 +2,19 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import termios
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from processes import ROOT, outcome
+from processes import ENV, ROOT, outcome
 from torch import nn
 
 import train
@@ -109,6 +111,17 @@ def test_a_row_holds_what_the_run_was_and_the_screen_each_epoch(tiny, rows, tmp_
     assert saved["logits"].dtype == np.float16
     assert len(set(saved["index"].tolist())) == 361
     assert not list((tmp_path / "results" / "checkpoints").glob("*.state.pt"))
+
+
+def test_on_a_terminal_the_bar_goes_and_the_line_of_the_epoch_stays(tiny):
+    screen, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    command, ours = [sys.executable, "train.py", *tiny, "--epochs", "1"], {"cwd": ROOT, "env": ENV}
+    subprocess.run(command, stdout=terminal, stderr=terminal, check=True, **ours)
+    [line] = [x for x in os.read(screen, 2**16).decode().split("\r\n") if "epoch 1/1" in x]
+    *bar, erased, text = line.split("\r")
+    assert any("%|" in shown for shown in bar)
+    assert (erased.strip(), text[:11]) == ("", "  epoch 1/1")
 
 
 def test_finished_work_is_skipped_and_stays_until_forced_work_ends(tiny, rows, tmp_path, stopping):
@@ -360,7 +373,7 @@ def test_best_takes_the_configuration_of_highest_validation_accuracy(tiny, rows,
     accs = [100 * row["metrics"]["val_acc"] for row in rows("train")]
     first, last = re.findall("  leads on .*", capsys.readouterr().out)
     assert first.startswith(f"  leads on digits, {accs[0]:.2f} % on validation: resnet18, sgd, ")
-    assert f" {best['config']['lr']:g}, epochs 1 (2 of 2 done)" in last
+    assert f" {best['config']['lr']:g} (2 of 2 done)" in last
     assert f" {max(accs):.2f} % on validation" in last
     assert train.main([*tiny, *grid, "--best"]) == 0
     shown = capsys.readouterr().out

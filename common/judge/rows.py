@@ -163,22 +163,19 @@ def pick_best(rows: Sequence[Row]) -> list[Group]:
     return [best for groups in contests.values() if (best := best_of(groups))]
 
 
-def print_leader(log: Log, kind: str, configs: Sequence[Any], run: Any) -> None:
+def print_leader(log: Log, kind: str, configs: Iterable[Any], run: Any) -> None:
     """Now that `run` is done: which of the configurations asked for that compete with it leads so
     far. Nothing where they differ in their seed alone."""
-    asked = {run_id(kind, as_dict(config)): as_dict(config) for config in configs}
-    rivals = {n: c for n, c in asked.items() if division(c) == division(as_dict(run))}
+    asked, own = map(as_dict, configs), division(as_dict(run))
+    rivals = {run_id(kind, config): config for config in asked if division(config) == own}
+    rows = [row for name, row in log.finished(kind).items() if name in rivals]
     varying = varying_settings(list(rivals.values()), ("seed", *TRANSPORT))
-    finished = log.finished(kind)
-    best = pick_best([finished[name] for name in rivals if name in finished])
-    if best and varying:
-        [group], epochs = best, ["epochs"] * (kind == "train")
-        names = dict.fromkeys(epochs + [n for n in varying if n not in NAMED])
-        name, acc = display(group.config["dataset"]), 100 * group.mean("val_acc")
-        mean = f", mean of {n} seeds" if (n := len(group.rows)) > 1 else ""
-        text = f"  leads on {name}, {acc:.2f} % on validation{mean}: "
-        text += f"{describe(group.config, names)} ({len(finished.keys() & rivals)} of {len(rivals)}"
-        print(f"{text} done)", flush=True)
+    for best in pick_best(rows) if varying else ():
+        acc, n, data = 100 * best.mean("val_acc"), len(best.rows), display(best.config["dataset"])
+        name = describe(best.config, [setting for setting in varying if setting not in NAMED])
+        mean = f", mean of {n} seeds" if n > 1 else ""
+        text = f"  leads on {data}, {acc:.2f} % on validation{mean}: {name}"
+        print(f"{text} ({len(rows)} of {len(rivals)} done)", flush=True)
 
 
 def trajectory(run: Row, epochs: Iterable[Row]) -> list[Row]:
