@@ -1,5 +1,6 @@
 """Flags, presets and grids, and how a script ends."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -127,11 +128,18 @@ def test_how_a_script_ends(raised, status, printed, monkeypatch, capsys):
     assert error.count("\n") <= 1
 
 
-@pytest.mark.parametrize(("env", "printed"), [("", "next: python a.py 'b c'\n"), ("no", "")])
-def test_the_next_command_is_said_unless_make_goes_on(env, printed, monkeypatch, capsys):
-    monkeypatch.setenv("BAKEOFF_NEXT", env)
+@pytest.mark.parametrize("active", [True, False])
+def test_the_next_command_is_said_unless_make_goes_on(active, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", os.path.abspath(".venv/bin/python"))
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    if active:
+        monkeypatch.setenv("VIRTUAL_ENV", os.path.abspath(".venv"))
     print_next("a.py", "b c")
-    assert capsys.readouterr().out == printed
+    python = "python" if active else ".venv/bin/python"
+    assert capsys.readouterr().out == f"next: {python} a.py 'b c'\n"
+    monkeypatch.setenv("BAKEOFF_NEXT", "no")
+    print_next("a.py")
+    assert capsys.readouterr().out == ""
 
 
 def test_make_alone_says_first_what_to_type_and_a_chain_once_at_its_end_what_next():

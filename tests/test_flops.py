@@ -28,7 +28,7 @@ def test_the_studys_command(where, capsys):
     figures = ["1.8235", "1.8136", "1.8136", "4.1317", "4.0872", "4.0872"]
     assert table_of(printed) == dict(zip(works, figures, strict=True))
     assert "layer4.1.conv2" not in printed
-    assert printed.endswith(f"next: python report.py --results-dir {where[-1]}\n")
+    assert printed.endswith(f"python report.py --results-dir {where[-1]}\n")
 
 
 def test_one_row_a_convention_and_again_only_what_is_forced_or_was_said_otherwise(

@@ -95,7 +95,7 @@ def test_a_row_holds_what_the_run_was_and_the_screen_each_epoch(tiny, rows, tmp_
         assert words[5:9:3] == [f"{100 * m[k]:.2f}" for k in ("train_acc", "val_acc")]
         assert (words[11], len(line) <= 80) == ("img/s", True)
     assert (one[-5:], two[-5:], err) == (" left", "img/s", "")  # without a terminal no bar
-    assert shown.endswith(f"next: python report.py --results-dir {tmp_path / 'results'}\n")
+    assert shown.endswith(f"python report.py --results-dir {tmp_path / 'results'}\n")
     m = row["metrics"]
     assert (m["n_train"], m["n_val"], m["n_test"]) == (48, 179, 361)
     assert m["params"] == 11_181_642  # torchvision's 11,689,512, less 990 classes' 512 + 1
@@ -247,7 +247,7 @@ def test_dry_run_says_the_plan_and_writes_nothing(tiny, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "configurations: 4, in the log: 0; trajectories: 1, to train: 1" in shown
     assert re.search(r"estimated time of the training steps: \d+ s", shown)
-    assert shown.endswith(f"next: {shlex.join(['python', 'train.py', *tiny, *flags[:-1]])}\n")
+    assert shown.endswith(f"python train.py {shlex.join([*tiny, *flags[:-1]])}\n")
     assert (tmp_path / "results" / "log.jsonl").read_text() == ""
 
 

@@ -92,7 +92,9 @@ def run_script(main: Callable[[], int]) -> None:
 def print_next(*command: str) -> None:
     """A finished command's last line: what to do next, unless make's next step is that."""
     if os.environ.get("BAKEOFF_NEXT") != "no":
-        print("next:", shlex.join(["python", *command]))
+        own = os.path.relpath(sys.executable) if "VIRTUAL_ENV" not in os.environ else "python"
+        python = own if own == ".venv/bin/python" else "python"  # make's, which is not activated
+        print("next:", shlex.join([python, *command]))
 
 
 def option(default: Any, help: str, choices: Iterable[str] = (), **rules: Any) -> Any:

@@ -69,7 +69,7 @@ def train_epoch(
     """
     setup.model.train()
     world, device = setup.world, setup.batches.device
-    losses, seen = torch.zeros(len(order), device=device), 0
+    losses = torch.zeros(len(order), device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     shares, scales = world.share(order)
     progress = tqdm(shares, desc=label, disable=None if label else True, leave=False)
@@ -84,13 +84,10 @@ def train_epoch(
         losses[step], logits = train_step(setup, inputs, labels, scales[step])
         if scales[step] != 0:
             correct += (logits.argmax(1) == labels).sum()
-            seen += len(index)
         if (step + 1) % CHECK_EVERY == 0 and not stalls:
             check_finite(world.mean(losses[: step + 1]))
-            speed = seen / (now_ms(device) - start_ms) * 1e3
             loss = losses[step + 1 - CHECK_EVERY : step + 1].mean()
-            text = f"loss {loss:.3f}, acc {correct / seen:.4f}, {speed:.0f} images/s"
-            progress.set_postfix_str(text, refresh=False)
+            progress.set_postfix_str(f"loss {loss:.3f}", refresh=False)
     train_ms = now_ms(device) - start_ms
     losses = world.mean(losses)
     check_finite(losses)
