@@ -18,26 +18,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill, shorten
 
 from common.base.cli import UsageError, Validated, option, parse_command_line, run_script
 from common.base.log import log_files, read_log, write_together
 
+WIDTH, MOST_LINES = 110, 4  # of the screen
+ANSWER = ("answer", "claims", "missing")  # the first screen
 TITLE = "Image classification bake-off: measured beside published"
-SECTIONS = (  # with the command that measures what is missing there
-    ("findings", "Key findings and recommendations", "make demo"),
-    ("claims", "The study's claims, tested", "make all"),
-    ("log", "What this report is made from", "make demo"),
-    ("statistics", "Comparisons and their noise", "make q1a q1b"),
-    ("q1a", "Question 1(a): networks", "make q1a"),
-    ("best", "Best models", "make q1a"),
-    ("errors", "Errors of the best networks", "make q1a"),
-    ("q1b", "Question 1(b): support vector machines", "make q1b"),
-    ("q2", "Question 2: training speed by device", "make q2"),
-    ("flops", "Cost of the networks", "make flops"),
-    ("infer", "Inference", "make bench"),
-    ("export", "Exported models", "make best"),
-    ("failed", "Runs that failed or were interrupted", ""),
-    ("env", "Environment", ""),
+SECTIONS = (  # a question each, with the command that measures what is missing there
+    ("q1a", "Which network?", "make q1a"),
+    ("statistics", "What makes a network more accurate?", "make q1a"),
+    ("curves", "How does it learn?", "make q1a"),
+    ("errors", "What does it get wrong?", "make q1a"),
+    ("q1b", "How good are support vector machines?", "make q1b"),
+    ("q2", "How fast does it train?", "make q2"),
+    ("flops", "What does a network cost?", "make flops"),
+    ("infer", "How fast does it answer?", "make best bench"),
+    ("claims", "Is what the study says true?", "make all"),
+    ("log", "What is this report made from?", ""),
 )
 
 
@@ -65,15 +64,24 @@ def write_report(rows: list[dict], problems: list[str], out: Path, options: Repo
     runs = [*latest_ok(rows, "train"), *latest_ok(rows, "svm")]
     curves = curves_of(latest_ok(rows, "epoch"))
     figures = build_figures(runs, curves, mistakes, tables)
+    [said] = (table.records for table in tables if table.key == "findings")
     sections = []
     for key, title, command in SECTIONS:
         own = [table for table in tables if table.section == key]
         section = {"key": key, "title": title, "command": command, "tables": own}
+        section["lead"] = next((table.brief for table in own if table.brief), None)
         section["missing"] = all(t.missing for t in own if not t.key.endswith("_published"))
         section["figures"] = [figure for figure in figures if figure.section == key]
+        section["reading"] = [r["finding"] for r in said if r["section"] == key]
         sections.append(section)
+    answer = {name: [r["finding"] for r in said if r["section"] == name] for name in ANSWER}
+    answer["missing"] += [
+        f"{section['title']} Not measured: {section['command']}"
+        for section in sections
+        if section["missing"]
+    ]
     content = b"".join(file.read_bytes() for file in log_files(folder) if file.exists())
-    facts = {"title": TITLE, "sections": sections, "n_rows": len(rows)}
+    facts = {"title": TITLE, "answer": answer, "sections": sections, "n_rows": len(rows)}
     facts["log_sha256"] = hashlib.sha256(content).hexdigest()[:12]
     facts["last"] = max(row["time_utc"] for row in rows)
     files = {out / "csv" / f"{table.key}.csv": csv_text(table).encode() for table in tables}
@@ -82,31 +90,27 @@ def write_report(rows: list[dict], problems: list[str], out: Path, options: Repo
             files[out / "figures" / f"{figure.key}.{extension}"] = drawn
     for extension in ("md", "tex"):
         files[out / f"report.{extension}"] = render(extension, **facts).encode()
-    [every_run] = (table for table in tables if table.key == "runs")
-    files[out / "report.html"] = render_page(runs, curves, every_run, facts).encode()
+    files[out / "report.html"] = render_page(curves, tables, facts).encode()
     write_together(files)
-    print_summary(sections, problems)
+    print_summary(answer, tables, problems)
 
 
-def print_summary(sections: list[dict], problems: list[str]) -> None:
-    """Print what was measured, what is missing, what is wrong."""
-    from common.judge.rows import shorten
-
-    tables = {table.key: table for section in sections for table in section["tables"]}
-    for record in (*tables["best"].records, *tables["q1b"].records):
-        acc, *ends = (record[f"test_acc{end}"] for end in ("", "_low", "_high"))
-        if acc is not None:
-            model = record.get("model") or f"SVM {record['kernel']}"
-            interval = "" if None in ends else f" ({100 * ends[0]:.2f} to {100 * ends[1]:.2f})"
-            print(f"{shorten(record['dataset'])}, {model}: {100 * acc:.2f} %{interval} on test")
-    for section in sections:
-        for table in section["tables"]:
-            if table.missing:
-                print(f"not measured: {table.title} ({section['command']})")
-    if failed := tables["failed"].records:
-        print(f"failed or interrupted, with errors in the report: {len(failed)}")
+def print_summary(answer: dict, tables: list, problems: list[str]) -> None:
+    """Print the first screen of the report, each line cut to a screen's width."""
+    [failed] = (table.records for table in tables if table.key == "failed")
+    lines = [fill(line, WIDTH) for line in answer["answer"][:MOST_LINES]]
+    lines += [shorten(line.split(". ")[0], WIDTH, placeholder=" ...") for line in answer["claims"]]
+    lines += [
+        shorten(f"missing: {line}", WIDTH, placeholder=" ...")
+        for line in answer["missing"][:MOST_LINES]
+    ]
+    if more := len(answer["missing"]) - MOST_LINES:
+        lines += [f"... {more} more in the report"] if more > 0 else []
+    if failed:
+        lines.append(f"failed or interrupted, with errors in the report: {len(failed)}")
     if problems:
-        print(f"problems in the log: {len(problems)}, the first: {problems[0]}")
+        lines.append(f"problems in the log: {len(problems)}, the first: {problems[0]}")
+    print("\n".join(lines))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

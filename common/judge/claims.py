@@ -37,12 +37,13 @@ class Part:
     subject: str
     unit: str
     published: float | None
-    verdict: str = "undecided"
+    verdict: str = "not measured"
     effect: float | None = None
     interval: stats.Interval | None = None
     basis: str | None = None
     runs: Sequence[str] = ()
     note: str | None = None
+    needs: str | None = None  # what would decide it
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,15 @@ class Claim:
         each = {part.verdict for part in self.parts}
         if each == {"supported"}:
             return "supported"
-        return next((v for v in ("contradicted", "mixed") if v in each), "undecided")
+        if each == {"not measured"}:
+            return "not measured"
+        return next((v for v in ("contradicted", "mixed") if v in each), "inconclusive")
 
 
 def points_part(subject: str, rule: Rule, figure, command: str, basis: str, effect: Row) -> Part:
     """A part on accuracies, from an effect as of measure_effect, or {}; `command` measures more."""
     if "estimate" not in effect:
-        return Part(subject, "points", figure, note=f"not measured: {command} measures it")
+        return Part(subject, "points", figure, note=f"not measured: {command}", needs=command)
     estimate, seeds = effect["estimate"], effect["seeds"]
     interval = estimate.interval()
     verdict, why = judge(rule, interval), ""
@@ -75,18 +78,18 @@ def points_part(subject: str, rule: Rule, figure, command: str, basis: str, effe
         apart = {text: True for text, surely in apart.items() if surely}  # noise excuses no claim
     if seeds < SEEDS:
         flag = "ARGS='--seed 0 1 2'" if command.startswith("make ") else "--seed 0 1 2"
-        verdict, why = "undecided", f"three seeds: {command} {flag}"
-    elif verdict == "undecided":
+        verdict, why = "inconclusive", f"three seeds of each setting: {command} {flag}"
+    elif verdict == "inconclusive":
         why = verdicts.more_data(rule, estimate, seeds, effect["images"])
     elif apart:
-        verdict = "mixed" if any(apart.values()) else "undecided"
+        verdict = "mixed" if any(apart.values()) else "inconclusive"
     leaning = judge(rule, (estimate.value, estimate.value))
-    leans = f"leans to {leaning}" if verdict == "undecided" != leaning else ""
+    leans = f"leans to {leaning}" if verdict == "inconclusive" != leaning else ""
     note = join_notes(leans, why, *apart, effect.get("note"))
     if "pairs" in effect:
         basis += "; pairs: {pairs}, seeds: {seeds}, trainings: {trajectories}".format(**effect)
     value, runs = estimate.value, effect["runs"]
-    return Part(subject, "points", figure, verdict, value, interval, basis, runs, note)
+    return Part(subject, "points", figure, verdict, value, interval, basis, runs, note, why or None)
 
 
 def published_gap(dataset: str, contrast: compare.Contrast) -> float:
@@ -107,7 +110,7 @@ def contrasts(log: Evidence, factor: str, rule: Rule, datasets=STUDY_DATASETS, s
         contrast = replace(contrast, levels=contrast.levels[::-1])
     for dataset in datasets:
         effect = contrast.measure(log, dataset)
-        basis = "{} minus {}".format(*contrast.levels) + (effect["tuned"] or ", all else equal")
+        basis = str(contrast) + (effect["tuned"] or ", all else equal")
         if effect["averaged"]:
             basis += f" (averaged: {100 * effect['averaged']['difference']:+.2f} points)"
         basis += " (published: the best of each, of other length)" if factor == "opt" else ""
@@ -170,11 +173,14 @@ def device_accuracy(log: Evidence) -> list[Part]:
 def times_part(subject: str, rule: Rule, figure: float, missing: str, *pair: Row | None) -> Part:
     """How many times as long one row's steps take as the other's, or what is `missing`."""
     if not all(pair) or not (measured := times.time_ratio(*pair)):
-        return Part(subject, "times", figure, note=missing)
+        return Part(subject, "times", figure, note=missing, needs=missing.split(": ", 1)[1])
     ratio, interval = measured
     verdict, runs = judge(rule, interval), tuple(row["run_id"] for row in pair)
     labels = (rows.get(row, "metrics", "label") or rows.get(row, "env", "device") for row in pair)
-    basis, why = f"step time of {' over '.join(labels)}", TOO_FEW if verdict == "undecided" else ""
+    basis, why = (
+        f"step time of {' over '.join(labels)}",
+        TOO_FEW if verdict == "inconclusive" else "",
+    )
     loads = map(rows.busy_note, pair)
     note = join_notes(why, "noise between processes is not in the interval", *loads)
     return Part(subject, "times", figure, verdict, ratio, interval, basis, runs, note)
@@ -183,7 +189,7 @@ def times_part(subject: str, rule: Rule, figure: float, missing: str, *pair: Row
 def speedups(log: Evidence) -> Parts:
     """Of each network and optimiser, then the deeper network's over the other's."""
     rules = {"resnet18": (24.0, 27.0), "resnet50": (37.0, 38.0)}
-    missing, parts = f"not measured: {times.COMMAND} measures it", {}
+    missing, parts = f"not measured: {times.COMMAND}", {}
     for subject, work in WORKS.items():
         cpu, gpu = (figure["train_ms"] for figure in published("q2", **work))
         sides = map(times.representative, times.sides(times.study_rows(log.rows, **work)))
@@ -197,7 +203,7 @@ def speedups(log: Evidence) -> Parts:
             interval, runs = (ratio / half, ratio * half), (*deep.runs, *shallow.runs)
             verdict, basis = judge((1.0, math.inf), interval), "ratio of the speed-ups above"
             subject = f"ResNet-50 over ResNet-18 with {opt}"
-            note = TOO_FEW if verdict == "undecided" else None
+            note = TOO_FEW if verdict == "inconclusive" else None
             figure = deep.published / shallow.published
             yield Part(subject, "times", figure, verdict, ratio, interval, basis, runs, note)
 
@@ -215,21 +221,21 @@ def adam_cost(log: Evidence) -> Parts:
             sgd, adam = min(turns, key=lambda pair: times.plainness(pair[0]), default=(None, None))
             sgd_ms, adam_ms = (f["train_ms"] for f in published("q2", model=model, device=device))
             why = "steps of both did not take turns" if sgds and adams else "not measured"
-            missing = f"{why}: {'make q2' if device == 'cpu' else times.COMMAND} measures it"
+            missing = f"{why}: {'make q2' if device == 'cpu' else times.COMMAND}"
             subject, figure = f"{name} on a {device.upper()}", adam_ms / sgd_ms
             yield times_part(subject, (1.03, 1.05), figure, missing, adam, sgd)
 
 
 def curves(log: Evidence) -> Parts:
     """What is left to learn, the largest fall and the overfitting; then the need of five epochs."""
-    again = "these runs were not tested on training images: --force trains them again"
+    again = "these runs were not tested on training images: make q1a ARGS=--force"
     for dataset, name in STUDY_DATASETS.items():
         runs = curves_of(log.rows, dataset)
         if dataset == "mnist":
             yield curve_part(f"{name}: left after epoch 2", 0.01, runs, "left")
         yield curve_part(f"{name}: largest fall", 0.01, runs, "fall")
         part = curve_part(f"{name}: overfitting", 0.02, runs, "overfitting")
-        yield replace(part, note=again) if runs and part.effect is None else part
+        yield replace(part, note=again, needs=again) if runs and part.effect is None else part
     (length,) = contrasts(log, "epochs", BEATS, ["fashion"])
     yield replace(length, subject="FashionMNIST: 5 minus 3 epochs")
 
@@ -300,7 +306,7 @@ ENTRIES = {  # what it says: when it holds, and what measures it
         "difference between 0.3 and 0.5 points",
         lambda log: contrasts(log, "epochs", (0.003, 0.005)),
     ),
-    "The best models are better at a rate of 0.001 than at 0.0001": (LEAD, best_of_rates),
+    "The best models are better at a learning rate of 0.001 than at 0.0001": (LEAD, best_of_rates),
     "The RBF kernel is more accurate than the polynomial one, on both data sets": (
         LEAD,
         lambda log: contrasts(log, "kernel", BEATS),
@@ -339,7 +345,7 @@ def claims_tables(claims: Sequence[Claim]) -> list[Table]:
     """The verdicts, and the effects that they rest on."""
     judged, parts = [], []
     for claim in claims:
-        same = grouped(claim.parts, lambda p: "not measured" if p.effect is None else p.verdict)
+        same = grouped(claim.parts, lambda part: part.verdict)
         why = "; ".join(f"{k}: {', '.join(p.subject for p in v)}" for k, v in same.items())
         words = {"claim": claim.number, "verdict": claim.verdict, "reason": why}
         judged.append(vars(claim) | words)

@@ -189,7 +189,12 @@ class Contrast:
     tuned: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.factor} {' - '.join(map(rows.plain, self.levels))}"
+        return " minus ".join(self.sides)
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        article = "the " if self.factor == "kernel" else ""
+        return tuple(article + rows.say(self.factor, level) for level in self.levels)
 
     def pairs(self, evidence: Evidence, dataset: str, tuned: bool = True) -> list[Pair]:
         """Configurations alike in all else, on the same test images; `tuned`: each side the best
@@ -212,7 +217,7 @@ class Contrast:
         for factor in (c.factor for c in CONTRASTS if c.kind == self.kind):
             there = grouped(averaged, lambda pair, k=factor: pair[0].config.get(k))
             if factor != self.factor and len(there) > 1:
-                names = [f"{factor} {rows.plain(level)}" for level in there]
+                names = [rows.say(factor, level) for level in there]
                 effects = zip(map(measure_effect, there.values()), names, strict=True)
                 levels[factor] = [effect | {"level": name} for effect, name in effects]
         average = measure_effect(averaged if tuned else [])
@@ -253,16 +258,17 @@ def contrast_records(evidence: Evidence) -> list[Row]:
         for c in CONTRASTS:
             record = {"note": f"no pair in the log: {c.command}"} | c.measure(evidence, dataset)
             record |= {"dataset": dataset, "contrast": f"{c}{record['tuned']}"}
-            record["sides"] = [f"{c.factor} {rows.plain(level)}" for level in c.levels]
+            record["sides"] = c.sides
             records.append(record | {"apart": dependence(BEATS, record["levels"])})
             if record["averaged"]:
                 names = {"dataset": dataset, "contrast": f"{c}, averaged"}
                 records.append(record["averaged"] | names)
         record = {"note": "no pair in the log: make q1a q1b", "tuned": "", "apart": {}}
         record |= measure_effect(best_pairs(evidence, dataset))
-        record |= {"dataset": dataset, "contrast": "best ResNet - best SVM"}
-        records.append(record | {"sides": ("best ResNet", "best SVM")})
-    return add_holm(records)
+        record |= {"dataset": dataset, "contrast": "best ResNet minus best SVM"}
+        records.append(record | {"sides": ("the best ResNet", "the best SVM")})
+    # A reader's first rows are the main effects.
+    return sorted(add_holm(records), key=lambda record: "apart" not in record)
 
 
 def interaction_records(evidence: Evidence) -> list[Row]:
@@ -276,7 +282,7 @@ def interaction_records(evidence: Evidence) -> list[Row]:
         both = [key for key, level in there if level == first and (key, second) in there]
         if both:
             sides = ([there[key, level] for key in both] for level in other.levels)
-            name = f"({one}) at {other.factor} {' - at '.join(map(rows.plain, other.levels))}"
+            name = "{}: by how much more with {} than with {}".format(one, *other.sides)
             records.append(measure_effect(*sides) | {"dataset": dataset, "contrast": name})
     return add_holm(records)
 
@@ -329,6 +335,7 @@ def optimism_records(train: Sequence[Row]) -> list[Row]:
     records = []
     for group in rows.pick_best(train):
         record = group.config | rows.accuracy_record(group)
+        record["where"] = rows.split_name(group.config)
         images = [number(group.rows[0], "metrics", name) for name in ("n_val", "n_test")]
         if all(images) and record["test_acc"] is not None:
             accuracies = record["val_acc"], record["test_acc"]

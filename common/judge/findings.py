@@ -1,4 +1,4 @@
-"""Key findings and recommendations: what the sentences of findings.j2 are made of."""
+"""What the report concludes: the records that the sentences of findings.j2 are made of."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,12 @@ import jinja2
 
 from common.base.machine import machine_of, timed_on
 from common.judge import claims, compare, rows
-from common.judge.published import published_table, results_table
+from common.judge.published import (
+    best_published,
+    difference_record,
+    published_table,
+    results_table,
+)
 from common.judge.rows import Row, get, grouped, join_notes, number
 from common.judge.tables import Table, make_table
 from common.judge.times import speedup_interval
@@ -19,6 +24,7 @@ Claims = Sequence[claims.Claim]
 Rows = Sequence[Row]
 
 NEAR = 0.005  # of validation accuracy: what a user may give for a cheaper training
+MOST_READ = 2  # sentences on speed in a section
 # Of speeds what is told apart; in what, beside the machine, they must be alike to be compared; and
 # what two must share for both speed-ups to be over the same first one.
 SPEEDS = {
@@ -36,39 +42,37 @@ SPEEDS = {
 LOADER = jinja2.FileSystemLoader(Path(__file__).parent)
 # Plain text: every form of the report escapes what it shows.
 TEMPLATES = jinja2.Environment(loader=LOADER, undefined=jinja2.StrictUndefined, autoescape=False)
+TEMPLATES.globals["spell"] = rows.spell
 
 
 def judged_tables(log: Rows, load: compare.Load) -> list[Table]:
-    """Every table of the sections findings, claims and statistics."""
+    """Every table that concludes something, the sentences of the report first."""
     evidence = compare.collect(log, load)
     train, svm = rows.latest_ok(log, "train"), rows.latest_ok(log, "svm")
     results = claims.judge_claims(evidence)
     contrasts, ties = compare.contrast_records(evidence), compare.tie_records(evidence)
+    speeds = {kind: list(fastest(log, kind)) for kind in SPEEDS}
+    contests = contest_records(ties)
+    answers = answer_records([*train, *svm], contests)
+    lines = {
+        "answer": sentences("answers", answers),
+        "claims": sentences("claims", results),
+        "missing": sentences("missing", needs_of(results)),
+        "q1a": sentences("cheaper", contests, NEAR),
+        "statistics": sentences("preferences", *preferences(contrasts)),
+        "q2": sentences("variants", speeds["hw_train"][:MOST_READ]),
+        "infer": sentences("engines", speeds["hw_infer"][:MOST_READ]),
+    }
+    said = [{"section": key, "finding": line} for key, own in lines.items() for line in own]
     return [
+        make_table("findings", said),
+        make_table("answers", answers),
         results_table(train, svm),
-        *findings_tables(results, contrasts, ties, log),
         *claims.claims_tables(results),
         *compare.comparison_tables(evidence, contrasts, ties, train),
         published_table(train, svm),
-    ]
-
-
-def findings_tables(results: Claims, contrasts: Rows, ties: Rows, log: Rows) -> list[Table]:
-    """The findings and the recommendations; of the log the speeds."""
-    contests = contest_records(ties)
-    speedups = [p for r in results if claims.ENTRIES[r.text][1] is claims.speedups for p in r.parts]
-    faster = [p for p in speedups if p.interval and p.interval[0] > 1]
-    findings = [*sentences("claims", results, VERDICTS), *sentences("chosen", contests)]
-    recommended = [
-        *sentences("recommended", contests, NEAR),
-        *sentences("preferences", preferences(contrasts)),
-        *sentences("devices", [p for p in faster if "over ResNet" not in p.subject]),
-        *sentences("variants", fastest(log, "hw_train")),
-        *sentences("engines", fastest(log, "hw_infer")),
-    ]
-    return [
-        make_table("findings", [{"finding": line} for line in findings]),
-        make_table("recommendations", [{"recommendation": line} for line in recommended]),
+        make_table("fastest_training", speeds["hw_train"]),
+        make_table("fastest_inference", speeds["hw_infer"]),
     ]
 
 
@@ -78,26 +82,60 @@ def sentences(macro: str, *values: Any) -> list[str]:
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
-def verdict_lines(results: Claims) -> list[str]:
-    """The claims in words, a line for each verdict that there is."""
-    lines: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+def count_verdicts(results: Claims) -> str:
+    """How many claims have each verdict, with their numbers."""
+    known = grouped(results, lambda result: result.verdict)
+    counts = [(v, [r.number for r in known[v]]) for v in VERDICTS if v in known]
+    return ", ".join(f"{len(ns)} {v} ({', '.join(map(str, ns))})" for v, ns in counts)
+
+
+def needs_of(results: Claims) -> dict[str, list[str]]:
+    """What would decide open parts of claims: the claims of each need, with the parts' names."""
+    needs: dict[str, list[str]] = {}
     for result in results:
-        lines[result.verdict].append(f"({result.number}) {result.text}")
-    return [f"{verdict}: {'; '.join(texts)}" for verdict, texts in lines.items() if texts]
+        for need, parts in grouped(result.parts, lambda part: part.needs).items():
+            some = ", ".join(part.subject for part in parts)
+            name = f"{result.number} ({some})" if len(parts) < len(result.parts) else result.number
+            needs.setdefault(need, []).append(str(name))
+    return {need: names for need, names in needs.items() if need}
+
+
+def answer_records(runs: Rows, contests: Rows) -> list[Row]:
+    """Of each data set and split what is chosen on validation, network or SVM; and, where it can
+    be told, the cheapest configuration that is not significantly worse."""
+    order, records = rows.datasets_of(runs), []
+    for same in grouped(runs, lambda row: rows.division(row["config"])).values():
+        if group := rows.best_of(rows.configurations(same)):
+            record = rows.choice_record(group) | {"name": compare.setting_of(group)}
+            record |= {"where": rows.split_name(group.config), "cheaper": None}
+            record |= {"cost": rows.duration(record["cost_ms"]), "dataset": group.config["dataset"]}
+            for contest in contests:
+                best = contest["cheapest_tied"]
+                if (
+                    best
+                    and best["ratio"] > 1
+                    and contest["chosen"]["group"].first() == group.first()
+                ):
+                    record |= {"cheaper": best["setting"], "times_cheaper": best["ratio"]}
+            if figure := best_published(group):
+                record |= difference_record(group, figure)
+                record["published_test_acc"] = figure["test_acc"]
+            records.append(record)
+    return sorted(records, key=lambda record: order.index(record["dataset"]))
 
 
 def contest_records(ties: Rows) -> list[Row]:
-    """By split of the images the chosen one, its rivals, and the cheapest tied with or near it."""
+    """By split the chosen network, its rivals, and the cheapest tied with or near it."""
     contests = []
     for same in grouped(ties, lambda record: rows.division(record["group"].config)).values():
         chosen, *rivals = [record | cost_of(record) for record in same]
         tied = [r for r in rivals if r["tied"] is True]
         near = [r for r in rivals if (r["val_acc"] or 0.0) >= chosen["val_acc"] - NEAR]
-        contest = {"name": rows.display(str(chosen["dataset"])), "chosen": chosen, "rivals": rivals}
-        contest |= {"tied": tied, "cheapest_tied": cheapest(chosen, tied)}
+        contest = {"name": rows.split_name(chosen["group"].config)}
+        contest |= {"chosen": chosen, "rivals": rivals, "tied": tied}
         contest |= {"open": [r["tied"] for r in rivals].count(None)}
-        contest |= {"cheapest_near": cheapest(chosen, near)}
-        contests.append(contest | {"images": len(chosen["group"].rows[0]["right"])})
+        contest |= {"cheapest_tied": cheapest(chosen, tied)}
+        contests.append(contest | {"cheapest_near": cheapest(chosen, near)})
     return contests
 
 
@@ -120,10 +158,12 @@ def cheapest(chosen: Row, rivals: Rows) -> Row | None:
     return best and best | {"ratio": chosen["seconds"] / best["seconds"]}
 
 
-def preferences(contrasts: Rows) -> Iterator[Row]:
-    """The contrasts that surely tell two levels apart, or of which something else decides."""
+def preferences(contrasts: Rows) -> tuple[list[Row], list[Row]]:
+    """The contrasts that surely tell two levels apart, or of which something else decides; and the
+    others that were measured."""
+    told, open = [], []
     for record in contrasts:
-        if "apart" not in record or "p" not in record or record["seeds"] < SEEDS:
+        if "apart" not in record or "p" not in record:
             continue
         depends = [text for text, surely in record["apart"].items() if surely]
         better, worse = record["sides"]
@@ -131,9 +171,11 @@ def preferences(contrasts: Rows) -> Iterator[Row]:
         ahead = leads((low, high))
         if ahead < 0 and not depends:
             better, worse, effect = worse, better, [-value, -high, -low]
-        if depends or (ahead and not record["apart"] and record["p_holm"] <= compare.ALPHA):
-            names = {"name": rows.display(str(record["dataset"])), "better": better, "worse": worse}
-            yield record | names | {"depends": depends, "effect": effect}
+        sure = ahead and not record["apart"] and record["p_holm"] <= compare.ALPHA
+        names = {"name": rows.display(str(record["dataset"])), "better": better, "worse": worse}
+        record = record | names | {"depends": depends, "effect": effect}
+        (told if record["seeds"] >= SEEDS and (depends or sure) else open).append(record)
+    return told, open
 
 
 def fastest(log: Rows, kind: str) -> Iterator[Row]:
@@ -152,8 +194,15 @@ def fastest(log: Rows, kind: str) -> Iterator[Row]:
         alike = [row for row in group if values(row, first) == values(best, first)]
         near = [r for r in alike if r["interval"][1] >= best["interval"][0]]
         names = dict.fromkeys(get(row, "metrics", name) for row in (best, *near))
-        more = {"near": list(names)[1:], "noise_note": rows.noise_note(best)}
-        more |= {"interval": best["interval"], "device_name": get(best, "env", "device")}
-        more["name"] = rows.display(str(get(best, "metrics", "dataset")))
-        more["engines"] = len({get(row, "metrics", name) for row in group})
-        yield best["config"] | best["metrics"] | more
+        low, high = best["interval"]
+        more = {"near": ", ".join([*names][1:]) or None, "note": rows.noise_note(best) or None}
+        more |= {
+            "speedup_low": low,
+            "speedup_high": high,
+            "device_name": get(best, "env", "device"),
+        }
+        more["p50_ms"] = get(best, "metrics", "latency_ms", "p50")
+        ratio = get(best, "metrics", "speedup", "ratio") or get(best, "metrics", "speedup_vs_eager")
+        over = get(best, "metrics", "speedup", "baseline_label")
+        more |= {"over": over or ("eager" if kind == "hw_infer" else "the first")}
+        yield best["config"] | best["metrics"] | more | {"speedup": ratio}

@@ -19,7 +19,7 @@ from common.base.cli import UsageError, find_name
 from common.base.config import DATASETS
 from common.base.log import locate
 from common.data.fetch import read_dataset
-from common.judge.rows import Row, display, distinct, pick_best, slug
+from common.judge.rows import Row, distinct, pick_best, slug, split_name
 from common.judge.stats import wilson_interval
 
 BINS = 15  # of confidence, as in Guo et al.
@@ -62,6 +62,7 @@ class Mistakes:
     """What one chosen run gets wrong; worst and nobody are records of test images."""
 
     dataset: str
+    where: str  # with its split
     run_id: str
     predictions: Predictions
     confidence: np.ndarray | None
@@ -84,7 +85,7 @@ class Mistakes:
 
     @property
     def name(self) -> str:
-        return f"{display(self.dataset)}, run {self.run_id}"
+        return f"{self.where}, run {self.run_id}"
 
 
 def find_mistakes(
@@ -110,7 +111,9 @@ def find_mistakes(
         size = group.config.get("image_size")
         pixels = load_images(dataset, size, own, shown, data_dir) if shown else ({}, {}, "")
         wrong = worst, nobody, len(votes)
-        found.append(Mistakes(dataset, run, own, confidence, bins, *wrong, *pixels))
+        found.append(
+            Mistakes(dataset, split_name(group.config), run, own, confidence, bins, *wrong, *pixels)
+        )
     return found
 
 

@@ -1,6 +1,7 @@
 """What the study published, beside what was measured: the nearest runs, and why they differ."""
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,27 @@ def difference_record(group: Group, figure: Row) -> Row:
     return record | {"disagreement": f"differs from the published figure: {reason}"}
 
 
+def short_list(records: Sequence[Row]) -> dict[str, dict[str, Row]]:
+    """Of each data set on the study's split three networks of the results table: the study's own
+    setup, the cheapest and the most accurate on validation."""
+    networks = [r for r in records if r["published"] and r["opt"] and r["val_acc"] is not None]
+    return {
+        name: {
+            "study": min(same, key=lambda r: "setup" not in r["what"]),
+            "fast": min(same, key=lambda r: r["cost_ms"] or math.inf),
+            "best": max(same, key=lambda r: r["val_acc"]),
+        }
+        for name, same in grouped(networks, lambda r: r["dataset"]).items()
+    }
+
+
+def best_published(group: Group) -> Row | None:
+    """The study's best network, or SVM, on the test images that this group was tested on."""
+    figures = published("q1b" if group.kind == "svm" else "best", dataset=group.config["dataset"])
+    own = figures if group.config.get("split", "study") == "study" else []
+    return max(own, key=lambda figure: figure["test_acc"], default=None)
+
+
 def results_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     """The best of each data set: of the study's grid, other recipes of several seeds, and SVMs."""
     networks, svms = (
@@ -105,13 +127,14 @@ def _result_record(groups: Sequence[Group]) -> Row:
     group, tried = rows.best_of(groups), len({group.without("engine") for group in groups})
     record, config = rows.choice_record(group), group.first()["config"]
     dataset, split = str(config.get("dataset")), config.get("split", "study")
-    ends = [record[f"test_acc_{end}"] for end in ("low", "high")]
-    interval = None if None in ends else "{:.2f} to {:.2f}".format(*(100 * end for end in ends))
-    figures = published("q1b" if group.kind == "svm" else "best", dataset=dataset)
-    best = max((figure["test_acc"] for figure in figures), default=None)
+    low, acc, high = (record[f"test_acc{end}"] for end in ("_low", "", "_high"))
+    accuracy = "-" if acc is None else f"{100 * acc:.2f} %"
+    accuracy += "" if low is None else f" ({100 * low:.2f} to {100 * high:.2f})"
+    figure = best_published(group)
+    best = figure and figure["test_acc"]
     preset = preset_of(config) if group.kind == "train" else None
     recipe = f"--preset {preset}" if preset and record["protocol"] else record["protocol"]
-    notes = [record["name"], recipe or "the study's protocol"]
+    notes = [record["name"], recipe or "the study's setup"]
     notes += ["official split"] if preset and split == "official" else []
     notes += [f"best of {tried} on validation"] if tried > 1 else []
     if any(get(row, "metrics", "converged") is False for row in group.rows):
@@ -123,9 +146,20 @@ def _result_record(groups: Sequence[Group]) -> Row:
         device, threads = get(row, "env", "device"), number(row, "env", "threads")
         some = device and threads and device == get(row, "env", "cpu")
         used.append(f"{threads:g} thread{'s' if threads > 1 else ''}" if some else device)
-    record |= {"dataset": rows.display(dataset), "interval": interval, "config": join_notes(*notes)}
-    record["published_test_acc"] = best if split == "study" else None
-    return record | {"training": join_notes(cost, *used, busy)}
+    names = ("kernel",) if group.kind == "svm" else ("model", "opt", "epochs")
+    what = ", ".join(rows.in_words(config, names)) + (f" ({recipe})" if preset and recipe else "")
+    what += "" if record["protocol"] else " (the study's setup)"
+    what += "" if split == "study" else f", {split} split"
+    record["what"] = f"{rows.display(dataset)}: {'SVM, ' if group.kind == 'svm' else ''}{what}"
+    record |= {
+        "dataset": rows.display(dataset),
+        "config": join_notes(*notes),
+        "test_accuracy": accuracy,
+    }
+    record["published_test_acc"] = best
+    record["published"] = best and f"{100 * best:.2f} %"
+    record["cost"] = rows.duration(record["cost_ms"]) + (", busy machine" if busy else "")
+    return record | {"training": join_notes(cost, *used, busy), "opt": config.get("opt")}
 
 
 def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:

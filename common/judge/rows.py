@@ -31,6 +31,9 @@ TRAIN_PROTOCOL, SVM_PROTOCOL = (
     {name: DEFAULTS[kind][name] for name in names.split()} for kind, names in FIXED.items()
 )
 PROTOCOLS = {"train": (TRAIN_PROTOCOL, TRAIN_FACTORS), "svm": (SVM_PROTOCOL, SVM_FACTORS)}
+# Names as people write them; others stand as they are.
+SPELLED = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "muon": "Muon", "vgg5": "VGG-5"}
+SPELLED |= {"rbf": "RBF", "poly": "polynomial"}
 # How images reach a device, no arithmetic: runs that differ in it alone are one training repeated.
 TRANSPORT = ("pin_memory", "data_on")
 NAMED = ("dataset", "model", "opt", "lr", "kernel")  # settings that are said of every run
@@ -147,6 +150,24 @@ def division(config: Row) -> tuple[str, ...]:
     return tuple(str(config.get(name)) for name in ("dataset", "split", "split_seed"))
 
 
+def split_name(config: Row) -> str:
+    """A data set and its split, as a heading."""
+    dataset, split = str(config.get("dataset")), config.get("split", "study")
+    kind = "the study's" if dataset in STUDY_DATASETS else "random"
+    name = f"{kind if split == 'study' else split} split"
+    return f"{display(dataset)}, {name}" + (
+        f" {seed}" if (seed := config.get("split_seed")) else ""
+    )
+
+
+def duration(ms: float | None) -> str:
+    if ms is None:
+        return "unknown time"
+    units = (("h", 3.6e6), ("min", 6e4), ("s", 1e3))
+    unit, length_ms = next((u for u in units if ms >= 1.5 * u[1]), units[-1])
+    return f"{ms / length_ms:.2g} {unit}" if ms < 1e5 else f"{ms / length_ms:.1f} {unit}"
+
+
 def best_of(groups: Iterable[Group]) -> Group | None:
     """By mean validation accuracy, never by test accuracy; ties: the shorter training, the name."""
 
@@ -233,8 +254,28 @@ def plain(value: Any) -> str:
     return "default" if value is None else text.lower() if isinstance(value, bool) else text
 
 
+def spell(name: str, text: str) -> str:
+    """The value of a setting as people write it."""
+    if name == "dataset":
+        return display(text)
+    known = SPELLED.get(text) or re.sub(r"^resnet(\d+)$", r"ResNet-\1", text)
+    return known if name in ("model", "opt", "kernel") else text
+
+
+def say(name: str, value: Any) -> str:
+    """A setting in words."""
+    text = spell(name, plain(value))
+    if name in ("dataset", "model", "opt"):
+        return text
+    if name == "kernel":
+        return f"{text} kernel"
+    if name == "epochs":
+        return f"{text} epoch" if value == 1 else f"{text} epochs"
+    return f"{'learning rate' if name == 'lr' else name.replace('_', ' ')} {text}"
+
+
 def in_words(config: Row, names: Iterable[str]) -> list[str]:
-    return [f"{name.replace('_', ' ')} {plain(config.get(name))}" for name in names]
+    return [say(name, config.get(name)) for name in names]
 
 
 def deviations(config: Row, protocol: Row) -> str:
@@ -246,7 +287,7 @@ def deviations(config: Row, protocol: Row) -> str:
         return ""
     sizes = [k for k in ("image_size", "samples") if isinstance(other.get(k), int)]
     reduced = other.get("limit") or any(other[k] < (protocol[k] or 0) for k in sizes)
-    return f"{'reduced' if reduced else 'other'} protocol: {', '.join(in_words(other, other))}"
+    return f"{'reduced' if reduced else 'other'} setup: {', '.join(in_words(other, other))}"
 
 
 def varying_settings(configs: Sequence[Row], shown: Collection[str]) -> list[str]:
@@ -257,9 +298,8 @@ def varying_settings(configs: Sequence[Row], shown: Collection[str]) -> list[str
 
 def describe(config: Row, names: Iterable[str]) -> str:
     """A run in words: its model, and of its other settings those named."""
-    model, opt, lr, kernel = (plain(config.get(k)) for k in ("model", "opt", "lr", "kernel"))
-    head = [model, opt, f"rate {lr}"] if "model" in config else ["SVM", kernel]
-    return ", ".join([*head, *in_words(config, names)])
+    head = in_words(config, ("model", "opt", "lr") if "model" in config else ("kernel",))
+    return ", ".join([*([] if "model" in config else ["SVM"]), *head, *in_words(config, names)])
 
 
 def describe_all(configs: Sequence[Row]) -> list[str]:

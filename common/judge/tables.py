@@ -2,12 +2,13 @@
 
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from common.judge.rows import Row, get
 
+BRIEF = 12  # rows of a section's table
 WORDS = tomllib.loads(Path(__file__).with_name("tables.toml").read_text("utf-8"))
 
 
@@ -23,6 +24,12 @@ class Table:
     records: tuple[Row, ...]
     notes: tuple[str, ...]
     missing: bool  # nothing of it was measured
+
+    @property
+    def brief(self) -> "Table | None":
+        """The few columns and rows of it that answer its section's question, if it is the one."""
+        short = WORDS[self.name].get("short", "").split()
+        return replace(self, columns=tuple(short), records=self.records[:BRIEF]) if short else None
 
 
 def make_table(

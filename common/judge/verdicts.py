@@ -13,7 +13,7 @@ MARGIN = 0.001  # a smaller difference of accuracies is none that a choice shoul
 SEEDS = 3  # of every setting: a conclusion about accuracy rests on no fewer
 POWER = 0.8
 MOST_SEEDS = 100  # more is no advice
-VERDICTS = ("supported", "contradicted", "mixed", "undecided")
+VERDICTS = ("supported", "contradicted", "mixed", "inconclusive", "not measured")
 
 Rule = Interval  # a claim holds where low < effect < high, and fails elsewhere
 BEATS: Rule = (MARGIN, math.inf)
@@ -24,7 +24,7 @@ def judge(rule: Rule, interval: Interval) -> str:
     (low, high), (above, below) = interval, rule
     if above < low and high < below:
         return "supported"
-    return "contradicted" if high < above or low > below else "undecided"
+    return "contradicted" if high < above or low > below else "inconclusive"
 
 
 def leads(interval: Interval) -> int:
@@ -34,16 +34,17 @@ def leads(interval: Interval) -> int:
 
 
 def dependence(rule: Rule, levels: Mapping[str, Sequence[Row]]) -> dict[str, bool]:
-    """Factors at whose levels the effect lies on unlike sides of the rule's edge (of a range: of
-    zero), in words; and whether surely so: by the intervals too, on enough seeds."""
+    """For each factor at whose levels the effect lies on unlike sides of the rule's edge (of a
+    range: of zero) the two effects in words; and whether surely so: by the intervals too, on
+    enough seeds."""
     edge, apart = rule[0] if math.isinf(rule[1]) else 0.0, {}
-    for factor, effects in levels.items():
+    for effects in levels.values():
         low, high = (pick(effects, key=lambda e: e["difference"]) for pick in (min, max))
         if low["difference"] < edge < high["difference"]:
             enough = min(low["seeds"], high["seeds"]) >= SEEDS
             surely = enough and low["high"] < edge < high["low"]
-            text = f"depends on {factor}: {100 * high['difference']:+.2f} points at {high['level']}"
-            text += f", {100 * low['difference']:+.2f} at {low['level']}"
+            text = f"{100 * high['difference']:+.2f} points with {high['level']}"
+            text += f", {100 * low['difference']:+.2f} with {low['level']}"
             apart[text if surely else f"{text}, which may be noise"] = surely
     return apart
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.judge.rows import shorten
+from common.judge.rows import spell
 from common.judge.tables import Table, significant
 
 ENTRIES = tomllib.loads(Path(__file__).with_name("columns.toml").read_text("utf-8"))
@@ -61,7 +61,7 @@ class Column:
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, str):
-            return {"dataset": shorten(value), "sha256": value[:12]}.get(self.name, value)
+            return value[:12] if self.name == "sha256" else spell(self.name, value)
         return self.format(value)
 
 

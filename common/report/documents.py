@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,18 @@ def markdown_table(table: Table) -> Markup:
 
 
 def readme_results(rows: Sequence[Row], folder: Path) -> str:
-    """The README's table of results and verdicts on the study's claims, in Markdown."""
+    """The README's table of results, and what was found in three sentences, in Markdown."""
     table = published.results_table(latest_ok(rows, "train"), latest_ok(rows, "svm"))
     if table.missing:
         raise UsageError("--readme: the log holds no accuracy yet; run make q1a first")
     evidence = compare.collect(rows, lambda row: mistakes.load_predictions(folder, row))
-    results = claims.judge_claims(evidence)
-    verdicts = [f"- {escape_markdown(line)}" for line in findings.verdict_lines(results)]
-    head = f"Of the study's {len(results)} claims, tested on these rows:"
-    notes = map(escape_markdown, table.notes)
-    return "\n\n".join([markdown_table(table), *notes, head, "\n".join(verdicts)])
+    verdicts = findings.count_verdicts(claims.judge_claims(evidence))
+    best = published.short_list(table.records)
+    lines = findings.sentences("readme", best, len(claims.ENTRIES), verdicts)
+    chosen = [r for records in best.values() for r in records.values()]
+    known = list({id(record): record for record in chosen}.values())
+    table = replace(table.brief, records=tuple(known))
+    return "\n\n".join([markdown_table(table), *map(escape_markdown, lines)])
 
 
 def render(extension: str, **content: Any) -> str:

@@ -24,35 +24,6 @@ SCRIPTS = ("vendor/tablesort.min.js", "page.js")
 MOST_CURVES = 400  # of a data set: each has a box to tick
 
 
-def duration(ms: float | None) -> str:
-    if ms is None:
-        return "unknown"
-    units = (("h", 3.6e6), ("min", 6e4), ("s", 1e3))
-    unit, length_ms = next((u for u in units if ms >= 1.5 * u[1]), units[-1])
-    return f"{ms / length_ms:.2g} {unit}" if ms < 1e5 else f"{ms / length_ms:.0f} {unit}"
-
-
-def build_answers(runs: Sequence[Row]) -> list[Row]:
-    """Of each data set and split the chosen model, the best of other kinds, and all by cost."""
-    answers = []
-    for same in log.grouped(runs, lambda row: log.division(row["config"])).values():
-        kinds = log.grouped(same, lambda row: (row["kind"], row["config"].get("model")))
-        groups = [best for rows in kinds.values() for best in log.pick_best(rows)]
-        if best := log.best_of(groups):
-            dataset = str(best.config.get("dataset"))
-            others = [log.choice_record(group) for group in groups if group is not best]
-            points = figures.cost_points(same, [best]).get(dataset, [])
-            name, draw = display(dataset), partial(figures.accuracy_cost, {dataset: points})
-            caption = f"{name}: test accuracy against training time; dashed: Pareto front"
-            answer = {"dataset": dataset, "choice": log.choice_record(best), "points": points}
-            answer["others"] = sorted(others, key=lambda record: -record["val_acc"])
-            answer["front"] = figures.pareto_front(points)
-            answer["figure"] = ReportFigure("answer", f"answer_{len(answers)}", caption, draw)
-            answers.append(answer)
-    order = log.datasets_of(runs)
-    return sorted(answers, key=lambda answer: order.index(answer["dataset"]))
-
-
 def build_panels(curves: Curves) -> list[Row]:
     panels = []
     for dataset, known in curves.items():
@@ -100,14 +71,13 @@ def interval_marks(table: Table) -> list[list[float] | None]:
     return [place if there else None for place, there in zip(places, known, strict=True)]
 
 
-def render_page(runs: Sequence[Row], curves: Curves, table: Table, facts: Row) -> str:
-    """The text of report.html; `table` is that of every run."""
+def render_page(curves: Curves, tables: Sequence[Table], facts: Row) -> str:
+    """The text of report.html; `facts` are those of the other forms of the report."""
     script = Markup("\n".join((TEMPLATES / name).read_text("utf-8").strip() for name in SCRIPTS))
-    best = [r for s in facts["sections"] for t in s["tables"] if t.key == "best" for r in t.records]
-    facts = facts | {"runs": table, "answers": build_answers(runs), "curves": build_panels(curves)}
-    facts |= {"interval_marks": interval_marks, "display": display, "duration": duration}
-    facts |= {"svg": inline_svg, "shown_curves": len(figures.COLORS), "script": script}
+    [answers] = (table.records for table in tables if table.key == "answers")
+    facts = facts | {"answers": answers, "curves": build_panels(curves)}
+    facts |= {"interval_marks": interval_marks, "display": display, "script": script}
+    facts |= {"svg": inline_svg, "shown_curves": len(figures.COLORS)}
     facts["script_digest"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     facts["style"] = Markup((TEMPLATES / "page.css").read_text("utf-8"))
-    facts["published"] = {r["run_id"]: r for r in best if r["difference"] is not None}
     return render("html", **facts)

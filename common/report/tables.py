@@ -181,7 +181,7 @@ def best_tables(train: Sequence[Row], epochs: Sequence[Row]) -> list[Table]:
         run, dataset = group.first(), str(group.config.get("dataset"))
         curve = [epoch["metrics"] for epoch in log.trajectory(run, epochs)]
         key = f"epochs_{slug(dataset)}_{slug(run['run_id'])}"
-        title = f"{log.display(dataset)}: {WORDS['epochs']['title']} {run['run_id']}"
+        title = f"{log.split_name(group.config)}: {WORDS['epochs']['title']} {run['run_id']}"
         tables.append(make_table("epochs", curve, key=key, title=title))
     return tables
 
@@ -208,7 +208,7 @@ def mistake_tables(mistakes: Sequence[Mistakes]) -> list[Table]:
     """What the chosen networks get wrong: of all of them, then each in detail."""
     summary, details = [], []
     for m in mistakes:
-        record = {"dataset": m.dataset, "run_id": m.run_id, "images": len(m.right)}
+        record = {"where": m.where, "run_id": m.run_id, "images": len(m.right)}
         record |= {"mistakes": int((~m.right).sum()), "accuracy": m.right.mean()}
         no_logits, voters, others = "" if m.bins else NO_LOGITS, ONE_VOTER, ""
         if m.bins:
