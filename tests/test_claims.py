@@ -3,7 +3,7 @@
 import functools
 import itertools
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,10 +11,10 @@ from invented import IMAGES, Invented, only, wrong_on
 from scipy import stats
 
 from common.judge import findings
-from common.judge.claims import ENTRIES, claims_tables, judge_claims, points_part
+from common.judge.claims import ENTRIES, Claim, Part, claims_tables, judge_claims, points_part
 from common.judge.compare import contrast_records, tie_records
-from common.judge.stats import Estimate, Spread
-from common.judge.verdicts import BEATS, VERDICTS, judge, more_data
+from common.judge.stats import Estimate, Spread, wilson_interval
+from common.judge.verdicts import BEATS, judge, more_data
 
 RISING = {"mnist": [0.97, 0.985, 0.988, 0.989, 0.990], "fashion": [0.85, 0.88, 0.90, 0.91, 0.915]}
 
@@ -44,7 +44,7 @@ TRUTHS = {
     "reversed": Truth(-0.6, -0.5, -0.4, -0.5, -1, (-2, -2), (0.5, 0.4), 0.9, 6, 0.05),
     "little": Truth(gpu_accuracy=3.0, fall=0.01, images=150, n_val=100, spread=0.5),
 }
-EXPECTED = ["supported", "contradicted", "contradicted", "undecided"]
+EXPECTED = ["supported", "contradicted", "contradicted", "inconclusive"]
 
 
 def invent_trainings(truth=TRUTHS["present"], seeds=(0, 1, 2)):
@@ -111,8 +111,8 @@ def test_the_verdict_is_the_truth(scenario, verdict):
     ("scenario", "number", "subject", "effect", "published", "verdict"),
     [
         ("present", 7, "MNIST", 2.98, 2.98, "supported"),
-        ("present", 8, "ResNet-50 over ResNet-18 with sgd", 1.5, 37.67 / 26.94, "supported"),
-        ("reversed", 8, "ResNet-50 over ResNet-18 with sgd", 0.8, 37.67 / 26.94, "contradicted"),
+        ("present", 8, "ResNet-50 over ResNet-18 with SGD", 1.5, 37.67 / 26.94, "supported"),
+        ("reversed", 8, "ResNet-50 over ResNet-18 with SGD", 0.8, 37.67 / 26.94, "contradicted"),
         ("present", 10, "ResNet-18 on a CPU", 1.04, 3_090_957 / 3_269_881, "supported"),
         ("reversed", 10, "ResNet-18 on a GPU", 0.9, 1.0504, "contradicted"),
     ],
@@ -130,10 +130,11 @@ def test_every_part_has_its_row(scenario, number, subject, effect, published, ve
 
 def test_on_an_empty_log_nothing_is_said_but_how_to_measure():
     for result in judge_claims(Invented().evidence()):
-        assert result.verdict == "undecided"
+        assert result.verdict == "not measured"
         for part in result.parts:
             assert part.effect is part.interval is None
-            assert re.match(r"not measured: (make|python) ", part.note)
+            assert re.match(r"(make|python) ", part.needs)
+            assert part.note == f"not measured: {part.needs}"
 
 
 @pytest.mark.parametrize(
@@ -141,10 +142,10 @@ def test_on_an_empty_log_nothing_is_said_but_how_to_measure():
     [
         (BEATS, "supported", [(0.0011, 0.01)]),
         (BEATS, "contradicted", [(0.0001, 0.0009), (-0.0005, 0.0009), (-0.02, -0.01)]),
-        (BEATS, "undecided", [(-0.001, 0.002), (0.0001, 0.002), (-0.01, 0.01)]),
+        (BEATS, "inconclusive", [(-0.001, 0.002), (0.0001, 0.002), (-0.01, 0.01)]),
         ((1, 2), "supported", [(1.1, 1.9)]),
         ((1, 2), "contradicted", [(2.1, 3), (0, 0.9)]),
-        ((1, 2), "undecided", [(0.5, 2.5)]),
+        ((1, 2), "inconclusive", [(0.5, 2.5)]),
     ],
 )
 def test_an_interval_decides_only_on_one_side(rule, verdict, intervals):
@@ -156,12 +157,12 @@ def test_fewer_than_three_seeds_decide_nothing_of_accuracy_and_lean(seeds):
     results = judge_claims(invent_trainings(seeds=range(seeds)).evidence())
     measured = [part for result in results for part in result.parts if part.effect is not None]
     for part in measured:
-        assert part.verdict == "undecided"
-        assert part.note.startswith("leans to supported; three seeds: make q1")
-        assert "ARGS='--seed 0 1 2'" in part.note
+        assert part.verdict == "inconclusive"
+        assert part.note.startswith("leans to supported; three seeds of each setting: make q1")
+        assert part.needs.endswith("ARGS='--seed 0 1 2'")
     assert ("one seed: the interval holds" in measured[0].note) == (seeds == 1)
     edge = part_of(Invented().grid("opt", {"sgd": 100, "adam": 114}, seeds=seeds), 2)
-    assert edge.note.startswith("three seeds: make q1a")  # and leans to nothing
+    assert edge.note.startswith("three seeds of each setting: make q1a")  # and leans to nothing
 
 
 def test_one_setting_of_one_seed_keeps_a_claim_open():
@@ -171,7 +172,7 @@ def test_one_setting_of_one_seed_keeps_a_claim_open():
     more = [first | {"seed": seed} for seed in (1, 2)]
     log.rows = [row for row in log.rows if row["config"] not in more]
     verdicts = {name: part.verdict for name, part in parts_of(log, 1).items()}
-    assert verdicts == {"MNIST": "supported", "FashionMNIST": "undecided"}
+    assert verdicts == {"MNIST": "supported", "FashionMNIST": "inconclusive"}
 
 
 def part_of(log, number):
@@ -190,8 +191,8 @@ def test_seeds_that_disagree_leave_open_what_test_images_would_decide():
     log = Invented().grid("opt", {"sgd": [100] * 3, "adam": [120, 500, 160]})
     part, effect = part_of(log, 2), contrast_records(log.evidence())[1]
     assert effect["image_low"] > 0.001 > 0 > effect["low"] == part.interval[0]
-    assert part.verdict == "undecided"
-    assert "of each setting would decide, in place of 3" in part.note
+    assert part.verdict == "inconclusive"
+    assert part.needs.endswith("of each setting would decide, in place of 3")
     assert "one seed" not in part.note
 
 
@@ -246,7 +247,10 @@ def test_where_no_number_of_seeds_would_decide_images_are_asked_for():
 )
 def test_a_claim_of_another_sign_at_another_learning_rate_is_mixed(low, best, high, verdict):
     """Adam leads by 700 answers at a low rate; compared are both at their best, the other one."""
-    depends = f"depends on lr: +5.00 points at lr {low}, -2.14 at lr {best}"
+    depends = (
+        f"more accurate at a learning rate of {low} (+5.00 points) and less accurate at a "
+        f"learning rate of {best} (-2.14)"
+    )
     wrong = {("sgd", low): 2900, ("adam", low): 2200, ("sgd", best): 1200 + high}
     part = part_of(three_seeds("opt lr", wrong | {("adam", best): 1200}, dataset="fashion"), 3)
     assert (part.verdict, part.note) == (verdict, depends if verdict == "mixed" else None)
@@ -254,31 +258,32 @@ def test_a_claim_of_another_sign_at_another_learning_rate_is_mixed(low, best, hi
     assert f"averaged: {100 * (700 + high) / 2 / IMAGES:+.2f} points" in part.basis
 
 
-SURELY = "depends on opt: +2.00 points at opt sgd, -1.00 at opt adam"
+SURELY = "more accurate with SGD (+2.00 points) and less accurate with Adam (-1.00)"
 NOISE = ", which may be noise"
-PERHAPS = f"depends on opt: +2.00 points at opt sgd, -0.10 at opt adam{NOISE}"
+PERHAPS = f"more accurate with SGD (+2.00 points) and about as accurate with Adam (-0.10){NOISE}"
 
 
 @pytest.mark.parametrize(
     ("value", "adam", "seeds", "verdict", "note"),
     [
-        (0.01, (-0.001, -0.01, 0.008), 3, "undecided", f"leans to supported; {PERHAPS}"),
+        (0.01, (-0.001, -0.01, 0.008), 3, "inconclusive", f"leans to supported; {PERHAPS}"),
         (-0.01, (-0.001, -0.01, 0.008), 3, "contradicted", None),
         (-0.01, (-0.01, -0.02, -0.001), 3, "mixed", SURELY),
         (0.01, (-0.01, -0.02, -0.001), 3, "mixed", SURELY),
-        (0.01, (-0.01, -0.02, -0.001), 2, "undecided", f"leans to supported; {SURELY}{NOISE}"),
+        (0.01, (-0.01, -0.02, -0.001), 2, "inconclusive", f"leans to supported; {SURELY}{NOISE}"),
         (0.01, (0.01, 0.005, 0.015), 3, "supported", None),
     ],
 )
 def test_a_sign_that_may_be_noise_is_never_plainly_supported(value, adam, seeds, verdict, note):
     """An effect beside those of both optimisers, of which that of SGD surely is 2 points."""
-    levels = [{"level": "opt sgd", "seeds": 3, "difference": 0.02, "low": 0.01, "high": 0.03}]
+    levels = [{"level": "with SGD", "seeds": 3, "difference": 0.02, "low": 0.01, "high": 0.03}]
     ends = dict(zip(("difference", "low", "high"), adam, strict=True))
-    levels.append({"level": "opt adam", "seeds": seeds} | ends)
+    levels.append({"level": "with Adam", "seeds": seeds} | ends)
     estimate = Estimate(value, (value - 0.002, value + 0.002))
     effect = {"estimate": estimate, "seeds": 3, "runs": (), "levels": {"opt": levels}}
     part = points_part("x", BEATS, None, "make q1a", "", effect)
     assert (part.verdict, part.note) == (verdict, note)
+    assert part.needs == ("more seeds of each setting" if verdict == "inconclusive" else None)
 
 
 def test_a_side_has_no_more_learning_rates_to_choose_from_than_the_other():
@@ -286,15 +291,16 @@ def test_a_side_has_no_more_learning_rates_to_choose_from_than_the_other():
     wrong = {("sgd", 0.001): 600, ("sgd", 0.01): 500, ("sgd", 0.03): 480, ("adam", 0.001): 600}
     assert part_of(three_seeds("opt lr", wrong), 2).effect == 0
     part = part_of(three_seeds("opt lr", {("sgd", 0.01): 500, ("adam", 0.001): 600}), 2)
-    assert part.basis.startswith("sgd minus adam, each at its best learning rate (published")
+    assert part.basis.startswith("SGD minus Adam, each at its best learning rate (published")
 
 
 def test_a_reduced_protocol_is_named_in_the_verdict():
     # Of a single setting, which needs no validation accuracy to be compared.
     log = Invented().grid("opt", {"sgd": 100, "adam": 300}, {"val_acc": None}, seeds=3, limit=100)
-    lines = findings.sentences("claims", judge_claims(log.evidence()), VERDICTS)
-    (line,) = (line for line in lines if "(claim 2): supported" in line)
-    assert "reduced protocol: limit 100" in line
+    assert findings.sentences("claims", judge_claims(log.evidence()))[1] == (
+        "supported: (2) On MNIST, SGD is more accurate than Adam. MNIST: +1.43 points (+1.24 to "
+        "+1.64), published +0.20; reduced setup: limit 100."
+    )
 
 
 def both_devices(seeds=1, **settings):
@@ -309,7 +315,7 @@ def test_devices_that_were_compared_in_one_part_only_leave_their_claim_open():
     claim = judge_claims(both_devices(3, test_acc=0.85).evidence())[8]
     assert [part.verdict for part in claim.parts].count("supported") == 1
     assert len(claim.parts) == 4
-    assert claim.verdict == "undecided"
+    assert claim.verdict == "inconclusive"
 
 
 def test_one_seed_on_three_machines_is_one_seed():
@@ -317,27 +323,29 @@ def test_one_seed_on_three_machines_is_one_seed():
     for device, machine in itertools.product(("cpu", "cuda"), "abc"):
         log.speed(100.0, device=device, test_acc=0.85)
         log.rows[-1]["env"] = log.rows[-1]["env"] | {"cpu_model": machine}
-    part = parts_of(log, 9)["ResNet-18 with sgd"]
-    assert part.verdict == "undecided"
-    assert "three seeds: python hw_bench.py" in part.note
+    part = parts_of(log, 9)["ResNet-18 with SGD"]
+    assert part.verdict == "inconclusive"
+    assert part.needs.startswith("three seeds of each setting: python hw_bench.py")
 
 
-@pytest.mark.parametrize(("cpu", "verdict"), [("one machine", "supported"), ("other", "undecided")])
+@pytest.mark.parametrize(
+    ("cpu", "verdict"), [("one machine", "supported"), ("other", "not measured")]
+)
 def test_times_of_two_machines_are_not_compared(cpu, verdict):
     log = both_devices()
     for row, machine in zip(log.rows, ("one machine", cpu), strict=True):
         row["env"] = row["env"] | {"cpu": machine}
-    assert parts_of(log, 8)["ResNet-18 with sgd"].verdict == verdict
+    assert parts_of(log, 8)["ResNet-18 with SGD"].verdict == verdict
 
 
 def test_a_ratio_that_was_measured_with_its_interval_is_taken_as_it_is():
     log = both_devices()
     cpu, gpu = log.rows
     gpu["metrics"]["speedup"] = {"ratio": 25.5, "interval": [24.5, 26.5], "baseline": cpu["run_id"]}
-    part = parts_of(log, 8)["ResNet-18 with sgd"]
+    part = parts_of(log, 8)["ResNet-18 with SGD"]
     assert (part.effect, part.interval, part.verdict) == (25.5, (24.5, 26.5), "supported")
     gpu["metrics"]["speedup"]["baseline"] = "another"
-    assert parts_of(log, 8)["ResNet-18 with sgd"].effect == pytest.approx(25)
+    assert parts_of(log, 8)["ResNet-18 with SGD"].effect == pytest.approx(25)
 
 
 def test_other_work_than_the_study_s_says_nothing_of_its_speed():
@@ -371,12 +379,12 @@ def test_the_cost_of_adam_is_that_of_rounds_which_both_met():
         adam["env"], adam["metrics"]["rounds"] = env | change, rounds | change
         parts.append(parts_of(log, 10)["ResNet-18 on a CPU"])
     assert {part.effect for part in parts} == {None}
-    note = "steps of both did not take turns: make q2 measures it"
-    assert {part.note for part in parts} == {note}
+    note = "steps of both did not take turns: make q2"
+    assert {(part.note, part.needs) for part in parts} == {(note, "make q2")}
 
 
 @pytest.mark.parametrize(
-    ("gap", "verdict"), [(0.005, "supported"), (0.04, "contradicted"), (0.02, "undecided")]
+    ("gap", "verdict"), [(0.005, "supported"), (0.04, "contradicted"), (0.02, "inconclusive")]
 )
 def test_overfitting_is_training_minus_validation_accuracy(gap, verdict):
     """Of the final weights: an epoch's running figure is lower, and says nothing here."""
@@ -391,72 +399,116 @@ def test_overfitting_is_training_minus_validation_accuracy(gap, verdict):
         row["metrics"].pop("train_acc")  # an older row, whose training images were not tested
     parts = parts_of(log, 11)
     assert parts["FashionMNIST: overfitting"].effect is None
-    assert "--force trains them again" in parts["FashionMNIST: overfitting"].note
+    assert parts["FashionMNIST: overfitting"].needs.endswith(": make q1a ARGS=--force")
     assert parts["FashionMNIST: largest fall"].effect is not None
 
 
-def findings_of(results, evidence):
-    contrasts, ties = contrast_records(evidence), tie_records(evidence)
-    tables = findings.findings_tables(results, contrasts, ties, [])
-    return [[next(iter(r.values())) for r in table.records] for table in tables]
+def lines_of(log, section):
+    """The report's sentences of a section."""
+    table, *_ = findings.judged_tables(log.rows, log.load)
+    return [r["finding"] for r in table.records if r["section"] == section]
 
 
 def preferred(log):
     records = contrast_records(log.evidence())
-    return findings.sentences("preferences", list(findings.preferences(records)))
+    return findings.sentences("preferences", *findings.preferences(records))
 
 
 def recommended(log):
     contests = findings.contest_records(tie_records(log.evidence()))
-    return findings.sentences("recommended", contests, findings.NEAR)
+    return findings.sentences("cheaper", contests, findings.NEAR)
 
 
 def test_findings_say_what_was_decided_and_nothing_else():
-    lines, recommendations = findings_of(*results_of("present"))
-    assert lines[0].startswith("Of the study's 11 claims: 11 supported (1, 2, 3")
-    assert sum("(claim " in line for line in lines) == 11
-    text = "\n".join(["", *recommendations])
-    assert "\nMNIST: opt sgd rather than opt adam" in text
-    assert "\nFashionMNIST: opt adam rather than opt sgd" in text
-    assert "\nTrain on the accelerator" in text
     results, evidence = results_of("present")
-    renumbered = [replace(result, number=result.number + 1) for result in results]
-    assert findings_of(renumbered, evidence)[1] == recommendations  # a claim is known by its entry
-    lines, recommendations = findings_of(*results_of("little"))
-    assert lines[0].endswith("11 undecided (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11).")
-    assert not any("(claim " in line for line in lines)
-    assert all("best SVM" in line for line in recommendations if "rather than" in line)
+    numbers = ", ".join(map(str, range(1, 12)))
+    assert findings.count_verdicts(results) == f"11 supported ({numbers})"
+    assert findings.needs_of(results) == {}
+    lines = findings.sentences("claims", results)
+    assert len(lines) == 11
+    assert lines[7].count("25.00 times (24.") == 2
+    assert lines[7].count("noise between processes is not in the interval") == 1  # not of each
+    text = "\n".join(
+        findings.sentences("preferences", *findings.preferences(contrast_records(evidence)))
+    )
+    assert "On MNIST SGD was more accurate than Adam" in text
+    assert "On FashionMNIST Adam was more accurate than SGD" in text
+    results, evidence = results_of("little")
+    assert findings.count_verdicts(results) == f"11 inconclusive ({numbers})"
+    assert all(part.needs for result in results for part in result.parts)
+    told, still_open = findings.preferences(contrast_records(evidence))
+    assert {record["better"] for record in told} <= {"the best ResNet"}
+    assert "SGD or Adam" in {record["choice"] for record in still_open}
 
 
-def test_an_effect_beyond_any_doubt_is_recommended():
+def test_a_claim_that_is_decided_by_some_parts_is_told_by_those_and_what_is_missing_by_name():
+    parts = [Part("fine", "points", 0.01, "supported", 0.01, (0.005, 0.015))]
+    parts += [Part("a: bad", "points", None, "contradicted", -2e-5, (-0.01, 0.0005), note="why")]
+    parts += [Part("none", "times", 2.0, needs="make q2")]
+    claims = [Claim(3, "It is so", "", tuple(parts)), Claim(4, "And so", "", (parts[2],))]
+    assert findings.sentences("claims", claims) == [
+        "contradicted: (3) It is so. a, bad: +0.00 points (-1.00 to +0.05); why.",
+        "not measured: (4) And so.",
+    ]
+    assert findings.count_verdicts(claims) == "1 contradicted (3), 1 not measured (4)"
+    needs = findings.needs_of(claims)
+    assert needs == {"make q2": ["3 (none)", "4"]}
+    assert findings.sentences("missing", needs) == ["claims 3 (none), 4: make q2"]
+
+
+def test_an_effect_beyond_any_doubt_is_told_and_of_too_few_seeds_none():
     wrong = {("sgd", 5): 100, ("adam", 5): 130, ("sgd", 3): 100, ("adam", 3): 4000}
     log = three_seeds("opt epochs", wrong)
     records = contrast_records(log.evidence())
-    assert only(records, dataset="mnist", contrast="opt sgd - adam")["p_holm"] < 1e-9
-    assert preferred(log)[0].startswith("MNIST: opt sgd rather than opt adam (+14.04 points (")
-    assert preferred(Invented().grid("opt epochs", wrong)) == []  # one seed decides nothing
+    assert only(records, dataset="mnist", contrast="SGD minus Adam")["p_holm"] < 1e-9
+    assert preferred(log)[0].startswith("On MNIST SGD was more accurate than Adam: by 14.04 points")
+    few = "On MNIST there are too few seeds to say which is better: SGD or Adam; 5 epochs or 3"
+    assert preferred(Invented().grid("opt epochs", wrong))[-1].startswith(few)
 
 
 def test_what_is_better_here_and_worse_there_is_not_recommended_but_told():
     wrong = {("sgd", "resnet18"): 100, ("adam", "resnet18"): 200}
     wrong |= {("sgd", "resnet50"): 240, ("adam", "resnet50"): 200}
-    assert preferred(three_seeds("opt model", wrong))[1] == (
-        "MNIST: opt sgd or opt adam: which is better depends on model: +0.71 points at model "
-        "resnet18, -0.29 at model resnet50."
-    )
+    told = "On MNIST SGD was more accurate than Adam with ResNet-18 (+0.71 points) and {} accurate "
+    told += "with ResNet-50 ({}){}."
+    surely = told.format("less", "-0.29", "")
+    assert preferred(three_seeds("opt model", wrong))[1] == surely
+    perhaps = surely.replace(").", "), which may be noise.")
+    lines = preferred(Invented().grid("opt model", wrong))
+    assert perhaps in lines
+    assert lines[-1].startswith("On MNIST there are too few seeds")
     wrong["sgd", "resnet50"] = 203  # a lead that counts as none
-    assert "opt sgd rather" not in "".join(preferred(three_seeds("opt model", wrong)))
+    lines = preferred(three_seeds("opt model", wrong))
+    assert told.format("about as", "-0.02", "") in lines
+    wrong["sgd", "resnet18"] = 203
+    lines = preferred(three_seeds("opt model", wrong))
+    assert (
+        "On MNIST no difference above 0.1 points is significant: ResNet-18 or ResNet-50; SGD or"
+        in (lines[0])
+    )
 
 
 def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
     log = Invented()
     log.train(100, {"train_ms": 9000.0, "val_acc": 0.99})
+    log.rows[-1]["env"]["load_average"] = [9.0, 0, 0]
     log.train(wrong_on((1, 100)), {"train_ms": 5000.0, "val_acc": 0.98}, lr=0.01)
     log.train(900, {"train_ms": 1000.0, "val_acc": 0.90}, lr=0.1)
-    _, (line,) = findings_of([], log.evidence())
-    assert line.startswith("MNIST: model resnet18, opt sgd, lr 0.001, epochs 5, chosen on validat")
-    assert "Cheapest of the 1 tied with it: model resnet18, opt sgd, lr 0.01, epochs 5" in line
-    assert "5.0 s of training in place of 9.0 s" in line
+    low, high = (f"{100 * end:.2f}" for end in wilson_interval(13_900, 14_000))
+    name = "ResNet-18, SGD, learning rate {}, 5 epochs"
+    assert lines_of(log, "answer") == [
+        f"MNIST, the study's split: {name.format(0.001)}: 99.29 % on test images ({low} to {high}; "
+        "one seed). Training: 9 s, busy machine. Cheapest without a significant difference (Holm): "
+        f"{name.format(0.01)}, 1.8 times cheaper, lower by 0.00 points (-0.03 to 0.03)."
+    ]
+    assert recommended(log)[0].startswith(
+        "MNIST, the study's split: no significant difference from the chosen network in 1 of 2 "
+        "other configurations; too few seeds to say in 1."
+    )
+    log.svm(50, {"val_acc": 0.999, "fit_ms": 100.0}, kernel="rbf")  # a network is no rival of it
+    (line,) = lines_of(log, "answer")
+    assert line.startswith("MNIST, the study's split: SVM, RBF kernel: 99.64 % on test images")
+    assert "cheaper" not in line
 
 
 def test_what_is_nearly_as_accurate_at_half_the_cost_is_named():
@@ -465,12 +517,16 @@ def test_what_is_nearly_as_accurate_at_half_the_cost_is_named():
     log.train(400, {"train_ms": 40.0, "val_acc": 0.986}, model="vgg5")
     log.train(400, {"train_ms": 20.0, "val_acc": 0.984}, model="resnet34")
     log.train(400, {"train_ms": 4600.0, "val_acc": 0.989}, model="resnet50")
-    _, line = recommended(log)
-    assert line.startswith("MNIST, where 0.5 points of validation accuracy may be lost: model vgg5")
-    assert "225 times cheaper: 0.0 s of training in place of 9.0 s" in line
-    assert "on test the chosen one minus it: +2.14 points" in line
+    (line,) = recommended(log)
+    assert (
+        "Where 0.5 points of validation accuracy may be lost, VGG-5, SGD, learning rate 0.001, 5 "
+        "epochs is 225 times cheaper: 0.0 s in place of 9.0 s. Its test accuracy is lower by 2.14 "
+        "points (1.9"
+    ) in line
+    log.held[log.rows[1]["run_id"]]["pred"][50:] = 1
+    assert "Its test accuracy is higher by 0.36 points (0.2" in recommended(log)[0]
     log.rows = [row for row in log.rows if row["config"]["model"] != "vgg5"]
-    assert len(recommended(log)) == 1
+    assert "cheaper" not in recommended(log)[0]
 
 
 def test_the_cost_of_unlike_threads_is_that_of_their_cores_and_a_busy_machine_is_named():
@@ -480,11 +536,11 @@ def test_the_cost_of_unlike_threads_is_that_of_their_cores_and_a_busy_machine_is
         log.train(100 * threads, {"train_ms": ms, "val_acc": 0.99 - threads / 1000}, model=model)
         log.rows[-1]["env"] = env | {"threads": threads, "load_average": [load, 0, 0]}
     assert (
-        "100 times cheaper: 0.1 core-seconds (2 threads) of training in place of 9.0 core-seconds "
-        "(1 thread); busy machine: load 3.5 on 2 CPUs;"
-    ) in recommended(log)[1]
+        "100 times cheaper: 0.1 core-seconds (2 threads) in place of 9.0 core-seconds (1 thread); "
+        "busy machine: load 3.5 on 2 CPUs."
+    ) in recommended(log)[0]
     log.rows[-1]["env"]["cpu_model"] = "another"
-    assert len(recommended(log)) == 1
+    assert "cheaper" not in recommended(log)[0]
 
 
 def test_the_fastest_variant_is_named_where_it_surely_leads():
@@ -501,9 +557,10 @@ def test_the_fastest_variant_is_named_where_it_surely_leads():
         speedup |= {"baseline_label": "the first"}
         log.speed(100.0, device="cpu", threads=threads, speedup=speedup)
         log.rows[-1]["metrics"] |= {"images_per_s": rate, "label": f"{threads} threads"}
-    assert findings.sentences("variants", list(findings.fastest(log.rows, "hw_train"))) == [
-        "Train resnet18 with sgd at 224x224, batches of 16, on a CPU: 8 threads, 310 images/s, "
-        "1.50 times (1.40 to 1.60) as fast as the first; not told apart from 7 threads."
+    assert lines_of(log, "q2") == [
+        'ResNet-18 with SGD trains fastest on a CPU as "8 threads": 1.50 times (1.40 to 1.60) as '
+        'fast as "the first", at 310 images/s of 224x224 pixels in batches of 16. No significant '
+        "difference from it: 7 threads."
     ]
 
 
@@ -518,9 +575,8 @@ def test_the_fastest_variant_is_named_where_it_surely_leads():
                 ("openvino", 1, 2, 500, 5.0, [0.8, 9.0]),
                 ("openvino-int8", 1, 2, 900, 9.0, [8.0, 10.0]),
             ],
-            "Answer one image by vgg5 (MNIST, run abc) on a CPU with onnxruntime, the fastest of 3 "
-            "measured: 2.50 ms, 4.00 times (3.00 to 5.00) as fast as eager, at 99.00 % on test; "
-            "not told apart from openvino; noisy: IQR 24% of the median.",
+            "one image fastest on a CPU with onnxruntime: 2.50 ms, with 99.00 % of the test images "
+            "right. That is 4.00 times (3.00",
         ),
         (
             "offline",  # of other batches or threads: over another eager, they say nothing
@@ -531,9 +587,8 @@ def test_the_fastest_variant_is_named_where_it_surely_leads():
                 ("torchscript", 64, 2, 380, 9.0, [8, 10]),
                 ("aotinductor", 256, 1, 200, 9.0, [8, 10]),
             ],
-            "Answer batches of 256 by vgg5 (MNIST, run abc) on a CPU with onnxruntime, the fastest "
-            "of 5 measured: 400 images/s, 4.00 times (3.80 to 4.20) as fast as eager, at 99.00 % "
-            "on test; not told apart from openvino; noisy: IQR 24% of the median.",
+            "batches of 256 fastest on a CPU with onnxruntime: 400 images/s, with 99.00 % of the "
+            "test images right. That is 4.00 times (3.80",
         ),
     ],
 )
@@ -545,4 +600,9 @@ def test_the_fastest_engine_is_named_where_it_surely_leads(scenario, measured, l
         own |= {"images_per_s": rate, "speedup_vs_eager": ratio, "speedup_interval": interval}
         own |= {"model": "vgg5", "test_acc": 0.99, "noise": 0.24, "quick": engine.endswith("int8")}
         log.add("hw_infer", config, own | {"latency_ms": {"p50": 1000 / rate}})
-    assert findings.sentences("engines", list(findings.fastest(log.rows, "hw_infer"))) == [line]
+    (said,) = lines_of(log, "infer")
+    assert said.startswith(f"VGG-5, trained on MNIST, answers {line} to ")
+    assert said.endswith(
+        ') as fast as "eager" (noisy: IQR 24% of the median). No significant difference from it: '
+        "openvino."
+    )

@@ -7,12 +7,12 @@ from invented import Invented, only, wrong_on
 
 from common.base.cli import as_dict, expand_grid, parse_command_line
 from common.base.config import TRAIN_PRESETS, TrainConfig, preset_of
-from common.judge.published import published_table, results_table
+from common.judge.published import published_table, results_table, short_list
 from common.judge.rows import latest_ok
 from common.judge.stats import Estimate, newcombe_interval, sample_spread, wilson_interval
 
 TUNED = {"opt": "muon", "lr": 0.03, "batch_size": 256, "schedule": "triangular"}
-ADAM = {"dataset": "fashion", "setting": "model resnet18, opt adam, lr 0.001, epochs 5"}
+ADAM = {"dataset": "fashion", "setting": "ResNet-18, Adam, learning rate 0.001, 5 epochs"}
 
 
 @pytest.fixture
@@ -32,20 +32,21 @@ def published_of(log, **where):
     return only(table_of(log, published_table).records, **where)
 
 
-def percent(low, high):
-    return f"{100 * low:.2f} to {100 * high:.2f}"
+def percent(accuracy, low, high):
+    return f"{100 * accuracy:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
 
 
 def test_the_best_of_the_grid_is_chosen_on_validation_and_each_training_counts_once(log):
     for opt, val_acc, wrong in (("sgd", 0.95, 1400), ("adam", 0.94, 700)):
         log.grid("pin_memory", {False: wrong, True: wrong}, {"val_acc": val_acc}, opt=opt)
     (record,) = results_of(log)
-    assert record["config"] == (
-        "resnet18, sgd, rate 0.001, epochs 5; the study's protocol; best of 2 on validation"
-    )
+    name = "ResNet-18, SGD, learning rate 0.001, 5 epochs"
+    assert record["config"] == f"{name}; the study's setup; best of 2 on validation"
+    assert record["what"] == "MNIST: ResNet-18, SGD, 5 epochs (the study's setup)"
     assert (record["dataset"], record["seeds"], record["test_acc"]) == ("MNIST", 1, 0.9)
-    assert record["interval"] == percent(*wilson_interval(12_600, 14_000))
-    assert (record["published_test_acc"], record["training"]) == (0.9933, "1.00 s; a CPU")
+    assert record["test_accuracy"] == percent(0.9, *wilson_interval(12_600, 14_000))
+    assert (record["published_test_acc"], record["published"]) == (0.9933, "99.33 %")
+    assert (record["cost"], record["training"]) == ("1 s", "1.00 s; a CPU")
 
 
 def test_another_recipe_has_a_row_where_it_has_several_seeds_as_their_mean(log):
@@ -57,14 +58,21 @@ def test_another_recipe_has_a_row_where_it_has_several_seeds_as_their_mean(log):
     study, tuned = results_of(log)
     assert (study["seeds"], study["test_acc"]) == (1, 0.9)
     assert tuned["config"] == (
-        "resnet18, muon, rate 0.03, epochs 5; other protocol: batch size 256, schedule triangular"
+        "ResNet-18, Muon, learning rate 0.03, 5 epochs; "
+        "other setup: batch size 256, schedule triangular"
     )
+    assert tuned["what"] == "FashionMNIST: ResNet-18, Muon, 5 epochs (other setup)"
     assert (tuned["seeds"], tuned["training"]) == (3, "7.00 s; a CPU")
     mean = statistics.fmean(accuracies)
     assert tuned["test_acc"] == pytest.approx(mean)
     image = wilson_interval(round(14_000 * mean), 14_000)
     interval = Estimate(mean, image, tuple(sample_spread(accuracies))).interval()
-    assert tuned["interval"] == percent(*interval)
+    assert tuned["test_accuracy"] == percent(mean, *interval)
+    log.train(2000, {"val_acc": 0.5}, model="vgg5", dataset="fashion", split="official")
+    log.svm(1)
+    assert short_list(results_of(log)) == {
+        "FashionMNIST": {"study": study, "fast": study, "best": tuned}
+    }
 
 
 def test_a_recipe_of_one_seed_has_a_row_where_there_is_nothing_else(log):
@@ -81,9 +89,9 @@ def test_the_best_machine_stands_beside_the_study_s_best_machine(log):
             metrics = {"val_acc": val_acc, "fit_ms": fit_ms, "converged": False}
             log.svm(1540, metrics, dataset="fashion", features=features, engine=engine)
     (record,) = results_of(log)
-    assert record["config"] == (
-        "SVM, rbf; other protocol: features hog; best of 2 on validation; stopped by max_iter"
-    )
+    name, setup = "SVM, RBF kernel", "other setup: features hog"
+    assert record["config"] == f"{name}; {setup}; best of 2 on validation; stopped by max_iter"
+    assert record["what"] == f"FashionMNIST: {name} ({setup})"
     assert (record["training"], record["published_test_acc"]) == ("6.00 s", 0.8567)
 
 
@@ -93,8 +101,9 @@ def test_a_recipe_of_a_preset_has_its_name_and_other_test_images_no_published_fi
         log.train(wrong_on(images=10_000), **as_dict(config) | {"device": "cpu"})
     for record, epochs in zip(results_of(log), (20, 55), strict=True):
         assert record["config"] == (
-            f"resnet14, muon, rate 0.03, epochs {epochs}; --preset best; official split"
+            f"ResNet-14, Muon, learning rate 0.03, {epochs} epochs; --preset best; official split"
         )
+        assert record["what"].endswith(f" Muon, {epochs} epochs (--preset best), official split")
         assert record["published_test_acc"] is None
     row = log.rows[-1]["config"]
     assert preset_of(row) == "best"
@@ -120,7 +129,8 @@ def test_the_machine_is_named_and_the_busiest_run_s_load(log):
     log.rows[-1]["env"]["device"] = "a GPU"
     network, machine = results_of(log)
     assert network["training"] == "1.00 s; 1 thread; a GPU; busy machine: load 10.0 on 2 CPUs"
-    assert machine["training"] is None
+    assert network["cost"] == "1 s, busy machine"
+    assert (machine["training"], machine["cost"]) == (None, "unknown time")
     assert table_of(log).notes[-1] == "Measured on a CPU (rows: 3), a GPU (rows: 1)"
 
 
@@ -150,8 +160,8 @@ def test_a_published_run_has_a_seed_too_and_is_taken_to_vary_as_ours_do(log):
         ([280], {}, {}, "unexplained; one seed, whose noise is not measured"),
         ([280, 281, 282], {}, {}, "unexplained"),
         ([280], {}, {"precision": "fp32"}, "trained in fp32, not in mixed precision"),
-        ([280], {"limit": 9, "image_size": 32}, {}, "reduced protocol: limit 9, image size 32"),
-        ([280], {"epochs": 2}, {}, "other protocol: epochs 2"),
+        ([280], {"limit": 9, "image_size": 32}, {}, "reduced setup: limit 9, image size 32"),
+        ([280], {"epochs": 2}, {}, "other setup: 2 epochs"),
     ],
 )
 def test_why_they_differ_is_said_as_far_as_it_is_known(log, wrong, settings, metrics, reason):
@@ -167,6 +177,6 @@ def test_of_equally_near_runs_the_one_of_more_seeds_stands_beside_the_figure(log
 
 def test_a_machine_that_was_stopped_may_differ_for_that(log):
     log.svm(280, {"converged": False}, dataset="mnist", kernel="rbf")
-    assert "max_iter stopped" in published_of(log, dataset="mnist", setting="kernel rbf")["note"]
-    poly = published_of(log, dataset="mnist", setting="kernel poly")
+    assert "max_iter stopped" in published_of(log, dataset="mnist", setting="RBF kernel")["note"]
+    poly = published_of(log, dataset="mnist", setting="polynomial kernel")
     assert poly["note"] == "not measured, no finished run of it in the log: make q1b measures it"

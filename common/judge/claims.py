@@ -21,7 +21,7 @@ UNITS = {"points": 100.0, "times": 1.0}  # a unit's size in that of the effects
 NAMES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}
 OPTIMIZERS = ("sgd", "adam")
 WORKS = {
-    f"{name} with {opt}": {"model": model, "opt": opt}
+    f"{name} with {rows.spell('opt', opt)}": {"model": model, "opt": opt}
     for model, name in NAMES.items()
     for opt in OPTIMIZERS
 }
@@ -89,7 +89,8 @@ def points_part(subject: str, rule: Rule, figure, command: str, basis: str, effe
     if "pairs" in effect:
         basis += "; pairs: {pairs}, seeds: {seeds}, trainings: {trajectories}".format(**effect)
     value, runs = estimate.value, effect["runs"]
-    return Part(subject, "points", figure, verdict, value, interval, basis, runs, note, why or None)
+    needs = why or ("more seeds of each setting" if verdict == "inconclusive" else None)
+    return Part(subject, "points", figure, verdict, value, interval, basis, runs, note, needs)
 
 
 def published_gap(dataset: str, contrast: compare.Contrast) -> float:
@@ -177,13 +178,10 @@ def times_part(subject: str, rule: Rule, figure: float, missing: str, *pair: Row
     ratio, interval = measured
     verdict, runs = judge(rule, interval), tuple(row["run_id"] for row in pair)
     labels = (rows.get(row, "metrics", "label") or rows.get(row, "env", "device") for row in pair)
-    basis, why = (
-        f"step time of {' over '.join(labels)}",
-        TOO_FEW if verdict == "inconclusive" else "",
-    )
-    loads = map(rows.busy_note, pair)
+    basis = f"step time of {' over '.join(labels)}"
+    why, loads = TOO_FEW if verdict == "inconclusive" else None, map(rows.busy_note, pair)
     note = join_notes(why, "noise between processes is not in the interval", *loads)
-    return Part(subject, "times", figure, verdict, ratio, interval, basis, runs, note)
+    return Part(subject, "times", figure, verdict, ratio, interval, basis, runs, note, why)
 
 
 def speedups(log: Evidence) -> Parts:
@@ -195,7 +193,7 @@ def speedups(log: Evidence) -> Parts:
         sides = map(times.representative, times.sides(times.study_rows(log.rows, **work)))
         parts[subject] = times_part(subject, rules[work["model"]], cpu / gpu, missing, *sides)
     yield from parts.values()
-    for opt in OPTIMIZERS:
+    for opt in (rows.spell("opt", opt) for opt in OPTIMIZERS):
         deep, shallow = (parts[f"{name} with {opt}"] for name in ("ResNet-50", "ResNet-18"))
         if deep.interval and shallow.interval:
             widths = (math.log(p.interval[1] / p.interval[0]) / 2 for p in (deep, shallow))
@@ -205,7 +203,7 @@ def speedups(log: Evidence) -> Parts:
             subject = f"ResNet-50 over ResNet-18 with {opt}"
             note = TOO_FEW if verdict == "inconclusive" else None
             figure = deep.published / shallow.published
-            yield Part(subject, "times", figure, verdict, ratio, interval, basis, runs, note)
+            yield Part(subject, "times", figure, verdict, ratio, interval, basis, runs, note, note)
 
 
 def adam_cost(log: Evidence) -> Parts:

@@ -20,7 +20,7 @@ from common.base.config import preset_of
 from common.judge import rows, stats
 from common.judge.rows import PROTOCOLS, Group, Row, best_of, division, grouped, join_notes, number
 from common.judge.tables import Table, make_table
-from common.judge.verdicts import BEATS, MARGIN, SEEDS, dependence, leads
+from common.judge.verdicts import MARGIN, SEEDS, dependence, leads
 
 ALPHA = 0.05
 TUNED = ", each at its best learning rate"
@@ -189,12 +189,11 @@ class Contrast:
     tuned: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return " minus ".join(self.sides)
+        return " minus ".join(rows.say(self.factor, level) for level in self.levels)
 
     @property
     def sides(self) -> tuple[str, str]:
-        article = "the " if self.factor == "kernel" else ""
-        return tuple(article + rows.say(self.factor, level) for level in self.levels)
+        return tuple(rows.phrase(self.factor, level) for level in self.levels)
 
     def pairs(self, evidence: Evidence, dataset: str, tuned: bool = True) -> list[Pair]:
         """Configurations alike in all else, on the same test images; `tuned`: each side the best
@@ -217,7 +216,8 @@ class Contrast:
         for factor in (c.factor for c in CONTRASTS if c.kind == self.kind):
             there = grouped(averaged, lambda pair, k=factor: pair[0].config.get(k))
             if factor != self.factor and len(there) > 1:
-                names = [rows.say(factor, level) for level in there]
+                where = "at" if factor == "lr" else "with"
+                names = [f"{where} {rows.phrase(factor, level)}" for level in there]
                 effects = zip(map(measure_effect, there.values()), names, strict=True)
                 levels[factor] = [effect | {"level": name} for effect, name in effects]
         average = measure_effect(averaged if tuned else [])
@@ -259,7 +259,8 @@ def contrast_records(evidence: Evidence) -> list[Row]:
             record = {"note": f"no pair in the log: {c.command}"} | c.measure(evidence, dataset)
             record |= {"dataset": dataset, "contrast": f"{c}{record['tuned']}"}
             record["sides"] = c.sides
-            records.append(record | {"apart": dependence(BEATS, record["levels"])})
+            rule = (math.copysign(MARGIN, record.get("difference", 1.0)), math.inf)
+            records.append(record | {"apart": dependence(rule, record["levels"], c.sides[1])})
             if record["averaged"]:
                 names = {"dataset": dataset, "contrast": f"{c}, averaged"}
                 records.append(record["averaged"] | names)

@@ -8,13 +8,7 @@ from typing import Any
 import jinja2
 
 from common.base.machine import machine_of, timed_on
-from common.judge import claims, compare, rows
-from common.judge.published import (
-    best_published,
-    difference_record,
-    published_table,
-    results_table,
-)
+from common.judge import claims, compare, published, rows
 from common.judge.rows import Row, get, grouped, join_notes, number
 from common.judge.tables import Table, make_table
 from common.judge.times import speedup_interval
@@ -67,10 +61,10 @@ def judged_tables(log: Rows, load: compare.Load) -> list[Table]:
     return [
         make_table("findings", said),
         make_table("answers", answers),
-        results_table(train, svm),
+        published.results_table(train, svm),
         *claims.claims_tables(results),
         *compare.comparison_tables(evidence, contrasts, ties, train),
-        published_table(train, svm),
+        published.published_table(train, svm),
         make_table("fastest_training", speeds["hw_train"]),
         make_table("fastest_inference", speeds["hw_infer"]),
     ]
@@ -106,19 +100,17 @@ def answer_records(runs: Rows, contests: Rows) -> list[Row]:
     order, records = rows.datasets_of(runs), []
     for same in grouped(runs, lambda row: rows.division(row["config"])).values():
         if group := rows.best_of(rows.configurations(same)):
-            record = rows.choice_record(group) | {"name": compare.setting_of(group)}
-            record |= {"where": rows.split_name(group.config), "cheaper": None}
-            record |= {"cost": rows.duration(record["cost_ms"]), "dataset": group.config["dataset"]}
+            kind = "SVM, " if group.kind == "svm" else ""
+            record = rows.choice_record(group) | {"name": kind + compare.setting_of(group)}
+            names = {"where": rows.split_name(group.config), "dataset": group.config["dataset"]}
+            record |= names | {"cheaper": None}
             for contest in contests:
-                best = contest["cheapest_tied"]
-                if (
-                    best
-                    and best["ratio"] > 1
-                    and contest["chosen"]["group"].first() == group.first()
-                ):
+                own = contest["chosen"]["group"].first()["run_id"] == record["run_id"]
+                if own and (best := contest["cheapest_tied"]) and best["ratio"] > 1:
                     record |= {"cheaper": best["setting"], "times_cheaper": best["ratio"]}
-            if figure := best_published(group):
-                record |= difference_record(group, figure)
+                    record["rival"] = [best[k] for k in ("difference", "low", "high")]
+            if figure := published.best_published(group):
+                record |= published.difference_record(group, figure)
                 record["published_test_acc"] = figure["test_acc"]
             records.append(record)
     return sorted(records, key=lambda record: order.index(record["dataset"]))
@@ -134,8 +126,8 @@ def contest_records(ties: Rows) -> list[Row]:
         contest = {"name": rows.split_name(chosen["group"].config)}
         contest |= {"chosen": chosen, "rivals": rivals, "tied": tied}
         contest |= {"open": [r["tied"] for r in rivals].count(None)}
-        contest |= {"cheapest_tied": cheapest(chosen, tied)}
-        contests.append(contest | {"cheapest_near": cheapest(chosen, near)})
+        names = {"cheapest_tied": cheapest(chosen, tied), "cheapest_near": cheapest(chosen, near)}
+        contests.append(contest | names)
     return contests
 
 
@@ -160,21 +152,25 @@ def cheapest(chosen: Row, rivals: Rows) -> Row | None:
 
 def preferences(contrasts: Rows) -> tuple[list[Row], list[Row]]:
     """The contrasts that surely tell two levels apart, or of which something else decides; and the
-    others that were measured."""
+    others that were measured, with what may decide."""
     told, open = [], []
     for record in contrasts:
         if "apart" not in record or "p" not in record:
             continue
         depends = [text for text, surely in record["apart"].items() if surely]
-        better, worse = record["sides"]
+        sides = better, worse = record["sides"]
         effect = value, low, high = [record[k] for k in ("difference", "low", "high")]
         ahead = leads((low, high))
         if ahead < 0 and not depends:
             better, worse, effect = worse, better, [-value, -high, -low]
         sure = ahead and not record["apart"] and record["p_holm"] <= compare.ALPHA
         names = {"name": rows.display(str(record["dataset"])), "better": better, "worse": worse}
-        record = record | names | {"depends": depends, "effect": effect}
-        (told if record["seeds"] >= SEEDS and (depends or sure) else open).append(record)
+        names |= {"first": sides[0], "choice": " or ".join(sides)}
+        enough, why = record["seeds"] >= SEEDS, "there are too few seeds to say which is better"
+        if enough:  # what may depend on something has a sentence of its own
+            why = "" if record["apart"] else "no difference above 0.1 points is significant"
+        record = record | names | {"depends": depends, "effect": effect, "why": why}
+        (told if enough and (depends or sure) else open).append(record)
     return told, open
 
 
@@ -194,15 +190,11 @@ def fastest(log: Rows, kind: str) -> Iterator[Row]:
         alike = [row for row in group if values(row, first) == values(best, first)]
         near = [r for r in alike if r["interval"][1] >= best["interval"][0]]
         names = dict.fromkeys(get(row, "metrics", name) for row in (best, *near))
-        low, high = best["interval"]
-        more = {"near": ", ".join([*names][1:]) or None, "note": rows.noise_note(best) or None}
-        more |= {
-            "speedup_low": low,
-            "speedup_high": high,
-            "device_name": get(best, "env", "device"),
-        }
+        more = {"near": "; ".join([*names][1:]) or None, "note": rows.noise_note(best) or None}
+        more |= zip(("speedup_low", "speedup_high"), best["interval"], strict=True)
+        more["device_name"] = get(best, "env", "device")
         more["p50_ms"] = get(best, "metrics", "latency_ms", "p50")
-        ratio = get(best, "metrics", "speedup", "ratio") or get(best, "metrics", "speedup_vs_eager")
-        over = get(best, "metrics", "speedup", "baseline_label")
-        more |= {"over": over or ("eager" if kind == "hw_infer" else "the first")}
-        yield best["config"] | best["metrics"] | more | {"speedup": ratio}
+        ratio, over = (get(best, "metrics", "speedup", k) for k in ("ratio", "baseline_label"))
+        more["speedup"] = ratio or get(best, "metrics", "speedup_vs_eager")
+        more["over"] = over or ("eager" if kind == "hw_infer" else "the first")
+        yield best["config"] | best["metrics"] | more

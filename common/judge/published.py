@@ -84,10 +84,10 @@ def difference_record(group: Group, figure: Row) -> Row:
 def short_list(records: Sequence[Row]) -> dict[str, dict[str, Row]]:
     """Of each data set on the study's split three networks of the results table: the study's own
     setup, the cheapest and the most accurate on validation."""
-    networks = [r for r in records if r["published"] and r["opt"] and r["val_acc"] is not None]
+    networks = [r for r in records if r["published"] and r["opt"] and r["test_acc"] is not None]
     return {
         name: {
-            "study": min(same, key=lambda r: "setup" not in r["what"]),
+            "study": min(same, key=lambda r: "study's setup" not in r["what"]),
             "fast": min(same, key=lambda r: r["cost_ms"] or math.inf),
             "best": max(same, key=lambda r: r["val_acc"]),
         }
@@ -147,18 +147,14 @@ def _result_record(groups: Sequence[Group]) -> Row:
         some = device and threads and device == get(row, "env", "cpu")
         used.append(f"{threads:g} thread{'s' if threads > 1 else ''}" if some else device)
     names = ("kernel",) if group.kind == "svm" else ("model", "opt", "epochs")
-    what = ", ".join(rows.in_words(config, names)) + (f" ({recipe})" if preset and recipe else "")
-    what += "" if record["protocol"] else " (the study's setup)"
+    what = [*(["SVM"] if group.kind == "svm" else []), *rows.in_words(config, names)]
+    # What an SVM was trained on is short; of a network all that differs would fill the table.
+    other = recipe if preset or group.kind == "svm" else "other setup"
+    what = f"{', '.join(what)} ({other if record['protocol'] else notes[1]})"
     what += "" if split == "study" else f", {split} split"
-    record["what"] = f"{rows.display(dataset)}: {'SVM, ' if group.kind == 'svm' else ''}{what}"
-    record |= {
-        "dataset": rows.display(dataset),
-        "config": join_notes(*notes),
-        "test_accuracy": accuracy,
-    }
-    record["published_test_acc"] = best
-    record["published"] = best and f"{100 * best:.2f} %"
-    record["cost"] = rows.duration(record["cost_ms"]) + (", busy machine" if busy else "")
+    record |= {"what": f"{rows.display(dataset)}: {what}", "dataset": rows.display(dataset)}
+    record |= {"config": join_notes(*notes), "test_accuracy": accuracy}
+    record |= {"published_test_acc": best, "published": best and f"{100 * best:.2f} %"}
     return record | {"training": join_notes(cost, *used, busy), "opt": config.get("opt")}
 
 

@@ -155,9 +155,7 @@ def split_name(config: Row) -> str:
     dataset, split = str(config.get("dataset")), config.get("split", "study")
     kind = "the study's" if dataset in STUDY_DATASETS else "random"
     name = f"{kind if split == 'study' else split} split"
-    return f"{display(dataset)}, {name}" + (
-        f" {seed}" if (seed := config.get("split_seed")) else ""
-    )
+    return f"{display(dataset)}, {name} {config.get('split_seed') or ''}".rstrip()
 
 
 def duration(ms: float | None) -> str:
@@ -225,6 +223,8 @@ def choice_record(group: Group) -> Row:
     row, name = group.first(), describe(group.config, [] if group.kind == "svm" else ["epochs"])
     record = {"name": name, "protocol": group.protocol, "cost_ms": group.cost_ms()}
     record |= {"n_test": number(row, "metrics", "n_test"), "device": get(row, "env", "device")}
+    record["cost"] = duration(group.cost_ms())
+    record["cost"] += ", busy machine" if any(map(busy_note, group.rows)) else ""
     return accuracy_record(group) | record | {"run_id": row["run_id"]}
 
 
@@ -272,6 +272,12 @@ def say(name: str, value: Any) -> str:
     if name == "epochs":
         return f"{text} epoch" if value == 1 else f"{text} epochs"
     return f"{'learning rate' if name == 'lr' else name.replace('_', ' ')} {text}"
+
+
+def phrase(name: str, value: Any) -> str:
+    """A setting in words, as part of a sentence."""
+    text = say(name, value).replace("learning rate", "a learning rate of")
+    return f"the {text}" if name == "kernel" else text
 
 
 def in_words(config: Row, names: Iterable[str]) -> list[str]:

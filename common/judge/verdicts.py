@@ -33,18 +33,26 @@ def leads(interval: Interval) -> int:
     return (low > MARGIN) - (-high > MARGIN)
 
 
-def dependence(rule: Rule, levels: Mapping[str, Sequence[Row]]) -> dict[str, bool]:
+def dependence(rule: Rule, levels: Mapping[str, Sequence[Row]], other="") -> dict[str, bool]:
     """For each factor at whose levels the effect lies on unlike sides of the rule's edge (of a
-    range: of zero) the two effects in words; and whether surely so: by the intervals too, on
-    enough seeds."""
+    range: of zero) the two in words, beside the `other` side; and whether surely so: by the
+    intervals too, on enough seeds."""
+
+    def compared(effect: Row, other: str) -> str:
+        words = ("less accurate", "than"), ("about as accurate", "as"), ("more accurate", "than")
+        said, to = words[1 + leads((effect["difference"],) * 2)]
+        return f"{said} {to} {other}" if other else said
+
     edge, apart = rule[0] if math.isinf(rule[1]) else 0.0, {}
     for effects in levels.values():
         low, high = (pick(effects, key=lambda e: e["difference"]) for pick in (min, max))
         if low["difference"] < edge < high["difference"]:
             enough = min(low["seeds"], high["seeds"]) >= SEEDS
             surely = enough and low["high"] < edge < high["low"]
-            text = f"{100 * high['difference']:+.2f} points with {high['level']}"
-            text += f", {100 * low['difference']:+.2f} with {low['level']}"
+            text = (
+                f"{compared(high, other)} {high['level']} ({100 * high['difference']:+.2f} points)"
+            )
+            text += f" and {compared(low, '')} {low['level']} ({100 * low['difference']:+.2f})"
             apart[text if surely else f"{text}, which may be noise"] = surely
     return apart
 
