@@ -22,8 +22,7 @@ NAMES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}
 OPTIMIZERS = ("sgd", "adam")
 WORKS = {
     f"{name} with {rows.spell('opt', opt)}": {"model": model, "opt": opt}
-    for model, name in NAMES.items()
-    for opt in OPTIMIZERS
+    for (model, name), opt in itertools.product(NAMES.items(), OPTIMIZERS)
 }
 TOO_FEW = "too few timed steps to decide"
 Parts = Iterator["Part"]

@@ -257,8 +257,7 @@ def contrast_records(evidence: Evidence) -> list[Row]:
     for dataset in evidence.datasets:
         for c in CONTRASTS:
             record = {"note": f"no pair in the log: {c.command}"} | c.measure(evidence, dataset)
-            record |= {"dataset": dataset, "contrast": f"{c}{record['tuned']}"}
-            record["sides"] = c.sides
+            record |= {"dataset": dataset, "contrast": f"{c}{record['tuned']}", "sides": c.sides}
             rule = (math.copysign(MARGIN, record.get("difference", 1.0)), math.inf)
             records.append(record | {"apart": dependence(rule, record["levels"], c.sides[1])})
             if record["averaged"]:

@@ -130,8 +130,7 @@ def _result_record(groups: Sequence[Group]) -> Row:
     low, acc, high = (record[f"test_acc{end}"] for end in ("_low", "", "_high"))
     accuracy = "-" if acc is None else f"{100 * acc:.2f} %"
     accuracy += "" if low is None else f" ({100 * low:.2f} to {100 * high:.2f})"
-    figure = best_published(group)
-    best = figure and figure["test_acc"]
+    best = (best_published(group) or {}).get("test_acc")
     preset = preset_of(config) if group.kind == "train" else None
     recipe = f"--preset {preset}" if preset and record["protocol"] else record["protocol"]
     notes = [record["name"], recipe or "the study's setup"]
@@ -146,11 +145,10 @@ def _result_record(groups: Sequence[Group]) -> Row:
         device, threads = get(row, "env", "device"), number(row, "env", "threads")
         some = device and threads and device == get(row, "env", "cpu")
         used.append(f"{threads:g} thread{'s' if threads > 1 else ''}" if some else device)
-    names = ("kernel",) if group.kind == "svm" else ("model", "opt", "epochs")
-    what = [*(["SVM"] if group.kind == "svm" else []), *rows.in_words(config, names)]
+    svm, words = group.kind == "svm", rows.in_words(config, ("model", "opt", "epochs"))
     # What an SVM was trained on is short; of a network all that differs would fill the table.
-    other = recipe if preset or group.kind == "svm" else "other setup"
-    what = f"{', '.join(what)} ({other if record['protocol'] else notes[1]})"
+    other = recipe if svm or preset or not record["protocol"] else "other setup"
+    what = f"{record['name'] if svm else ', '.join(words)} ({other or notes[1]})"
     what += "" if split == "study" else f", {split} split"
     record |= {"what": f"{rows.display(dataset)}: {what}", "dataset": rows.display(dataset)}
     record |= {"config": join_notes(*notes), "test_accuracy": accuracy}

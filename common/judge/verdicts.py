@@ -38,21 +38,19 @@ def dependence(rule: Rule, levels: Mapping[str, Sequence[Row]], other="") -> dic
     range: of zero) the two in words, beside the `other` side; and whether surely so: by the
     intervals too, on enough seeds."""
 
-    def compared(effect: Row, other: str) -> str:
-        words = ("less accurate", "than"), ("about as accurate", "as"), ("more accurate", "than")
-        said, to = words[1 + leads((effect["difference"],) * 2)]
-        return f"{said} {to} {other}" if other else said
+    def words(effect: Row, other: str, unit: str) -> str:
+        value, known = effect["difference"], {1: ("more", "than"), -1: ("less", "than")}
+        much, to = known.get(leads((value, value)), ("about as", "as"))
+        beside = f" {to} {other}" if other else ""
+        return f"{much} accurate{beside} {effect['level']} ({100 * value:+.2f}{unit})"
 
     edge, apart = rule[0] if math.isinf(rule[1]) else 0.0, {}
     for effects in levels.values():
-        low, high = (pick(effects, key=lambda e: e["difference"]) for pick in (min, max))
+        low, *_, high = sorted(effects, key=lambda effect: effect["difference"])
         if low["difference"] < edge < high["difference"]:
             enough = min(low["seeds"], high["seeds"]) >= SEEDS
             surely = enough and low["high"] < edge < high["low"]
-            text = (
-                f"{compared(high, other)} {high['level']} ({100 * high['difference']:+.2f} points)"
-            )
-            text += f" and {compared(low, '')} {low['level']} ({100 * low['difference']:+.2f})"
+            text = f"{words(high, other, ' points')} and {words(low, '', '')}"
             apart[text if surely else f"{text}, which may be noise"] = surely
     return apart
 
