@@ -23,7 +23,7 @@ from textwrap import fill, shorten
 from common.base.cli import UsageError, Validated, option, parse_command_line, run_script
 from common.base.log import log_files, read_log, write_together
 
-WIDTH, MOST_LINES = 110, 4  # of the screen
+WIDTH, MOST_LINES = 110, 3  # of the screen
 ANSWER = ("answer", "claims", "missing")  # the first screen
 TITLE = "Image classification bake-off: measured beside published"
 SECTIONS = (  # a question each, with the command that measures what is missing there
@@ -98,7 +98,7 @@ def write_report(rows: list[dict], problems: list[str], out: Path, options: Repo
 def print_summary(answer: dict, tables: list, problems: list[str]) -> None:
     """Print the first screen of the report, each line cut to a screen's width."""
     [failed] = (table.records for table in tables if table.key == "failed")
-    lines = [fill(line, WIDTH) for line in answer["answer"][:MOST_LINES]]
+    lines = [fill(line, WIDTH) for line in answer["answer"][:4]]
     lines += [shorten(line.split(". ")[0], WIDTH, placeholder=" ...") for line in answer["claims"]]
     lines += [
         shorten(f"missing: {line}", WIDTH, placeholder=" ...")

@@ -65,7 +65,7 @@ def test_accuracy_against_cost_names_what_matters_beside_what_was_published(cost
     looks = {(line.get_color(), line.get_marker()) for line in gids.values()}
     assert len(looks) == len({color for color, _ in looks}) == 3
     [pale] = [gid for gid, line in gids.items() if line.get_alpha() < 1]
-    assert "epochs 5" in pale
+    assert "5 epochs" in pale
     front = max((line.get_xydata() for line in axes.lines), key=len)
     assert front[[0, -1]] == pytest.approx(np.array([[5, 5], [3600, 0.2]]))
     assert [tick.get_text() for tick in axes.get_xticklabels()] == [

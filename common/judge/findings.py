@@ -126,7 +126,9 @@ def contest_records(ties: Rows) -> list[Row]:
         contest = {"name": rows.split_name(chosen["group"].config)}
         contest |= {"chosen": chosen, "rivals": rivals, "tied": tied}
         contest |= {"open": [r["tied"] for r in rivals].count(None)}
-        names = {"cheapest_tied": cheapest(chosen, tied), "cheapest_near": cheapest(chosen, near)}
+        # No advice rests on Holm's adjustment alone.
+        equal = [r for r in tied if not leads((r["low"], r["high"]))]
+        names = {"cheapest_tied": cheapest(chosen, equal), "cheapest_near": cheapest(chosen, near)}
         contests.append(contest | names)
     return contests
 

@@ -70,7 +70,7 @@ def build_figures(
     if panels := cost_points(runs, [g for g in log.pick_best(runs) if g.kind == "train"]):
         drawn.append(("q1a", "accuracy_cost", partial(accuracy_cost, panels)))
     if chosen := chosen_curves(runs, curves):
-        drawn.append(("q1a", "curves", partial(mean_curves, chosen)))
+        drawn.append(("curves", "curves", partial(mean_curves, chosen)))
     if effects := effect_panels(tables):
         drawn.append(("statistics", "effects", partial(main_effects, effects)))
     for table in tables:
