@@ -9,33 +9,51 @@ import hashlib
 import re
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
 from common.judge import rows as log
-from common.judge.rows import Row, display
+from common.judge.rows import Row, grouped
 from common.judge.tables import Table
+from common.judge.verdicts import VERDICTS
 from common.report import figures
 from common.report.documents import TEMPLATES, render
 from common.report.figures import Curves, ReportFigure
 
 SCRIPTS = ("vendor/tablesort.min.js", "page.js")
-MOST_CURVES = 400  # of a data set: each has a box to tick
+MOST_CURVES = 400  # of a panel: each has a box to tick
+ANCHORS = {"runs": "run_id", "claim_parts": "claim"}  # tables whose rows are linked to, by what
+ALIKE = ("dataset", "model", "opt", "lr", "epochs", "note")  # in rows of one configuration
+FEW = 3  # of one name, which are folded together
 
 
 def build_panels(curves: Curves) -> list[Row]:
-    panels = []
-    for dataset, known in curves.items():
-        kept = known[:MOST_CURVES]
-        caption = f"{display(dataset)}: accuracy and loss by epoch, one line a run; "
+    """The learning curves of each data set and split."""
+    known, panels = [curve for own in curves.values() for curve in own], []
+    for name, own in grouped(known, lambda curve: log.split_name(curve["config"])).items():
+        kept = own[:MOST_CURVES]
+        caption = f"{name}: accuracy and loss by epoch, one line a run; "
         caption += "the values are in the table of every run"
         draw = partial(figures.learning_curves, kept)
-        panel = {"dataset": dataset, "curves": kept, "left_out": len(known) - len(kept)}
-        panel["labels"] = log.describe_all([curve["config"] for curve in kept])
+        panel = {"name": name, "curves": kept, "left_out": len(own) - len(kept)}
+        panel["labels"] = short_labels([curve["config"] for curve in kept])
         panel["figure"] = ReportFigure("curves", f"panel_{len(panels)}", caption, draw)
         panels.append(panel)
     return panels
+
+
+def short_labels(configs: Sequence[Row]) -> list[str]:
+    """Each configuration in words: its network and what else it takes to tell it from others."""
+    first, last = ("model", "opt", "lr", "epochs"), ("pin_memory", "data_on", "seed")
+    others = (k for config in configs for k in config if k not in last)
+    told, kinds = [], 0
+    for name in dict.fromkeys((*first, *others, *last)):
+        values = {str([config.get(k) for k in (*told, name)]) for config in configs}
+        if len(values) > kinds or name == "model":
+            told, kinds = [*told, name], len(values)
+    return [", ".join(log.in_words(config, told)) for config in configs]
 
 
 def inline_svg(figure: ReportFigure) -> Markup:
@@ -54,8 +72,9 @@ def inline_svg(figure: ReportFigure) -> Markup:
         drawing = re.sub(pattern, new, drawing)
     places = r' (?:d|x|y|transform)="[^"]*"'
     drawing = re.sub(places, lambda place: re.sub(r"(?<=\.\d\d)\d+", "", place[0]), drawing)
-    head = '<svg class="drawn" role="img" aria-label="{}" '
-    return Markup(head).format(figure.caption) + Markup(drawing)
+    kind = "drawn photographs" if "<title>Test image " in drawing else "drawn"
+    head = '<svg class="{}" role="img" aria-label="{}" '
+    return Markup(head).format(kind, figure.caption) + Markup(drawing)
 
 
 def interval_marks(table: Table) -> list[list[float] | None]:
@@ -71,13 +90,55 @@ def interval_marks(table: Table) -> list[list[float] | None]:
     return [place if there else None for place, there in zip(places, known, strict=True)]
 
 
+def row_anchors(table: Table) -> list[str | None]:
+    """The identity of each row of the page's table; of several that would share it the first's."""
+    names = [record.get(ANCHORS.get(table.key)) for record in table.records]
+    known = {name: i for i, name in reversed(list(enumerate(names))) if name is not None}
+    return [f"{table.key}-{n}" if known.get(n) == i else None for i, n in enumerate(names)]
+
+
+def fold(section: Row) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """What is folded of a section, by name: figures and tables; several of one head together."""
+    drawn = [figure for figure in section["figures"] if figure.on_page]
+    items = [(figure.caption, figure) for figure in drawn[1:]]
+    items += [(table.title, table) for table in section["tables"] if table.records]
+    folds = []
+    for head, same in grouped(items, lambda item: item[0].partition(": ")[0]).items():
+        if len(same) < FEW:
+            folds += [("", [item]) for item in same]
+        else:
+            folds.append((head, [(name.partition(": ")[2], item) for name, item in same]))
+    return folds
+
+
+def read_verdicts(lines: Sequence[str], rows: Sequence[str | None]) -> list[Row]:
+    """The parts of the sentences on claims, with the row behind each."""
+    verdicts = []
+    for line in lines:
+        words = re.match(r"([^:]*): \((\d+)\) (.*?\.)(?: |$)(.*)", line)
+        verdict, number, text, numbers = words.groups()
+        row = f"claim_parts-{number}"
+        verdicts.append({"verdict": verdict, "number": number, "text": text, "numbers": numbers})
+        verdicts[-1]["row"] = row if row in rows else None
+    return verdicts
+
+
 def render_page(curves: Curves, tables: Sequence[Table], facts: Row) -> str:
     """The text of report.html; `facts` are those of the other forms of the report."""
     script = Markup("\n".join((TEMPLATES / name).read_text("utf-8").strip() for name in SCRIPTS))
-    [answers] = (table.records for table in tables if table.key == "answers")
-    facts = facts | {"answers": answers, "curves": build_panels(curves)}
-    facts |= {"interval_marks": interval_marks, "display": display, "script": script}
-    facts |= {"svg": inline_svg, "shown_curves": len(figures.COLORS)}
+    known = {table.key: table for table in tables}
+    answers, runs = known["answers"].records, known["runs"].records
+    facts = facts | {"answers": [dict(record) for record in answers]}
+    for answer in facts["answers"]:
+        chosen = next(run for run in runs if run["run_id"] == answer["run_id"])
+        same = [run for run in runs if all(run[k] == chosen[k] for k in ALIKE)]
+        answer["runs"] = sorted(same, key=lambda run: str(run["seed"]))
+    facts["verdicts"] = read_verdicts(facts["answer"]["claims"], row_anchors(known["claim_parts"]))
+    said = [verdict["verdict"] for verdict in facts["verdicts"]]
+    facts["counts"] = [(verdict, said.count(verdict)) for verdict in VERDICTS if verdict in said]
+    facts |= {"curves": build_panels(curves), "interval_marks": interval_marks, "svg": inline_svg}
+    facts |= {"row_anchors": row_anchors, "fold": fold, "script": script}
+    facts["shown_curves"] = len(figures.COLORS)
     facts["script_digest"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     facts["style"] = Markup((TEMPLATES / "page.css").read_text("utf-8"))
     return render("html", **facts)

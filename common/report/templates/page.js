@@ -8,17 +8,66 @@ const holds = (text, words) => words.every(word => text.includes(word));
 Tablesort.extend("number", () => false, (a, b) => Math.sign(b - a) || 0);
 for (const table of document.querySelectorAll(".table table")) new Tablesort(table);
 
+const said = button => button.closest("p").querySelector("output");
+
 for (const input of document.querySelectorAll("[data-filter]")) {
   const rows = [...document.getElementById(input.dataset.filter).tBodies[0].rows];
   const texts = rows.map(row => row.textContent.toLowerCase());
-  const count = input.closest("p").querySelector("output");
   input.addEventListener("input", () => {
     const words = wordsOf(input);
     rows.forEach((row, i) => row.hidden = !holds(texts[i], words));
     const shown = rows.filter(row => !row.hidden).length;
-    count.value = words.length ? `${shown} of ${rows.length} rows` : `${rows.length} rows`;
+    said(input).value = words.length ? `${shown} of ${rows.length} rows` : "";
   });
 }
+
+// As the files in csv/: raw values under the columns' names.
+const csvOf = table => {
+  const columns = [...table.tHead.rows[0].cells].filter(head => head.dataset.name);
+  const rows = [...table.tBodies[0].rows].filter(row => !row.hidden);
+  const raw = cell => (cell.dataset.sort ?? cell.textContent).replace(/^-Infinity$/, "");
+  const quote = text => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  const lines = rows.map(row => columns.map(head => raw(row.cells[head.cellIndex])));
+  return [columns.map(head => head.dataset.name), ...lines].map(line => line.map(quote).join(",") + "\n").join("");
+};
+
+for (const button of document.querySelectorAll("[data-copy]")) {
+  button.addEventListener("click", async () => {
+    const text = csvOf(document.getElementById(button.dataset.copy));
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {  // not allowed: by the selection, or by the reader's own hand
+      const area = document.createElement("textarea");
+      area.value = text;
+      button.closest("p").append(area);
+      area.select();
+      if (!document.execCommand("copy")) return said(button).value = "press Ctrl+C to copy";
+      area.remove();
+      button.focus();
+    }
+    said(button).value = "copied";
+  });
+}
+
+// A link into what is folded, or into a row that a filter hides, shows it.
+const reveal = hash => {
+  const target = document.getElementById(decodeURIComponent(hash.slice(1)));
+  for (let part = target; part; part = part.parentElement) {
+    part.hidden = false;
+    if (part.tagName === "DETAILS") part.open = true;
+  }
+  return target;
+};
+addEventListener("click", event => {
+  const link = event.target.closest("a[href^='#']");
+  if (link) reveal(link.hash);
+});
+reveal(location.hash)?.scrollIntoView();
+
+// What scrolls is in reach of the keyboard, and what does not is no stop on the way.
+const watcher = new ResizeObserver(changes => changes.forEach(({ target: box }) =>
+  box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight ? box.tabIndex = 0 : box.removeAttribute("tabindex")));
+document.querySelectorAll(".box, .wide div, .curves figure").forEach(box => watcher.observe(box));
 
 for (const panel of document.querySelectorAll(".curves")) {
   const labels = [...panel.querySelectorAll(".choices label")];
