@@ -69,8 +69,10 @@ def write_report(rows: list[dict], problems: list[str], out: Path, options: Repo
     for key, title, command in SECTIONS:
         own = [table for table in tables if table.section == key]
         section = {"key": key, "title": title, "command": command, "tables": own}
-        section["lead"] = next((table.brief for table in own if table.brief), None)
-        section["missing"] = all(t.missing for t in own if not t.key.endswith("_published"))
+        lead = next(table for table in own if table.brief)
+        measured = any(t.records and not t.missing for t in own if not t.key.endswith("_published"))
+        section["missing"] = lead.missing or not measured
+        section |= {"lead": None if section["missing"] else lead.brief, "whole": lead}
         section["figures"] = [figure for figure in figures if figure.section == key]
         section["reading"] = [r["finding"] for r in said if r["section"] == key]
         sections.append(section)

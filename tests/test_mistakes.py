@@ -96,7 +96,7 @@ def test_calibration_by_hand_and_by_scikit_learn():
 def test_without_logits_the_report_says_that_confidence_is_not_stored():
     (m,), tables = found_in([row_of("a")], {"a": predictions_of([0, 1, 2], [0, 1, 1])})
     assert (m.confidence, m.bins, m.worst) == (None, [], [])
-    assert f"digits, run a: {NO_LOGITS}" in tables["calibration"].notes
+    assert f"digits, random split, run a: {NO_LOGITS}" in tables["calibration"].notes
     assert NO_LOGITS in tables["worst_digits_a"].notes
     (summary,) = tables["calibration"].records
     assert (summary["ece"], summary["nobody"]) == (None, None)  # not zero

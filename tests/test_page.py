@@ -1,6 +1,8 @@
 """report.html, as a file and in a real browser: what it shows, what it asks for, what it can do."""
 
+import csv
 import html.parser
+import io
 import re
 import shutil
 
@@ -11,9 +13,11 @@ from common.base.cli import as_dict
 from common.base.config import TrainConfig
 from common.base.log import save_predictions
 from common.data.datasets import load_dataset
+from common.judge.findings import judged_tables
 from common.judge.stats import wilson_interval
-from common.report import figures, page
-from common.report.tables import runs_table
+from common.judge.tables import make_table
+from common.report import documents, figures, page
+from common.report.tables import build_tables
 from tests.invented import Invented
 from tests.test_report import MARKUP, LogBuilder, fill
 
@@ -103,22 +107,45 @@ def test_markup_in_the_log_is_text(file, text):
     shown = Checker(text).text
     assert EVIL in shown
     assert MARKUP in shown
-    tex, md = (file.with_suffix(suffix).read_text() for suffix in (".tex", ".md"))
-    assert r"\textless{}script\textgreater{}alert(1)" in tex
-    assert "<script>" not in tex
-    assert not re.search(r"(?<!\\)<(script|img)", md)
+    table = make_table("failed", [{"error": EVIL}])
+    assert not re.search(r"(?<!\\)<(script|img)", documents.markdown_table(table))
+
+
+def plain(text, start, end):
+    words = re.search(f"{start}(.*?){end}", text, re.S)[1]
+    return " ".join(re.sub(r"<[^>]+>", " ", words).split())
 
 
 def test_every_number_of_the_answer_is_there(text):
-    answer = re.search(r'<div id="answer">(.*?)<nav', text, re.S)[1]
-    words = " ".join(re.sub(r"<[^>]+>", " ", answer).split())
-    assert "FashionMNIST resnet18, adam, rate 0.001, epochs 5 92.12 % on test" in words
+    words = plain(text, '<div id="answer">', "</main>")
     low, high = wilson_interval(round(0.9212 * 14_000), 14_000)
-    interval = f"{100 * low:.2f} to {100 * high:.2f}"
-    assert f"95 % interval {interval}, on 14,000 test images; one seed" in words
-    assert "25 min of training on A_CPU &amp; more" in words
-    assert "91.54 %, +0.58 points from it" in words
-    assert "SVM, poly 86.12" in words  # of two alike the first by name
+    assert (
+        "FashionMNIST, the study&#39;s split 92.12 % of the test images right ResNet-18, Adam, "
+        f"learning rate 0.001, 5 epochs How sure {100 * low:.2f} to {100 * high:.2f}, "
+        "the 95 % interval; 14,000 test images, one seed Training 25.0 min on A_CPU &amp; more "
+        "Published 91.54 %; this is +0.58 points Setup the study&#39;s Runs seed 0"
+    ) in words
+    assert "(reduced setup: limit 10000, image size 32) How sure" in words
+    assert "Runs seed 0 , 1" in words
+    missing = plain(text, '<section id="missing">', "</section>")
+    assert "claim 6: make q1b" in missing
+
+
+@pytest.mark.parametrize(
+    ("line", "verdict", "number", "text", "numbers"),
+    [
+        ("not measured: (8) A GPU trains 24 times as fast.", "not measured", "8",
+         "A GPU trains 24 times as fast.", ""),
+        ("supported: (10) A rate of 0.001: better. MNIST +0.1 points (-0.1 to +0.3).", "supported",
+         "10", "A rate of 0.001: better.", "MNIST +0.1 points (-0.1 to +0.3)."),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_read_and_linked_to_the_rows_behind_it(line, verdict, number, text, numbers):
+    [known] = page.read_verdicts([line], ["claim_parts-8", None])
+    assert known == {
+        "verdict": verdict, "number": number, "text": text, "numbers": numbers,
+        "row": "claim_parts-8" if number == "8" else None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("better", ["train", "svm"])
@@ -128,11 +155,10 @@ def test_the_answer_is_the_best_on_validation_of_any_kind_whatever_its_test_accu
         val_acc, test_acc = (0.95, 0.90) if kind == better else (0.94, 0.99)
         add(0, {"val_acc": val_acc, "test_acc": test_acc, "fit_ms": 1e3})
     log.train(0, split="official")  # its test images are others
-    [answer, official] = page.build_answers(log.rows)
-    assert answer["choice"]["test_acc"] == 0.90
-    assert [other["test_acc"] for other in answer["others"]] == [0.99]
-    assert [point["chosen"] for point in answer["points"]] == [better == "train", better == "svm"]
-    assert [point["test_acc"] for point in official["points"]] == [1.0]
+    tables = judged_tables(log.rows, lambda row: (None, "none"))
+    [known] = (table.records for table in tables if table.key == "answers")
+    accuracy = {record["where"]: record["test_acc"] for record in known}
+    assert accuracy == {"MNIST, the study's split": 0.90, "MNIST, official split": 1.0}
 
 
 def test_the_gallery_shows_the_images_or_says_why_not(text, tmp_path):
@@ -144,14 +170,17 @@ def test_the_gallery_shows_the_images_or_says_why_not(text, tmp_path):
     assert name in absent
     assert "Confidence not stored" in absent
     assert "<title>Test image " not in absent
-    log.train(0.95, dataset="mnist", file=log.predictions("mnist", 0.95), lr=0.5)
-    out = log.report(*nowhere).folder
-    for suffix in ("html", "md", "tex"):
-        written = (out / f"report.{suffix}").read_text().replace("\\allowbreak{}", "")
-        assert "The images are not shown: no source has" in written
+    with np.load(log.folder / "predictions/mnist.npz") as arrays:
+        known = dict(arrays)
+    save_predictions(
+        log.folder / "predictions/logits.npz", **known, logits=np.eye(4)[known["pred"]]
+    )
+    log.train(0.95, val_acc=0.99, dataset="mnist", file="predictions/logits.npz", lr=0.5)
+    written = (log.report(*nowhere).folder / "report.html").read_text()
+    assert "The images are not shown: no source has" in written
 
 
-def test_a_report_of_320_runs_is_small():
+def test_a_report_of_320_runs_is_small(tmp_path):
     runs, epochs = [], []
     for i in range(320):
         config = as_dict(TrainConfig(lr=0.001 * (i // 5 + 1), seed=i % 5))
@@ -161,10 +190,23 @@ def test_a_report_of_320_runs_is_small():
         curve = {"train_acc": 0.5, "val_acc": 0.6, "train_loss": 1.0}
         curves = ({"epoch": e, "val_loss": 2 / e} | curve for e in range(1, 301))
         epochs += [base | {"metrics": metrics} for metrics in curves]
-    facts = {"title": "t", "sections": [], "n_rows": 1, "log_sha256": "0", "last": "now"}
-    text = page.render_page(runs, figures.curves_of(epochs), runs_table(runs), facts)
+    section = dict.fromkeys(("command", "missing", "lead"), "") | {"key": "curves", "title": "t"}
+    section |= {"figures": [], "tables": [], "reading": []}
+    facts = {"title": "t", "sections": [section], "n_rows": 1, "log_sha256": "0", "last": "now"}
+    facts["answer"] = {"claims": [], "missing": []}
+    tables = build_tables(runs, [], tmp_path, "data")[0]
+    text = page.render_page(figures.curves_of(epochs), tables, facts)
     assert text.count('type="checkbox"') == 320
     assert len(text.encode()) < 3e6
+
+
+def test_labels_hold_only_what_tells_the_runs_apart():
+    same = {"dataset": "mnist", "model": "resnet18", "opt": "sgd", "lr": 0.1, "weight_decay": 0.0}
+    configs = [same | {"seed": 0}, same | {"seed": 1}, same | {"opt": "adam", "weight_decay": 0.1}]
+    assert page.short_labels([c | {"seed": c.get("seed", 0)} for c in configs]) == [
+        "ResNet-18, SGD, seed 0", "ResNet-18, SGD, seed 1", "ResNet-18, Adam, seed 0",
+    ]  # fmt: skip
+    assert page.short_labels(configs[:1]) == ["ResNet-18"]
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +225,7 @@ def view(request, browser, file):
     """The page in a window; at the end it must have been silent and asked for nothing else."""
     width, scheme = request.param
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
     view = context.new_page()
     said, asked = [], []
     view.on("console", lambda message: said.append(message.text))
@@ -200,17 +243,56 @@ def column(view, table, place):
     return view.locator(f"#table-{table} tbody tr:visible td:nth-child({place})").all_inner_texts()
 
 
+def unfold(view):
+    view.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+
+
+def overflow(view):
+    return view.evaluate("document.documentElement.scrollWidth - innerWidth")
+
+
 def test_nothing_overflows_the_window_and_it_is_as_light_as_the_reader_likes(view):
-    wide, window = view.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-    assert wide <= window
+    assert overflow(view) <= 0
+    unfold(view)
+    assert overflow(view) <= 0
     dark = view.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     red = view.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
     assert (int(red) < 60) is dark
+    filters = """selector => [...document.querySelectorAll(selector)].map(
+        element => getComputedStyle(element).filter !== 'none')"""
+    assert set(view.evaluate(filters, "svg.drawn, .photographs image")) == {dark}
+    assert not any(view.evaluate(filters, ".drawn:not(.photographs) image"))
+
+
+def test_no_table_scrolls_within_the_page_below_thirty_rows(view):
+    unfold(view)
+    heights = """[...document.querySelectorAll('.box')].map(box => [
+        box.querySelectorAll('tbody tr').length, box.scrollHeight - box.clientHeight])"""
+    assert all(rows > 30 or more <= 1 for rows, more in view.evaluate(heights))
+
+
+def test_verdicts_have_a_sign_and_a_link_that_unfolds_the_row_behind_them(view):
+    first = view.locator(".claims li").first
+    sign = first.evaluate("item => getComputedStyle(item, '::before').content")
+    assert sign == '"–"'  # not measured
+    row = view.locator("#claim_parts-1")
+    assert not row.is_visible()
+    first.get_by_role("link").press("Enter")
+    assert row.is_visible()
+    assert row.locator("td").first.inner_text() == "1"
+    run = view.locator("article a").first
+    target = view.locator(run.get_attribute("href"))
+    view.evaluate("document.getElementById('runs').closest('details').open = true")
+    view.locator("[data-filter=table-runs]").fill("no such run")
+    assert not target.is_visible()
+    run.click()
+    assert target.is_visible()
 
 
 def test_a_table_sorts_both_ways_by_mouse_and_keyboard_and_filters(view):
-    head = view.locator("#table-runs th", has_text="Test").first
-    place = view.locator("#table-runs th").all_inner_texts().index(head.inner_text()) + 1
+    unfold(view)
+    head = view.locator("#table-runs th[data-name=test_acc]")
+    place = 1 + head.evaluate("head => head.cellIndex")
 
     def shown():
         return [float(t) for t in column(view, "runs", place) if t != "-"]
@@ -224,14 +306,48 @@ def test_a_table_sorts_both_ways_by_mouse_and_keyboard_and_filters(view):
     assert before != shown()
     rows, field = len(column(view, "runs", 1)), view.locator("[data-filter=table-runs]")
     field.fill("fashion SVM")
-    assert column(view, "runs", 1) == ["fashion", "fashion"]
+    assert column(view, "runs", 1) == ["FashionMNIST", "FashionMNIST"]
     assert view.locator("#runs output").inner_text() == f"2 of {rows} rows"
     field.fill("")
     assert len(column(view, "runs", 1)) == rows
 
 
+@pytest.mark.parametrize("allowed", [True, False], ids=["clipboard", "selection"])
+def test_a_table_is_copied_as_its_csv_file_has_it(view, file, allowed):
+    unfold(view)
+    if not allowed:
+        view.evaluate("void (navigator.clipboard.writeText = () => Promise.reject())")
+    for key, words in (("runs", ""), ("runs", "SVM"), ("failed", "")):
+        if words:
+            view.locator(f"[data-filter=table-{key}]").fill(words)
+        view.locator(f"[data-copy=table-{key}]").press("Enter")
+        view.locator(f"#{key} output", has_text="copied").wait_for()
+        text = view.evaluate("navigator.clipboard.readText()")
+        copied = list(csv.DictReader(io.StringIO(text.replace("\r", ""))))
+        with open(file.parent / "csv" / f"{key}.csv", newline="") as lines:
+            raw = [r for r in csv.DictReader(lines) if words in "".join(r.values())]
+        assert len(copied) == len(raw)
+        for mine, record in zip(copied, raw, strict=True):
+            assert len(mine) > 3
+            for name, value in mine.items():
+                same = value == record[name]
+                assert same or float(value) == pytest.approx(float(record[name]), rel=1e-9)
+    assert view.locator("textarea").count() == 0
+
+
+def test_where_nothing_may_copy_the_text_is_there_selected(view):
+    view.evaluate("void (navigator.clipboard.writeText = () => Promise.reject())")
+    view.evaluate("void (document.execCommand = () => false)")
+    view.locator("[data-copy=table-answer-results]").click()
+    view.locator("#answer-results output", has_text="press Ctrl+C to copy").wait_for()
+    assert view.evaluate("getSelection().toString()").startswith("what,test_accuracy,published,")
+
+
 def test_a_curve_toggles(view):
+    view.get_by_text("Learning curves of every run").click()
     panel = view.locator(".curves").filter(has_text="digits")
+    assert panel.locator("h3").inner_text() == "digits, random split"
+    assert "ResNet-18, seed 0" in panel.locator(".choices").inner_text()
     box = panel.locator("input[type=checkbox]").first
     curves = panel.locator(f'.curve[data-name="{box.get_attribute("value")}"]')
     assert curves.count() == 4  # accuracy and loss, of validation and training images
@@ -246,27 +362,34 @@ def test_a_curve_toggles(view):
 
 
 def test_the_keyboard_reaches_every_control(view):
-    wanted = "a, input, button, summary, th[tabindex], .box"
+    view.get_by_text("Learning curves of every run").press("Enter")
+    assert view.locator("#curves fieldset").first.is_visible()
+    unfold(view)
+    view.evaluate("new Promise(requestAnimationFrame)")  # until it is known what scrolls
+    wanted = "a, input, button, summary, th[tabindex], .tall"
     missed = """wanted => [...document.querySelectorAll(wanted)].filter(element => {
         element.focus(); return document.activeElement !== element }).length"""
     assert view.evaluate(missed, wanted) == 0
     view.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
     kinds = set()
-    for _ in range(40):
+    for _ in range(60):
         view.keyboard.press("Tab")
         kinds.add(view.evaluate("document.activeElement.tagName"))
-    assert {"A", "INPUT", "TH", "SUMMARY"} <= kinds
+    assert {"A", "INPUT", "TH", "SUMMARY", "BUTTON"} <= kinds
     outline = view.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline != "none"
 
 
-def test_on_paper_there_are_no_controls_and_nothing_is_cut(browser, file):
-    view = browser.new_page(viewport={"width": 1040, "height": 700})  # A4 landscape
+def test_on_paper_there_are_no_controls_nothing_is_cut_and_what_is_folded_stays_so(browser, file):
+    view = browser.new_page(viewport={"width": 680, "height": 1000})  # A4 and its margins
     view.goto(file.as_uri())
     view.emulate_media(media="print")
-    assert view.locator("nav:visible, .controls:visible").count() == 0
-    cut = view.evaluate("""[...document.querySelectorAll('.box')].filter(
-        box => box.scrollHeight > box.clientHeight + 1).length""")
+    assert view.locator("nav:visible, .controls:visible, details:visible").count() == 0
+    assert view.locator("table:visible").count() >= 6
+    cut = view.evaluate("""[...document.querySelectorAll('.box')].filter(box =>
+        box.scrollHeight > box.clientHeight + 1 || box.scrollWidth > box.clientWidth).length""")
     assert cut == 0
-    assert view.pdf(prefer_css_page_size=True).startswith(b"%PDF")
+    pages = view.pdf(prefer_css_page_size=True)
+    assert pages.startswith(b"%PDF")
+    assert max(map(int, re.findall(rb"/Count (\d+)", pages))) <= 10
     view.close()
