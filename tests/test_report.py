@@ -105,12 +105,18 @@ class Written:
         files = (path for path in self.folder.rglob("*") if path.is_file())
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
 
-    def markdown_rows(self, title):
-        """A table's cells, read back from Markdown: headings first."""
-        text = re.search(rf"^### {re.escape(title)}\n\n((?:\|.*\n)+)", self.md, re.M)[1]
-        rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines()]
-        assert len({len(row) for row in rows}) == 1
-        return [[re.sub(r"\\(\W|_)", r"\1", cell.strip()) for cell in row] for row in rows]
+    def section(self, title):
+        """What Markdown and LaTeX say in a section."""
+        md = re.search(rf"^## {re.escape(title)}$(.*?)(?=^## |\Z)", self.md, re.M | re.S)[1]
+        head = re.escape(rf"\section{{{title}}}")
+        return md, re.search(rf"{head}(.*?)(?=\\section|\\end{{document}})", self.tex, re.S)[1]
+
+
+def cells_of(table):
+    """A table's cells, read back from Markdown: headings first."""
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines()]
+    assert len({len(row) for row in rows}) == 1
+    return [[re.sub(r"\\(\W|_)", r"\1", cell.strip()) for cell in row] for row in rows]
 
 
 @pytest.fixture
@@ -174,7 +180,7 @@ NO_RUN = {part: WAITING.format(part) for part in ("q1a", "q1b", "flops")}
          {"test_acc": 0.9212, "val_acc": 0.93, "train_ms": 1.5e6, "published_test_acc": 0.9154,
           "difference": 0.9212 - 0.9154}),
         ("q1a_fashion", {"epochs": "3", "pin_memory": "True"}, {"shared_with": BEST}),
-        ("q1a_mnist", {"note": "reduced protocol: limit 10000, image size 32"},
+        ("q1a_mnist", {"note": "reduced setup: limit 10000, image size 32"},
          {"test_acc": 0.9512, "published_test_acc": "", "difference": ""}),
         ("best", {"dataset": "fashion"},
          {"test_acc": 0.9212, "published_test_acc": 0.9154, "published_val_acc": 0.915}),
@@ -213,29 +219,41 @@ def test_csv_holds_the_raw_values(whole, key, where, expected):
 @pytest.mark.parametrize(
     ("section", "shown"),
     [
-        ("Question 1(a): networks", ["92.12", "91.54", "+0.58", "1,500", "yes"]),
-        ("Question 1(b): support vector machines", ["86.12", "85.67", "7.12", "7.56", "4,321"]),
-        ("Question 2: training speed by device", ["21.5", "744", "1.75x", "37.67x", "275"]),
-        ("Cost of the networks", ["1.8235", "1.8240", "-0.0005", "3.6471", "11.18"]),
-        ("Inference", ["5.25", "6.50", "7.75", "190", "92.11", "2.25x"]),
-        ("Exported models", ["44.73", "14,000", "2.5e-05", "-0.01", "abababababab"]),
+        ("Which network?", ["92.12 % (91.66 to 92.56)", "91.54 %", "25.0 min"]),
+        ("How good are support vector machines?", ["86.12", "85.54", "85.67", "7.12"]),
+        ("What does a network cost?", ["1.8235", "1.8240", "11.18"]),
     ],
 )
 def test_markdown_and_latex_show_the_values(whole, section, shown):
-    title = re.escape(section)
-    md = re.search(rf"^## {title}$(.*?)(?=^## |\Z)", whole.md, re.M | re.S)[1]
-    tex = re.search(rf"\\section{{{title}}}(.*?)\\clearpage", whole.tex, re.S)[1]
-    for text in map(re.escape, shown):
-        assert re.search(rf"\| +{text} +\|", md), text
-        assert re.search(rf"(}}|& ){text} (&|\\)", tex), text
+    md, tex = whole.section(section)
+    for text in shown:
+        assert re.search(rf"\| +{re.escape(text)} +\|", md), text
+        text = documents.escape_tex(text).replace("-{}", "-")
+        assert re.search(rf"(}}|& ){re.escape(text)} (&|\\)", tex), text
 
 
-def test_every_figure_shown_was_drawn_and_every_one_drawn_is_shown(whole):
-    for text, extension in ((whole.md, "png"), (whole.tex, "pdf")):
-        drawn = {n for n in whole.files() if n.startswith("figures/") and n.endswith(extension)}
-        assert drawn == set(re.findall(rf"figures/\w+\.{extension}", text))
-        kinds = {Path(name).stem.rsplit("_", 1)[0] for name in drawn}
-        assert kinds == {"curves", "accuracy", "confusion_digits", "speedup"}
+def test_every_table_with_a_row_is_a_csv_file_that_markdown_names_with_its_length(whole):
+    named = {key: int(n) for key, n in re.findall(r"\(csv/(\w+)\.csv\) \((\d+)\)", whole.md)}
+    keys = {Path(name).stem for name in whole.files() if name.startswith("csv/")}
+    lengths = {key: len(whole.csv(key)) for key in keys}
+    assert named == {key: n for key, n in lengths.items() if n}
+    html = (whole.folder / "report.html").read_text()
+    assert set(re.findall(r'<table id="table-(\w+)"', html)) == named.keys()
+
+
+def test_a_section_shows_one_figure_and_one_brief_table(whole):
+    html = (whole.folder / "report.html").read_text()
+    for _, title, _ in report.SECTIONS:
+        md, tex = whole.section(title)
+        for text, extension in ((md, "png"), (tex, "pdf")):
+            shown = re.findall(rf"figures/\w+\.{extension}", text)
+            assert len(shown) <= 1
+            assert set(shown) <= whole.files().keys()
+        tables = re.findall(r"^\|:?-.*\n((?:\|.*\n)+)", md, re.M)
+        assert [table.count("\n") <= 12 for table in tables] in ([], [True])
+    brief = re.findall(r'<table id="table-answer-.*?</table>', html, re.S)
+    assert brief
+    assert all(table.count("<tr") <= 13 for table in brief)
 
 
 def test_where_another_protocol_was_chosen_the_published_best_does_not_pass_for_unmeasured(log):
@@ -255,7 +273,7 @@ def test_each_part_of_the_protocol_counts(log, other):
     log.train(0.9, dataset="mnist", **other)
     rows = log.tables()["q1a_mnist"]
     [(name, value)] = other.items()
-    assert f"protocol: {name.replace('_', ' ')} {str(value).lower()}" in rows[0]["note"]
+    assert f"setup: {name.replace('_', ' ')} {str(value).lower()}" in rows[0]["note"]
     waiting = [row["note"] for row in rows if row["published_test_acc"]]
     assert waiting == [WAITING.format("q1a")] * 10
 
@@ -314,13 +332,20 @@ def test_published_speeds_stand_beside_ours_or_what_would_measure_them(log):
 def test_a_missing_part_is_named_with_the_command_that_measures_it(log, kept):
     known = f'"kind": "{kept}"', '"status": "failed"'
     fill(log).rewrite(lambda lines: [line for line in lines if any(k in line for k in known)])
-    commands = {"train": "q1a", "svm": "q1b", "hw_train": "q2", "flops": "flops",
-                "hw_infer": "bench", "export": "best"}  # fmt: skip
+    sections = {
+        "Which network?": ("make q1a", ["train", "svm"]),
+        "How good are support vector machines?": ("make q1b", ["svm"]),
+        "How fast does it train?": ("make q2", ["hw_train"]),
+        "What does a network cost?": ("make flops", ["flops"]),
+        "How fast does it answer?": ("make best bench", ["hw_infer", "export"]),
+    }
     written = log.report()
-    for kind, command in commands.items():
-        assert (f"Not measured. `make {command}` measures it." in written.md) is (kind != kept)
-        in_tex = rf"Not measured. \texttt{{make {command}}}" in written.tex
-        assert in_tex is (kind != kept)
+    for title, (command, kinds) in sections.items():
+        md, tex = written.section(title)
+        missing = kept not in kinds
+        assert (f"Not measured. `{command}` measures it." in md) is missing
+        assert (rf"Not measured. \texttt{{{command}}}" in tex) is missing
+        assert (f"- {title} Not measured: {command}\n" in written.md) is missing
 
 
 def test_seeds_are_shown_as_mean_and_spread_never_as_the_best(log):
@@ -392,10 +417,15 @@ def test_lines_that_cannot_be_used_are_counted_by_reason_shown_and_said(log, cap
     problems = written.csv("problems")
     assert "log.jsonl:2: skipped, schema 2" in problems[0]["problem"]
     assert len(problems) == 200
-    assert "Not shown: 52 more." in written.md  # the run's predictions are one of them
+    html = (written.folder / "report.html").read_text()
+    assert "Not shown: 52 more." in html  # the run's predictions are one of them
     lines = capsys.readouterr().out.splitlines()
-    assert "mnist, resnet18: 99.33 % (99.18 to 99.45) on test" in lines
-    assert "not measured: Support vector machines: every configuration (make q1b)" in lines
+    assert " ".join(lines[:2]) == (
+        "MNIST, the study's split: ResNet-18, SGD, learning rate 0.001, 5 epochs: "
+        "99.33 % on test (99.18 to 99.45; one seed), 1 s of training."
+    )
+    assert "missing: claim 6: make q1b" in lines
+    assert len(lines) <= 25
     assert lines[-2].startswith("problems in the log: 252, the first: ")
     assert lines[-1] == f"report: {log.folder / 'report' / 'report.html'}"
 
@@ -435,25 +465,24 @@ def test_the_readme_s_table_is_printed_and_nothing_written_or_drawn(log):
     code = f"import report, sys; report.main({flags}); assert 'matplotlib' not in sys.modules"
     printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
     heads, _, line, *notes = printed.splitlines()
-    cells = dict(zip(*([c.strip() for c in row.split("|")] for row in (heads, line)), strict=True))
-    shown = cells["Test acc. %"], cells["95 % interval"], cells["Published test acc. %"]
-    assert shown == ("92.12", "91.66 to 92.56", "91.54")
-    assert notes[1].startswith("95 %: Wilson")
-    assert notes[3] == r"Measured on A_CPU \& more (rows: 1)"
-    assert notes[5] == "Of the study's 11 claims, tested on these rows:"
-    assert re.findall(r"\((\d+)\)", notes[7]) == [str(n) for n in range(1, 12)]
-    assert notes[7].startswith("- undecided: (1) ResNet-18 is as accurate as ResNet-50")
+    cells = dict(zip(*cells_of(f"{heads}\n{line}"), strict=True))
+    assert cells["Configuration"].startswith("FashionMNIST: ResNet-18, Adam, 5 epochs")
+    assert cells["Test accuracy (95 % interval)"] == "92.12 % (91.66 to 92.56)"
+    assert cells["Published"] == "91.54 %"
+    assert "92.12 % of FashionMNIST's test images right" in notes[1]
+    assert notes[-1].startswith("Of the study's 11 claims: 11 not measured (1, 2,")
     assert [file.name for file in log.folder.iterdir()] == ["log.jsonl"]
 
 
 def test_markup_in_the_log_is_text_in_markdown(whole):
-    heads, _, row = whole.markdown_rows("Not finished")
+    table = documents.markdown_table(make_table("failed", whole.csv("failed")))
+    heads, _, row = cells_of(table)
     assert row[heads.index("Error")] == MARKUP
-    assert not re.search(r"(?<!\\)<b>", whole.md)
-    titles = re.findall(r"^### (.*)\n\n\|", whole.md, re.M)
-    assert len(titles) > 15
-    for title in titles:  # each with as many cells in every row
-        assert len(whole.markdown_rows(title)) > 2
+    assert not re.search(r"(?<!\\)<b>", table + whole.md)
+    tables = re.findall(r"^(?:\|.*\n)+", whole.md, re.M)
+    assert len(tables) >= 5
+    for table in tables:  # each with as many cells in every row
+        assert len(cells_of(table)) > 2
 
 
 def test_latex_special_characters_are_escaped(whole):
