@@ -121,8 +121,8 @@ def test_every_number_of_the_answer_is_there(text):
     low, high = wilson_interval(round(0.9212 * 14_000), 14_000)
     assert (
         "FashionMNIST, the study&#39;s split 92.12 % of the test images right ResNet-18, Adam, "
-        f"learning rate 0.001, 5 epochs How sure {100 * low:.2f} to {100 * high:.2f}, "
-        "the 95 % interval; 14,000 test images, one seed Training 25.0 min on A_CPU &amp; more "
+        f"learning rate 0.001, 5 epochs How sure {100 * low:.2f} to {100 * high:.2f} "
+        "(95 %); 14,000 test images, one seed Training 25.0 min on A_CPU &amp; more "
         "Published 91.54 %; this is +0.58 points Setup the study&#39;s Runs seed 0"
     ) in words
     assert "(reduced setup: limit 10000, image size 32) How sure" in words

@@ -107,7 +107,9 @@ def fold(section: Row) -> list[tuple[str, list[tuple[str, Any]]]]:
         if len(same) < FEW:
             folds += [("", [item]) for item in same]
         else:
-            folds.append((head, [(name.partition(": ")[2], item) for name, item in same]))
+            rests = (name.partition(": ")[2] for name, _ in same)
+            names = [rest[:1].upper() + rest[1:] for rest in rests]
+            folds.append((head, [(n, item) for n, (_, item) in zip(names, same, strict=True)]))
     return folds
 
 
