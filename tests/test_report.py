@@ -422,7 +422,7 @@ def test_lines_that_cannot_be_used_are_counted_by_reason_shown_and_said(log, cap
     lines = capsys.readouterr().out.splitlines()
     assert " ".join(lines[:2]) == (
         "MNIST, the study's split: ResNet-18, SGD, learning rate 0.001, 5 epochs: "
-        "99.33 % on test (99.18 to 99.45; one seed), 1 s of training."
+        "99.33 % on test images (99.18 to 99.45; one seed). Training: 1 s."
     )
     assert "missing: claim 6: make q1b" in lines
     assert len(lines) <= 25
