@@ -99,11 +99,12 @@ def row_anchors(table: Table) -> list[str | None]:
 
 def fold(section: Row) -> list[tuple[str, list[tuple[str, Any]]]]:
     """What is folded of a section, by name: figures and tables; several of one head together."""
-    drawn = [figure for figure in section["figures"] if figure.on_page]
-    items = [(figure.caption, figure) for figure in drawn[1:]]
+    shown = section["figures"][:1]
+    items = [(figure.caption, figure) for figure in section["figures"]]
     items += [(table.title, table) for table in section["tables"] if table.records]
     folds = []
     for head, same in grouped(items, lambda item: item[0].partition(": ")[0]).items():
+        same = [item for item in same if item[1] not in shown]
         if len(same) < FEW:
             folds += [("", [item]) for item in same]
         else:
