@@ -18,12 +18,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import fill, shorten
+from textwrap import fill
 
 from common.base.cli import UsageError, Validated, option, parse_command_line, run_script
 from common.base.log import log_files, read_log, write_together
 
-WIDTH, MOST_LINES = 110, 3  # of the screen
+WIDTH, MOST_LINES = 110, 4  # of the screen
 ANSWER = ("answer", "claims", "missing")  # the first screen
 TITLE = "Image classification bake-off: measured beside published"
 SECTIONS = (  # a question each, with the command that measures what is missing there
@@ -98,16 +98,23 @@ def write_report(rows: list[dict], problems: list[str], out: Path, options: Repo
 
 
 def print_summary(answer: dict, tables: list, problems: list[str]) -> None:
-    """Print the first screen of the report, each line cut to a screen's width."""
+    """Print the first screen of the report, in lines of a screen's width."""
     [failed] = (table.records for table in tables if table.key == "failed")
     lines = [fill(line, WIDTH) for line in answer["answer"][:4]]
-    lines += [shorten(line.split(". ")[0], WIDTH, placeholder=" ...") for line in answer["claims"]]
-    lines += [
-        shorten(f"missing: {line}", WIDTH, placeholder=" ...")
-        for line in answer["missing"][:MOST_LINES]
-    ]
-    if more := len(answer["missing"]) - MOST_LINES:
-        lines += [f"... {more} more in the report"] if more > 0 else []
+    open: dict[str, list[str]] = {}
+    for line in answer["claims"]:
+        verdict, text = line.split(": ", 1)
+        if verdict in ("inconclusive", "not measured"):
+            open.setdefault(f"claims {verdict}: ", []).append(text[: text.index(")") + 1])
+        else:
+            lines.append(fill(line, WIDTH))
+    lines += [verdict + ", ".join(numbers) for verdict, numbers in open.items()]
+    lines += [fill(f"missing: {line}", WIDTH) for line in answer["missing"][:MOST_LINES]]
+    lines += (
+        [f"missing: {n} more, in the report"]
+        if (n := len(answer["missing"]) - MOST_LINES) > 0
+        else []
+    )
     if failed:
         lines.append(f"failed or interrupted, with errors in the report: {len(failed)}")
     if problems:

@@ -76,21 +76,18 @@ def sentences(macro: str, *values: Any) -> list[str]:
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
-def count_verdicts(results: Claims) -> str:
-    """How many claims have each verdict, with their numbers."""
+def by_verdict(results: Claims) -> dict[str, list[claims.Claim]]:
     known = grouped(results, lambda result: result.verdict)
-    counts = [(v, [r.number for r in known[v]]) for v in VERDICTS if v in known]
-    return ", ".join(f"{len(ns)} {v} ({', '.join(map(str, ns))})" for v, ns in counts)
+    return {verdict: known[verdict] for verdict in VERDICTS if verdict in known}
 
 
 def needs_of(results: Claims) -> dict[str, list[str]]:
-    """What would decide open parts of claims: the claims of each need, with the parts' names."""
+    """What would decide claims, or open parts of them: the claims of each need."""
     needs: dict[str, list[str]] = {}
     for result in results:
         for need, parts in grouped(result.parts, lambda part: part.needs).items():
-            some = ", ".join(part.subject for part in parts)
-            name = f"{result.number} ({some})" if len(parts) < len(result.parts) else result.number
-            needs.setdefault(need, []).append(str(name))
+            some = " in part" if len(parts) < len(result.parts) else ""
+            needs.setdefault(need, []).append(f"{result.number}{some}")
     return {need: names for need, names in needs.items() if need}
 
 

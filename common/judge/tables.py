@@ -28,8 +28,12 @@ class Table:
     @property
     def brief(self) -> "Table | None":
         """The few columns and rows of it that answer its section's question, if it is the one."""
-        short = WORDS[self.name].get("short", "").split()
-        return replace(self, columns=tuple(short), records=self.records[:BRIEF]) if short else None
+        words, all_rows = WORDS[self.name], len(self.records)
+        notes = [words["short_notes"]] if words.get("short_notes") and self.records else []
+        notes += [f"The first {BRIEF} of {all_rows} rows."] if all_rows > BRIEF else []
+        short = tuple(words.get("short", "").split())
+        parts = {"columns": short, "records": self.records[:BRIEF], "notes": tuple(notes)}
+        return replace(self, **parts) if short else None
 
 
 def make_table(

@@ -76,7 +76,7 @@ def readme_results(rows: Sequence[Row], folder: Path) -> str:
     if table.missing:
         raise UsageError("--readme: the log holds no accuracy yet; run make q1a first")
     evidence = compare.collect(rows, lambda row: mistakes.load_predictions(folder, row))
-    verdicts = findings.count_verdicts(claims.judge_claims(evidence))
+    verdicts = findings.by_verdict(claims.judge_claims(evidence))
     best = published.short_list(table.records)
     lines = findings.sentences("readme", best, len(claims.ENTRIES), verdicts)
     chosen = [r for records in best.values() for r in records.values()]

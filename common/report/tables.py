@@ -200,7 +200,10 @@ def q1b_table(svm: Sequence[Row]) -> Table:
             if False in ended:
                 stopped = f"stopped by max_iter {group.config.get('max_iter')}"
                 record["note"] = join_notes(record["note"], stopped)
-    records.sort(key=lambda record: order.index(str(record["dataset"])))
+    plain = log.DEFAULTS["svm"]["engine"]  # the other implementation gives the same accuracies
+    records.sort(
+        key=lambda r: (r.get("engine") not in (plain, None), order.index(str(r["dataset"])))
+    )
     return make_table("q1b", records, log.devices_note(svm), missing=not svm)
 
 
@@ -211,6 +214,9 @@ def mistake_tables(mistakes: Sequence[Mistakes]) -> list[Table]:
         record = {"where": m.where, "run_id": m.run_id, "images": len(m.right)}
         record |= {"mistakes": int((~m.right).sum()), "accuracy": m.right.mean()}
         no_logits, voters, others = "" if m.bins else NO_LOGITS, ONE_VOTER, ""
+        classes = judge.class_records(m.predictions)
+        worst = min(classes, key=lambda c: c["recall"] if c["recall"] is not None else 1.0)
+        record["weakest"] = f"{worst['class']}: taken for {worst['confused_with']}"
         if m.bins:
             record |= {"confidence": m.confidence.mean(), "ece": judge.calibration_error(m.bins)}
         if m.voters > 1:
@@ -221,7 +227,7 @@ def mistake_tables(mistakes: Sequence[Mistakes]) -> list[Table]:
             others = f"The {len(m.nobody) - GALLERY} others are not listed."
         summary.append(record)
         content = {
-            "classes": (judge.class_records(m.predictions),),
+            "classes": (classes,),
             "class_pairs": (judge.confused_pairs(m.predictions),),
             "reliability": (m.bins, no_logits),
             "worst": (m.worst, no_logits, m.no_images),
