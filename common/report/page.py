@@ -119,10 +119,9 @@ def read_verdicts(lines: Sequence[str], rows: Sequence[str | None]) -> list[Row]
     verdicts = []
     for line in lines:
         words = re.match(r"([^:]*): \((\d+)\) (.*?\.)(?: |$)(.*)", line)
-        verdict, number, text, numbers = words.groups()
-        row = f"claim_parts-{number}"
-        verdicts.append({"verdict": verdict, "number": number, "text": text, "numbers": numbers})
-        verdicts[-1]["row"] = row if row in rows else None
+        known = dict(zip(("verdict", "number", "text", "numbers"), words.groups(), strict=True))
+        row = f"claim_parts-{known['number']}"
+        verdicts.append(known | {"row": row if row in rows else None})
     return verdicts
 
 
