@@ -421,8 +421,9 @@ def recommended(log):
 
 def test_findings_say_what_was_decided_and_nothing_else():
     results, evidence = results_of("present")
-    numbers = ", ".join(map(str, range(1, 12)))
-    assert findings.count_verdicts(results) == f"11 supported ({numbers})"
+    assert {verdict: len(own) for verdict, own in findings.by_verdict(results).items()} == {
+        "supported": 11
+    }
     assert findings.needs_of(results) == {}
     lines = findings.sentences("claims", results)
     assert len(lines) == 11
@@ -432,7 +433,7 @@ def test_findings_say_what_was_decided_and_nothing_else():
     sides = {(record["name"], record["better"], record["worse"]) for record in told}
     assert sides >= {("MNIST", "SGD", "Adam"), ("FashionMNIST", "Adam", "SGD")}
     results, evidence = results_of("little")
-    assert findings.count_verdicts(results) == f"11 inconclusive ({numbers})"
+    assert findings.by_verdict(results).keys() == {"inconclusive"}
     assert all(part.needs for result in results for part in result.parts)
     told, still_open = findings.preferences(contrast_records(evidence))
     assert {record["better"] for record in told} <= {"the best ResNet"}
@@ -448,10 +449,13 @@ def test_a_claim_that_is_decided_by_some_parts_is_told_by_those_and_what_is_miss
         "contradicted: (3) It is so. a, bad: +0.00 points (-1.00 to +0.05); why.",
         "not measured: (4) And so.",
     ]
-    assert findings.count_verdicts(claims) == "1 contradicted (3), 1 not measured (4)"
+    known = {
+        verdict: [c.number for c in own] for verdict, own in findings.by_verdict(claims).items()
+    }
+    assert known == {"contradicted": [3], "not measured": [4]}
     needs = findings.needs_of(claims)
-    assert needs == {"make q2": ["3 (none)", "4"]}
-    assert findings.sentences("missing", needs) == ["claims 3 (none), 4: make q2"]
+    assert needs == {"make q2": ["3 in part", "4"]}
+    assert findings.sentences("missing", needs) == ["make q2 (claims 3 in part, 4)"]
 
 
 def test_an_effect_beyond_any_doubt_is_told_and_of_too_few_seeds_none():
@@ -520,8 +524,8 @@ def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
         f"{name.format(0.01)}, lower by 0.00 points (-0.03 to 0.03)."
     ]
     assert recommended(log)[0].startswith(
-        "MNIST, the study's split: no significant difference from the chosen network in 1 of 2 "
-        "other configurations; too few seeds to say in 1."
+        "MNIST, the study's split: of 2 other configurations 0 are significantly different from "
+        "the chosen network, 1 are not, and of 1 there are too few seeds to say."
     )
     log.svm(50, {"val_acc": 0.999, "fit_ms": 100.0}, kernel="rbf")  # a network is no rival of it
     (line,) = lines_of(log, "answer")
