@@ -455,7 +455,7 @@ def test_a_claim_that_is_decided_by_some_parts_is_told_by_those_and_what_is_miss
     assert known == {"contradicted": [3], "not measured": [4]}
     needs = findings.needs_of(claims)
     assert needs == {"make q2": ["3 in part", "4"]}
-    assert findings.sentences("missing", needs) == ["make q2 (claims 3 in part, 4)"]
+    assert findings.sentences("missing", needs) == ["claims 3 in part, 4: make q2"]
 
 
 def test_an_effect_beyond_any_doubt_is_told_and_of_too_few_seeds_none():
@@ -524,8 +524,8 @@ def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
         f"{name.format(0.01)}, lower by 0.00 points (-0.03 to 0.03)."
     ]
     assert recommended(log)[0].startswith(
-        "MNIST, the study's split: of 2 other configurations 0 are significantly different from "
-        "the chosen network, 1 are not, and of 1 there are too few seeds to say."
+        "MNIST, the study's split: of 2 other configurations, 1 not significantly different, "
+        "1 with too few seeds to say."
     )
     log.svm(50, {"val_acc": 0.999, "fit_ms": 100.0}, kernel="rbf")  # a network is no rival of it
     (line,) = lines_of(log, "answer")

@@ -128,7 +128,7 @@ def test_every_number_of_the_answer_is_there(text):
     assert "(reduced setup: limit 10000, image size 32) How sure" in words
     assert "Runs seed 0 , 1" in words
     missing = plain(text, '<section id="missing">', "</section>")
-    assert "make q1b (claim 6)" in missing
+    assert "claim 6: make q1b" in missing
 
 
 def test_a_verdict_is_read_and_linked_to_the_rows_behind_it():
