@@ -87,7 +87,7 @@ def write_report(rows: list[dict], problems: list[str], out: Path, options: Repo
     facts["log_sha256"] = hashlib.sha256(content).hexdigest()[:12]
     facts["last"] = max(row["time_utc"] for row in rows)
     files = {out / "csv" / f"{table.key}.csv": csv_text(table).encode() for table in tables}
-    for figure in figures:
+    for figure in (section["figures"][0] for section in sections if section["figures"]):
         for extension, drawn in figure.to_bytes("png", "pdf").items():
             files[out / "figures" / f"{figure.key}.{extension}"] = drawn
     for extension in ("md", "tex"):

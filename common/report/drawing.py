@@ -118,7 +118,7 @@ def label_points(named: Mapping[Axes, Iterable[tuple[float, float, str]]]) -> No
         frame = axes.bbox.extents * scale
         for x, y, name in names:
             place, words = axes.transData.transform((x, y)) * scale, name.split("\n")
-            size, tries = np.array([4.8 * max(map(len, words)), 10 * len(words)]), []
+            size, tries = np.array([4.6 * max(map(len, words)), 10 * len(words)]), []
             for reach, side in itertools.product(REACHES, SIDES):
                 away = (1 - 2 * np.array(side)) * reach
                 (x0, y0), (x1, y1) = (place + away - side * size + i * size for i in (0, 1))
@@ -300,9 +300,9 @@ def published_errors(dataset: str, panel: Sequence[Row]) -> dict[str, float]:
 def main_effects(panels: Mapping[str, Sequence[Row]]) -> Figure:
     """Differences with their intervals, one panel a factor and a line a data set."""
     most = max(map(len, panels.values()))
-    figure, grid = panels_of(len(panels), WIDTH / 2, 0.8 + 0.22 * most)
-    for axes, (factor, records) in zip(grid, panels.items(), strict=True):
-        title, first, second = WORDS["effects"][factor]
+    figure, grid = panels_of(len(panels), WIDTH / 2, 0.6 + 0.22 * most)
+    for axes, (contrast, records) in zip(grid, panels.items(), strict=True):
+        first, _, second = contrast.partition(" minus ")
         points = 100 * np.array([[r[n] for n in ("low", "difference", "high")] for r in records])
         axes.axvline(0, color="black", lw=0.8)
         for place, ((low, value, high), r) in enumerate(zip(points, records, strict=True)):
@@ -316,11 +316,10 @@ def main_effects(panels: Mapping[str, Sequence[Row]]) -> Figure:
         room = 0.1 * (high - low) or 1
         axes.set(ylim=(len(records) - 0.5, -0.5), xlim=(low - room, high + room))
         axes.set_yticks(range(len(records)), [clip(display(r["dataset"]), 16) for r in records])
-        axes.set_title(title, loc="left")
         axes.grid(axis="y", visible=False)
         look = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
         for text, x, ha in ((f"← {second} better", -4, "right"), (f"{first} better →", 4, "left")):
-            axes.annotate(text, (0, 0), (x, -17), ha=ha, va="top", fontsize=8, **look)
+            axes.annotate(text, (0, 1), (x, 4), ha=ha, fontsize=8, **look)
     figure.supxlabel("Difference in test accuracy, percentage points", fontsize=9)
     return figure
 

@@ -11,29 +11,16 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from common.judge import rows as log
-from common.judge.compare import CONTRASTS
 from common.judge.mistakes import Mistakes, confusion
 from common.judge.rows import Group, Row, number
 from common.judge.tables import Table
-from common.report.drawing import COLORS as COLORS  # some of these for the page
-from common.report.drawing import (
-    WORDS,
-    confusion_matrix,
-    gallery,
-    main_effects,
-    mean_curves,
-    points_of,
-    speedups,
-)
-from common.report.drawing import accuracy_cost as accuracy_cost
-from common.report.drawing import errors_of as errors_of
-from common.report.drawing import learning_curves as learning_curves
-from common.report.drawing import pareto_front as pareto_front
+from common.report import drawing
 
 Curves = dict[str, list[Row]]  # by data set
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
 DATES = {"png": (), "pdf": ("CreationDate",), "svg": ("Date", "Creator", "Format", "Type")}
+CAPTIONS = drawing.WORDS["captions"]
 SHOWN = 16  # images of a gallery, in two lines
 FEW = 10  # mistakes, which need no confusion matrix: the gallery has them all
 
@@ -68,16 +55,16 @@ def build_figures(
     """Every figure for which there is anything to draw."""
     drawn: list[tuple[str, str, Callable[[], Figure]]] = []
     if panels := cost_points(runs, [g for g in log.pick_best(runs) if g.kind == "train"]):
-        drawn.append(("q1a", "accuracy_cost", partial(accuracy_cost, panels)))
+        drawn.append(("q1a", "accuracy_cost", partial(drawing.accuracy_cost, panels)))
     if chosen := chosen_curves(runs, curves):
-        drawn.append(("curves", "curves", partial(mean_curves, chosen)))
+        drawn.append(("curves", "curves", partial(drawing.mean_curves, chosen)))
     if effects := effect_panels(tables):
-        drawn.append(("statistics", "effects", partial(main_effects, effects)))
+        drawn.append(("statistics", "effects", partial(drawing.main_effects, effects)))
     for table in tables:
         measured = [record for record in table.records if record.get("speedup")]
-        if measured and (words := WORDS["speedups"].get(table.key)):
-            drawn.append((table.section, words["key"], partial(speedups, measured, words)))
-    figures = [ReportFigure(part, key, WORDS["captions"][key], draw) for part, key, draw in drawn]
+        if measured and (words := drawing.WORDS["speedups"].get(table.key)):
+            drawn.append((table.section, words["key"], partial(drawing.speedups, measured, words)))
+    figures = [ReportFigure(part, key, CAPTIONS[key], draw) for part, key, draw in drawn]
     return figures + mistake_figures(list(mistakes))
 
 
@@ -88,14 +75,14 @@ def mistake_figures(mistakes: Sequence[Mistakes]) -> list[ReportFigure]:
         for m in mistakes:
             if key == "confusion" and (~m.right).sum() > FEW:
                 classes = m.predictions["classes"]
-                draw = partial(confusion_matrix, confusion(m.predictions), classes)
+                draw = partial(drawing.confusion_matrix, confusion(m.predictions), classes)
             elif key != "confusion" and m.images and (records := getattr(m, key)[:SHOWN]):
-                draw = partial(gallery, records, m.images, m.files)
+                draw = partial(drawing.gallery, records, m.images, m.files)
             else:
                 continue
             drawn.append((key, m, draw))
     return [
-        ReportFigure("errors", f"{key}_{m.key}", f"{m.name}: {WORDS['captions'][key]}", draw)
+        ReportFigure("errors", f"{key}_{m.key}", f"{m.name}: {CAPTIONS[key]}", draw)
         for key, m, draw in drawn
     ]
 
@@ -117,28 +104,22 @@ def chosen_curves(runs: Sequence[Row], curves: Curves) -> dict[str, dict[str, np
     """Of each data set by label the METRICS of each chosen network: (seeds, epochs, metrics)."""
     known, chosen = {c["run_id"]: c["epochs"] for same in curves.values() for c in same}, {}
     for group in log.pick_best([row for row in runs if row["kind"] == "train"]):
-        dataset, split, seed = log.division(group.config)
+        dataset = str(group.config.get("dataset"))
         length = int(number(group.config, "epochs") or 0)
         seeds = [known.get(log.trained_by(row), [])[:length] for row in group.rows]
         if last := min(map(len, seeds)):
-            seed = "" if seed in ("0", "None") else f" {seed}"
-            label = f"{group.config.get('model')}\n{split} split{seed}"
-            values = np.stack([points_of(epochs[:last]) for epochs in seeds])
+            split = log.split_name(group.config).rpartition(", ")[2]
+            label = f"{log.say('model', group.config.get('model'))}\n{split}"
+            values = np.stack([drawing.points_of(epochs[:last]) for epochs in seeds])
             chosen.setdefault(dataset, {})[label] = values
     return chosen
 
 
 def effect_panels(tables: Iterable[Table]) -> dict[str, list[Row]]:
-    """The measured main effects by factor, each side at its best, in the order of the factors."""
+    """The measured main effects by their sides, "A minus B", each side at its best."""
     records = [r for t in tables if t.key == "contrasts" for r in t.records]
     tuned = [r for r in records if r["difference"] is not None and "averaged" not in r["contrast"]]
-
-    def factor(record: Row) -> str:
-        names = (c.factor for c in CONTRASTS if record["contrast"].startswith(str(c)))
-        return next(names, "best")
-
-    panels = log.grouped(tuned, factor)
-    return {name: panels[name] for name in WORDS["effects"] if name in panels}
+    return log.grouped(tuned, lambda record: record["contrast"].partition(",")[0])
 
 
 def cost_points(runs: Sequence[Row], best: Iterable[Group]) -> dict[str, list[Row]]:
@@ -162,8 +143,7 @@ def short_name(group: Group) -> str:
     if group.kind == "svm":
         name = f"SVM{' on HOG' if config.get('features') == 'hog' else ''}"
     else:
-        epochs = number(config, "epochs") or 0
-        name = f"{config.get('model')}, {epochs:g} epoch{'s' if epochs != 1 else ''}"
+        name = ", ".join(log.in_words(config, ["model", "epochs"]))
     return f"{name}{official}" if group.protocol else f"study's {name.partition(',')[0]}"
 
 

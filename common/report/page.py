@@ -18,7 +18,7 @@ from common.judge import rows as log
 from common.judge.rows import Row, grouped
 from common.judge.tables import Table
 from common.judge.verdicts import VERDICTS
-from common.report import figures
+from common.report import drawing
 from common.report.documents import TEMPLATES, render
 from common.report.figures import Curves, ReportFigure
 
@@ -36,7 +36,7 @@ def build_panels(curves: Curves) -> list[Row]:
         kept = own[:MOST_CURVES]
         caption = f"{name}: accuracy and loss by epoch, one line a run; "
         caption += "the values are in the table of every run"
-        draw = partial(figures.learning_curves, kept)
+        draw = partial(drawing.learning_curves, kept)
         panel = {"name": name, "curves": kept, "left_out": len(own) - len(kept)}
         panel["labels"] = short_labels([curve["config"] for curve in kept])
         panel["figure"] = ReportFigure("curves", f"panel_{len(panels)}", caption, draw)
@@ -84,7 +84,7 @@ def interval_marks(table: Table) -> list[list[float] | None]:
     known = ~np.isnan(ends).any(axis=1) if ends.size else np.zeros(0)
     if known.sum() < 2:
         return []
-    places = -np.log(figures.errors_of(ends))
+    places = -np.log(drawing.errors_of(ends))
     low, high = places[known].min(), places[known].max()
     places = np.round(100 * (places - low) / ((high - low) or 1), 1).tolist()
     return [place if there else None for place, there in zip(places, known, strict=True)]
@@ -140,7 +140,7 @@ def render_page(curves: Curves, tables: Sequence[Table], facts: Row) -> str:
     facts["counts"] = [(verdict, said.count(verdict)) for verdict in VERDICTS if verdict in said]
     facts |= {"curves": build_panels(curves), "interval_marks": interval_marks, "svg": inline_svg}
     facts |= {"row_anchors": row_anchors, "fold": fold, "script": script}
-    facts["shown_curves"] = len(figures.COLORS)
+    facts["shown_curves"] = len(drawing.COLORS)
     facts["script_digest"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     facts["style"] = Markup((TEMPLATES / "page.css").read_text("utf-8"))
     return render("html", **facts)
