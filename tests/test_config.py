@@ -144,8 +144,10 @@ def test_the_next_command_is_said_unless_make_goes_on(active, monkeypatch, capsy
 
 def test_make_alone_says_first_what_to_type_and_a_chain_once_at_its_end_what_next():
     def lines(*flags):
-        make = ["make", *flags]
-        return subprocess.run(make, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+        make = ["make", "--no-print-directory", *flags]
+        own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        done = subprocess.run(make, cwd=ROOT, env=own, capture_output=True, text=True)
+        return done.stdout.splitlines()
 
     new, smoke, page, empty, first, *_ = lines()
     assert new.startswith("New here? Type: make demo ")

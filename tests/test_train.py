@@ -372,7 +372,7 @@ def test_best_takes_the_configuration_of_highest_validation_accuracy(tiny, rows,
     best = max(rows("train"), key=lambda row: row["metrics"]["val_acc"])
     accs = [100 * row["metrics"]["val_acc"] for row in rows("train")]
     first, last = re.findall("  leads on .*", capsys.readouterr().out)
-    assert first.startswith(f"  leads on digits, {accs[0]:.2f} % on validation: resnet18, sgd, ")
+    assert first.startswith(f"  leads on digits, {accs[0]:.2f} % on validation: ResNet-18, SGD, ")
     assert f" {best['config']['lr']:g} (2 of 2 done)" in last
     assert f" {max(accs):.2f} % on validation" in last
     assert train.main([*tiny, *grid, "--best"]) == 0
