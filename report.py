@@ -64,26 +64,23 @@ def write_report(rows: list[dict], problems: list[str], out: Path, options: Repo
     runs = [*latest_ok(rows, "train"), *latest_ok(rows, "svm")]
     curves = curves_of(latest_ok(rows, "epoch"))
     figures = build_figures(runs, curves, mistakes, tables)
-    [said] = (table.records for table in tables if table.key == "findings")
+    said: dict[str, list[str]] = {name: [] for name in (*ANSWER, *(key for key, *_ in SECTIONS))}
+    for record in next(table.records for table in tables if table.key == "findings"):
+        said[record["section"]].append(record["finding"])
     sections = []
     for key, title, command in SECTIONS:
         own = [table for table in tables if table.section == key]
-        section = {"key": key, "title": title, "command": command, "tables": own}
-        lead = next(table for table in own if table.brief)
+        whole = next(table for table in own if table.brief)
         measured = any(t.records and not t.missing for t in own if not t.key.endswith("_published"))
-        section["missing"] = lead.missing or not measured
-        section |= {"lead": None if section["missing"] else lead.brief, "whole": lead}
+        missing = whole.missing or not measured
+        if missing:
+            said["missing"].append(f"{title} Not measured: {command}")
+        section = {"key": key, "title": title, "command": command, "missing": missing}
+        section |= {"tables": own, "whole": whole, "lead": None if missing else whole.brief}
         section["figures"] = [figure for figure in figures if figure.section == key]
-        section["reading"] = [r["finding"] for r in said if r["section"] == key]
-        sections.append(section)
-    answer = {name: [r["finding"] for r in said if r["section"] == name] for name in ANSWER}
-    answer["missing"] += [
-        f"{section['title']} Not measured: {section['command']}"
-        for section in sections
-        if section["missing"]
-    ]
+        sections.append(section | {"reading": said[key] if key not in ANSWER else []})
     content = b"".join(file.read_bytes() for file in log_files(folder) if file.exists())
-    facts = {"title": TITLE, "answer": answer, "sections": sections, "n_rows": len(rows)}
+    facts = {"title": TITLE, "answer": said, "sections": sections, "n_rows": len(rows)}
     facts["log_sha256"] = hashlib.sha256(content).hexdigest()[:12]
     facts["last"] = max(row["time_utc"] for row in rows)
     files = {out / "csv" / f"{table.key}.csv": csv_text(table).encode() for table in tables}
@@ -94,32 +91,29 @@ def write_report(rows: list[dict], problems: list[str], out: Path, options: Repo
         files[out / f"report.{extension}"] = render(extension, **facts).encode()
     files[out / "report.html"] = render_page(curves, tables, facts).encode()
     write_together(files)
-    print_summary(answer, tables, problems)
+    print_summary(said, tables, problems)
 
 
-def print_summary(answer: dict, tables: list, problems: list[str]) -> None:
+def print_summary(said: dict[str, list[str]], tables: list, problems: list[str]) -> None:
     """Print the first screen of the report, in lines of a screen's width."""
-    [failed] = (table.records for table in tables if table.key == "failed")
-    lines = [fill(line, WIDTH) for line in answer["answer"][:4]]
-    open: dict[str, list[str]] = {}
-    for line in answer["claims"]:
+    lines, undecided = said["answer"][:4], {"inconclusive": [], "not measured": []}
+    for line in said["claims"]:
         verdict, text = line.split(": ", 1)
-        if verdict in ("inconclusive", "not measured"):
-            open.setdefault(f"claims {verdict}: ", []).append(text[: text.index(")") + 1])
+        if verdict in undecided:
+            undecided[verdict].append(text[: text.index(")") + 1])
         else:
-            lines.append(fill(line, WIDTH))
-    lines += [verdict + ", ".join(numbers) for verdict, numbers in open.items()]
-    lines += [fill(f"missing: {line}", WIDTH) for line in answer["missing"][:MOST_LINES]]
-    lines += (
-        [f"missing: {n} more, in the report"]
-        if (n := len(answer["missing"]) - MOST_LINES) > 0
-        else []
-    )
-    if failed:
+            lines.append(line)
+    lines += [
+        f"claims {name}: {', '.join(numbers)}" for name, numbers in undecided.items() if numbers
+    ]
+    lines += [f"missing: {line}" for line in said["missing"][:MOST_LINES]]
+    if (more := len(said["missing"]) - MOST_LINES) > 0:
+        lines.append(f"missing: {more} more, in the report")
+    if failed := next(table.records for table in tables if table.key == "failed"):
         lines.append(f"failed or interrupted, with errors in the report: {len(failed)}")
+    print("\n".join(fill(line, WIDTH) for line in lines))
     if problems:
-        lines.append(f"problems in the log: {len(problems)}, the first: {problems[0]}")
-    print("\n".join(lines))
+        print(f"problems in the log: {len(problems)}, the first: {problems[0]}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -131,17 +131,6 @@ def test_every_number_of_the_answer_is_there(text):
     assert "claim 6: make q1b" in missing
 
 
-def test_a_verdict_is_read_and_linked_to_the_rows_behind_it():
-    lines = [
-        "not measured: (8) A GPU trains 24 times as fast.",
-        "mixed: (10) At a rate of 0.001: better. MNIST: +0.1 points (-0.1 to +0.3).",
-    ]
-    first, second = (list(v.values()) for v in page.read_verdicts(lines, ["claim_parts-8", None]))
-    assert first == ["not measured", "8", "A GPU trains 24 times as fast.", "", "claim_parts-8"]
-    numbers = "MNIST: +0.1 points (-0.1 to +0.3)."
-    assert second == ["mixed", "10", "At a rate of 0.001: better.", numbers, None]
-
-
 @pytest.mark.parametrize("better", ["train", "svm"])
 def test_the_answer_is_the_best_on_validation_of_any_kind_whatever_its_test_accuracy(better):
     log = Invented()
@@ -187,11 +176,14 @@ def test_a_report_of_320_runs_is_small(tmp_path):
     section = dict.fromkeys(("command", "missing", "lead"), "") | {"key": "curves", "title": "t"}
     section |= {"figures": [], "tables": [], "reading": []}
     facts = {"title": "t", "sections": [section], "n_rows": 1, "log_sha256": "0", "last": "now"}
-    facts["answer"] = {"claims": [], "missing": []}
+    claim = "mixed: (10) At a rate of 0.001: better. MNIST: +0.1 points (-0.1 to +0.3)."
+    facts["answer"] = {"claims": [claim], "missing": []}
     tables = build_tables(runs, [], tmp_path, "data")[0]
     text = page.render_page(figures.curves_of(epochs), tables, facts)
     assert text.count('type="checkbox"') == 320
     assert len(text.encode()) < 3e6
+    words = plain(text, '<ul class="claims">', "</ul>")
+    assert words == "mixed At a rate of 0.001: better. (10) MNIST: +0.1 points (-0.1 to +0.3)."
 
 
 def test_labels_hold_only_what_tells_the_runs_apart():

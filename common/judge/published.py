@@ -28,12 +28,14 @@ def unmeasured_note(command: str, reason: str = "no finished run of it in the lo
     return f"not measured, {reason}: {command} measures it"
 
 
-def side_by_side(groups: Sequence[Group], figures, protocol, factors, command: str) -> list[Row]:
+def side_by_side(part: str, runs: Sequence[Row], **where: object) -> list[Row]:
     """What was measured, beside the published figure if it kept to the study's protocol, which come
     first; then what was published and not measured, with the command that measures it."""
+    protocol, factors = PROTOCOLS["svm" if part == "q1b" else "train"]
+    groups, figures = rows.by_seed(runs), published(part, **where)
     known = {tuple(figure[name] for name in factors): figure for figure in figures}
     shown = {
-        key: {f"published_{name}": figure.get(name) for name in ("test_acc", "val_acc", "fit_ms")}
+        key: {f"published_{name}": figure.get(name) for name in ("test_acc", "fit_ms")}
         for key, figure in known.items()
     }
     records, waiting = [], dict(known)
@@ -51,7 +53,8 @@ def side_by_side(groups: Sequence[Group], figures, protocol, factors, command: s
     for key, figure in waiting.items():
         names = (*rows.TRAIN_FACTORS, "kernel", "samples")
         record = {name: figure[name] for name in names if name in figure} | shown[key]
-        records.append((2, rows.order_of(figure), record | {"note": unmeasured_note(command)}))
+        record["note"] = unmeasured_note(f"make {part}")
+        records.append((2, rows.order_of(figure), record))
     return [record for *_, record in sorted(records, key=lambda item: item[:2])]
 
 

@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 
 from common.judge import rows as log
 from common.judge.mistakes import Mistakes, confusion
-from common.judge.rows import Group, Row, number
+from common.judge.published import best_published
+from common.judge.rows import Row, number
 from common.judge.tables import Table
 from common.report import drawing
-
-Curves = dict[str, list[Row]]  # by data set
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
 DATES = {"png": (), "pdf": ("CreationDate",), "svg": ("Date", "Creator", "Format", "Type")}
@@ -27,13 +26,12 @@ FEW = 10  # mistakes, which need no confusion matrix: the gallery has them all
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure of the report, undrawn; `on_page` where the page has it in this form."""
+    """A figure of the report, undrawn."""
 
     section: str
     key: str
     caption: str
     draw: Callable[[], Figure]
-    on_page: bool = True
 
     def to_bytes(self, *extensions: str) -> dict[str, bytes]:
         """Its files by extension, alike whatever the user's own settings, and without dates."""
@@ -50,45 +48,44 @@ class ReportFigure:
 
 
 def build_figures(
-    runs: Sequence[Row], curves: Curves, mistakes: Iterable[Mistakes], tables: Iterable[Table]
+    runs: Sequence[Row],
+    curves: Sequence[Row],
+    mistakes: Sequence[Mistakes],
+    tables: Iterable[Table],
 ) -> list[ReportFigure]:
-    """Every figure for which there is anything to draw."""
-    drawn: list[tuple[str, str, Callable[[], Figure]]] = []
-    if panels := cost_points(runs, [g for g in log.pick_best(runs) if g.kind == "train"]):
-        drawn.append(("q1a", "accuracy_cost", partial(drawing.accuracy_cost, panels)))
-    if chosen := chosen_curves(runs, curves):
-        drawn.append(("curves", "curves", partial(drawing.mean_curves, chosen)))
-    if effects := effect_panels(tables):
-        drawn.append(("statistics", "effects", partial(drawing.main_effects, effects)))
-    for table in tables:
-        measured = [record for record in table.records if record.get("speedup")]
-        if measured and (words := drawing.WORDS["speedups"].get(table.key)):
-            drawn.append((table.section, words["key"], partial(drawing.speedups, measured, words)))
-    figures = [ReportFigure(part, key, CAPTIONS[key], draw) for part, key, draw in drawn]
-    return figures + mistake_figures(list(mistakes))
-
-
-def mistake_figures(mistakes: Sequence[Mistakes]) -> list[ReportFigure]:
-    """Where the chosen networks err, the galleries of all of them first."""
-    drawn: list[tuple[str, Mistakes, Callable[[], Figure]]] = []
-    for key in ("worst", "confusion", "nobody"):
-        for m in mistakes:
-            if key == "confusion" and (~m.right).sum() > FEW:
-                classes = m.predictions["classes"]
-                draw = partial(drawing.confusion_matrix, confusion(m.predictions), classes)
-            elif key != "confusion" and m.images and (records := getattr(m, key)[:SHOWN]):
-                draw = partial(drawing.gallery, records, m.images, m.files)
-            else:
-                continue
-            drawn.append((key, m, draw))
-    return [
-        ReportFigure("errors", f"{key}_{m.key}", f"{m.name}: {CAPTIONS[key]}", draw)
-        for key, m, draw in drawn
+    """Every figure for which there is anything to draw; of mistakes the galleries first."""
+    drawn = [
+        ("q1a", "accuracy_cost", drawing.accuracy_cost, cost_points(runs)),
+        ("curves", "curves", drawing.mean_curves, chosen_curves(runs, curves)),
+        ("statistics", "effects", drawing.main_effects, effect_panels(tables)),
     ]
+    for table in tables:
+        if words := drawing.WORDS["speedups"].get(table.key):
+            measured = [record for record in table.records if record["speedup"]]
+            draw = partial(drawing.speedups, words=words)
+            drawn.append((table.section, words["key"], draw, measured))
+    figures = [
+        ReportFigure(section, key, CAPTIONS[key], partial(draw, shown))
+        for section, key, draw, shown in drawn
+        if shown
+    ]
+    errors = [mistake_figure(key, m) for key in ("worst", "confusion", "nobody") for m in mistakes]
+    return figures + [figure for figure in errors if figure]
 
 
-def curves_of(epochs: Iterable[Row]) -> Curves:
-    """The runs of each data set, the best on validation first."""
+def mistake_figure(key: str, m: Mistakes) -> ReportFigure | None:
+    """Where a chosen network errs."""
+    if key == "confusion" and (~m.right).sum() > FEW:
+        draw = partial(drawing.confusion_matrix, confusion(m.predictions), m.predictions["classes"])
+    elif key != "confusion" and m.images and (records := getattr(m, key)[:SHOWN]):
+        draw = partial(drawing.gallery, records, m.images, m.files)
+    else:
+        return None
+    return ReportFigure("errors", f"{key}_{m.key}", f"{m.name}: {CAPTIONS[key]}", draw)
+
+
+def curves_of(epochs: Iterable[Row]) -> list[Row]:
+    """The runs by data set, the best on validation first."""
     known = [row for row in epochs if number(row, "metrics", "epoch") is not None]
     known.sort(key=lambda row: row["metrics"]["epoch"])
     curves = []
@@ -97,20 +94,23 @@ def curves_of(epochs: Iterable[Row]) -> Curves:
         curve = {"run_id": run_id, "config": run[0]["config"], "epochs": metrics}
         curves.append(curve | {"val_acc": number(metrics[-1], "val_acc")})
     curves.sort(key=lambda curve: (-(curve["val_acc"] or 0), curve["run_id"]))
-    return by_dataset(curves, known)
+    order = log.datasets_of(known)
+    return sorted(curves, key=lambda curve: order.index(str(curve["config"].get("dataset"))))
 
 
-def chosen_curves(runs: Sequence[Row], curves: Curves) -> dict[str, dict[str, np.ndarray]]:
-    """Of each data set by label the METRICS of each chosen network: (seeds, epochs, metrics)."""
-    known, chosen = {c["run_id"]: c["epochs"] for same in curves.values() for c in same}, {}
+def chosen_curves(runs: Sequence[Row], curves: Sequence[Row]) -> dict[str, dict[str, np.ndarray]]:
+    """Of each data set by label the METRICS of each chosen network, errors in per cent in place of
+    accuracies. Shapes: (seeds, epochs, metrics)."""
+    known, chosen = {c["run_id"]: c["epochs"] for c in curves}, {}
     for group in log.pick_best([row for row in runs if row["kind"] == "train"]):
         dataset = str(group.config.get("dataset"))
         length = int(number(group.config, "epochs") or 0)
         seeds = [known.get(log.trained_by(row), [])[:length] for row in group.rows]
         if last := min(map(len, seeds)):
+            values = np.stack([drawing.points_of(epochs[:last]) for epochs in seeds])
+            values[..., 1:3] = drawing.errors_of(values[..., 1:3])
             split = log.split_name(group.config).rpartition(", ")[2]
             label = f"{log.say('model', group.config.get('model'))}\n{split}"
-            values = np.stack([drawing.points_of(epochs[:last]) for epochs in seeds])
             chosen.setdefault(dataset, {})[label] = values
     return chosen
 
@@ -122,32 +122,23 @@ def effect_panels(tables: Iterable[Table]) -> dict[str, list[Row]]:
     return log.grouped(tuned, lambda record: record["contrast"].partition(",")[0])
 
 
-def cost_points(runs: Sequence[Row], best: Iterable[Group]) -> dict[str, list[Row]]:
+def cost_points(runs: Sequence[Row]) -> dict[str, list[Row]]:
     """Accuracy and training time of each configuration that has both, by data set."""
-    chosen = {row["run_id"] for group in best for row in group.rows}
+    chosen = {row["run_id"] for g in log.pick_best(runs) if g.kind == "train" for row in g.rows}
     groups, points = log.configurations(runs), []
     for group, detail in zip(groups, log.describe_all([g.config for g in groups]), strict=True):
-        point = log.accuracy_record(group) | {"config": group.config, "detail": detail}
-        point["family"] = "SVM" if group.kind == "svm" else str(group.config.get("model"))
-        point |= {"label": short_name(group), "train_ms": group.cost_ms()}
-        point["chosen"] = group.rows[0]["run_id"] in chosen
+        config = group.config
+        family = "SVM" if group.kind == "svm" else log.say("model", config.get("model"))
+        point = log.accuracy_record(group) | {"config": config, "detail": detail, "family": family}
+        hog = " on HOG" if config.get("features") == "hog" else ""
+        own = [family + hog] if group.kind == "svm" else log.in_words(config, ["model", "epochs"])
+        split = "\nofficial split" if config.get("split") == "official" else ""
+        point["label"] = f"{', '.join(own)}{split}" if group.protocol else f"study's {family}"
+        point |= {"train_ms": group.cost_ms(), "chosen": group.rows[0]["run_id"] in chosen}
+        if figure := best_published(group):
+            kind, acc = " SVM" if group.kind == "svm" else "", 100 * figure["test_acc"]
+            point["published"] = f"published{kind} {acc:.2f} %", 100 - acc
         if point["test_acc_low"] is not None and point["train_ms"]:
             points.append(point)
-    return by_dataset(points, runs)
-
-
-def short_name(group: Group) -> str:
-    """A configuration as the label of a point."""
-    config = group.config
-    official = "\nofficial split" if config.get("split") == "official" else ""
-    if group.kind == "svm":
-        name = f"SVM{' on HOG' if config.get('features') == 'hog' else ''}"
-    else:
-        name = ", ".join(log.in_words(config, ["model", "epochs"]))
-    return f"{name}{official}" if group.protocol else f"study's {name.partition(',')[0]}"
-
-
-def by_dataset(records: Iterable[Row], rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Records by the data set of their configuration, in the order of the rows'."""
-    groups = log.grouped(records, lambda record: str(record["config"].get("dataset")))
-    return {name: groups[name] for name in log.datasets_of(rows) if name in groups}
+    groups = log.grouped(points, lambda point: str(point["config"].get("dataset")))
+    return {name: groups[name] for name in log.datasets_of(runs) if name in groups}

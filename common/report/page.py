@@ -7,6 +7,7 @@ value is escaped by Jinja2; figures are those of the report, as SVG.
 import base64
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -20,27 +21,26 @@ from common.judge.tables import Table
 from common.judge.verdicts import VERDICTS
 from common.report import drawing
 from common.report.documents import TEMPLATES, render
-from common.report.figures import Curves, ReportFigure
+from common.report.figures import ReportFigure
 
 SCRIPTS = ("vendor/tablesort.min.js", "page.js")
 MOST_CURVES = 400  # of a panel: each has a box to tick
 ANCHORS = {"runs": "run_id", "claim_parts": "claim"}  # tables whose rows are linked to, by what
 ALIKE = ("dataset", "model", "opt", "lr", "epochs", "note")  # in rows of one configuration
-FEW = 3  # of one name, which are folded together
 
 
-def build_panels(curves: Curves) -> list[Row]:
+def build_panels(curves: Sequence[Row]) -> list[Row]:
     """The learning curves of each data set and split."""
-    known, panels = [curve for own in curves.values() for curve in own], []
-    for name, own in grouped(known, lambda curve: log.split_name(curve["config"])).items():
+    panels = []
+    for name, own in grouped(curves, lambda curve: log.split_name(curve["config"])).items():
         kept = own[:MOST_CURVES]
         caption = f"{name}: accuracy and loss by epoch, one line a run; "
         caption += "the values are in the table of every run"
         draw = partial(drawing.learning_curves, kept)
-        panel = {"name": name, "curves": kept, "left_out": len(own) - len(kept)}
-        panel["labels"] = short_labels([curve["config"] for curve in kept])
-        panel["figure"] = ReportFigure("curves", f"panel_{len(panels)}", caption, draw)
-        panels.append(panel)
+        figure = ReportFigure("curves", f"panel_{len(panels)}", caption, draw)
+        labels = short_labels([curve["config"] for curve in kept])
+        panel = {"name": name, "curves": kept, "labels": labels, "figure": figure}
+        panels.append(panel | {"left_out": len(own) - len(kept)})
     return panels
 
 
@@ -93,54 +93,42 @@ def interval_marks(table: Table) -> list[list[float] | None]:
 def row_anchors(table: Table) -> list[str | None]:
     """The identity of each row of the page's table; of several that would share it the first's."""
     names = [record.get(ANCHORS.get(table.key)) for record in table.records]
-    known = {name: i for i, name in reversed(list(enumerate(names))) if name is not None}
-    return [f"{table.key}-{n}" if known.get(n) == i else None for i, n in enumerate(names)]
+    return [
+        f"{table.key}-{name}" if name is not None and names.index(name) == i else None
+        for i, name in enumerate(names)
+    ]
 
 
-def fold(section: Row) -> list[tuple[str, list[tuple[str, Any]]]]:
-    """What is folded of a section, by name: figures and tables; several of one head together."""
-    shown = section["figures"][:1]
-    items = [(figure.caption, figure) for figure in section["figures"]]
+def fold(section: Row) -> dict[str, list[tuple[str, Any]]]:
+    """What is folded of a section, by the head of its name: (name, figure or table)."""
+    items = [(figure.caption, figure) for figure in section["figures"][1:]]
     items += [(table.title, table) for table in section["tables"] if table.records]
-    folds = []
-    for head, same in grouped(items, lambda item: item[0].partition(": ")[0]).items():
-        same = [item for item in same if item[1] not in shown]
-        if len(same) < FEW:
-            folds += [("", [item]) for item in same]
-        else:
-            rests = (name.partition(": ")[2] for name, _ in same)
-            names = [rest[:1].upper() + rest[1:] for rest in rests]
-            folds.append((head, [(n, item) for n, (_, item) in zip(names, same, strict=True)]))
-    return folds
+    return grouped(items, lambda item: item[0].partition(": ")[0])
 
 
-def read_verdicts(lines: Sequence[str], rows: Sequence[str | None]) -> list[Row]:
-    """The parts of the sentences on claims, with the row behind each."""
-    verdicts = []
-    for line in lines:
-        words = re.match(r"([^:]*): \((\d+)\) (.*?\.)(?: |$)(.*)", line)
-        known = dict(zip(("verdict", "number", "text", "numbers"), words.groups(), strict=True))
-        row = f"claim_parts-{known['number']}"
-        verdicts.append(known | {"row": row if row in rows else None})
-    return verdicts
-
-
-def render_page(curves: Curves, tables: Sequence[Table], facts: Row) -> str:
+def render_page(curves: Sequence[Row], tables: Sequence[Table], facts: Row) -> str:
     """The text of report.html; `facts` are those of the other forms of the report."""
     script = Markup("\n".join((TEMPLATES / name).read_text("utf-8").strip() for name in SCRIPTS))
     known = {table.key: table for table in tables}
-    answers, runs = known["answers"].records, known["runs"].records
-    facts = facts | {"answers": [dict(record) for record in answers]}
-    for answer in facts["answers"]:
+    runs, answers = known["runs"].records, [dict(record) for record in known["answers"].records]
+    for answer in answers:
         chosen = next(run for run in runs if run["run_id"] == answer["run_id"])
         same = [run for run in runs if all(run[k] == chosen[k] for k in ALIKE)]
         answer["runs"] = sorted(same, key=lambda run: str(run["seed"]))
-    facts["verdicts"] = read_verdicts(facts["answer"]["claims"], row_anchors(known["claim_parts"]))
-    said = [verdict["verdict"] for verdict in facts["verdicts"]]
-    facts["counts"] = [(verdict, said.count(verdict)) for verdict in VERDICTS if verdict in said]
-    facts |= {"curves": build_panels(curves), "interval_marks": interval_marks, "svg": inline_svg}
-    facts |= {"row_anchors": row_anchors, "fold": fold, "script": script}
-    facts["shown_curves"] = len(drawing.COLORS)
-    facts["script_digest"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    facts["style"] = Markup((TEMPLATES / "page.css").read_text("utf-8"))
-    return render("html", **facts)
+    return render(
+        "html",
+        **facts,
+        answers=answers,
+        counts=Counter(record["verdict"] for record in known["claims"].records),
+        linked=row_anchors(known["claim_parts"]),
+        curves=build_panels(curves),
+        script=script,
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=Markup((TEMPLATES / "page.css").read_text("utf-8")),
+        shown_curves=drawing.MOST_CURVES,
+        verdicts=VERDICTS,
+        interval_marks=interval_marks,
+        row_anchors=row_anchors,
+        svg=inline_svg,
+        fold=fold,
+    )

@@ -38,7 +38,7 @@ def build_tables(
         runs_table(rows),
         datasets_table(runs, predictions),
         *(q1a_table(dataset, train) for dataset in log.datasets_of(train)),
-        *best_tables(train, done["epoch"]),
+        *epochs_tables(train, done["epoch"]),
         q1b_table(svm),
         speed_table("q2", timed, log.devices_note(timed)),
         speed_table("q2_phases", timed),
@@ -121,9 +121,10 @@ def failed_table(rows: Sequence[Row]) -> Table:
     names = ("dataset", "model", "kernel", "opt", "lr", "epochs", "engine", "scenario", "seed")
     records = []
     for row in (row for row in rows if row["status"] != "ok"):
-        settings = log.in_words(row["config"], [name for name in names if name in row["config"]])
+        config = row["config"]
+        words = ", ".join(log.in_words(config, [name for name in names if name in config]))
         retried = "done" if (row["kind"], row["run_id"]) in done else None
-        records.append(row | {"config": ", ".join(settings), "retried": retried})
+        records.append(row | {"config": words, "retried": retried})
     return make_table("failed", records)
 
 
@@ -143,9 +144,7 @@ def environment_table(rows: Sequence[Row]) -> Table:
 
 def q1a_table(dataset: str, train: Sequence[Row]) -> Table:
     rows = [row for row in train if get(row, "config", "dataset") == dataset]
-    figures = published("q1a", dataset=dataset)
-    protocol = log.TRAIN_PROTOCOL, log.TRAIN_FACTORS
-    records = side_by_side(log.by_seed(rows), figures, *protocol, "make q1a")
+    records = side_by_side("q1a", rows, dataset=dataset)
     measured = [record for record in records if "group" in record]
     for record in measured:
         group = record["group"]
@@ -156,28 +155,17 @@ def q1a_table(dataset: str, train: Sequence[Row]) -> Table:
             record[name] = ", ".join(filter(None, values)) or None
     waiting = ""
     if missing := len(records) - len(measured):
-        waiting = (
-            "A published figure stands only beside a run that kept to the study's protocol. Of its "
-            f"{len(figures)} published configurations {missing} are not measured: make q1a."
-        )
+        waiting = "A published figure stands only beside a run that kept to the study's protocol. "
+        waiting += f"Published configurations that are not measured: {missing}; make q1a does."
     title = f"{log.display(dataset)}: {WORDS['q1a']['title']}"
     notes, key = (waiting, log.devices_note(rows)), f"q1a_{slug(dataset)}"
     return make_table("q1a", records, *notes, key=key, title=title, missing=not rows)
 
 
-def best_tables(train: Sequence[Row], epochs: Sequence[Row]) -> list[Table]:
-    best, order = log.pick_best(train), log.datasets_of(train)
-    studied = {g.config.get("dataset") for g in log.by_seed(train) if not g.protocol}
-    records = side_by_side(best, published("best"), log.TRAIN_PROTOCOL, ("dataset",), "make q1a")
-    for record in records:
-        if group := record.get("group"):
-            record |= group.config | {"train_ms": group.mean("train_ms")}
-            record["run_id"] = group.first()["run_id"]
-        elif record["dataset"] in studied:
-            record["note"] = "another protocol was chosen"
-    records.sort(key=lambda record: order.index(str(record["dataset"])))
-    tables = [make_table("best", records, missing=not best)]
-    for group in best:
+def epochs_tables(train: Sequence[Row], epochs: Sequence[Row]) -> list[Table]:
+    """The epochs of what was chosen."""
+    tables = []
+    for group in log.pick_best(train):
         run, dataset = group.first(), str(group.config.get("dataset"))
         curve = [epoch["metrics"] for epoch in log.trajectory(run, epochs)]
         key = f"epochs_{slug(dataset)}_{slug(run['run_id'])}"
@@ -187,16 +175,16 @@ def best_tables(train: Sequence[Row], epochs: Sequence[Row]) -> list[Table]:
 
 
 def q1b_table(svm: Sequence[Row]) -> Table:
-    order, protocol = log.datasets_of(svm), (log.SVM_PROTOCOL, log.SVM_FACTORS)
-    records = side_by_side(log.by_seed(svm), published("q1b"), *protocol, "make q1b")
+    order, records = log.datasets_of(svm), side_by_side("q1b", svm)
     for record in records:
         if group := record.get("group"):
             record |= {name: group.mean(name) for name in ("fit_ms", "predict_ms", "n_support")}
             record["engine"] = group.config.get("engine")
             ended = [get(row, "metrics", "converged") for row in group.rows]
-            if None not in ended:
-                some = f"{ended.count(True)} of {len(ended)}"
-                record["converged"] = ended[0] if len(set(ended)) == 1 else some
+            if len(set(ended)) == 1:
+                record["converged"] = ended[0]
+            elif None not in ended:
+                record["converged"] = f"{ended.count(True)} of {len(ended)}"
             if False in ended:
                 stopped = f"stopped by max_iter {group.config.get('max_iter')}"
                 record["note"] = join_notes(record["note"], stopped)
