@@ -69,21 +69,17 @@ def test_rows_of_one_training_are_one_piece_of_evidence(log):
             trained = trained or name
     evidence = log.evidence()
     assert (len(log.rows), len(evidence.groups)) == (8, 4)
-    assert evidence.counts[0]["same_training"] == 4
     for name, first_only in (("SGD minus Adam", 60), ("5 epochs minus 3 epochs", 80)):
         record = contrast_of(log, name)
         assert (record["pairs"], record["trajectories"]) == (2, 2)
         assert record["first_only"] == first_only
 
 
-def test_runs_that_differ_in_something_else_too_are_no_pair(log):
+def test_runs_that_differ_in_something_else_are_no_pair_and_the_study_s_protocol_goes_first(log):
     log.train(100, opt="sgd")
     for other in ({"batch_size": 8}, {"dataset": "fashion"}, {"split_seed": 3}):
         log.train(200, opt="adam", **other)
     assert all("p" not in record for record in contrast_records(log.evidence()))
-
-
-def test_the_study_s_protocol_goes_before_more_pairs_of_another(log):
     for image_size, seeds in ((64, 1), (32, 3)):
         log.grid("opt", {"sgd": 100, "adam": 120}, seeds=seeds, image_size=image_size)
     record = contrast_of(log)
@@ -169,7 +165,7 @@ def test_optimisers_meet_each_at_its_best_learning_rate_chosen_on_validation(log
     assert (average["pairs"], average["difference"]) == (2, pytest.approx(-730 / 2 / IMAGES))
 
 
-def test_an_interaction_is_the_difference_of_two_effects(log):
+def test_an_interaction_is_the_difference_of_two_effects_and_each_pair_has_a_row(log):
     wrong = {("sgd", 1e-3): 100, ("adam", 1e-3): 150, ("sgd", 1e-4): 100, ("adam", 1e-4): 300}
     (record,) = compare.interaction_records(log.grid("opt lr", wrong).evidence())
     assert record["contrast"] == (
@@ -178,16 +174,15 @@ def test_an_interaction_is_the_difference_of_two_effects(log):
     )
     assert record["difference"] == pytest.approx((50 - 200) / IMAGES)
     assert record["high"] < 0
-
-
-def test_each_pair_has_its_row_with_both_accuracies(log):
-    for lr in (1e-3, 1e-4):
-        log.grid("opt", {"sgd": 140, "adam": 280}, lr=lr)
     records = compare.pair_records(log.evidence())
-    records = [record for record in records if record["contrast"] == "SGD minus Adam"]
-    settings = [f"ResNet-18, learning rate {lr}, 5 epochs" for lr in ("0.001", "0.0001")]
-    assert [r["setting"] for r in records] == settings
-    assert [(r["first_acc"], r["second_acc"]) for r in records] == [(0.99, 0.98)] * 2
+    assert [
+        (record["setting"], record["first_acc"], record["second_acc"])
+        for record in records
+        if record["contrast"] == "SGD minus Adam"
+    ] == [
+        ("ResNet-18, learning rate 0.001, 5 epochs", 13_900 / IMAGES, 13_850 / IMAGES),
+        ("ResNet-18, learning rate 0.0001, 5 epochs", 13_900 / IMAGES, 13_700 / IMAGES),
+    ]
 
 
 def test_the_best_network_and_svm_chosen_on_validation_meet_on_images_that_both_have(log):
@@ -248,15 +243,13 @@ def test_what_is_tied_with_the_chosen_one_is_told_from_what_is_not(log):
     assert [record["tied"] for record in records] == ["chosen", True, False, False]
 
 
-def test_a_lead_below_the_margin_is_a_tie_however_sure(log):
+def test_a_small_lead_is_a_tie_however_sure_and_a_p_of_many_tests_is_adjusted(log):
     for lr, wrong in ((0.1, 100), (0.2, 111)):
         log.grid("lr", {lr: wrong}, {"val_acc": 1 - lr}, seeds=3)
     _, rival = tie_records(log.evidence())
     assert rival["p_holm"] < 0.01
     assert rival["tied"] is True
-
-
-def test_a_rival_among_many_is_not_worse_for_a_p_that_many_tests_would_give(log):
+    log.rows.clear()
     log.train(200, {"val_acc": 0.99}, lr=0.1)
     log.grid("lr", dict.fromkeys((0.2, 0.3, 0.4, 0.5), 207), {"val_acc": 0.9})
     rivals = tie_records(log.evidence())[1:]
@@ -307,14 +300,11 @@ def test_what_cannot_be_compared_is_counted_with_its_reason(log):
     log.held.pop(names[0])
     log.held[names[3]]["label"] = log.held[names[3]]["label"] + (np.arange(IMAGES) == 7)
     log.held[names[4]]["index"] = log.held[names[4]]["index"] + 1
-    for lr, status in ((10.0, "failed"), (10.0, "failed"), (20.0, "interrupted")):
-        log.add("train", as_dict(TrainConfig(lr=lr)), {}, status=status)
-    log.add("train", as_dict(TrainConfig(lr=0.1, device="cpu")), {}, status="failed")  # done after
-    log.add("epoch", as_dict(TrainConfig(lr=3.0)), {"epoch": 1}, name="begun")
+    log.add("train", as_dict(TrainConfig(lr=20.0)), {}, status="interrupted", name="ended")
+    for name in ("ended", "begun"):
+        log.add("epoch", as_dict(TrainConfig(lr=3.0)), {"epoch": 1}, name=name)
     evidence = log.evidence()
-    counts = evidence.counts[0]
-    assert (counts["rows"], counts["models"], counts["unusable"]) == (8, 3, 5)
-    assert (counts["failed"], counts["interrupted"], counts["partial"]) == (1, 1, 1)
+    assert len(evidence.groups) == 3
     tested = {row["metrics"]["test_acc"] for group in evidence.groups for row in group.rows}
     assert tested == {1 - 100 / IMAGES}
     assert evidence.reasons == {
@@ -323,10 +313,10 @@ def test_what_cannot_be_compared_is_counted_with_its_reason(log):
         f"run {names[2]}: another split_sha256 than the rest": 1,
         f"run {names[3]}: other test images or labels than the rest": 1,
         f"run {names[4]}: other test images or labels than the rest": 1,
+        "epochs in the log, but neither a result nor an error": 1,
     }
-    *_, rows, reasons = compare.comparison_tables(evidence, [], [], [])
-    assert len(rows.records) == 1
-    assert sum(row["rows"] for row in reasons.records) == 5
+    *_, reasons = compare.comparison_tables(evidence, [], [], [])
+    assert sum(row["rows"] for row in reasons.records) == 6
 
 
 def test_of_an_empty_log_every_table_says_what_it_lacks(log):

@@ -17,7 +17,6 @@ from common.judge.rows import STUDY_DATASETS, TRAIN_PROTOCOL, Row, grouped, join
 from common.judge.tables import Table, make_table
 from common.judge.verdicts import BEATS, SEEDS, Rule, judge
 
-UNITS = {"points": 100.0, "times": 1.0}  # a unit's size in that of the effects
 NAMES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}
 OPTIMIZERS = ("sgd", "adam")
 WORKS = {
@@ -105,7 +104,7 @@ def published_gap(dataset: str, contrast: compare.Contrast) -> float:
 
 def contrasts(log: Evidence, factor: str, rule: Rule, datasets=STUDY_DATASETS, swap=False) -> Parts:
     """A predeclared contrast on each data set; `swap`: the other way round."""
-    (contrast,) = (c for c in CONTRASTS if c.factor == factor)
+    contrast = next(c for c in CONTRASTS if c.factor == factor)
     if swap:
         contrast = replace(contrast, levels=contrast.levels[::-1])
     for dataset in datasets:
@@ -120,7 +119,7 @@ def contrasts(log: Evidence, factor: str, rule: Rule, datasets=STUDY_DATASETS, s
 
 def best_of_rates(log: Evidence) -> Parts:
     """The best of each learning rate, which may differ in the other factors."""
-    (contrast,) = (c for c in CONTRASTS if c.factor == "lr")
+    contrast = next(c for c in CONTRASTS if c.factor == "lr")
     basis = "best of 0.001 minus best of 0.0001, each chosen on validation"
     for dataset, name in STUDY_DATASETS.items():
         groups = [g for (g,) in compare.main_recipe((g,) for g in log.of(dataset, "train"))]
@@ -142,15 +141,14 @@ def best_of_kinds(log: Evidence) -> Parts:
 
 
 def device_accuracy(log: Evidence) -> list[Part]:
-    """GPU minus CPU, of whole epochs of hw_bench.py and of trainings; of what was begun every part,
-    for one that was not measured keeps the claim open."""
+    """GPU minus CPU, of epochs and of trainings; of what was begun all: a gap leaves it open."""
     rule, images = (-0.03, 0.03), STUDY_TEST_IMAGES
     epochs, trainings = [], []
     command = "python hw_bench.py --preset q2 --device cpu cuda --full-epoch"
     for subject, work in WORKS.items():
         cpu, gpu = (figure["test_acc"] for figure in published("q2", **work))
-        finished = times.study_rows(log.rows, **work, split="study")
-        tested = [row for row in finished if number(row, "metrics", "test_acc") is not None]
+        done = times.study_rows(log.rows, **work, split="study")
+        tested = [row for row in done if number(row, "metrics", "test_acc") is not None]
         sides, effect = [times.seeds_of(side) for side in times.sides(tested)], {}
         if all(sides):
             accuracies = ([row["metrics"]["test_acc"] for row in side] for side in sides[::-1])
@@ -238,8 +236,7 @@ def curves(log: Evidence) -> Parts:
 
 
 def curves_of(log: Sequence[Row], dataset: str) -> list[Row]:
-    """The chosen ResNet's runs with all epochs in the log, each with the changes in its curve; the
-    study's protocol goes before others."""
+    """The chosen ResNet's runs with all their epochs, and the changes in each curve."""
     work, done = {"dataset": dataset, "epochs": LENGTH}, rows.distinct(rows.latest_ok(log, "train"))
     trained = [row for row in done if work.items() <= row["config"].items()]
     trained = [row for row in trained if str(row["config"].get("model")).startswith("resnet")]
@@ -344,12 +341,13 @@ def claims_tables(claims: Sequence[Claim]) -> list[Table]:
     for claim in claims:
         same = grouped(claim.parts, lambda part: part.verdict)
         why = "; ".join(f"{k}: {', '.join(p.subject for p in v)}" for k, v in same.items())
-        words = {"claim": claim.number, "verdict": claim.verdict, "reason": why}
-        judged.append(vars(claim) | words)
+        names = {"claim": claim.number, "verdict": claim.verdict, "reason": why}
+        judged.append(vars(claim) | names)
         for part in claim.parts:
             low, high = part.interval or (None, None)
             values = {"published": part.published, "effect": part.effect, "low": low, "high": high}
-            scaled = {k: None if v is None else v * UNITS[part.unit] for k, v in values.items()}
+            size = 100 if part.unit == "points" else 1
+            scaled = {name: value and value * size for name, value in values.items()}
             more = f" and {len(part.runs) - 3} more" if len(part.runs) > 3 else ""
             runs = {"claim": claim.number, "runs": ", ".join(part.runs[:3]) + more or None}
             parts.append(vars(part) | scaled | runs)

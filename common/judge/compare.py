@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from common.base.config import preset_of
 from common.judge import rows, stats
 from common.judge.rows import PROTOCOLS, Group, Row, best_of, division, grouped, join_notes, number
 from common.judge.tables import Table, make_table
@@ -30,15 +29,14 @@ Pair = tuple[Group, Group]
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """The log, its configurations whose predictions can be compared, and what became of its rows.
+    """The log, its configurations whose predictions can be compared, and how many rows cannot.
 
     Shapes: rows of the groups hold `right` (N,) bool, by test image, and a digest of the `images`.
     """
 
     rows: Sequence[Row]
     groups: Sequence[Group]
-    counts: Sequence[Row]
-    reasons: Mapping[str, int]
+    reasons: Mapping[str, int]  # why they cannot
 
     def of(self, dataset: str, kind: str) -> list[Group]:
         return [g for g in self.groups if g.config.get("dataset") == dataset and g.kind == kind]
@@ -51,29 +49,18 @@ class Evidence:
 
 def collect(log: Sequence[Row], load: Load) -> Evidence:
     """Every distinct model whose predictions, or the reason why there are none, `load` returns."""
-    groups, counts, reasons = [], [], Counter()
+    groups, reasons = [], Counter()
     for kind in PROTOCOLS:
-        done = rows.latest_ok(log, kind)
-        for dataset in rows.datasets_of(done):
-            own = [row for row in log if row["config"].get("dataset") == dataset]
-            finished = [row for row in done if row["config"].get("dataset") == dataset]
-            single = rows.distinct(finished)
-            usable = _usable(single, load, reasons)
-            groups += rows.by_seed(usable, *rows.TRANSPORT)
-            # How each run ended; partial: epochs without a result.
-            ended = {row["run_id"]: row["status"] for row in own if row["kind"] == kind}
-            statuses = Counter((ended | {row["run_id"]: "ok" for row in finished}).values())
-            begun = {row["run_id"] for row in own if row["kind"] == "epoch" and kind == "train"}
-            record = {"dataset": dataset, "kind": kind, "rows": len(finished)}
-            record |= {"same_training": len(finished) - len(single), "models": len(usable)}
-            record |= {"unusable": len(single) - len(usable), "partial": len(begun - ended.keys())}
-            counts.append(record | {name: statuses[name] for name in ("failed", "interrupted")})
-    return Evidence(log, groups, counts, reasons)
+        usable = _usable(rows.distinct(rows.latest_ok(log, kind)), load, reasons)
+        groups += rows.by_seed(usable, *rows.TRANSPORT)
+    begun, ended = ({row["run_id"] for row in log if row["kind"] == k} for k in ("epoch", "train"))
+    if begun - ended:
+        reasons["epochs in the log, but neither a result nor an error"] = len(begun - ended)
+    return Evidence(log, groups, reasons)
 
 
 def _usable(runs: Sequence[Row], load: Load, reasons: Counter[str]) -> list[Row]:
-    """Rows with their right answers; of each split those on the test images, labels and training
-    images that most have. Why others are left out is counted in `reasons`."""
+    """Rows with their right answers, of each split those on the images that most have."""
     tested, usable = [], []
     for row in runs:
         answers, problem = load(row)
@@ -112,13 +99,10 @@ def main_recipe(groups: Iterable[tuple[Group, ...]]) -> list[Any]:
 
 
 def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = ()) -> Row:
-    """A difference of test accuracies, first minus second: of means over seeds, the mean over
-    matched pairs; minus that of `others`, where it is an interaction of pairs matched one by one.
+    """First minus second: the mean over pairs of mean test accuracies, minus that of `others`.
 
-    Returns: nothing of no pairs; `image_low`, `image_high` are over test images alone, `seeds` the
-    fewest on a side, `first_only` the images that of two models drawn from a pair the first alone
-    gets right, on average, summed over pairs. Units: fractions.
-    """
+    Units: fractions, but `first_only`: images that of two runs drawn from a pair the first alone
+    gets right, on average, summed over pairs."""
     if not pairs:
         return {}
     weights: dict[Group, int] = Counter()
@@ -159,8 +143,7 @@ def _family(group: Group) -> str:
 
 
 def _spreads(shares: Mapping[Group, float], rights: Mapping[Group, np.ndarray]):
-    """What the seeds add to the variance of the sum of right answers, each times its group's share,
-    and how much of that differs by image; epochs of one training count together, seed by seed."""
+    """What seeds add to the variance of the weighted sum, and how much of it differs by image."""
     known, by_image = [], 0.0
     for family in grouped((g for g in shares if len(g.rows) > 1), _family).values():
         seeds: dict[Any, np.ndarray | float] = Counter()
@@ -193,11 +176,11 @@ class Contrast:
 
     @property
     def sides(self) -> tuple[str, str]:
-        return tuple(rows.phrase(self.factor, level) for level in self.levels)
+        return tuple(rows.say(self.factor, level, prose=True) for level in self.levels)
 
     def pairs(self, evidence: Evidence, dataset: str, tuned: bool = True) -> list[Pair]:
-        """Configurations alike in all else, on the same test images; `tuned`: each side the best
-        of the values that both sides have, or where they share none of its own."""
+        """Configurations alike in all else; `tuned`: each at the best of the values of both."""
+
         groups, names, pairs = evidence.of(dataset, self.kind), self.tuned if tuned else (), []
         for same in grouped(groups, lambda group: group.without(self.factor, *names)).values():
             sides = ([g for g in same if g.config.get(self.factor) == k] for k in self.levels)
@@ -217,7 +200,7 @@ class Contrast:
             there = grouped(averaged, lambda pair, k=factor: pair[0].config.get(k))
             if factor != self.factor and len(there) > 1:
                 where = "at" if factor == "lr" else "with"
-                names = [f"{where} {rows.phrase(factor, level)}" for level in there]
+                names = [f"{where} {rows.say(factor, level, prose=True)}" for level in there]
                 effects = zip(map(measure_effect, there.values()), names, strict=True)
                 levels[factor] = [effect | {"level": name} for effect, name in effects]
         average = measure_effect(averaged if tuned else [])
@@ -287,15 +270,6 @@ def interaction_records(evidence: Evidence) -> list[Row]:
     return add_holm(records)
 
 
-def setting_of(group: Group, *left_out: str) -> str:
-    """A configuration in the study's factors, and its preset, or where it leaves the protocol."""
-    hidden = {"dataset", "pin_memory", *left_out}
-    names = [name for name in PROTOCOLS[group.kind][1] if name not in hidden]
-    preset = preset_of(group.config) if group.protocol and group.kind == "train" else None
-    other = f"--preset {preset}" if preset else group.protocol
-    return ", ".join(rows.in_words(group.config, names)) + (f" ({other})" if other else "")
-
-
 def pair_records(evidence: Evidence) -> list[Row]:
     """Each matched pair of configurations behind the contrasts."""
     records = []
@@ -304,7 +278,7 @@ def pair_records(evidence: Evidence) -> list[Row]:
             first, second = (float(np.mean([r["right"] for r in side.rows])) for side in pair)
             record = measure_effect([pair]) | {"first_acc": first, "second_acc": second}
             record |= {"dataset": dataset, "contrast": str(contrast)}
-            records.append(record | {"setting": setting_of(pair[0], contrast.factor)})
+            records.append(record | {"setting": pair[0].name(contrast.factor)})
     return add_holm(records)
 
 
@@ -319,8 +293,8 @@ def compare_with_chosen(groups: Sequence[Group]) -> list[Row]:
     chosen, records = best_of(groups), []
     for group in groups if chosen else ():
         effect = {"tied": "chosen"} if group is chosen else measure_effect([(chosen, group)])
-        names = {"dataset": group.config.get("dataset"), "setting": setting_of(group)}
-        records.append(effect | rows.accuracy_record(group) | names | {"group": group})
+        names = {"dataset": group.config.get("dataset"), "setting": group.name(), "group": group}
+        records.append(effect | rows.accuracy_record(group) | names)
     for record in add_holm(records):
         if "p" in record:
             apart = record["p_holm"] <= ALPHA and leads((record["low"], record["high"])) != 0
@@ -335,14 +309,12 @@ def optimism_records(train: Sequence[Row]) -> list[Row]:
     records = []
     for group in rows.pick_best(train):
         record = group.config | rows.accuracy_record(group)
-        record["where"] = rows.split_name(group.config)
+        record |= {"where": rows.split_name(group.config), "tried": tried[division(group.config)]}
         images = [number(group.rows[0], "metrics", name) for name in ("n_val", "n_test")]
         if all(images) and record["test_acc"] is not None:
-            accuracies = record["val_acc"], record["test_acc"]
-            counts = [(round(a * n), int(n)) for a, n in zip(accuracies, images, strict=True)]
-            record["low"], record["high"] = stats.newcombe_interval(*counts)
-            record["optimism"] = accuracies[0] - accuracies[1]
-            records.append(record | {"tried": tried[division(group.config)]})
+            gap = stats.difference_of([record["val_acc"]], [record["test_acc"]], images)
+            record |= {"optimism": gap.value, "low": gap.image[0], "high": gap.image[1]}
+            records.append(record)
     return records
 
 
@@ -364,8 +336,6 @@ def seeds_table(train: Sequence[Row]) -> Table:
 
 def comparison_tables(evidence: Evidence, contrasts, ties, train: Sequence[Row]) -> list[Table]:
     """From the records of contrasts and of ties, and the train rows that are ok."""
-    names = ("rows", "failed", "interrupted", "partial")
-    counts = [record for record in evidence.counts if any(record[k] for k in names)]
     reasons = [{"reason": text, "rows": n} for text, n in evidence.reasons.items()]
     return [
         make_table("contrasts", contrasts, missing=all("p" not in each for each in contrasts)),
@@ -374,6 +344,5 @@ def comparison_tables(evidence: Evidence, contrasts, ties, train: Sequence[Row])
         make_table("tied", ties, alpha=ALPHA, points=100 * MARGIN, seeds=SEEDS),
         make_table("optimism", optimism_records(train)),
         seeds_table(train),
-        make_table("evidence", counts),
         make_table("unusable", reasons),
     ]

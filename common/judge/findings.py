@@ -9,7 +9,7 @@ import jinja2
 
 from common.base.machine import machine_of, timed_on
 from common.judge import claims, compare, published, rows
-from common.judge.rows import Row, get, grouped, join_notes, number
+from common.judge.rows import Group, Row, get, grouped, number
 from common.judge.tables import Table, make_table
 from common.judge.times import speedup_interval
 from common.judge.verdicts import SEEDS, VERDICTS, leads
@@ -92,20 +92,17 @@ def needs_of(results: Claims) -> dict[str, list[str]]:
 
 
 def answer_records(runs: Rows, contests: Rows) -> list[Row]:
-    """Of each data set and split what is chosen on validation, network or SVM; and, where it can
-    be told, the cheapest configuration that is not significantly worse."""
+    """Of each data set and split what validation chooses, and the cheapest that may be as good."""
     order, records = rows.datasets_of(runs), []
+    tied = {contest["chosen"]["run_id"]: contest["cheapest_tied"] for contest in contests}
     for same in grouped(runs, lambda row: rows.division(row["config"])).values():
         if group := rows.best_of(rows.configurations(same)):
-            kind = "SVM, " if group.kind == "svm" else ""
-            record = rows.choice_record(group) | {"name": kind + compare.setting_of(group)}
-            names = {"where": rows.split_name(group.config), "dataset": group.config["dataset"]}
-            record |= names | {"cheaper": None}
-            for contest in contests:
-                own = contest["chosen"]["group"].first()["run_id"] == record["run_id"]
-                if own and (best := contest["cheapest_tied"]) and best["ratio"] > 1:
-                    record |= {"cheaper": best["setting"], "times_cheaper": best["ratio"]}
-                    record["rival"] = [best[k] for k in ("difference", "low", "high")]
+            record = rows.choice_record(group) | {"dataset": group.config["dataset"]}
+            record |= {"where": rows.split_name(group.config), "cheaper": None}
+            best = tied.get(record["run_id"])
+            if best and best["ratio"] > 1:
+                record |= {"cheaper": best["setting"], "times_cheaper": best["ratio"]}
+                record["rival"] = [best[k] for k in ("difference", "low", "high")]
             if figure := published.best_published(group):
                 record |= published.difference_record(group, figure)
                 record["published_test_acc"] = figure["test_acc"]
@@ -117,58 +114,52 @@ def contest_records(ties: Rows) -> list[Row]:
     """By split the chosen network, its rivals, and the cheapest tied with or near it."""
     contests = []
     for same in grouped(ties, lambda record: rows.division(record["group"].config)).values():
-        chosen, *rivals = [record | cost_of(record) for record in same]
+        chosen, *rivals = [record | cost_record(record["group"]) for record in same]
         tied = [r for r in rivals if r["tied"] is True]
-        near = [r for r in rivals if (r["val_acc"] or 0.0) >= chosen["val_acc"] - NEAR]
-        contest = {"name": rows.split_name(chosen["group"].config)}
-        contest |= {"chosen": chosen, "rivals": rivals, "tied": tied}
-        contest |= {"open": [r["tied"] for r in rivals].count(None)}
         # No advice rests on Holm's adjustment alone.
         equal = [r for r in tied if not leads((r["low"], r["high"]))]
-        names = {"cheapest_tied": cheapest(chosen, equal), "cheapest_near": cheapest(chosen, near)}
-        contests.append(contest | names)
+        near = [r for r in rivals if (r["val_acc"] or 0.0) >= chosen["val_acc"] - NEAR]
+        contest = {"name": rows.split_name(chosen["group"].config), "chosen": chosen}
+        contest |= {"n": len(rivals), "tied": len(tied)}
+        contest |= {"open": [r["tied"] for r in rivals].count(None)}
+        contest["cheapest_tied"] = cheapest(chosen, equal)
+        contests.append(contest | {"cheapest_near": cheapest(chosen, near)})
     return contests
 
 
-def cost_of(record: Row) -> Row:
-    """Seconds of training, 0 where not known; the same in words; the machine."""
-    row = record["group"].rows[0]
-    seconds, unit = (number(row, "metrics", "train_ms") or 0.0) / 1e3, "s"
-    threads = number(row, "env", "threads")
-    if threads and get(row, "env", "device") == get(row, "env", "cpu"):
-        seconds *= threads  # so that runs of unlike threads can be compared
-        unit = f"core-seconds ({threads:g} thread{'s' if threads > 1 else ''})"
-    words = join_notes(f"{seconds:,.1f} {unit}", rows.busy_note(row))
-    return {"seconds": seconds, "cost": words, "machine": timed_on(row["env"])}
+def cost_record(group: Group) -> Row:
+    """A configuration in words, and its training's time on all threads of a CPU; 0: not known."""
+    row, time_ms = group.first(), group.cost_ms() or 0.0
+    on_cpu = get(row, "env", "device") == get(row, "env", "cpu")
+    threads = number(row, "env", "threads") if on_cpu else None
+    record = {"threads": threads, "thread_ms": time_ms * (threads or 1)}
+    return rows.choice_record(group) | record | {"machine": timed_on(row["env"])}
 
 
 def cheapest(chosen: Row, rivals: Rows) -> Row | None:
     """The rival of least cost on the chosen one's machine, and how many times cheaper it is."""
-    alike = [r for r in rivals if r["machine"] == chosen["machine"] and r["seconds"]]
-    best = min(alike, key=lambda rival: rival["seconds"], default=None)
-    return best and best | {"ratio": chosen["seconds"] / best["seconds"]}
+    alike = [r for r in rivals if r["machine"] == chosen["machine"] and r["thread_ms"]]
+    best = min(alike, key=lambda rival: rival["thread_ms"], default=None)
+    return best and best | {"ratio": chosen["thread_ms"] / best["thread_ms"]}
 
 
 def preferences(contrasts: Rows) -> tuple[list[Row], list[Row]]:
-    """The contrasts that surely tell two levels apart, or of which something else decides; and the
-    others that were measured, with what may decide."""
+    """Contrasts that tell two levels apart, or surely depend on another factor; and the others."""
     told, open = [], []
-    for record in contrasts:
-        if "apart" not in record or "p" not in record:
-            continue
+    for record in (r for r in contrasts if "apart" in r and "p" in r):
         depends = [text for text, surely in record["apart"].items() if surely]
         sides = better, worse = record["sides"]
         effect = value, low, high = [record[k] for k in ("difference", "low", "high")]
-        ahead = leads((low, high))
+        ahead, enough = leads((low, high)), record["seeds"] >= SEEDS
         if ahead < 0 and not depends:
             better, worse, effect = worse, better, [-value, -high, -low]
         sure = ahead and not record["apart"] and record["p_holm"] <= compare.ALPHA
-        names = {"name": rows.display(str(record["dataset"])), "better": better, "worse": worse}
-        names |= {"first": sides[0], "choice": " or ".join(sides)}
-        enough, why = record["seeds"] >= SEEDS, "there are too few seeds to say which is better"
+        why = "there are too few seeds to say which is better"
         if enough:  # what may depend on something has a sentence of its own
             why = "" if record["apart"] else "no difference above 0.1 points is significant"
-        record = record | names | {"depends": depends, "effect": effect, "why": why}
+        name, choice = rows.display(str(record["dataset"])), " or ".join(sides)
+        record = record | {"name": name, "choice": choice, "depends": depends, "why": why}
+        record |= {"first": sides[0], "better": better, "worse": worse, "effect": effect}
         (told if enough and (depends or sure) else open).append(record)
     return told, open
 

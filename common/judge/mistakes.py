@@ -61,10 +61,11 @@ def load_predictions(folder: Path, row: Row, logits: bool = False) -> Loaded:
 class Mistakes:
     """What one chosen run gets wrong; worst and nobody are records of test images."""
 
-    dataset: str
-    where: str  # with its split
+    key: str  # part of the names of its files
+    where: str  # data set and split
     run_id: str
     predictions: Predictions
+    right: np.ndarray
     confidence: np.ndarray | None
     bins: list[Row]
     worst: list[Row]
@@ -73,15 +74,6 @@ class Mistakes:
     images: Images  # that are shown
     files: Mapping[int, str]  # of those, where each image is a file
     no_images: str  # why there are none
-
-    @property
-    def right(self) -> np.ndarray:
-        return self.predictions["pred"] == self.predictions["label"]
-
-    @property
-    def key(self) -> str:
-        """Part of the names of its files."""
-        return f"{slug(self.dataset)}_{slug(self.run_id)}"
 
     @property
     def name(self) -> str:
@@ -95,25 +87,22 @@ def find_mistakes(
     found = []
     for group in pick_best([row for row in rows if row["kind"] == "train"]):
         run, dataset = group.first()["run_id"], str(group.config.get("dataset"))
-        if run not in predictions:
+        if (own := predictions.get(run)) is None:
             continue
-        own = predictions[run]
         alike = distinct([row for row in rows if row["config"].get("dataset") == dataset])
         votes = [predictions[row["run_id"]] for row in alike if row["run_id"] in predictions]
         votes = [v for v in votes if all(np.array_equal(v[k], own[k]) for k in ("index", "label"))]
         nobody = wrong_everywhere(own, votes)
-        confidence, bins, worst = None, [], []
+        right, confidence, bins, worst = own["pred"] == own["label"], None, [], []
         if "logits" in own:
             confidence = confidences(own)
-            bins = reliability(confidence, own["pred"] == own["label"])
-            worst = confident_mistakes(own, confidence)
+            bins, worst = reliability(confidence, right), confident_mistakes(own, confidence)
         shown = {record["index"] for record in [*worst, *nobody[:GALLERY]]}
         size = group.config.get("image_size")
         pixels = load_images(dataset, size, own, shown, data_dir) if shown else ({}, {}, "")
+        names = f"{slug(dataset)}_{slug(run)}", split_name(group.config), run
         wrong = worst, nobody, len(votes)
-        found.append(
-            Mistakes(dataset, split_name(group.config), run, own, confidence, bins, *wrong, *pixels)
-        )
+        found.append(Mistakes(*names, own, right, confidence, bins, *wrong, *pixels))
     return found
 
 
@@ -132,8 +121,7 @@ def class_records(predictions: Predictions) -> list[Row]:
         likeliest = f"{names[wrong.argmax()]} ({wrong.max()})" if wrong.any() else None
         record = {"class": str(name), "images": int(images), "confused_with": likeliest}
         record["recall"] = right / images if images else None
-        record["class_precision"] = right / answers if answers else None
-        records.append(record)
+        records.append(record | {"class_precision": right / answers if answers else None})
     return records
 
 
@@ -164,11 +152,10 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[Row]:
     place = np.searchsorted(edges[1:-1], confidence)
     records = []
     for i in np.unique(place):
-        here = place == i
-        right, total = int(correct[here].sum()), int(here.sum())
-        low, high = wilson_interval(right, total)
-        record = {"bin_low": edges[i], "bin_high": edges[i + 1], "images": total}
-        record |= {"confidence": confidence[here].mean(), "accuracy": right / total}
+        right, sure = correct[place == i], confidence[place == i]
+        low, high = wilson_interval(int(right.sum()), len(right))
+        record = {"bin_low": edges[i], "bin_high": edges[i + 1], "images": len(right)}
+        record |= {"confidence": sure.mean(), "accuracy": int(right.sum()) / len(right)}
         records.append(record | {"accuracy_low": low, "accuracy_high": high})
     return records
 

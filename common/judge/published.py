@@ -6,11 +6,10 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.base.config import preset_of
 from common.judge import rows
 from common.judge.rows import PROTOCOLS, Group, Row, deviations, get, grouped, join_notes, number
 from common.judge.stats import difference_of
-from common.judge.tables import Table, make_table, significant
+from common.judge.tables import Table, make_table
 
 STUDY_TEST_IMAGES = 14_000
 # Every figure of the study's tables; accuracies are fractions, times are milliseconds.
@@ -29,8 +28,7 @@ def unmeasured_note(command: str, reason: str = "no finished run of it in the lo
 
 
 def side_by_side(part: str, runs: Sequence[Row], **where: object) -> list[Row]:
-    """What was measured, beside the published figure if it kept to the study's protocol, which come
-    first; then what was published and not measured, with the command that measures it."""
+    """What was measured, the study's protocol first, beside published figures; then those alone."""
     protocol, factors = PROTOCOLS["svm" if part == "q1b" else "train"]
     groups, figures = rows.by_seed(runs), published(part, **where)
     known = {tuple(figure[name] for name in factors): figure for figure in figures}
@@ -59,8 +57,7 @@ def side_by_side(part: str, runs: Sequence[Row], **where: object) -> list[Row]:
 
 
 def difference_record(group: Group, figure: Row) -> Row:
-    """Mean test accuracy minus the published one, whose seed is taken to vary as ours do; and what
-    is known to differ where its 95 % interval does not hold zero."""
+    """Mean test accuracy minus the published one; and what is known to differ if surely not 0."""
     values, images = group.values("test_acc"), number(group.rows[0], "metrics", "n_test")
     if not values:
         return {}
@@ -85,8 +82,7 @@ def difference_record(group: Group, figure: Row) -> Row:
 
 
 def short_list(records: Sequence[Row]) -> dict[str, dict[str, Row]]:
-    """Of each data set on the study's split three networks of the results table: the study's own
-    setup, the cheapest and the most accurate on validation."""
+    """Of each data set three networks of the study's split: the study's setup, fast and best."""
     networks = [r for r in records if r["published"] and r["opt"] and r["test_acc"] is not None]
     return {
         name: {
@@ -121,47 +117,33 @@ def results_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     devices = rows.devices_note(row for groups in contests for g in groups for row in g.rows)
     order = rows.datasets_of([*train, *svm])
     contests.sort(key=lambda groups: order.index(str(groups[0].config.get("dataset"))))
-    records = [_result_record(groups) for groups in contests if rows.best_of(groups)]
+    records = [_result_record(group) for group in filter(None, map(rows.best_of, contests))]
     return make_table("results", records, devices, missing=not records)
 
 
-def _result_record(groups: Sequence[Group]) -> Row:
-    """The configuration that is chosen of these, beside the study's best of its kind."""
-    group, tried = rows.best_of(groups), len({group.without("engine") for group in groups})
-    record, config = rows.choice_record(group), group.first()["config"]
-    dataset, split = str(config.get("dataset")), config.get("split", "study")
+def _result_record(group: Group) -> Row:
+    """A chosen configuration, beside the study's best of its kind."""
+    record, config = rows.choice_record(group), group.config
     low, acc, high = (record[f"test_acc{end}"] for end in ("_low", "", "_high"))
     accuracy = "-" if acc is None else f"{100 * acc:.2f} %"
     accuracy += "" if low is None else f" ({100 * low:.2f} to {100 * high:.2f})"
     best = (best_published(group) or {}).get("test_acc")
-    preset = preset_of(config) if group.kind == "train" else None
-    recipe = f"--preset {preset}" if preset and record["protocol"] else record["protocol"]
-    notes = [record["name"], recipe or "the study's setup"]
-    notes += ["official split"] if preset and split == "official" else []
-    notes += [f"best of {tried} on validation"] if tried > 1 else []
-    if any(get(row, "metrics", "converged") is False for row in group.rows):
-        notes.append("stopped by max_iter")
-    cost = f"{significant(record['cost_ms'] / 1e3)} s" if record["cost_ms"] is not None else ""
-    busy = rows.busy_note(max(group.rows, key=rows.load_of))
-    used = []  # by a network: of its CPU so many threads, or another device
-    for row in group.rows if group.kind == "train" else ():
-        device, threads = get(row, "env", "device"), number(row, "env", "threads")
-        some = device and threads and device == get(row, "env", "cpu")
-        used.append(f"{threads:g} thread{'s' if threads > 1 else ''}" if some else device)
-    svm, words = group.kind == "svm", rows.in_words(config, ("model", "opt", "epochs"))
-    # What an SVM was trained on is short; of a network all that differs would fill the table.
-    other = recipe if svm or preset or not record["protocol"] else "other setup"
-    what = f"{record['name'] if svm else ', '.join(words)} ({other or notes[1]})"
+    words, setup = ["SVM", *rows.in_words(config, ["kernel"])], group.setup or "the study's setup"
+    if group.kind == "train":  # of a network all that differs would fill the table
+        words = rows.in_words(config, ("model", "opt", "epochs"))
+        setup = "other setup" if setup == group.protocol else setup
+    dataset, split = rows.display(str(config.get("dataset"))), config.get("split", "study")
+    what = f"{', '.join(words)} ({setup})"
     what += "" if split == "study" else f", {split} split"
-    record |= {"what": f"{rows.display(dataset)}: {what}", "dataset": rows.display(dataset)}
-    record |= {"config": join_notes(*notes), "test_accuracy": accuracy}
-    record |= {"published_test_acc": best, "published": best and f"{100 * best:.2f} %"}
-    return record | {"training": join_notes(cost, *used, busy), "opt": config.get("opt")}
+    if any(get(row, "metrics", "converged") is False for row in group.rows):
+        what += ", stopped by max_iter"
+    record |= {"what": f"{dataset}: {what}", "dataset": dataset, "opt": config.get("opt")}
+    record |= {"test_accuracy": accuracy, "published_test_acc": best}
+    return record | {"published": best and f"{100 * best:.2f} %"}
 
 
 def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
-    """The study's accuracies beside the nearest run, whatever its protocol: that which differs in
-    the fewest settings; its data set, network and optimiser, or kernel, must be the same."""
+    """The study's accuracies, each beside the run that differs in the fewest settings."""
     records, groups = [], {"q1a": rows.configurations(train), "q1b": rows.configurations(svm)}
     for figure in (figure for part in groups for figure in published(part)):
         kind = "svm" if figure["part"] == "q1b" else "train"

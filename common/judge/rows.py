@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.base.cli import as_dict, defaults_of
-from common.base.config import NOISY, SvmConfig, TrainConfig, may_mirror
+from common.base.config import NOISY, SvmConfig, TrainConfig, may_mirror, preset_of
 from common.base.log import TIMINGS, Log, Row, run_id
 from common.base.machine import machine_of, timed_on
 from common.judge.stats import Estimate, sample_spread, wilson_interval
@@ -86,6 +86,19 @@ class Group:
     @property
     def protocol(self) -> str:
         return deviations(self.config, PROTOCOLS[self.kind][0])
+
+    @property
+    def setup(self) -> str:
+        """How it differs from the study's protocol, or the preset that does."""
+        preset = preset_of(self.config) if self.protocol and self.kind == "train" else None
+        return f"--preset {preset}" if preset else self.protocol
+
+    def name(self, *left_out: str) -> str:
+        """What the study varied, but for some of it, and the setup where it is another."""
+        hidden = {"dataset", "pin_memory", *left_out}
+        factors = [name for name in PROTOCOLS[self.kind][1] if name not in hidden]
+        words = ", ".join(in_words(self.config, factors))
+        return f"{words} ({self.setup})" if self.setup else words
 
     def values(self, metric: str) -> list[float]:
         values = (number(row, "metrics", metric) for row in self.rows)
@@ -183,8 +196,7 @@ def pick_best(rows: Sequence[Row]) -> list[Group]:
 
 
 def print_leader(log: Log, kind: str, configs: Iterable[Any], run: Any) -> None:
-    """Now that `run` is done: which of the configurations asked for that compete with it leads so
-    far. Nothing where they differ in their seed alone."""
+    """Which of the configurations that compete with `run`, now done, leads; of seeds alone none."""
     asked, own = map(as_dict, configs), division(as_dict(run))
     rivals = {run_id(kind, config): config for config in asked if division(config) == own}
     rows = [row for name, row in log.finished(kind).items() if name in rivals]
@@ -205,8 +217,7 @@ def trajectory(run: Row, epochs: Iterable[Row]) -> list[Row]:
 
 
 def accuracy_record(group: Group) -> Row:
-    """Mean accuracies; of that on test images the spread over seeds, and the 95 % interval:
-    Wilson's on the images, joined with Student's over seeds where there are several."""
+    """Mean accuracies; of test images the sd over seeds, and the 95 % interval of both noises."""
     values, total = group.values("test_acc"), number(group.rows[0], "metrics", "n_test")
     mean, low, high = group.mean("test_acc"), None, None
     if values and total:
@@ -219,13 +230,12 @@ def accuracy_record(group: Group) -> Row:
 
 
 def choice_record(group: Group) -> Row:
-    """A chosen configuration in words and numbers."""
-    row, name = group.first(), describe(group.config, [] if group.kind == "svm" else ["epochs"])
-    record = {"name": name, "protocol": group.protocol, "cost_ms": group.cost_ms()}
+    """A chosen configuration in words and numbers; of its cost the mean over seeds."""
+    row, busy = group.first(), ", busy machine" if any(map(busy_note, group.rows)) else ""
+    record = accuracy_record(group) | {"protocol": group.protocol, "run_id": row["run_id"]}
+    record |= {"name": ("SVM, " if group.kind == "svm" else "") + group.name()}
     record |= {"n_test": number(row, "metrics", "n_test"), "device": get(row, "env", "device")}
-    record["cost"] = duration(group.cost_ms())
-    record["cost"] += ", busy machine" if any(map(busy_note, group.rows)) else ""
-    return accuracy_record(group) | record | {"run_id": row["run_id"]}
+    return record | {"cost": duration(group.cost_ms()) + busy, "cost_ms": group.cost_ms()}
 
 
 def slug(text: str) -> str:
@@ -239,45 +249,34 @@ def datasets_of(rows: Iterable[Row]) -> list[str]:
 
 
 def display(dataset: str) -> str:
-    """A data set's name as its authors write it."""
-    return STUDY_DATASETS.get(dataset) or shorten(dataset)
-
-
-def shorten(dataset: str) -> str:
-    """A data set's name, of your own images without the folders that they are in."""
+    """A data set's name as its authors write it; of your own images without their folders."""
     kind, colon, path = dataset.partition(":")
-    return kind + colon + path.rsplit("/", 1)[-1]
+    return STUDY_DATASETS.get(dataset) or kind + colon + path.rsplit("/", 1)[-1]
 
 
-def plain(value: Any) -> str:
-    text = str(value)
-    return "default" if value is None else text.lower() if isinstance(value, bool) else text
-
-
-def spell(name: str, text: str) -> str:
+def spell(name: str, value: Any) -> str:
     """The value of a setting as people write it."""
+    text = "default" if value is None else str(value)
+    if isinstance(value, bool):
+        return text.lower()
     if name == "dataset":
         return display(text)
     known = SPELLED.get(text) or re.sub(r"^resnet(\d+)$", r"ResNet-\1", text)
     return known if name in ("model", "opt", "kernel") else text
 
 
-def say(name: str, value: Any) -> str:
-    """A setting in words."""
-    text = spell(name, plain(value))
+def say(name: str, value: Any, prose: bool = False) -> str:
+    """A setting in words; in prose with its article."""
+    text = spell(name, value)
     if name in ("dataset", "model", "opt"):
         return text
     if name == "kernel":
-        return f"{text} kernel"
+        return f"the {text} kernel" if prose else f"{text} kernel"
+    if name == "lr":
+        return f"a learning rate of {text}" if prose else f"learning rate {text}"
     if name == "epochs":
         return f"{text} epoch" if value == 1 else f"{text} epochs"
-    return f"{'learning rate' if name == 'lr' else name.replace('_', ' ')} {text}"
-
-
-def phrase(name: str, value: Any) -> str:
-    """A setting in words, as part of a sentence."""
-    text = say(name, value).replace("learning rate", "a learning rate of")
-    return f"the {text}" if name == "kernel" else text
+    return f"{name.replace('_', ' ')} {text}"
 
 
 def in_words(config: Row, names: Iterable[str]) -> list[str]:

@@ -23,9 +23,8 @@ MOST_SUMS = 400  # that a bootstrap tells apart
 
 @cache  # tables and figures ask for the same ones
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> Interval:
-    """Wilson score interval of the proportion correct / total.
+    """Wilson score interval of the proportion correct / total; ValueError unless 0 <= it <= 1.
 
-    Raises: ValueError unless 0 <= correct <= total and total >= 1.
     Source: Wilson, Journal of the American Statistical Association 22 (1927), 209-212."""
     low, high = binomtest(correct, total).proportion_ci(confidence, method="wilson")
     return float(low), float(high)
@@ -115,8 +114,7 @@ def sample_spread(values: Sequence[float]) -> tuple[Spread, ...]:
 
 
 def lend(known: Sequence[Spread], scales: Sequence[float]) -> tuple[Spread, ...]:
-    """The known spreads, each with its share of what recipes of a single seed, of these scales,
-    add if they vary as the known ones do on average; nothing where none is known."""
+    """The known spreads with what recipes of one seed add, if they vary as these on average."""
     more = sum(scales) / max(1, len(known))
     return tuple(Spread(s.variance * (1 + more / s.scale), s.scale + more, s.seeds) for s in known)
 
@@ -190,8 +188,7 @@ class Estimate:
 def difference_of(
     first: Sequence[float], second: Sequence[float], images: tuple[int, int]
 ) -> Estimate:
-    """The difference of two recipes' mean accuracies, each on so many images, as if on different
-    ones; a side of a single seed is taken to vary as the other does."""
+    """Of two recipes' mean accuracies, as if on different images; one seed varies as the others."""
     means = [float(np.mean(values)) for values in (first, second)]
     counts = [(round(mean * n), n) for mean, n in zip(means, images, strict=True)]
     known = [*sample_spread(first), *sample_spread(second)]

@@ -69,8 +69,7 @@ def rounds_of(*rows: Row) -> list[list[float]] | None:
 
 
 def time_ratio(slow: Row, fast: Row) -> tuple[float, Interval] | None:
-    """How many times as long one row's steps take as another's: as logged where one was measured
-    against the other, else by common rounds, else from both rows' steps; None of two machines."""
+    """How many times as long one's steps take as the other's, with its interval, if comparable."""
     if comparable(slow) != comparable(fast):
         return None
     ratio, interval = number(fast, "metrics", "speedup", "ratio"), speedup_interval(fast)

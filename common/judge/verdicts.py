@@ -34,9 +34,8 @@ def leads(interval: Interval) -> int:
 
 
 def dependence(rule: Rule, levels: Mapping[str, Sequence[Row]], other="") -> dict[str, bool]:
-    """For each factor at whose levels the effect lies on unlike sides of the rule's edge (of a
-    range: of zero) the two in words, beside the `other` side; and whether surely so: by the
-    intervals too, on enough seeds."""
+    """Factors at whose levels the effect surely, or perhaps, lies on both sides of the rule's edge
+    (of a range: of zero), in words."""
 
     def words(effect: Row, other: str, unit: str) -> str:
         value, known = effect["difference"], {1: ("more", "than"), -1: ("less", "than")}
