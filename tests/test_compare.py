@@ -106,18 +106,14 @@ def test_the_interval_holds_the_noise_of_images_and_of_seeds_each_once(log):
     assert (record["seeds"], record["pairs"], record["trajectories"]) == (3, 1, 7)
 
 
-def test_seeds_count_alike_whatever_their_numbers(log):
-    """Equal accuracies under other numbers of seeds are the same two samples."""
+def test_seeds_count_alike_whatever_their_numbers_and_their_agreement_may_be_chance(log):
     shared = contrast_of(log.grid("opt", {"sgd": [200, 240, 280], "adam": [150, 260, 190]}))
     for row in log.rows[3:]:
         row["config"]["seed"] += 3
     apart = contrast_of(log)
     for name in ("difference", "low", "high", "p"):
         assert shared[name] == apart[name]
-
-
-def test_seeds_that_agree_by_chance_leave_the_doubt_of_single_answers(log):
-    """Three seeds of each, no image missed twice, every seed as often wrong as the others."""
+    log.rows.clear()  # three seeds of each, no image missed twice, all as often wrong
     for (opt, wrong), seed in itertools.product((("sgd", 100), ("adam", 120)), range(3)):
         log.train(wrong_on((1000 * seed + 5000 * (opt == "adam"), wrong)), opt=opt, seed=seed)
     record = contrast_of(log)
@@ -271,7 +267,7 @@ def test_the_best_is_the_same_whoever_asks(log):
     assert {row["run_id"] for row in chosen.rows} == {row["run_id"] for row in network.rows}
 
 
-def test_optimism_is_validation_minus_test_of_the_chosen(log):
+def test_the_gap_is_validation_minus_test_of_the_chosen_and_seeds_have_their_own_noise(log):
     for lr, val_acc in ((0.1, 0.95), (0.2, 0.99)):
         log.grid("pin_memory", {False: 280, True: 280}, {"val_acc": val_acc}, lr=lr)
     (record,) = compare.optimism_records(latest_ok(log.rows, "train"))
@@ -279,16 +275,14 @@ def test_optimism_is_validation_minus_test_of_the_chosen(log):
     expected = newcombe_interval((6930, 7000), (13_720, 14_000))
     assert (record["low"], record["high"]) == pytest.approx(expected)
     assert record["tried"] == 2
-
-
-def test_the_noise_of_seeds_stands_beside_that_of_test_images(log):
+    log.rows.clear()
     log.grid("opt", {"sgd": [100, 140, 180], "adam": 140})
     table = compare.seeds_table(latest_ok(log.rows, "train"))
     (record,) = table.records
     assert record["test_acc"] == pytest.approx(0.99)
     assert record["test_acc_sd"] == pytest.approx(40 / IMAGES)
     assert record["image_sd"] == pytest.approx(np.sqrt(0.99 * 0.01 / IMAGES))
-    half = 4.302652729911275 * 40 / np.sqrt(3) / IMAGES
+    half = stats.t.isf(0.025, 2) * 40 / np.sqrt(3) / IMAGES
     assert (record["mean_low"], record["mean_high"]) == pytest.approx((0.99 - half, 0.99 + half))
     assert table.notes[-1].endswith("is not measured: 1.")
 
