@@ -141,7 +141,7 @@ def best_of_kinds(log: Evidence) -> Parts:
 
 
 def device_accuracy(log: Evidence) -> list[Part]:
-    """GPU minus CPU, of epochs and of trainings; of what was begun all: a gap leaves it open."""
+    """GPU minus CPU, of epochs and of trainings; where one is begun, a missing part is open."""
     rule, images = (-0.03, 0.03), STUDY_TEST_IMAGES
     epochs, trainings = [], []
     command = "python hw_bench.py --preset q2 --device cpu cuda --full-epoch"

@@ -60,7 +60,7 @@ def collect(log: Sequence[Row], load: Load) -> Evidence:
 
 
 def _usable(runs: Sequence[Row], load: Load, reasons: Counter[str]) -> list[Row]:
-    """Rows with their right answers, of each split those on the images that most have."""
+    """Rows with right answers, of each split those on the images of most; reasons of the rest."""
     tested, usable = [], []
     for row in runs:
         answers, problem = load(row)
@@ -143,7 +143,8 @@ def _family(group: Group) -> str:
 
 
 def _spreads(shares: Mapping[Group, float], rights: Mapping[Group, np.ndarray]):
-    """What seeds add to the variance of the weighted sum, and how much of it differs by image."""
+    """What the seeds add to the variance of the sum of right answers, each times its group's share,
+    and how much of that differs by image; epochs of one training count together, seed by seed."""
     known, by_image = [], 0.0
     for family in grouped((g for g in shares if len(g.rows) > 1), _family).values():
         seeds: dict[Any, np.ndarray | float] = Counter()

@@ -57,7 +57,7 @@ def side_by_side(part: str, runs: Sequence[Row], **where: object) -> list[Row]:
 
 
 def difference_record(group: Group, figure: Row) -> Row:
-    """Mean test accuracy minus the published one; and what is known to differ if surely not 0."""
+    """Mean test accuracy minus the published one; and why, where the interval leaves out zero."""
     values, images = group.values("test_acc"), number(group.rows[0], "metrics", "n_test")
     if not values:
         return {}

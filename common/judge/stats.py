@@ -23,7 +23,7 @@ MOST_SUMS = 400  # that a bootstrap tells apart
 
 @cache  # tables and figures ask for the same ones
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> Interval:
-    """Wilson score interval of the proportion correct / total; ValueError unless 0 <= it <= 1.
+    """Wilson score interval of the proportion; ValueError unless 0 <= correct <= total >= 1.
 
     Source: Wilson, Journal of the American Statistical Association 22 (1927), 209-212."""
     low, high = binomtest(correct, total).proportion_ci(confidence, method="wilson")

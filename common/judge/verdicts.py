@@ -34,8 +34,8 @@ def leads(interval: Interval) -> int:
 
 
 def dependence(rule: Rule, levels: Mapping[str, Sequence[Row]], other="") -> dict[str, bool]:
-    """Factors at whose levels the effect surely, or perhaps, lies on both sides of the rule's edge
-    (of a range: of zero), in words."""
+    """The levels between which the effect crosses the rule's edge (of a range: zero), in words, and
+    whether surely so: by the intervals too, on enough seeds."""
 
     def words(effect: Row, other: str, unit: str) -> str:
         value, known = effect["difference"], {1: ("more", "than"), -1: ("less", "than")}
