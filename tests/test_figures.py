@@ -51,7 +51,7 @@ def test_accuracy_against_cost_names_what_matters_beside_what_was_published(cost
     [axes] = figure.axes
     assert set(texts(axes)) == {
         "published 99.33 %", "published SVM 96.35 %", "study's SVM", "study's ResNet-18",
-        "ResNet-14, 5 epochs", "ResNet-18, 5 epochs\nofficial split",
+        "ResNet-14, 5 epochs", "ResNet-18, 5 epochs, official split",
     }  # fmt: skip
     dashed = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
     assert dashed == pytest.approx([0.67, 3.65])  # errors in per cent

@@ -35,7 +35,7 @@ ACROSS, UP = (
     ((0, "center"), (1, "bottom"), (-1, "top")),
 )
 PLACES = [
-    place for place in itertools.product((6, 18, 34), ACROSS, UP) if place[1][0] or place[2][0]
+    place for place in itertools.product((6, 18, 34, 60), ACROSS, UP) if place[1][0] or place[2][0]
 ]
 LEADER = {"arrowstyle": "-", "lw": 0.5, "color": "#777777", "shrinkA": 0, "shrinkB": 3}
 DURATIONS = {1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3600: "1 h", 36000: "10 h"}

@@ -132,7 +132,7 @@ def cost_points(runs: Sequence[Row]) -> dict[str, list[Row]]:
         point = log.accuracy_record(group) | {"config": config, "detail": detail, "family": family}
         hog = " on HOG" if config.get("features") == "hog" else ""
         own = [family + hog] if group.kind == "svm" else log.in_words(config, ["model", "epochs"])
-        split = "\nofficial split" if config.get("split") == "official" else ""
+        split = ", official split" if config.get("split") == "official" else ""
         point["label"] = f"{', '.join(own)}{split}" if group.protocol else f"study's {family}"
         point |= {"train_ms": group.cost_ms(), "chosen": group.rows[0]["run_id"] in chosen}
         if figure := best_published(group):
