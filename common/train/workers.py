@@ -3,7 +3,6 @@
 rows, and the log says what is done. One that ends before its work does is run again, and continues
 from its checkpoint; it takes no other with it."""
 
-import fcntl
 import itertools
 import os
 import shlex
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -21,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import portalocker
+import psutil
 import torch
 from joblib import cpu_count
 
@@ -33,11 +33,11 @@ from common.train.distributed import World, join_world
 ROOT = Path(__file__).resolve().parents[2]
 TRIES = 3  # of a command that ends before its work does
 WAIT_S = 30  # for a cluster and its first worker
-PARENT = "BAKEOFF_PARENT"  # in a worker's environment: the process that started it
+PARENT = "bakeoff_parent"  # of python -X: the process that a worker ends with; 0: who starts it
 # Options that say which work there is and how it is shared out, and are no part of a piece of it.
 OUTER = ("jobs", "backend", "cluster", "list_commands", "dry_run", "best")
 PIPES = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-AS_WORKER = ("sh", "-c", f'{PARENT}=$PPID exec "$@"', "sh")  # tells a command who starts it
+PIPES |= {"encoding": "utf-8", "errors": "backslashreplace"}
 Job = tuple[str, Sequence[Any]]  # a label, and configurations that one command works off
 
 
@@ -153,9 +153,10 @@ class Processes:
 
     def run(self, command: Sequence[str]) -> tuple[int, str]:
         """Run a command to its end. Returns: its exit status, and what it wrote to stderr."""
-        # In a session of its own: a terminal's Ctrl-C is for this process alone.
-        own = {"text": True, "start_new_session": True} | PIPES
-        process = subprocess.Popen([*AS_WORKER, *command], **own)
+        # In a session, on Windows a group, of its own: a terminal's Ctrl-C is for this one alone.
+        group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+        own = {"start_new_session": True, "creationflags": group} | PIPES
+        process = subprocess.Popen(as_worker(command, os.getpid()), **own)
         self.begun.append(process)
         if self.stopped:  # meanwhile
             process.terminate()
@@ -185,9 +186,8 @@ class Cluster:
 
     def run(self, command: Sequence[str]) -> tuple[int, str]:
         """As Processes.run: dask begins a command again elsewhere when its worker dies."""
-        command = [*AS_WORKER, *command]
         try:
-            done = self.client.submit(subprocess.run, command, text=True, pure=False, **PIPES)
+            done = self.client.submit(subprocess.run, as_worker(command), pure=False, **PIPES)
             done = done.result()
         except Exception as error:  # too many workers died, or the client was closed
             return 1, first_line(error)
@@ -199,14 +199,19 @@ class Cluster:
         self.client.close()
 
 
+def as_worker(command: Sequence[str], parent: int = 0) -> list[str]:
+    """The command of a process that ends with the process `parent`, or with who starts it."""
+    return [command[0], "-X", f"{PARENT}={parent}", *command[1:]]
+
+
 @cache
 def in_worker() -> bool:
     """Whether this process does a job of another one's grid; it then ends with that process."""
-    parent = int(os.environ.pop(PARENT, 0))
+    parent = sys._xoptions.get(PARENT)
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(int(parent) or os.getppid()).wait()
         os._exit(1)
 
     if parent:
@@ -216,12 +221,13 @@ def in_worker() -> bool:
 
 def claim_accelerator() -> None:
     """Use an accelerator that no other worker of this machine and user does, while there are."""
-    folder = Path(tempfile.gettempdir(), f"bakeoff-{os.getuid()}")
+    user = psutil.Process().username().replace("\\", "-")  # on Windows after a domain
+    folder = Path(tempfile.gettempdir(), f"bakeoff-{user}")
     folder.mkdir(mode=0o700, exist_ok=True)
     for number in itertools.count():
         claim = os.open(folder / f"slot{number}", os.O_RDWR | os.O_CREAT, 0o600)
-        with suppress(BlockingIOError):
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
+        with suppress(portalocker.LockException):  # until this process ends
+            portalocker.lock(claim, portalocker.LOCK_EX | portalocker.LOCK_NB)
             torch.accelerator.set_device_index(number % torch.accelerator.device_count())
             return
         os.close(claim)
