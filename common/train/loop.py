@@ -14,6 +14,7 @@ from common.data.batches import Batches, split_batches
 from common.train.conv import use_matmul
 from common.train.device import autocast, now_ms
 from common.train.distributed import ALONE, World
+from common.train.threads import threads
 
 EVAL_BATCH_SIZE = 256
 STATISTICS_IMAGES = 2048  # that running statistics are taken from again
@@ -78,6 +79,7 @@ def train_epoch(
     stalls = device.type != "cpu" and (progress.disable or world.size > 1)
     start_ms = now_ms(device)
     for step, index in enumerate(progress):
+        threads.look()
         for group in setup.optimizer.param_groups if lrs else ():
             group["lr"] = lrs[step]
         inputs, labels = setup.batches.load(index)
@@ -195,8 +197,11 @@ def evaluate(model: nn.Module, batches: Batches, index: Tensor) -> Tensor:
     can be compared between devices and with exports. Shapes: (N,) -> (N, classes), on the CPU."""
     model.eval()
     with torch.inference_mode():
-        parts = index.to(batches.home).split(EVAL_BATCH_SIZE)
-        return torch.cat([model(batches.load(part)[0]) for part in parts]).cpu()
+        logits = []
+        for part in index.to(batches.home).split(EVAL_BATCH_SIZE):
+            threads.look()
+            logits.append(model(batches.load(part)[0]))
+        return torch.cat(logits).cpu()
 
 
 def score(logits: Tensor, labels: Tensor) -> tuple[float, float]:

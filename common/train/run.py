@@ -25,6 +25,7 @@ from common.train.device import compile_obstacle, now_ms, resolve_precision
 from common.train.distributed import ALONE, World, check_world
 from common.train.grid import format_time
 from common.train.optim import build_optimizer, find_hidden, schedule_lr
+from common.train.threads import threads
 
 Metrics = dict[str, Any]
 
@@ -95,6 +96,7 @@ class Run:
         lr = self.setup.optimizer.param_groups[0]["lr"]
         metrics = {"epoch": epoch, **trained, "val_loss": val_loss, "val_acc": val_acc, "lr": lr}
         metrics["bn_statistics"] = refreshed  # training images they are of; None: running ones
+        metrics["threads"] = threads.take_used()  # the least and the most
         best_acc = max((done["val_acc"] for done in self.history), default=-1)
         self.history.append(metrics)
         if val_acc > best_acc:
@@ -123,6 +125,7 @@ class Run:
         train_loss, train_acc, _ = self.test(self.split.train[: n["n_val"]])  # what it was shown
         best = self.history[self.best["epoch"] - 1]
         train_ms = sum(metrics["train_ms"] for metrics in self.history)
+        used = [n for metrics in self.history for n in metrics.get("threads", ())]
         if folder:
             predictions, last, best_so_far = (folder / file for file in files.values())
             index, classes = self.split.test, self.dataset.classes
@@ -138,6 +141,7 @@ class Run:
             "images_per_s": n["n_train"] * len(self.history) / train_ms * 1e3,
             "params": sum(p.numel() for p in self.model.parameters()),
             "precision": self.precision,
+            "threads": [min(used), max(used)] if used else None,
             **n,
             "split_sha256": self.split.sha256(),
             **datasets.describe_split(self.dataset, self.split),
@@ -191,7 +195,7 @@ def write_events(folder: Path, history: Sequence[Metrics]) -> None:
 
     with SummaryWriter(folder, purge_step=0) as writer:
         for epoch in history:
-            for name in epoch.keys() - {"epoch"}:
+            for name in epoch.keys() - {"epoch", "threads"}:
                 if epoch[name] is not None:
                     writer.add_scalar(name, epoch[name], epoch["epoch"])
 
@@ -208,7 +212,7 @@ def explain_failure(error: Exception, config: dict[str, Any]) -> str:
 def arithmetic() -> str:
     """What the order of additions depends on, beside the kind of CPU."""
     instructions = torch.backends.cpu.get_cpu_capability()
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {instructions}"
+    return f"torch {torch.__version__}, {threads}, {instructions}"
 
 
 def new_model(config: TrainConfig, classes: int) -> nn.Module:

@@ -29,6 +29,7 @@ from common.base.config import GridOptions, TrainOptions
 from common.base.log import Log, run_id
 from common.train import device
 from common.train.distributed import World, join_world
+from common.train.threads import threads
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIES = 3  # of a command that ends before its work does
@@ -45,6 +46,9 @@ def set_up(values: dict[str, list[Any]], options: TrainOptions) -> World:
     """Prepare this process, look for what it needs, and fill in what the machine decides: the
     devices, and how many processes train together. Raises: UsageError."""
     device.prepare_process(options.threads or torch.get_num_threads())
+    compiled = True in values["compile"]  # whose kernels have their number of threads in them
+    if not (options.threads or compiled or "OMP_NUM_THREADS" in os.environ):
+        threads.adapt()
     if options.deterministic:
         # Source: https://docs.pytorch.org/docs/stable/notes/randomness.html
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
