@@ -322,6 +322,21 @@ def test_one_part_only_leaves_a_claim_open_and_one_seed_on_three_machines_is_one
     assert part.needs.startswith("three seeds of each setting: python hw_bench.py")
 
 
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_trainings_on_any_accelerator_are_beside_those_of_a_cpu(kind):
+    log = three_seeds("device", {"cpu": 100, kind: 240})
+    part = part_of(log, 9)
+    assert part.verdict == "supported"
+    assert part.basis.startswith(f"{kind} minus cpu, all else equal; ")
+    assert part.effect == pytest.approx(-0.01)
+
+
+def test_a_ratio_in_fp32_on_a_gpu_says_that_tf32_is_off():
+    for precision, said in (("fp32", True), ("tf32", False), ("bf16", False)):
+        note = parts_of(both_devices(precision=precision), 8)["ResNet-18 with SGD"].note
+        assert ("fp32 here is without TF32" in note) == said
+
+
 def test_a_ratio_that_was_measured_is_taken_as_it_is_and_of_two_machines_there_is_none():
     log = both_devices()
     cpu, gpu = log.rows

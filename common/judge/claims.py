@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from common.base.config import DEVICES
 from common.judge import compare, rows, stats, times, verdicts
 from common.judge.compare import CONTRASTS, Evidence
 from common.judge.published import STUDY_TEST_IMAGES, published
@@ -24,6 +25,7 @@ WORKS = {
     for (model, name), opt in itertools.product(NAMES.items(), OPTIMIZERS)
 }
 TOO_FEW = "too few timed steps to decide"
+NO_TF32 = "fp32 here is without TF32, which --precision tf32 has"
 Parts = Iterator["Part"]
 LENGTH = 5  # epochs of the study's longer runs; a shorter run cannot speak of learning curves
 
@@ -159,10 +161,13 @@ def device_accuracy(log: Evidence) -> list[Part]:
         basis = "GPU minus CPU, one epoch"
         epochs.append(points_part(subject, rule, gpu - cpu, command, basis, effect))
     command = "python train.py --preset q1a --device cpu cuda"
-    contrast = compare.Contrast("train", "device", ("cuda", "cpu"), command)
+    kinds = [kind for kind in DEVICES if kind not in ("auto", "cpu")]
+    contrasts = [compare.Contrast("train", "device", (kind, "cpu"), command) for kind in kinds]
     for dataset, name in STUDY_DATASETS.items():
-        effect = compare.measure_effect(contrast.pairs(log, dataset))
-        basis = "cuda minus cpu, all else equal"
+        pairs = [pair for contrast in contrasts for pair in contrast.pairs(log, dataset)]
+        effect = compare.measure_effect(pairs)
+        found = dict.fromkeys(accelerator.config["device"] for accelerator, _ in pairs)
+        basis = f"{' and '.join(found) or 'cuda'} minus cpu, all else equal"
         trainings.append(points_part(name, rule, None, command, basis, effect))
     begun = [parts for parts in (epochs, trainings) if any(p.effect is not None for p in parts)]
     return list(itertools.chain(*begun)) or epochs
@@ -177,7 +182,9 @@ def times_part(subject: str, rule: Rule, figure: float, missing: str, *pair: Row
     labels = (rows.get(row, "metrics", "label") or rows.get(row, "env", "device") for row in pair)
     basis = f"step time of {' over '.join(labels)}"
     why, loads = TOO_FEW if verdict == "inconclusive" else None, map(rows.busy_note, pair)
-    note = join_notes(why, "noise between processes is not in the interval", *loads)
+    fp32 = any(row["config"].get("precision") == "fp32" for row in times.sides(pair)[1])
+    noise = "noise between processes is not in the interval"
+    note = join_notes(why, noise, NO_TF32 if fp32 else None, *loads)
     return Part(subject, "times", figure, verdict, ratio, interval, basis, runs, note, why)
 
 

@@ -28,8 +28,9 @@ def plainness(row: Row) -> tuple[object, ...]:
     """Sorting key of a device's variants: our plain loop on most threads, then the surest times."""
     config, noise = row["config"], number(row, "metrics", "noise") or 0.0
     steps = number(row, "metrics", "step_ms", "n") or 0
-    other = config.get("loop", "ours") != "ours", bool(config.get("compile"))
-    slow = -(number(config, "threads") or 0), config.get("precision") == "fp32"
+    sped_up = bool(config.get("compile") or config.get("cuda_graph"))
+    other = config.get("loop", "ours") != "ours", sped_up
+    slow = -(number(config, "threads") or 0), config.get("precision") in ("fp32", "tf32")
     return *other, *slow, bool(config.get("accept_noise")), -steps, noise, row["run_id"]
 
 
