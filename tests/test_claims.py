@@ -296,7 +296,7 @@ def test_a_reduced_protocol_is_named_in_the_verdict():
     log = Invented().grid("opt", {"sgd": 100, "adam": 300}, {"val_acc": None}, seeds=3, limit=100)
     assert findings.sentences("claims", judge_claims(log.evidence()))[1] == (
         "supported: (2) On MNIST, SGD is more accurate than Adam. MNIST: +1.43 points (+1.24 to "
-        "+1.64), published +0.20; reduced setup: limit 100."
+        "+1.64), published +0.20; reduced setup: 100 training images."
     )
 
 

@@ -280,7 +280,7 @@ def test_a_run_with_test_time_augmentation_is_tested_and_exported_with_it(tmp_pa
     log = Log(tmp_path)
     (row,) = log.read("train")
     assert row["config"]["tta"] is True
-    assert "tta true" in deviations(row["config"], TRAIN_PROTOCOL)
+    assert "mean over the mirror image" in deviations(row["config"], TRAIN_PROTOCOL)
     content = load_checkpoint(tmp_path / row["metrics"]["checkpoint"])
     model = build_model("resnet14", 2).eval()
     model.load_state_dict(content["model"])

@@ -125,7 +125,7 @@ def test_every_number_of_the_answer_is_there(text):
         "(95 %); 14,000 test images, one seed Training 25.0 min on A_CPU &amp; more "
         "Published 91.54 %; this is +0.58 points Setup the study&#39;s Runs seed 0"
     ) in words
-    assert "(reduced setup: limit 10000, image size 32) How sure" in words
+    assert "(reduced setup: 10000 training images, image size 32) How sure" in words
     assert "Runs seed 0 , 1" in words
     missing = plain(text, '<section id="missing">', "</section>")
     assert "claim 6: make q1b" in missing

@@ -86,7 +86,7 @@ def test_the_best_machine_stands_beside_the_study_s_best_machine(log):
             log.svm(1540, metrics, dataset="fashion", features=features, engine=engine)
     (record,) = results_of(log)
     assert record["what"] == (
-        "FashionMNIST: SVM, RBF kernel (other setup: features hog), stopped by max_iter"
+        "FashionMNIST: SVM, RBF kernel (other setup: HOG features), stopped by max_iter"
     )
     assert (record["cost"], record["published_test_acc"]) == ("6 s", 0.8567)
 
@@ -143,7 +143,7 @@ def test_a_difference_from_a_published_figure_has_its_interval_to_which_seeds_ad
         ([280], {}, {}, "unexplained; one seed, whose noise is not measured"),
         ([280, 281, 282], {}, {}, "unexplained"),
         ([280], {}, {"precision": "fp32"}, "trained in fp32, not in mixed precision"),
-        ([280], {"limit": 9, "image_size": 32}, {}, "reduced setup: limit 9, image size 32"),
+        ([280], {"limit": 9}, {}, "reduced setup: 9 training images"),
         ([280], {"epochs": 2}, {}, "other setup: 2 epochs"),
     ],
 )

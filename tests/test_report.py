@@ -180,7 +180,7 @@ NO_RUN = {part: WAITING.format(part) for part in ("q1a", "q1b", "flops")}
          {"test_acc": 0.9212, "val_acc": 0.93, "train_ms": 1.5e6, "published_test_acc": 0.9154,
           "difference": 0.9212 - 0.9154}),
         ("q1a_fashion", {"epochs": "3", "pin_memory": "True"}, {"shared_with": BEST}),
-        ("q1a_mnist", {"note": "reduced setup: limit 10000, image size 32"},
+        ("q1a_mnist", {"note": "reduced setup: 10000 training images, image size 32"},
          {"test_acc": 0.9512, "published_test_acc": "", "difference": ""}),
         (f"epochs_fashion_{BEST}", {"epoch": "1"}, {"val_acc": 0.86, "val_loss": ""}),
         ("q1b", {"dataset": "fashion", "kernel": "rbf"},
@@ -252,16 +252,20 @@ def test_a_section_shows_one_figure_and_one_brief_table(whole):
 
 
 @pytest.mark.parametrize(
-    "other",
-    [{"limit": 100}, {"image_size": 32}, {"batch_size": 64}, {"amp": False}, {"split": "official"},
-     {"weight_decay": 0.1}, {"weights": "w.pt"}],
-    ids=str,
+    ("name", "value", "words"),
+    [
+        ("limit", 100, "100 training images"), ("image_size", 32, "image size 32"),
+        ("batch_size", 64, "batch size 64"), ("amp", False, "no mixed precision"),
+        ("split", "official", "official split"), ("weight_decay", 0.1, "weight decay 0.1"),
+        ("weights", "w.pt", "weights w.pt"), ("erase", 0.5, "random erasing (share 0.5)"),
+        ("schedule", "triangular", "warm-up and linear decay"),
+        ("translate", 2, "random shift by up to 2 px"),
+    ],
 )  # fmt: skip
-def test_each_part_of_the_protocol_counts(log, other):
-    log.train(0.9, dataset="mnist", **other)
+def test_each_part_of_the_protocol_counts_and_is_said_in_words(log, name, value, words):
+    log.train(0.9, dataset="mnist", **{name: value})
     rows = log.tables()["q1a_mnist"]
-    [(name, value)] = other.items()
-    assert f"setup: {name.replace('_', ' ')} {str(value).lower()}" in rows[0]["note"]
+    assert f"setup: {words}" in rows[0]["note"]
     waiting = [row["note"] for row in rows if row["published_test_acc"]]
     assert waiting == [WAITING.format("q1a")] * 10
 

@@ -33,7 +33,20 @@ TRAIN_PROTOCOL, SVM_PROTOCOL = (
 PROTOCOLS = {"train": (TRAIN_PROTOCOL, TRAIN_FACTORS), "svm": (SVM_PROTOCOL, SVM_FACTORS)}
 # Names as people write them; others stand as they are.
 SPELLED = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "muon": "Muon", "vgg5": "VGG-5"}
-SPELLED |= {"rbf": "RBF", "poly": "polynomial"}
+SPELLED |= {"rbf": "RBF", "poly": "polynomial", "hog": "HOG", "raw": "pixels"}
+# What is said of settings whose names are not words that people use: where they are on, and off.
+SAID = {
+    "amp": ("mixed precision", "no mixed precision"),
+    "erase": ("random erasing (share {})", "no random erasing"),
+    "features": ("HOG features", "pixels as features"),
+    "flip": ("mirrored every other epoch", "not mirrored in training"),
+    "limit": ("{} training images", "all training images"),
+    "schedule": ("warm-up and linear decay", "constant learning rate"),
+    "split": ("{} split", "default split"),
+    "translate": ("random shift by up to {} px", "no random shift"),
+    "tta": ("mean over the mirror image", "no mirror image in testing"),
+}
+OFF = (None, False, 0, "constant", "raw")
 # How images reach a device, no arithmetic: runs that differ in it alone are one training repeated.
 TRANSPORT = ("pin_memory", "data_on")
 NAMED = ("dataset", "model", "opt", "lr", "kernel")  # settings that are said of every run
@@ -262,7 +275,7 @@ def spell(name: str, value: Any) -> str:
     if name == "dataset":
         return display(text)
     known = SPELLED.get(text) or re.sub(r"^resnet(\d+)$", r"ResNet-\1", text)
-    return known if name in ("model", "opt", "kernel") else text
+    return known if name in ("model", "opt", "kernel", "features") else text
 
 
 def say(name: str, value: Any, prose: bool = False) -> str:
@@ -276,6 +289,8 @@ def say(name: str, value: Any, prose: bool = False) -> str:
         return f"a learning rate of {text}" if prose else f"learning rate {text}"
     if name == "epochs":
         return f"{text} epoch" if value == 1 else f"{text} epochs"
+    if name in SAID:
+        return SAID[name][value in OFF].format(value)
     return f"{name.replace('_', ' ')} {text}"
 
 
