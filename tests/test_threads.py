@@ -15,6 +15,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(room, "cpu_count", lambda: 4)
     monkeypatch.setattr(room.time, "monotonic", lambda: clock["s"])
     monkeypatch.setattr(room.time, "process_time", lambda: clock["own"])
+    monkeypatch.setattr(room.os, "nice", lambda more: 0, raising=False)
     monkeypatch.setattr(room.os, "sched_getaffinity", lambda pid: {0, 2}, raising=False)
     times = type("Times", (), {"user": 0.0, "nice": 1e9})
 
