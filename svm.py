@@ -14,6 +14,7 @@ is skipped.
 """
 
 import importlib
+import math
 import sys
 import time
 import warnings
@@ -31,6 +32,7 @@ from common.base.log import Log, run_id, save_predictions
 # What takes time, numpy too, is imported after the flags are read.
 SHOWN = ("dataset", "kernel", "features", "engine")  # settings named even where they do not vary
 IMAGES = ("dataset", "split", "split_seed", "image_size", "seed", "samples", "features")
+LONG_FIT = 5000  # samples from which a fit, on one core, is worth a process of its own
 HOG_CELL = 4  # pixels a side: divides the 28 of the data sets and the 8 of the digits
 # Where an SVC comes from, and how that is installed.
 ENGINES = {
@@ -59,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.list_commands:
         workers.print_commands("svm", jobs, options)
         return 0
-    count = workers.count_workers(options)
+    long = any(config.samples >= LONG_FIT for config in configs.values())
+    count = workers.count_workers(options, "cpu", len(jobs), math.inf if long else 0.0)
     after = partial(print_leader, log, "svm", configs.values())
     if count > 1 or options.backend != "loky":
         workers.share_out("svm", jobs, log, options, count, after)

@@ -54,17 +54,18 @@ def main(argv: list[str] | None = None) -> int:
         workers.print_commands("train", jobs, options)
         return 0
     check_configs(configs, options.data_dir)
+    # Of several processes no step is timed; and one trajectory is begun sooner than timed.
+    timed = world.size == 1 and len(todo) > (0 if options.dry_run else 1)
+    ms = estimate_ms([t.trained for t in todo], options.data_dir) if timed else None
     if len(configs) > 1 or options.dry_run:
-        # Of several processes no step is timed; and one trajectory is begun sooner than timed.
-        timed = world.size == 1 and len(todo) > (0 if options.dry_run else 1)
-        ms = estimate_ms([t.trained for t in todo], options.data_dir) if timed else None
         grids.print_plan(configs, todo, ms)
     world.from_first([] if options.dry_run else todo)  # to the others, which wait for it above
     if options.dry_run:
         options.print_next("train.py", *(f for f in argv or sys.argv[1:] if f != "--dry-run"))
         return 0
     started = time.monotonic()
-    count = workers.count_workers(options, configs[0].device)
+    job_s = (ms or 0.0) / 1e3 / max(1, len(todo))
+    count = workers.count_workers(options, configs[0].device, len(todo), job_s)
     if todo and not (workers.in_worker() or options.shard):  # else it is a part of a grid
         grids.write_plan(log.folder, todo, count)
     afresh = configs if force and not workers.in_worker() else set(configs) - set(missing)

@@ -2,12 +2,14 @@
 
 import importlib.util
 import os
+import re
 import shlex
 import signal
 import socket
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from processes import ENV, ROOT, children, finish, outcome, start, wait_for, wait_until_gone
@@ -109,6 +111,7 @@ def test_two_workers_one_of_them_killed_leave_the_log_of_one(tmp_path, rows):
     assert "leads on digits, " in out
     assert "its worker died (SIGKILL); what it left is begun again" in out
     assert "NonFiniteLoss" in out
+    assert re.search(r"^\[\d\]  epoch 3/3  loss ", out, re.MULTILINE)
     assert_same_log(rows, tmp_path)
     ends = [{(r["run_id"], r["status"]) for r in rows("train", name)} for name in ("one", "two")]
     assert ends[0] == ends[1]
@@ -119,7 +122,7 @@ def test_what_another_process_finished_is_done_and_bad_input_ends_all(tmp_path, 
     """Its row came between the plan and the work: a command then has nothing to do. But where work
     is done again the old row does not count."""
     log, config = Log(tmp_path / "results"), TrainConfig("digits", device="cpu")
-    monkeypatch.setattr(workers.Processes, "run", lambda self, command: (0, ""))
+    monkeypatch.setattr(workers.Processes, "run", lambda *_: (0, ""))
     log.append("train", as_dict(config), {})
     jobs = [("one", [config])]
     assert workers.share_out("train", jobs, log, TrainOptions(), 1, print) == 0
@@ -127,9 +130,20 @@ def test_what_another_process_finished_is_done_and_bad_input_ends_all(tmp_path, 
     assert [row["status"] for row in rows("train")] == ["ok", "failed"]
     assert rows("train")[1]["error"] == "tried 3 times: it left no row"
     bad = "train.py: cannot write results: no space left\n"  # that only a worker meets
-    monkeypatch.setattr(workers.Processes, "run", lambda self, command: (2, bad))
+    monkeypatch.setattr(workers.Processes, "run", lambda *_: (2, bad))
     with pytest.raises(UsageError, match=r"^cannot write results: no space left$"):
         workers.share_out("train", jobs, log, TrainOptions(), 1, print)
+
+
+def test_jobs_that_last_share_the_cores_and_the_memory(monkeypatch):
+    monkeypatch.setattr(workers, "cpu_count", lambda: 8)
+    monkeypatch.setattr(workers.psutil, "virtual_memory", lambda: SimpleNamespace(available=11e9))
+
+    def count(jobs, job_s, **options):
+        return workers.count_workers(TrainOptions(**options), "cpu", jobs, job_s)
+
+    assert [count(16, 59.0), count(16, 61.0), count(3, 61.0), count(0, 61.0)] == [1, 5, 3, 1]
+    assert [count(16, 0.0, jobs="7"), count(16, 0.0, backend="dask")] == [7, 5]
 
 
 DEADLY = """

@@ -37,6 +37,7 @@ ON_CPU = "where only a CPU is measured"
 NO_MIRROR = "no effect on digits and letters"
 NOISE = "keep timings whose interquartile range is over a quarter of their median"
 DATA_ON = "where an accelerator's batches are gathered"
+AUTO_JOBS = "one per accelerator; on a CPU one per core, where jobs take a minute or more"
 PIN_MEMORY = "page-locked host batches; needs --data-on host on an accelerator"
 _PRESETS = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
 TRAIN_PRESETS, SVM_PRESETS, FLOPS_PRESETS = (_PRESETS[name] for name in ("train", "svm", "flops"))
@@ -202,7 +203,7 @@ class Options(Validated):
 class GridOptions(Options):
     """Flags of a script that does the work of a grid."""
 
-    jobs: str = option("1", "how many at once, or auto: one per core or accelerator")
+    jobs: str = option("auto", f"how many at once; auto: {AUTO_JOBS}")
     backend: str = option("loky", "loky: processes here; or a cluster", ("loky", "dask"))
     cluster: str | None = option(None, "address of its scheduler [one is started here]")
     threads: int | None = option(None, "CPU threads a process [its share of the cores]", minimum=1)

@@ -34,6 +34,8 @@ from common.train.threads import threads
 ROOT = Path(__file__).resolve().parents[2]
 TRIES = 3  # of a command that ends before its work does
 WAIT_S = 30  # for a cluster and its first worker
+WORTH_S = 60  # of a job, from which a process of its own pays
+JOB_BYTES = 2 << 30  # that a job may take: ResNet-50 at 64x64 has 1.4 GB
 PARENT = "bakeoff_parent"  # of python -X: the process that a worker ends with; 0: who starts it
 # Options that say which work there is and how it is shared out, and are no part of a piece of it.
 OUTER = ("jobs", "backend", "cluster", "list_commands", "dry_run", "best")
@@ -61,7 +63,7 @@ def set_up(values: dict[str, list[Any]], options: TrainOptions) -> World:
         claim_accelerator()
     world = join_world(values["device"])
     values["world_size"] = [world.size]
-    shared = options.jobs != "1" or options.backend != "loky" or options.list_commands
+    shared = options.jobs not in ("1", "auto") or options.backend != "loky" or options.list_commands
     if world.size > 1 and shared:
         raise UsageError("--jobs, --backend, --list-commands: one process only; leave torchrun out")
     if options.tensorboard:
@@ -69,12 +71,20 @@ def set_up(values: dict[str, list[Any]], options: TrainOptions) -> World:
     return world
 
 
-def count_workers(options: GridOptions, device: str = "cpu") -> int:
-    """How many jobs are under way at once; auto is one an accelerator, or one a core: on a CPU that
-    beats fewer with more threads in steps alone (benchmarks/RECORDS.md)."""
+def count_workers(options: GridOptions, device: str, jobs: int, job_s: float) -> int:
+    """How many of so many jobs are under way at once, of which one takes so many seconds. auto: one
+    an accelerator; on a CPU one a core, which does more an hour than one of all threads (measured
+    in benchmarks/RECORDS.md), where they last long enough to pay for processes and memory has room.
+    """
     if options.jobs != "auto":
         return int(options.jobs)
-    return cpu_count() if device == "cpu" else torch.accelerator.device_count()
+    if device != "cpu":
+        most = torch.accelerator.device_count()
+    elif job_s < WORTH_S and options.backend == "loky":
+        most = 1
+    else:
+        most = min(cpu_count(), int(psutil.virtual_memory().available) // JOB_BYTES)
+    return max(1, min(jobs, most))
 
 
 def command_of(script: str, configs: Sequence[Any], options: GridOptions) -> list[str]:
@@ -113,7 +123,7 @@ def share_out(
         label = f"[{number}/{len(jobs)}] {name}"
         print(label, flush=True)
         for _ in range(TRIES):
-            status, errors = machines.run(command)
+            status, errors = machines.run(command, number)
             if machines.stopped:
                 return False
             *_, last = errors.strip().splitlines() or ["it left no row"]
@@ -155,17 +165,24 @@ class Processes:
     def __init__(self) -> None:
         self.stopped, self.begun = False, []
 
-    def run(self, command: Sequence[str]) -> tuple[int, str]:
-        """Run a command to its end. Returns: its exit status, and what it wrote to stderr."""
+    def run(self, command: Sequence[str], number: int) -> tuple[int, str]:
+        """Run a command to its end; its epochs are printed behind its number. Returns: its exit
+        status, and what it wrote to stderr."""
         # In a session, on Windows a group, of its own: a terminal's Ctrl-C is for this one alone.
         group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
         own = {"start_new_session": True, "creationflags": group} | PIPES
-        process = subprocess.Popen(as_worker(command, os.getpid()), **own)
-        self.begun.append(process)
-        if self.stopped:  # meanwhile
-            process.terminate()
-        errors = process.communicate()[1]
-        return process.returncode, errors
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+            own |= {"stdout": subprocess.PIPE, "stderr": errors}
+            process = subprocess.Popen(as_worker(command, os.getpid()), **own)
+            self.begun.append(process)
+            if self.stopped:  # meanwhile
+                process.terminate()
+            for line in process.stdout:
+                if line.startswith("  epoch"):
+                    print(f"[{number}]{line}", end="", flush=True)
+            status = process.wait()
+            errors.seek(0)
+            return status, errors.read()
 
     def stop(self) -> None:
         """End what runs, as SIGTERM ends it, and run nothing more."""
@@ -188,8 +205,9 @@ class Cluster:
             why = f"no dask worker answers within {WAIT_S} s ({first_line(error)})"
             raise UsageError(f"--cluster {address}: {why}") from None
 
-    def run(self, command: Sequence[str]) -> tuple[int, str]:
-        """As Processes.run: dask begins a command again elsewhere when its worker dies."""
+    def run(self, command: Sequence[str], number: int) -> tuple[int, str]:
+        """As Processes.run, without the epochs: dask begins a command again elsewhere when its
+        worker dies."""
         try:
             done = self.client.submit(subprocess.run, as_worker(command), pure=False, **PIPES)
             done = done.result()
