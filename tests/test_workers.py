@@ -139,8 +139,8 @@ def test_jobs_that_last_share_the_cores_and_the_memory(monkeypatch):
     monkeypatch.setattr(workers, "cpu_count", lambda: 8)
     monkeypatch.setattr(workers.psutil, "virtual_memory", lambda: SimpleNamespace(available=11e9))
 
-    def count(jobs, job_s, **options):
-        return workers.count_workers(TrainOptions(**options), "cpu", jobs, job_s)
+    def count(n, job_s, **options):
+        return workers.count_workers(TrainOptions(**options), "cpu", n, job_s)
 
     assert [count(16, 59.0), count(16, 61.0), count(3, 61.0), count(0, 61.0)] == [1, 5, 3, 1]
     assert [count(16, 0.0, jobs="7"), count(16, 0.0, backend="dask")] == [7, 5]
