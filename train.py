@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     log = Log(options.results_dir, options.shard)
     configs = choose_configs(values, options.best, log)
     force = options.force and not options.best  # what --best finds is exported again, not trained
-    shared, missing = ({}, configs) if force else grids.look_up(configs, log)
+    shared, missing = ({}, configs) if force else grids.look_up(configs, log.finished("train"))
     todo = grids.group_trajectories(missing)
     jobs = [(t.trained.describe(), t.configs) for t in todo]
     if options.list_commands:

@@ -38,6 +38,13 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
+def format_time(seconds: float) -> str:
+    """In the unit that suits it: 0.45 s, 24.3 min, 2.4 h."""
+    units = (("h", 3600), ("min", 60), ("s", 1))
+    unit, length = next((u for u in units if seconds >= 1.5 * u[1]), units[-1])
+    return f"{seconds / length:.{'2g' if seconds < 100 else '1f'}} {unit}"
+
+
 def find_name(value: str, known: Iterable[str]) -> str | None:
     """The known name that value is, or whose form it has: folder:photos has that of folder:PATH."""
     if value in known:

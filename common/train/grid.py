@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from common.base.cli import UsageError, as_dict, expand_grid
+from common.base.cli import UsageError, as_dict, expand_grid, format_time
 from common.base.config import TrainConfig, may_mirror
 from common.base.log import Log, log_files, read_log, run_id, write_atomically
 
@@ -88,10 +88,10 @@ def name_weights(config: TrainConfig) -> TrainConfig:
     return replace(config, weights_sha256=hashlib.sha256(content).hexdigest())
 
 
-def look_up(configs: Sequence[TrainConfig], log: Log) -> tuple[dict[TrainConfig, Row], list]:
-    """Of the configurations that the log has no row of: those whose training it has under another
-    configuration, with the row of that; and those that are still to be trained."""
-    rows, trained = log.finished("train"), {}
+def look_up(configs: Sequence[TrainConfig], rows: dict[str, Row]) -> tuple[dict, list]:
+    """Of the configurations that are not among the finished `rows`: those whose training is there
+    under another configuration, with the row of that; and those that are still to be trained."""
+    trained: dict[TrainConfig, Row] = {}
     for row in rows.values():
         with suppress(TypeError, UsageError):  # settings that this version does not have
             trained.setdefault(canonical(TrainConfig(**row["config"])), row)
@@ -128,12 +128,6 @@ def print_plan(configs: list[TrainConfig], todo: list[Trajectory], ms: float | N
     if ms is not None:
         text = "unknown, for some steps fail" if math.isnan(ms) else format_time(ms / 1e3)
         print(f"estimated time of the training steps: {text} (a few of each kind were timed)")
-
-
-def format_time(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def format_finished(configs: Sequence[TrainConfig], log: Log) -> str:
@@ -186,8 +180,8 @@ def progress(plan: Plan, rows: Sequence[Row]) -> str:
     return f"{text}; {time_left(left, rows, plan.workers)}; last row {last[11:19]} UTC"
 
 
-def time_left(epochs: dict[TrainConfig, int], rows: Sequence[Row], workers: int) -> str:
-    """How long training so many epochs takes, as far as their like has been timed."""
+def time_epochs(epochs: dict[TrainConfig, int], rows: Sequence[Row]) -> list[float]:
+    """Units: ms that so many epochs take, of each configuration whose like has been timed."""
 
     def kind(config: Row) -> str:  # what runs of equally long epochs have in common
         return json.dumps({k: v for k, v in config.items() if k not in FREE}, sort_keys=True)
@@ -197,8 +191,12 @@ def time_left(epochs: dict[TrainConfig, int], rows: Sequence[Row], workers: int)
         if row["kind"] == "epoch" and row["metrics"].get("train_ms"):
             times_ms[kind(row["config"])].append(row["metrics"]["train_ms"])
     timed = [(n, times_ms.get(kind(as_dict(config)))) for config, n in epochs.items()]
-    left_ms = [n * statistics.median(ms) for n, ms in timed if ms]
-    if not left_ms:
+    return [n * statistics.median(ms) for n, ms in timed if ms]
+
+
+def time_left(epochs: dict[TrainConfig, int], rows: Sequence[Row], workers: int) -> str:
+    """In words how long it takes to train so many epochs."""
+    if not (left_ms := time_epochs(epochs, rows)):
         return "time left unknown until an epoch is timed"
     text = format_time(sum(left_ms) / 1e3 / min(workers, len(epochs)))
     untimed = len(epochs) - len(left_ms)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.base.cli import UsageError, as_dict, first_line
+from common.base.cli import UsageError, as_dict, first_line, format_time
 from common.base.config import TrainConfig
 from common.base.log import save_predictions
 from common.data import datasets
@@ -23,7 +23,6 @@ from common.train import loop
 from common.train.checkpoint import load_weights, save_checkpoint
 from common.train.device import compile_obstacle, now_ms, resolve_precision
 from common.train.distributed import ALONE, World, check_world
-from common.train.grid import format_time
 from common.train.optim import build_optimizer, find_hidden, schedule_lr
 from common.train.threads import threads
 
