@@ -64,9 +64,11 @@ def write_report(rows: list[dict], problems: list[str], out: Path, options: Repo
     runs = [*latest_ok(rows, "train"), *latest_ok(rows, "svm")]
     curves = curves_of(latest_ok(rows, "epoch"))
     figures = build_figures(runs, curves, mistakes, tables)
-    said: dict[str, list[str]] = {name: [] for name in (*ANSWER, *(key for key, *_ in SECTIONS))}
-    for record in next(table.records for table in tables if table.key == "findings"):
+    said: dict[str, Sequence] = {name: [] for name in (*ANSWER, *(key for key, *_ in SECTIONS))}
+    known = {table.key: table.records for table in tables}
+    for record in known["findings"]:
         said[record["section"]].append(record["finding"])
+    said["claims"] = known["claims"]
     sections = []
     for key, title, command in SECTIONS:
         own = [table for table in tables if table.section == key]
@@ -94,15 +96,14 @@ def write_report(rows: list[dict], problems: list[str], out: Path, options: Repo
     print_summary(said, tables, problems)
 
 
-def print_summary(said: dict[str, list[str]], tables: list, problems: list[str]) -> None:
+def print_summary(said: dict[str, Sequence], tables: list, problems: list[str]) -> None:
     """Print the first screen of the report, in lines of a screen's width."""
     lines, undecided = said["answer"][:4], {"inconclusive": [], "not measured": []}
-    for line in said["claims"]:
-        verdict, text = line.split(": ", 1)
-        if verdict in undecided:
-            undecided[verdict].append(text[: text.index(")") + 1])
+    for claim in said["claims"]:
+        if claim["verdict"] in undecided:
+            undecided[claim["verdict"]].append(f"({claim['claim']})")
         else:
-            lines.append(line)
+            lines.append("{verdict}: ({claim}) {text}. {reason}".format(**claim))
     lines += [
         f"claims {name}: {', '.join(numbers)}" for name, numbers in undecided.items() if numbers
     ]

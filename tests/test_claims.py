@@ -11,7 +11,7 @@ from invented import IMAGES, Invented, only, wrong_on
 from scipy import stats
 
 from common.judge import findings
-from common.judge.claims import ENTRIES, Claim, Part, claims_tables, judge_claims, points_part
+from common.judge.claims import Claim, Part, claims_tables, judge_claims, points_part
 from common.judge.compare import contrast_records, tie_records
 from common.judge.stats import Estimate, Spread, wilson_interval
 from common.judge.verdicts import BEATS, judge, more_data
@@ -95,8 +95,7 @@ def results_of(scenario):
 
 def parts_of(log, number):
     """The parts of one claim by their subjects."""
-    _, measure = list(ENTRIES.values())[number - 1]
-    return {part.subject: part for part in measure(log.evidence())}
+    return {part.subject: part for part in judge_claims(log.evidence())[number - 1].parts}
 
 
 @pytest.mark.parametrize(("scenario", "verdict"), [*zip(TRUTHS, EXPECTED, strict=True)])
@@ -119,7 +118,7 @@ def test_the_verdict_is_the_truth(scenario, verdict):
 )
 def test_every_part_has_its_row(scenario, number, subject, effect, published, verdict):
     results, _ = results_of(scenario)
-    verdicts, parts = (table.records for table in claims_tables(results))
+    verdicts, parts = (table.records for table in claims_tables(results, ["why"] * 11))
     assert [row["claim"] for row in verdicts] == list(range(1, 12))
     assert len(parts) == sum(len(result.parts) for result in results)
     row = only(parts, claim=number, subject=subject)
@@ -134,7 +133,7 @@ def test_on_an_empty_log_nothing_is_said_but_how_to_measure():
         for part in result.parts:
             assert part.effect is part.interval is None
             assert re.match(r"(make|python) ", part.needs)
-            assert part.note == f"not measured: {part.needs}"
+            assert part.reason == f"not measured: {part.needs}"
 
 
 @pytest.mark.parametrize(
@@ -158,11 +157,11 @@ def test_fewer_than_three_seeds_decide_nothing_of_accuracy_and_lean(seeds):
     measured = [part for result in results for part in result.parts if part.effect is not None]
     for part in measured:
         assert part.verdict == "inconclusive"
-        assert part.note.startswith("leans to supported; three seeds of each setting: make q1")
-        assert part.needs.endswith("ARGS='--seed 0 1 2'")
-    assert ("one seed: the interval holds" in measured[0].note) == (seeds == 1)
+        assert re.match("(criterion met|leans to supported); fewer than three seeds$", part.reason)
+        assert re.match("three seeds of each setting: make q1.* ARGS='--seed 0 1 2'$", part.needs)
+    assert ("one seed: the interval holds" in str(measured[0].note)) == (seeds == 1)
     edge = part_of(Invented().grid("opt", {"sgd": 100, "adam": 114}, seeds=seeds), 2)
-    assert edge.note.startswith("three seeds of each setting: make q1a")  # and leans to nothing
+    assert edge.reason == "fewer than three seeds"  # and leans to nothing
 
 
 def test_one_setting_of_one_seed_keeps_a_claim_open():
@@ -170,8 +169,13 @@ def test_one_setting_of_one_seed_keeps_a_claim_open():
     first = next(row["config"] for row in log.rows if work.items() <= row["config"].items())
     more = [first | {"seed": seed} for seed in (1, 2)]
     log.rows = [row for row in log.rows if row["config"] not in more]
-    verdicts = {name: part.verdict for name, part in parts_of(log, 1).items()}
-    assert verdicts == {"MNIST": "supported", "FashionMNIST": "inconclusive"}
+    assert {name: (part.verdict, part.reason) for name, part in parts_of(log, 1).items()} == {
+        "MNIST": ("supported", "criterion met"),
+        "FashionMNIST": (
+            "inconclusive",
+            "criterion met; fewer than three seeds in 1 of 8 settings",
+        ),
+    }
 
 
 def part_of(log, number):
@@ -191,8 +195,8 @@ def test_seeds_that_disagree_leave_open_what_test_images_would_decide():
     part, effect = part_of(log, 2), contrast_records(log.evidence())[1]
     assert effect["image_low"] > 0.001 > 0 > effect["low"] == part.interval[0]
     assert part.verdict == "inconclusive"
-    assert part.needs.endswith("of each setting would decide, in place of 3")
-    assert "one seed" not in part.note
+    assert part.needs.endswith("seeds of each setting would decide, in place of 3")
+    assert part.note is None
 
 
 def advice(value, half_image, *seeds):
@@ -207,7 +211,7 @@ def test_how_many_seeds_would_decide_is_what_a_simulation_needs():
     """Power at the number named, and fewer are not enough."""
     sd, value = 0.004, 0.0052
     told = advice(value, 0.0005, (sd**2, 3), (sd**2, 3))
-    named = int(re.findall(r"about (\d+) of each setting", told)[0])
+    named = int(re.findall(r"about (\d+) seeds of each setting", told)[0])
     rng, power = np.random.default_rng(0), []
     for n in (named, named - 2):
         both = rng.normal(0, sd, (20_000, 2, n))
@@ -220,15 +224,15 @@ def test_how_many_seeds_would_decide_is_what_a_simulation_needs():
     assert power[1] < 0.8
     # Of 3 and 40 seeds more of the 40 would be of no use: the number named is of each.
     told = advice(0.005, 0.0002, (sd**2, 3), (sd**2, 40))
-    (number,) = re.findall(r"about (\d+) of each setting would decide, in place of 3", told)
+    (number,) = re.findall(r"about (\d+) seeds of each setting would decide, in place of 3", told)
     assert 4 < int(number) < 40
 
 
 def test_where_no_number_of_seeds_would_decide_images_are_asked_for():
     seeds = [(0.001**2, 3)] * 2
     told = advice(0.002, 0.002, *seeds)
-    assert told.startswith("no number of seeds would decide on 14,000 images; many seeds on about")
-    number = told.removesuffix(" would").split()[-1].replace(",", "")
+    assert told.startswith("more seeds alone cannot decide it, but with about ")
+    number = re.search(" ([0-9,]+) images, not 14,000, they can$", told)[1].replace(",", "")
     needed = 14_000 * ((1.959964 + 0.841621) / 1.959964 * 0.002 / 0.001) ** 2
     assert needed <= int(number) < 1.1 * needed
     assert len(number.rstrip("0")) <= 2
@@ -250,7 +254,7 @@ def test_a_claim_of_another_sign_at_another_learning_rate_is_mixed(low, best, hi
     depends = f"more accurate {at} {low} (+5.00 points) and less accurate {at} {best} (-2.14)"
     wrong = {("sgd", low): 2900, ("adam", low): 2200, ("sgd", best): 1200 + high}
     part = part_of(three_seeds("opt lr", wrong | {("adam", best): 1200}, dataset="fashion"), 3)
-    assert (part.verdict, part.note) == (verdict, depends if verdict == "mixed" else None)
+    assert (part.verdict, part.reason) == (verdict, depends if high < 0 else "criterion met")
     assert part.effect == pytest.approx(high / IMAGES)
     assert f"averaged: {100 * (700 + high) / 2 / IMAGES:+.2f} points" in part.basis
 
@@ -261,17 +265,17 @@ PERHAPS = f"more accurate with SGD (+2.00 points) and about as accurate with Ada
 
 
 @pytest.mark.parametrize(
-    ("value", "adam", "seeds", "verdict", "note"),
+    ("value", "adam", "seeds", "verdict", "reason"),
     [
-        (0.01, (-0.001, -0.01, 0.008), 3, "inconclusive", f"leans to supported; {PERHAPS}"),
-        (-0.01, (-0.001, -0.01, 0.008), 3, "contradicted", None),
+        (0.01, (-0.001, -0.01, 0.008), 3, "inconclusive", f"criterion met; {PERHAPS}"),
+        (-0.01, (-0.001, -0.01, 0.008), 3, "contradicted", "criterion missed"),
         (-0.01, (-0.01, -0.02, -0.001), 3, "mixed", SURELY),
         (0.01, (-0.01, -0.02, -0.001), 3, "mixed", SURELY),
-        (0.01, (-0.01, -0.02, -0.001), 2, "inconclusive", f"leans to supported; {SURELY}{NOISE}"),
-        (0.01, (0.01, 0.005, 0.015), 3, "supported", None),
+        (0.01, (-0.01, -0.02, -0.001), 2, "inconclusive", f"criterion met; {SURELY}{NOISE}"),
+        (0.01, (0.01, 0.005, 0.015), 3, "supported", "criterion met"),
     ],
 )
-def test_a_sign_that_may_be_noise_is_never_plainly_supported(value, adam, seeds, verdict, note):
+def test_a_sign_that_may_be_noise_is_never_plainly_supported(value, adam, seeds, verdict, reason):
     """An effect beside those of both optimisers, of which that of SGD surely is 2 points."""
     levels = [{"level": "with SGD", "seeds": 3, "difference": 0.02, "low": 0.01, "high": 0.03}]
     ends = dict(zip(("difference", "low", "high"), adam, strict=True))
@@ -279,7 +283,7 @@ def test_a_sign_that_may_be_noise_is_never_plainly_supported(value, adam, seeds,
     estimate = Estimate(value, (value - 0.002, value + 0.002))
     effect = {"estimate": estimate, "seeds": 3, "runs": (), "levels": {"opt": levels}}
     part = points_part("x", BEATS, None, "make q1a", "", effect)
-    assert (part.verdict, part.note) == (verdict, note)
+    assert (part.verdict, part.reason) == (verdict, reason)
     assert part.needs == ("more seeds of each setting" if verdict == "inconclusive" else None)
 
 
@@ -294,9 +298,9 @@ def test_a_side_has_no_more_learning_rates_to_choose_from_than_the_other():
 def test_a_reduced_protocol_is_named_in_the_verdict():
     # Of a single setting, which needs no validation accuracy to be compared.
     log = Invented().grid("opt", {"sgd": 100, "adam": 300}, {"val_acc": None}, seeds=3, limit=100)
-    assert findings.sentences("claims", judge_claims(log.evidence()))[1] == (
-        "supported: (2) On MNIST, SGD is more accurate than Adam. MNIST: +1.43 points (+1.24 to "
-        "+1.64), published +0.20; reduced setup: 100 training images."
+    assert findings.sentences("reasons", judge_claims(log.evidence()))[1] == (
+        "MNIST: +1.43 points (+1.24 to +1.64), published +0.20. Criterion met; reduced setup: "
+        "100 training images."
     )
 
 
@@ -333,8 +337,8 @@ def test_trainings_on_any_accelerator_are_beside_those_of_a_cpu(kind):
 
 def test_a_ratio_in_fp32_on_a_gpu_says_that_tf32_is_off():
     for precision, said in (("fp32", True), ("tf32", False), ("bf16", False)):
-        note = parts_of(both_devices(precision=precision), 8)["ResNet-18 with SGD"].note
-        assert ("fp32 here is without TF32" in note) == said
+        reason = parts_of(both_devices(precision=precision), 8)["ResNet-18 with SGD"].reason
+        assert ("fp32 here is without TF32" in reason) == said
 
 
 def test_a_ratio_that_was_measured_is_taken_as_it_is_and_of_two_machines_there_is_none():
@@ -379,7 +383,7 @@ def test_the_cost_of_adam_is_that_of_rounds_which_both_met():
         parts.append(parts_of(log, 10)["ResNet-18 on a CPU"])
     assert {part.effect for part in parts} == {None}
     note = "steps of both did not take turns: make q2"
-    assert {(part.note, part.needs) for part in parts} == {(note, "make q2")}
+    assert {(part.reason, part.needs) for part in parts} == {(note, "make q2")}
 
 
 @pytest.mark.parametrize(
@@ -422,7 +426,7 @@ def test_findings_say_what_was_decided_and_nothing_else():
     results, evidence = results_of("present")
     assert findings.by_verdict(results) == {"supported": results}
     assert findings.needs_of(results) == {}
-    lines = findings.sentences("claims", results)
+    lines = findings.sentences("reasons", results)
     assert len(lines) == 11
     assert lines[7].count("25.00 times (24.") == 2
     assert lines[7].count("noise between processes is not in the interval") == 1  # not of each
@@ -438,29 +442,43 @@ def test_findings_say_what_was_decided_and_nothing_else():
 
 
 def test_a_claim_that_is_decided_by_some_parts_is_told_by_those_and_what_is_missing_by_name():
-    parts = [Part("fine", "points", 0.01, "supported", 0.01, (0.005, 0.015))]
-    parts += [Part("a: bad", "points", None, "contradicted", -2e-5, (-0.01, 0.0005), note="why")]
-    parts += [Part("none", "times", 2.0, needs="make q2")]
+    parts = [Part("fine", "points", 0.01, "met", "supported", 0.01, (0.005, 0.015))]
+    parts += [Part("a: bad", "points", None, "why", "contradicted", -2e-5, (-0.01, 0.0005))]
+    parts += [Part("none", "times", 2.0, "no GPU", needs="make q2")]
     claims = [Claim(3, "It is so", "", tuple(parts)), Claim(4, "And so", "", (parts[2],))]
-    assert findings.sentences("claims", claims) == [
-        "contradicted: (3) It is so. a, bad: +0.00 points (-1.00 to +0.05); why.",
-        "not measured: (4) And so.",
+    assert findings.sentences("reasons", claims) == [
+        "a, bad: +0.00 points (-1.00 to +0.05). Why.",
+        "No GPU.",
+    ]
+    open = Claim(5, "And so", "", (parts[0], parts[2]))
+    assert findings.sentences("reasons", [open]) == [
+        "fine: +1.00 points (+0.50 to +1.50), published +1.00. Met. Not measured: none."
     ]
     known = {"contradicted": claims[:1], "not measured": claims[1:]}
     assert findings.by_verdict(claims) == known
     needs = findings.needs_of(claims)
     assert needs == {"make q2": ["3 in part", "4"]}
-    assert findings.sentences("missing", needs) == ["claims 3 in part, 4: make q2"]
+    lines = [
+        findings.sentences("missing", needs, {"make q2": time}) for time in (None, "about 2 h")
+    ]
+    assert lines == [
+        ["claims 3 in part, 4: make q2"],
+        ["claims 3 in part, 4: about 2 h here: make q2"],
+    ]
 
 
 def test_an_effect_beyond_any_doubt_is_told_and_of_too_few_seeds_none():
-    wrong = {("sgd", 5): 100, ("adam", 5): 130, ("sgd", 3): 100, ("adam", 3): 4000}
+    wrong = {("sgd", 5): 100, ("adam", 5): 2050, ("sgd", 3): 100, ("adam", 3): 2050}
     log = three_seeds("opt epochs", wrong)
     records = contrast_records(log.evidence())
     assert only(records, dataset="mnist", contrast="SGD minus Adam")["p_holm"] < 1e-9
-    assert preferred(log)[0].startswith("On MNIST SGD was more accurate than Adam: by 14.04 points")
-    few = "On MNIST there are too few seeds to say which is better: SGD or Adam; 5 epochs or 3"
-    assert preferred(Invented().grid("opt epochs", wrong))[-1].startswith(few)
+    lines = preferred(log)
+    assert lines[0].startswith("On MNIST SGD was more accurate than Adam: by 13.93 points (")
+    lead, *_, few = preferred(Invented().grid("opt epochs", wrong))
+    assert re.match(
+        r"On MNIST SGD leads Adam, by 13.93 points \(13.* to 14.*\), on fewer than th", lead
+    )
+    assert few == "On MNIST there are too few seeds to say which is better: 5 epochs or 3 epochs."
 
 
 def by_network(resnet18, resnet50):
@@ -495,7 +513,7 @@ def test_what_is_better_here_and_worse_there_is_not_recommended_but_told(wrong, 
     assert not any(":" in line and "Adam" in line for line in lines)  # neither plainly nor as open
     lines = preferred(Invented().grid("opt model", wrong))
     assert f"On MNIST SGD was {told}, which may be noise." in lines
-    assert lines[-1].startswith("On MNIST there are too few seeds")
+    assert not any(" leads " in line and "Adam" in line for line in lines)
 
 
 def test_a_lead_that_counts_as_none_is_no_difference():
@@ -506,25 +524,68 @@ def test_a_lead_that_counts_as_none_is_no_difference():
 
 def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
     log = Invented()
-    log.train(100, {"train_ms": 9000.0, "val_acc": 0.99})
-    log.rows[-1]["env"]["load_average"] = [9.0, 0, 0]
-    log.train(wrong_on((1, 100)), {"train_ms": 5000.0, "val_acc": 0.98}, lr=0.01)
-    log.train(900, {"train_ms": 1000.0, "val_acc": 0.90}, lr=0.1)
     low, high = (f"{100 * end:.2f}" for end in wilson_interval(13_900, 14_000))
     name = "ResNet-18, SGD, learning rate {}, 5 epochs"
-    assert lines_of(log, "answer") == [
-        f"MNIST, the study's split: {name.format(0.001)}: 99.29 % on test images ({low} to {high}; "
-        "one seed). Training: 9 s, busy machine. No significant difference, and 1.8 times cheaper: "
-        f"{name.format(0.01)}, lower by 0.00 points (-0.03 to 0.03)."
-    ]
-    assert recommended(log)[0].startswith(
-        "MNIST, the study's split: of 2 other configurations, 1 not significantly different, "
-        "1 with too few seeds to say."
+    answer = f"MNIST, the study's split: {name.format(0.001)}: 99.29 % on test images ({low} to "
+    answer += f"{high}; {{}}). Training: 9 s, busy machine."
+    told = "MNIST, the study's split: of 2 other configurations, "
+    for seed in range(3):
+        log.train(100, {"train_ms": 9000.0, "val_acc": 0.99}, seed=seed)
+        log.rows[-1]["env"]["load_average"] = [9.0, 0, 0]
+        right = wrong_on((1, 100))
+        log.train(right, {"train_ms": 5000.0, "val_acc": 0.98}, lr=0.01, seed=seed)
+        log.train(900, {"train_ms": 1000.0, "val_acc": 0.90}, lr=0.1, seed=seed)
+        if seed == 0:  # which says nothing of either
+            assert lines_of(log, "answer") == [answer.format("one seed")]
+            assert recommended(log)[0] == f"{told}2 with too few seeds to say."
+    (line,) = lines_of(log, "answer")
+    start, end = line.split(" No significant difference, and 1.8 times cheaper: ")
+    assert start == answer.format("3 seeds")
+    assert end.startswith(f"{name.format(0.01)}, lower by 0.00 points (")
+    assert recommended(log)[0] == (
+        f"{told}1 significantly different from the chosen one, 1 not significantly different."
     )
     log.svm(50, {"val_acc": 0.999, "fit_ms": 100.0}, kernel="rbf")  # a network is no rival of it
     (line,) = lines_of(log, "answer")
     assert line.startswith("MNIST, the study's split: SVM, RBF kernel: 99.64 % on test images")
     assert "cheaper" not in line
+
+
+def test_of_a_run_that_stands_for_two_trainings_both_accuracies_are_told():
+    log = Invented()
+    for wrong in (140, 100):
+        name = log.train(wrong)
+    config = {"train_run_id": name, "engine": "eager"}
+    log.add("hw_infer", config, {"engine": "eager", "test_acc": 0.98})
+    log.train(200, lr=0.1)
+    (line,) = lines_of(log, "log")
+    assert line.startswith(f"Run {name} stands for several trainings of the same settings")
+    assert re.findall(r"[\d.]+ % \(\w+", line) == [
+        "99.00 % (training",
+        "99.29 % (training",
+        "98.00 % (inference",
+    ]
+    log.rows = log.rows[1:2] + log.rows[3:]
+    assert lines_of(log, "log") == []
+
+
+def test_what_is_missing_says_how_long_the_study_s_trainings_take_as_their_like_did():
+    """Of ResNet-18 with SGD: three epochs more of what has five, five of three other trainings."""
+    log, settings = Invented(), {"data_on": "host", "seed": 0}
+    log.epochs(log.train(100, **settings), [0.9] * 5, [0.9] * 5)
+    need = "three seeds of each setting: make q1a ARGS='--seed 0'"
+    assert findings.time_of(need, log.rows) is None
+    for row in log.rows[1:]:
+        row["metrics"]["train_ms"] = 60_000
+    assert findings.time_of(need, log.rows) == "more than 18.0 min"
+    assert findings.time_of("make q2", log.rows) is None
+    for model, opt in itertools.product(("resnet18", "resnet50"), ("sgd", "adam")):
+        work = {"model": model, "opt": opt, "lr": 9.0}
+        log.epochs(log.train(9, **settings | work), [0.9], [0.9])
+        log.rows[-1]["metrics"]["train_ms"] = 60_000
+    assert findings.time_of(need, log.rows) == "about 78.0 min"
+    # And of two more seeds: (78 + 2 * 16 * 5) min.
+    assert ", about 4.0 h here: make q1a ARGS='--seed 0 1 2'" in lines_of(log, "missing")[0]
 
 
 def test_what_is_nearly_as_accurate_at_half_the_cost_is_named():

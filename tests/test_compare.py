@@ -231,8 +231,7 @@ def test_what_is_tied_with_the_chosen_one_is_told_from_what_is_not(log):
         log.train(right, {"val_acc": 1 - lr / 10}, lr=lr)
     records = tie_records(log.evidence())
     assert records[2]["p_holm"] == pytest.approx(3 * mcnemar(100, 0))
-    # One seed decides nothing but that not even the test images tell two apart.
-    assert [record["tied"] for record in records] == ["chosen", True, None, None]
+    assert [record["tied"] for record in records] == ["chosen", None, None, None]  # of one seed
     for seed, (lr, right) in itertools.product((1, 2), rights.items()):
         log.train(right, {"val_acc": 1 - lr / 10}, lr=lr, seed=seed)
     records = tie_records(log.evidence())
@@ -246,9 +245,10 @@ def test_a_small_lead_is_a_tie_however_sure_and_a_p_of_many_tests_is_adjusted(lo
     assert rival["p_holm"] < 0.01
     assert rival["tied"] is True
     log.rows.clear()
-    log.train(200, {"val_acc": 0.99}, lr=0.1)
-    log.grid("lr", dict.fromkeys((0.2, 0.3, 0.4, 0.5), 207), {"val_acc": 0.9})
+    log.grid("lr", {0.1: [300, 301, 302]}, {"val_acc": 0.99})
+    log.grid("lr", {lr: [335, 347, 359] for lr in (0.2, 0.3, 0.4, 0.5)}, {"val_acc": 0.9})
     rivals = tie_records(log.evidence())[1:]
+    assert all(record["low"] > 0.001 for record in rivals)
     assert [(record["p"] < 0.05, record["tied"]) for record in rivals] == [(True, True)] * 4
 
 

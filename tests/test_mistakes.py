@@ -9,6 +9,7 @@ from common.base.config import SvmConfig, TrainConfig
 from common.data import fetch
 from common.data.datasets import load_dataset
 from common.judge import mistakes
+from common.judge.findings import sentences
 from common.report.tables import NO_LOGITS, mistake_tables
 
 
@@ -91,6 +92,21 @@ def test_calibration_by_hand_and_by_scikit_learn():
     accuracy, mean = calibration_curve(correct, confidence, n_bins=mistakes.BINS)
     assert [b["accuracy"] for b in bins] == pytest.approx(accuracy)
     assert [b["confidence"] for b in bins] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(
+    ("logit", "said", "confidence"),
+    [
+        (30, "Too sure of themselves", "100.00"),
+        (0, "Too careful, less sure than right", "33.33"),
+        (0.6935, "As sure as right, within a point", "50.01"),  # of e^0.6935 / (e^0.6935 + 2)
+    ],
+)
+def test_whether_confidence_is_above_or_below_accuracy_is_said(logit, said, confidence):
+    logits = np.array([[logit, 0, 0]] * 2, "float16")
+    found, _ = found_in([row_of("a")], {"a": predictions_of([0, 1], [0, 0], logits=logits)})
+    numbers = f"(confidence {confidence} %, accuracy 50.00 %)"
+    assert sentences("calibration", found) == [f"{said}: digits, random split {numbers}."]
 
 
 def test_without_logits_the_report_says_that_confidence_is_not_stored():

@@ -176,14 +176,19 @@ def test_a_report_of_320_runs_is_small(tmp_path):
     section = dict.fromkeys(("command", "missing", "lead"), "") | {"key": "curves", "title": "t"}
     section |= {"figures": [], "tables": [], "reading": []}
     facts = {"title": "t", "sections": [section], "n_rows": 1, "log_sha256": "0", "last": "now"}
-    claim = "mixed: (10) At a rate of 0.001: better. MNIST: +0.1 points (-0.1 to +0.3)."
+    claim = {
+        "verdict": "mixed",
+        "claim": 10,
+        "text": "At a rate of 0.001: better",
+        "reason": "Why.",
+    }
     facts["answer"] = {"claims": [claim], "missing": []}
     tables = build_tables(runs, [], tmp_path, "data")[0]
     text = page.render_page(figures.curves_of(epochs), tables, facts)
     assert text.count('type="checkbox"') == 320
     assert len(text.encode()) < 3e6
     words = plain(text, '<ul class="claims">', "</ul>")
-    assert words == "mixed At a rate of 0.001: better. (10) MNIST: +0.1 points (-0.1 to +0.3)."
+    assert words == "mixed At a rate of 0.001: better. (10) Why."
 
 
 def test_labels_hold_only_what_tells_the_runs_apart():

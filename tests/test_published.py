@@ -8,7 +8,7 @@ from invented import Invented, only, wrong_on
 from common.base.cli import as_dict, expand_grid, parse_command_line
 from common.base.config import TRAIN_PRESETS, TrainConfig, preset_of
 from common.judge.published import published_table, results_table, short_list
-from common.judge.rows import latest_ok
+from common.judge.rows import busy_note, latest_ok
 from common.judge.stats import Estimate, newcombe_interval, sample_spread, wilson_interval
 
 TUNED = {"opt": "muon", "lr": 0.03, "batch_size": 256, "schedule": "triangular"}
@@ -113,6 +113,24 @@ def test_data_sets_and_divisions_do_not_compete(log):
     for row in log.rows:
         row["metrics"]["val_acc"] = None  # nothing to choose by
     assert (table_of(log).records, table_of(log).missing) == ((), True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "threads", "load", "busy"),
+    [
+        ("train", 1, 1.5, False),
+        ("train", 1, 1.6, True),
+        ("train", None, 2.5, False),
+        ("svm", 1, 2.5, False),  # whose engines may take every core
+        ("svm", 1, 2.6, True),
+    ],
+)
+def test_a_load_above_a_run_s_own_threads_and_a_half_is_that_of_others(
+    log, kind, threads, load, busy
+):
+    getattr(log, kind)(0)
+    log.rows[0]["env"] |= {"threads": threads, "load_average": [load, 0, 0]}
+    assert bool(busy_note(log.rows[0])) is busy
 
 
 def test_devices_are_named_and_a_busy_machine(log):

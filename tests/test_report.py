@@ -354,7 +354,7 @@ def test_a_busy_machine_is_flagged(log):
     log.train(0.9215, dataset="fashion")
     log.rewrite(lambda lines: [line.replace("[0.5,", "[6.25,") for line in lines])
     row = only(log.tables()["q1a_fashion"], test_acc="0.9215")
-    assert row["note"].startswith("busy machine: load 6.2 on 2 CPUs; ")
+    assert row["note"].startswith("busy machine: load 6.2, 2 of it its own; ")
 
 
 def test_of_the_same_work_the_last_row_that_is_ok_counts(log):

@@ -1,14 +1,16 @@
-"""The study's claims, an entry each in ENTRIES: what it says, when it holds, and what measures it.
+"""What the log says to the study's claims, which are in claims.toml.
 
-Each rule was fixed before any row was read. An interval wholly where it holds, or wholly where it
-fails, decides; of accuracy on three seeds of every setting or more. What surely holds at one level
-of another factor and surely fails at another is mixed. The rule judges every part of a claim."""
+An interval wholly where a criterion holds, or wholly where it fails, decides; of accuracy on three
+seeds of every setting or more. What surely holds at one level of another factor and surely fails
+at another is mixed. The criterion judges every part of a claim."""
 
 import itertools
 import math
 import statistics
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from common.base.config import DEVICES
 from common.judge import compare, rows, stats, times, verdicts
@@ -16,15 +18,14 @@ from common.judge.compare import CONTRASTS, Evidence
 from common.judge.published import STUDY_TEST_IMAGES, published
 from common.judge.rows import STUDY_DATASETS, TRAIN_PROTOCOL, Row, grouped, join_notes, number
 from common.judge.tables import Table, make_table
-from common.judge.verdicts import BEATS, SEEDS, Rule, judge
+from common.judge.verdicts import SEEDS, Rule, judge
 
-NAMES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}
+ENTRIES = tomllib.loads(Path(__file__).with_name("claims.toml").read_text("utf-8"))["claim"]
 OPTIMIZERS = ("sgd", "adam")
 WORKS = {
-    f"{name} with {rows.spell('opt', opt)}": {"model": model, "opt": opt}
-    for (model, name), opt in itertools.product(NAMES.items(), OPTIMIZERS)
+    f"{rows.spell('model', model)} with {rows.spell('opt', opt)}": {"model": model, "opt": opt}
+    for model, opt in itertools.product(("resnet18", "resnet50"), OPTIMIZERS)
 }
-TOO_FEW = "too few timed steps to decide"
 NO_TF32 = "fp32 here is without TF32, which --precision tf32 has"
 Parts = Iterator["Part"]
 LENGTH = 5  # epochs of the study's longer runs; a shorter run cannot speak of learning curves
@@ -37,6 +38,7 @@ class Part:
     subject: str
     unit: str
     published: float | None
+    reason: str  # of the verdict, in words
     verdict: str = "not measured"
     effect: float | None = None
     interval: stats.Interval | None = None
@@ -48,7 +50,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the study in our words, its rule in words, and what the log says to its parts."""
+    """A claim of the study in our words, its criterion, and what the log says to its parts."""
 
     number: int
     text: str
@@ -59,38 +61,36 @@ class Claim:
     def verdict(self) -> str:
         """Supported only if all of its parts are; contradicted, or else mixed, if one is."""
         each = {part.verdict for part in self.parts}
-        if each == {"supported"}:
-            return "supported"
-        if each == {"not measured"}:
-            return "not measured"
+        if len(each) == 1:
+            return each.pop()
         return next((v for v in ("contradicted", "mixed") if v in each), "inconclusive")
 
 
 def points_part(subject: str, rule: Rule, figure, command: str, basis: str, effect: Row) -> Part:
     """A part on accuracies, from an effect as of measure_effect, or {}; `command` measures more."""
     if "estimate" not in effect:
-        return Part(subject, "points", figure, note=f"not measured: {command}", needs=command)
+        return Part(subject, "points", figure, f"not measured: {command}", needs=command)
     estimate, seeds = effect["estimate"], effect["seeds"]
-    interval = estimate.interval()
-    verdict, why = judge(rule, interval), ""
+    value, interval = estimate.value, estimate.interval()
+    verdict, why, needs = judge(rule, interval), "", None
     apart = verdicts.dependence(rule, effect.get("levels", {}))
     if verdict == "contradicted":
         apart = {text: True for text, surely in apart.items() if surely}  # noise excuses no claim
     if seeds < SEEDS:
         flag = "ARGS='--seed 0 1 2'" if command.startswith("make ") else "--seed 0 1 2"
-        verdict, why = "inconclusive", f"three seeds of each setting: {command} {flag}"
+        why, needs = effect["few"], f"three seeds of each setting: {command} {flag}"
+        verdict = "inconclusive"
     elif verdict == "inconclusive":
-        why = verdicts.more_data(rule, estimate, seeds, effect["images"])
+        why = needs = verdicts.more_data(rule, estimate, seeds, effect["images"])
     elif apart:
         verdict = "mixed" if any(apart.values()) else "inconclusive"
-    leaning = judge(rule, (estimate.value, estimate.value))
-    leans = f"leans to {leaning}" if verdict == "inconclusive" != leaning else ""
-    note = join_notes(leans, why, *apart, effect.get("note"))
+        needs = None if any(apart.values()) else "more seeds of each setting"
+    standing = "" if verdict == "mixed" else verdicts.standing(rule, value, interval)
+    reason = join_notes(standing, why, *apart, *effect.get("setups", ()))
     if "pairs" in effect:
         basis += "; pairs: {pairs}, seeds: {seeds}, trainings: {trajectories}".format(**effect)
-    value, runs = estimate.value, effect["runs"]
-    needs = why or ("more seeds of each setting" if verdict == "inconclusive" else None)
-    return Part(subject, "points", figure, verdict, value, interval, basis, runs, note, needs)
+    measured = verdict, value, interval, basis, effect["runs"], effect.get("caveat"), needs
+    return Part(subject, "points", figure, reason, *measured)
 
 
 def published_gap(dataset: str, contrast: compare.Contrast) -> float:
@@ -119,7 +119,7 @@ def contrasts(log: Evidence, factor: str, rule: Rule, datasets=STUDY_DATASETS, s
         yield points_part(name, rule, figure, contrast.command, basis, effect)
 
 
-def best_of_rates(log: Evidence) -> Parts:
+def best_of_rates(log: Evidence, rule: Rule) -> Parts:
     """The best of each learning rate, which may differ in the other factors."""
     contrast = next(c for c in CONTRASTS if c.factor == "lr")
     basis = "best of 0.001 minus best of 0.0001, each chosen on validation"
@@ -128,91 +128,91 @@ def best_of_rates(log: Evidence) -> Parts:
         rates = ([g for g in groups if g.config.get("lr") == rate] for rate in contrast.levels)
         best, levels = tuple(map(rows.best_of, rates)), contrast.measure(log, dataset)["levels"]
         effect = compare.measure_effect([best] if all(best) else []) | {"levels": levels}
-        yield points_part(name, BEATS, published_gap(dataset, contrast), "make q1a", basis, effect)
+        yield points_part(name, rule, published_gap(dataset, contrast), "make q1a", basis, effect)
 
 
-def best_of_kinds(log: Evidence) -> Parts:
+def best_of_kinds(log: Evidence, within: float) -> Parts:
     """The best ResNet beside the best SVM."""
     basis = "best ResNet minus best SVM, each chosen on validation"
     for dataset, name in STUDY_DATASETS.items():
         figures = (published(part, dataset=dataset) for part in ("q1a", "q1b"))
         network, svm = (max(figure["test_acc"] for figure in part) for part in figures)
-        rule = (network - svm - 0.005, network - svm + 0.005)
+        rule = (network - svm - within, network - svm + within)
         effect = compare.measure_effect(compare.best_pairs(log, dataset))
         yield points_part(name, rule, network - svm, "make q1a q1b", basis, effect)
 
 
-def device_accuracy(log: Evidence) -> list[Part]:
+def device_accuracy(log: Evidence, rule: Rule) -> Parts:
     """GPU minus CPU, of epochs and of trainings; where one is begun, a missing part is open."""
-    rule, images = (-0.03, 0.03), STUDY_TEST_IMAGES
     epochs, trainings = [], []
     command = "python hw_bench.py --preset q2 --device cpu cuda --full-epoch"
     for subject, work in WORKS.items():
         cpu, gpu = (figure["test_acc"] for figure in published("q2", **work))
         done = times.study_rows(log.rows, **work, split="study")
         tested = [row for row in done if number(row, "metrics", "test_acc") is not None]
-        sides, effect = [times.seeds_of(side) for side in times.sides(tested)], {}
+        sides, effect = [times.seeds_of(side) for side in times.sides(tested)[::-1]], {}
         if all(sides):
-            accuracies = ([row["metrics"]["test_acc"] for row in side] for side in sides[::-1])
+            accuracies = ([row["metrics"]["test_acc"] for row in side] for side in sides)
             # Without predictions as if on different images: wider than need be.
-            estimate = stats.difference_of(*accuracies, (images, images))
-            effect = {"estimate": estimate, "seeds": min(map(len, sides)), "images": images}
-            effect["runs"] = [row["run_id"] for side in sides for row in side]
+            estimate = stats.difference_of(*accuracies, (STUDY_TEST_IMAGES,) * 2)
+            effect = compare.effect_of(estimate, STUDY_TEST_IMAGES, sides)
         basis = "GPU minus CPU, one epoch"
         epochs.append(points_part(subject, rule, gpu - cpu, command, basis, effect))
     command = "python train.py --preset q1a --device cpu cuda"
     kinds = [kind for kind in DEVICES if kind not in ("auto", "cpu")]
-    contrasts = [compare.Contrast("train", "device", (kind, "cpu"), command) for kind in kinds]
+    beside = [compare.Contrast("train", "device", (kind, "cpu"), command) for kind in kinds]
     for dataset, name in STUDY_DATASETS.items():
-        pairs = [pair for contrast in contrasts for pair in contrast.pairs(log, dataset)]
-        effect = compare.measure_effect(pairs)
-        found = dict.fromkeys(accelerator.config["device"] for accelerator, _ in pairs)
+        pairs = [pair for contrast in beside for pair in contrast.pairs(log, dataset)]
+        effect, found = compare.measure_effect(pairs), {gpu.config["device"]: 1 for gpu, _ in pairs}
         basis = f"{' and '.join(found) or 'cuda'} minus cpu, all else equal"
         trainings.append(points_part(name, rule, None, command, basis, effect))
     begun = [parts for parts in (epochs, trainings) if any(p.effect is not None for p in parts)]
-    return list(itertools.chain(*begun)) or epochs
+    return itertools.chain(*begun) if begun else iter(epochs)
+
+
+def ratio_part(subject: str, rule: Rule, figure: float, basis: str, runs, effect, *notes) -> Part:
+    """A part on times, from a ratio and its interval."""
+    verdict = judge(rule, effect[1])
+    needs = "too few timed steps to decide" if verdict == "inconclusive" else None
+    reason = join_notes(verdicts.standing(rule, *effect), needs, *notes)
+    return Part(subject, "times", figure, reason, verdict, *effect, basis, runs, needs=needs)
 
 
 def times_part(subject: str, rule: Rule, figure: float, missing: str, *pair: Row | None) -> Part:
     """How many times as long one row's steps take as the other's, or what is `missing`."""
-    if not all(pair) or not (measured := times.time_ratio(*pair)):
-        return Part(subject, "times", figure, note=missing, needs=missing.split(": ", 1)[1])
-    ratio, interval = measured
-    verdict, runs = judge(rule, interval), tuple(row["run_id"] for row in pair)
+    if not all(pair) or not (effect := times.time_ratio(*pair)):
+        return Part(subject, "times", figure, missing, needs=missing.split(": ", 1)[1])
     labels = (rows.get(row, "metrics", "label") or rows.get(row, "env", "device") for row in pair)
-    basis = f"step time of {' over '.join(labels)}"
-    why, loads = TOO_FEW if verdict == "inconclusive" else None, map(rows.busy_note, pair)
+    basis, runs = f"step time of {' over '.join(labels)}", tuple(row["run_id"] for row in pair)
     fp32 = any(row["config"].get("precision") == "fp32" for row in times.sides(pair)[1])
-    noise = "noise between processes is not in the interval"
-    note = join_notes(why, noise, NO_TF32 if fp32 else None, *loads)
-    return Part(subject, "times", figure, verdict, ratio, interval, basis, runs, note, why)
+    notes = "noise between processes is not in the interval", NO_TF32 if fp32 else ""
+    notes += tuple(map(rows.busy_note, pair))
+    return ratio_part(subject, rule, figure, basis, runs, effect, *notes)
 
 
-def speedups(log: Evidence) -> Parts:
+def speedups(log: Evidence, **rules: Rule) -> Parts:
     """Of each network and optimiser, then the deeper network's over the other's."""
-    rules = {"resnet18": (24.0, 27.0), "resnet50": (37.0, 38.0)}
     missing, parts = f"not measured: {times.COMMAND}", {}
     for subject, work in WORKS.items():
         cpu, gpu = (figure["train_ms"] for figure in published("q2", **work))
         sides = map(times.representative, times.sides(times.study_rows(log.rows, **work)))
-        parts[subject] = times_part(subject, rules[work["model"]], cpu / gpu, missing, *sides)
+        part = times_part(subject, rules[work["model"]], cpu / gpu, missing, *sides)
+        parts[work["opt"], work["model"]] = part
     yield from parts.values()
-    for opt in (rows.spell("opt", opt) for opt in OPTIMIZERS):
-        deep, shallow = (parts[f"{name} with {opt}"] for name in ("ResNet-50", "ResNet-18"))
+    for opt in OPTIMIZERS:
+        deep, shallow = parts[opt, "resnet50"], parts[opt, "resnet18"]
         if deep.interval and shallow.interval:
             widths = (math.log(p.interval[1] / p.interval[0]) / 2 for p in (deep, shallow))
             half, ratio = math.exp(math.hypot(*widths)), deep.effect / shallow.effect
-            interval, runs = (ratio / half, ratio * half), (*deep.runs, *shallow.runs)
-            verdict, basis = judge((1.0, math.inf), interval), "ratio of the speed-ups above"
-            subject = f"ResNet-50 over ResNet-18 with {opt}"
-            note = TOO_FEW if verdict == "inconclusive" else None
-            figure = deep.published / shallow.published
-            yield Part(subject, "times", figure, verdict, ratio, interval, basis, runs, note, note)
+            subject = f"ResNet-50 over ResNet-18 with {rows.spell('opt', opt)}"
+            figure, runs = deep.published / shallow.published, (*deep.runs, *shallow.runs)
+            effect, basis = (ratio, (ratio / half, ratio * half)), "ratio of the speed-ups above"
+            yield ratio_part(subject, (1.0, math.inf), figure, basis, runs, effect)
 
 
-def adam_cost(log: Evidence) -> Parts:
+def adam_cost(log: Evidence, rule: Rule) -> Parts:
     """Adam's step over SGD's only where they took turns: a machine drifts by as much."""
-    for model, name in NAMES.items():
+    for model in dict.fromkeys(work["model"] for work in WORKS.values()):
         both = (times.study_rows(log.rows, model=model, opt=opt) for opt in OPTIMIZERS)
         for device, sgds, adams in zip(("cpu", "gpu"), *map(times.sides, both), strict=True):
             turns = [
@@ -224,21 +224,21 @@ def adam_cost(log: Evidence) -> Parts:
             sgd_ms, adam_ms = (f["train_ms"] for f in published("q2", model=model, device=device))
             why = "steps of both did not take turns" if sgds and adams else "not measured"
             missing = f"{why}: {'make q2' if device == 'cpu' else times.COMMAND}"
-            subject, figure = f"{name} on a {device.upper()}", adam_ms / sgd_ms
-            yield times_part(subject, (1.03, 1.05), figure, missing, adam, sgd)
+            subject = f"{rows.spell('model', model)} on a {device.upper()}"
+            yield times_part(subject, rule, adam_ms / sgd_ms, missing, adam, sgd)
 
 
-def curves(log: Evidence) -> Parts:
+def curves(log: Evidence, left: float, gain: Rule, fall: float, overfitting: float) -> Parts:
     """What is left to learn, the largest fall and the overfitting; then the need of five epochs."""
     again = "these runs were not tested on training images: make q1a ARGS=--force"
     for dataset, name in STUDY_DATASETS.items():
         runs = curves_of(log.rows, dataset)
         if dataset == "mnist":
-            yield curve_part(f"{name}: left after epoch 2", 0.01, runs, "left")
-        yield curve_part(f"{name}: largest fall", 0.01, runs, "fall")
-        part = curve_part(f"{name}: overfitting", 0.02, runs, "overfitting")
-        yield replace(part, note=again, needs=again) if runs and part.effect is None else part
-    (length,) = contrasts(log, "epochs", BEATS, ["fashion"])
+            yield curve_part(f"{name}: left after epoch 2", left, runs, "left")
+        yield curve_part(f"{name}: largest fall", fall, runs, "fall")
+        part = curve_part(f"{name}: overfitting", overfitting, runs, "overfitting")
+        yield replace(part, reason=again, needs=again) if runs and part.effect is None else part
+    (length,) = contrasts(log, "epochs", gain, ["fashion"])
     yield replace(length, subject="FashionMNIST: 5 minus 3 epochs")
 
 
@@ -280,82 +280,35 @@ def curve_part(subject: str, below: float, runs: Sequence[Row], name: str) -> Pa
     if runs:
         values, intervals = zip(*(run[name] for run in runs), strict=True)
         image = tuple(statistics.fmean(ends) for ends in zip(*intervals, strict=True))
-        spread, images = stats.sample_spread(values), int(runs[0]["metrics"]["n_val"])
-        estimate = stats.Estimate(statistics.fmean(values), image, spread)
-        other = [rows.deviations(run["config"], TRAIN_PROTOCOL) for run in runs]
-        effect = {"estimate": estimate, "seeds": len(runs), "images": images}
-        effect |= {"runs": [run["run_id"] for run in runs], "note": join_notes(*other)}
+        estimate = stats.Estimate(statistics.fmean(values), image, stats.sample_spread(values))
+        effect = compare.effect_of(estimate, int(runs[0]["metrics"]["n_val"]), [runs])
+        effect["setups"] = [rows.deviations(run["config"], TRAIN_PROTOCOL) for run in runs]
     basis = f"the ResNet chosen on validation, seeds: {len(runs)}"
     return points_part(subject, (-math.inf, below), None, "make q1a", basis, effect)
 
 
-LEAD = "difference above 0.1 points; a smaller one counts as none"
-ENTRIES = {  # what it says: when it holds, and what measures it
-    "ResNet-18 is as accurate as ResNet-50 or better, on both data sets": (
-        "ResNet-18 minus ResNet-50 is above -0.2 points",
-        lambda log: contrasts(log, "model", (-0.002, math.inf)),
-    ),
-    "On MNIST, SGD is more accurate than Adam": (
-        LEAD,
-        lambda log: contrasts(log, "opt", BEATS, ["mnist"]),
-    ),
-    "On FashionMNIST, Adam is more accurate than SGD": (
-        LEAD,
-        lambda log: contrasts(log, "opt", BEATS, ["fashion"], swap=True),
-    ),
-    "Five epochs give 0.3 to 0.5 points more than three": (
-        "difference between 0.3 and 0.5 points",
-        lambda log: contrasts(log, "epochs", (0.003, 0.005)),
-    ),
-    "The best models are better at a learning rate of 0.001 than at 0.0001": (LEAD, best_of_rates),
-    "The RBF kernel is more accurate than the polynomial one, on both data sets": (
-        LEAD,
-        lambda log: contrasts(log, "kernel", BEATS),
-    ),
-    "The best ResNet leads the best SVM by 2.98 points on MNIST, 5.87 on FashionMNIST": (
-        "difference within 0.5 points of the published one",
-        best_of_kinds,
-    ),
-    "A GPU trains ResNet-18 24 to 27 times, ResNet-50 37 to 38 times as fast as a CPU; the deeper "
-    "network gains more": ("ratios within these bounds; ratio of ratios above 1", speedups),
-    "CPU and GPU end at the same accuracy, within 3 points": (
-        "difference between -3 and 3 points",
-        device_accuracy,
-    ),
-    "Adam costs 3 to 5 % more training time than SGD": (
-        "ratio of step times between 1.03 and 1.05",
-        adam_cost,
-    ),
-    "On MNIST most is learned in two epochs, FashionMNIST needs all five; accuracy does not "
-    "oscillate, and there is little overfitting": (
-        "left to gain on MNIST after epoch 2: below 1 point of validation accuracy; FashionMNIST, "
-        "5 minus 3 epochs: above 0.1 points; largest fall between epochs: below 1 point; training "
-        "minus validation accuracy: below 2 points",
-        curves,
-    ),
-}
-
-
 def judge_claims(log: Evidence) -> list[Claim]:
     """Every claim with its parts."""
-    entries = enumerate(ENTRIES.items(), 1)
-    return [Claim(n, text, rule, tuple(measure(log))) for n, (text, (rule, measure)) in entries]
+    known = contrasts, best_of_rates, best_of_kinds, speedups, device_accuracy, adam_cost, curves
+    measures = {measure.__name__: measure for measure in known}
+    return [
+        Claim(n, c["text"], c["criterion"], tuple(measures[c["measure"]](log, **c["settings"])))
+        for n, c in enumerate(ENTRIES, 1)
+    ]
 
 
-def claims_tables(claims: Sequence[Claim]) -> list[Table]:
-    """The verdicts, and the effects that they rest on."""
+def claims_tables(claims: Sequence[Claim], reasons: Sequence[str]) -> list[Table]:
+    """The verdicts with their reasons in words, and the effects that they rest on."""
     judged, parts = [], []
-    for claim in claims:
-        same = grouped(claim.parts, lambda part: part.verdict)
-        why = "; ".join(f"{k}: {', '.join(p.subject for p in v)}" for k, v in same.items())
-        names = {"claim": claim.number, "verdict": claim.verdict, "reason": why}
+    for claim, reason in zip(claims, reasons, strict=True):
+        names = {"claim": claim.number, "verdict": claim.verdict, "reason": reason}
         judged.append(vars(claim) | names)
         for part in claim.parts:
-            low, high = part.interval or (None, None)
-            values = {"published": part.published, "effect": part.effect, "low": low, "high": high}
+            ends = zip(("low", "high"), part.interval or (None, None), strict=True)
+            values = {"published": part.published, "effect": part.effect} | dict(ends)
             size = 100 if part.unit == "points" else 1
-            scaled = {name: value and value * size for name, value in values.items()}
+            record = vars(part) | {name: value and value * size for name, value in values.items()}
             more = f" and {len(part.runs) - 3} more" if len(part.runs) > 3 else ""
-            runs = {"claim": claim.number, "runs": ", ".join(part.runs[:3]) + more or None}
-            parts.append(vars(part) | scaled | runs)
+            record |= {"claim": claim.number, "runs": ", ".join(part.runs[:3]) + more or None}
+            parts.append(record | {"note": join_notes(part.reason, part.note)})
     return [make_table("claims", judged), make_table("claim_parts", parts)]

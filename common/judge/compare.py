@@ -98,6 +98,15 @@ def main_recipe(groups: Iterable[tuple[Group, ...]]) -> list[Any]:
     return recipes[min(recipes, key=rank)] if recipes else []
 
 
+def effect_of(estimate: stats.Estimate, images: int, settings: Sequence[Sequence[Row]]) -> Row:
+    """What is known of any effect: from its estimate, and the runs of each setting behind it."""
+    seeds = [len(runs) for runs in settings]
+    few, short = "fewer than three seeds", sum(n < SEEDS for n in seeds)
+    few += f" in {short} of {len(seeds)} settings" if short < len(seeds) else ""
+    record = {"estimate": estimate, "images": images, "seeds": min(seeds), "few": few}
+    return record | {"runs": [row["run_id"] for runs in settings for row in runs]}
+
+
 def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = ()) -> Row:
     """First minus second: the mean over pairs of mean test accuracies, minus that of `others`.
 
@@ -119,21 +128,21 @@ def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = ()) -> Row:
     # What differs from image to image between seeds is in the seeds' variance already.
     alone = math.sqrt(max(0.0, 1 - shared * whole**2 * len(sums) / max(sums.var(), 1e-12)))
     estimate = stats.Estimate(value, tuple(value + alone * (end - value) for end in image), spreads)
-    seeds, (low, high) = min(len(g.rows) for g in weights), estimate.interval()
+    record = effect_of(estimate, len(sums), [g.rows for g in weights])
+    low, high = estimate.interval()
     one_seed = "one seed: the interval holds the noise of test images only"
     if spreads:
         one_seed = "settings of one seed are taken to vary as those of several do"
     trainings = {(_family(g), row["config"].get("seed")) for g in weights for row in g.rows}
     means = [(rights[first].mean(0), rights[second].mean(0)) for first, second in pairs]
-    record = {"estimate": estimate, "difference": value, "low": low, "high": high}
-    record |= {"image_low": image[0], "image_high": image[1], "images": len(sums)}
-    record |= {"pairs": len(pairs), "seeds": seeds, "trajectories": len(trainings)}
+    record |= {"difference": value, "low": low, "high": high, "pairs": len(pairs)}
+    record |= {"image_low": image[0], "image_high": image[1], "trajectories": len(trainings)}
     record["p"] = estimate.p() if spreads else stats.sign_flip_test(sums)
     record["first_only"] = round(sum(float((a * (1 - b)).sum()) for a, b in means))
     record["second_only"] = round(sum(float((b * (1 - a)).sum()) for a, b in means))
-    record["runs"] = [row["run_id"] for g in weights for row in g.rows]
-    protocols = (first.protocol for first, _ in pairs)
-    return record | {"note": join_notes(one_seed if seeds == 1 else "", *protocols)}
+    record["setups"] = [first.protocol for first, _ in pairs]
+    record["caveat"] = one_seed if record["seeds"] == 1 else None
+    return record | {"note": join_notes(record["caveat"], *record["setups"])}
 
 
 def _family(group: Group) -> str:
@@ -242,7 +251,9 @@ def contrast_records(evidence: Evidence) -> list[Row]:
         for c in CONTRASTS:
             record = {"note": f"no pair in the log: {c.command}"} | c.measure(evidence, dataset)
             record |= {"dataset": dataset, "contrast": f"{c}{record['tuned']}", "sides": c.sides}
-            rule = (math.copysign(MARGIN, record.get("difference", 1.0)), math.inf)
+            # Told by level is what is there at one and, at another, not a quarter of the whole.
+            effect = record.get("difference", 1.0)
+            rule = math.copysign(max(MARGIN, abs(effect) / 4), effect), math.inf
             records.append(record | {"apart": dependence(rule, record["levels"], c.sides[1])})
             if record["averaged"]:
                 names = {"dataset": dataset, "contrast": f"{c}, averaged"}
@@ -299,8 +310,8 @@ def compare_with_chosen(groups: Sequence[Group]) -> list[Row]:
     for record in add_holm(records):
         if "p" in record:
             apart = record["p_holm"] <= ALPHA and leads((record["low"], record["high"])) != 0
-            enough = min(len(chosen.rows), record["seeds"]) >= SEEDS
-            record["tied"] = None if apart and not enough else not apart
+            enough = min(len(chosen.rows), record["seeds"]) >= SEEDS  # else neither is said
+            record["tied"] = not apart if enough else None
     return sorted(records, key=lambda r: (r["tied"] != "chosen", -(r["val_acc"] or 0)))
 
 

@@ -1,72 +1,65 @@
 """What the report concludes: the records that the sentences of findings.j2 are made of."""
 
 import re
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from common.base.machine import machine_of, timed_on
+from common.base.cli import expand_grid, format_time
+from common.base.config import TRAIN_PRESETS, TrainConfig
+from common.base.machine import machine_of
 from common.judge import claims, compare, published, rows
-from common.judge.rows import Group, Row, get, grouped, number
-from common.judge.tables import Table, make_table
+from common.judge.mistakes import Mistakes
+from common.judge.rows import Row, get, grouped, number
+from common.judge.tables import WORDS, Table, make_table
 from common.judge.times import speedup_interval
 from common.judge.verdicts import SEEDS, VERDICTS, leads
+from common.train.grid import group_trajectories, look_up, time_epochs
 
 Claims = Sequence[claims.Claim]
 Rows = Sequence[Row]
 
 NEAR = 0.005  # of validation accuracy: what a user may give for a cheaper training
 MOST_READ = 2  # sentences on speed in a section
-# Of speeds what is told apart; in what, beside the machine, they must be alike to be compared; and
-# what two must share for both speed-ups to be over the same first one.
-SPEEDS = {
-    "hw_train": (
-        "label",
-        "config.model config.opt config.image_size config.batch_size",
-        "metrics.speedup.baseline",
-    ),
-    "hw_infer": (
-        "engine",
-        "env.device config.train_run_id metrics.dataset metrics.model metrics.scenario",
-        "metrics.batch_size config.threads env.threads",
-    ),
-}
+ROUNDING = 0.0003  # of test accuracy: what another machine may make of the same weights
 LOADER = jinja2.FileSystemLoader(Path(__file__).parent)
 # Plain text: every form of the report escapes what it shows.
 TEMPLATES = jinja2.Environment(loader=LOADER, undefined=jinja2.StrictUndefined, autoescape=False)
 TEMPLATES.globals["spell"] = rows.spell
 
 
-def judged_tables(log: Rows, load: compare.Load) -> list[Table]:
+def judged_tables(log: Rows, load: compare.Load, errors: Sequence[Mistakes] = ()) -> list[Table]:
     """Every table that concludes something, the sentences of the report first."""
     evidence = compare.collect(log, load)
     train, svm = rows.latest_ok(log, "train"), rows.latest_ok(log, "svm")
     results = claims.judge_claims(evidence)
     contrasts, ties = compare.contrast_records(evidence), compare.tie_records(evidence)
-    speeds = {kind: list(fastest(log, kind)) for kind in SPEEDS}
-    contests = contest_records(ties)
+    training, inference = (list(fastest(log, f"fastest_{k}")) for k in ("training", "inference"))
+    contests, needs = contest_records(ties), needs_of(results)
     answers = answer_records([*train, *svm], contests)
     lines = {
         "answer": sentences("answers", answers),
-        "claims": sentences("claims", results),
-        "missing": sentences("missing", needs_of(results)),
+        "missing": sentences("missing", needs, {need: time_of(need, log) for need in needs}),
         "q1a": sentences("cheaper", contests, NEAR),
         "statistics": sentences("preferences", *preferences(contrasts)),
-        "q2": sentences("variants", speeds["hw_train"][:MOST_READ]),
-        "infer": sentences("engines", speeds["hw_infer"][:MOST_READ]),
+        "errors": sentences("calibration", errors),
+        "q2": sentences("variants", training[:MOST_READ]),
+        "infer": sentences("engines", inference[:MOST_READ]),
+        "log": sentences("unlike", list(unlike_records(log))),
     }
     said = [{"section": key, "finding": line} for key, own in lines.items() for line in own]
     return [
         make_table("findings", said),
         make_table("answers", answers),
         published.results_table(train, svm),
-        *claims.claims_tables(results),
+        *claims.claims_tables(results, sentences("reasons", results)),
         *compare.comparison_tables(evidence, contrasts, ties, train),
         published.published_table(train, svm),
-        make_table("fastest_training", speeds["hw_train"]),
-        make_table("fastest_inference", speeds["hw_infer"]),
+        make_table("fastest_training", training),
+        make_table("fastest_inference", inference),
     ]
 
 
@@ -91,8 +84,23 @@ def needs_of(results: Claims) -> dict[str, list[str]]:
     return {need: names for need, names in needs.items() if need}
 
 
+def time_of(need: str, log: Rows) -> str | None:
+    """How long the study's trainings take that a need asks for and the log lacks, one after the
+    other, as far as the log has times of their like."""
+    done = {row["run_id"]: row for row in rows.latest_ok(log, "train")}
+    if "make q1a" not in need or not done:
+        return None
+    seeds = [int(seed) for seed in re.findall(r"\d+", need.partition("--seed")[2])] or [0]
+    device = statistics.mode(row["config"].get("device") for row in done.values())
+    grid = TRAIN_PRESETS["q1a"] | {"seed": seeds, "device": [device]}
+    todo = group_trajectories(look_up(expand_grid(TrainConfig, grid), done)[1])
+    times_ms = time_epochs({t.trained: t.trained.epochs for t in todo}, log)
+    least = "more than" if len(times_ms) < len(todo) else "about"
+    return f"{least} {format_time(sum(times_ms) / 1e3)}" if times_ms else None
+
+
 def answer_records(runs: Rows, contests: Rows) -> list[Row]:
-    """Of each data set and split what validation chooses, and the cheapest that may be as good."""
+    """Of each data set and split what validation chooses, and the cheapest that is as good."""
     order, records = rows.datasets_of(runs), []
     tied = {contest["chosen"]["run_id"]: contest["cheapest_tied"] for contest in contests}
     for same in grouped(runs, lambda row: rows.division(row["config"])).values():
@@ -114,33 +122,28 @@ def contest_records(ties: Rows) -> list[Row]:
     """By split the chosen network, its rivals, and the cheapest tied with or near it."""
     contests = []
     for same in grouped(ties, lambda record: rows.division(record["group"].config)).values():
-        chosen, *rivals = [record | cost_record(record["group"]) for record in same]
-        tied = [r for r in rivals if r["tied"] is True]
+        chosen, *rivals = [record | rows.choice_record(record["group"]) for record in same]
         # No advice rests on Holm's adjustment alone.
-        equal = [r for r in tied if not leads((r["low"], r["high"]))]
+        equal = [r for r in rivals if r["tied"] and not leads((r["low"], r["high"]))]
         near = [r for r in rivals if (r["val_acc"] or 0.0) >= chosen["val_acc"] - NEAR]
+        states = [r["tied"] for r in rivals]
         contest = {"name": rows.split_name(chosen["group"].config), "chosen": chosen}
-        contest |= {"n": len(rivals), "tied": len(tied)}
-        contest |= {"open": [r["tied"] for r in rivals].count(None)}
-        contest["cheapest_tied"] = cheapest(chosen, equal)
+        contest |= {"n": len(rivals), "tied": states.count(True), "open": states.count(None)}
+        contest |= {"cheapest_tied": cheapest(chosen, equal)}
         contests.append(contest | {"cheapest_near": cheapest(chosen, near)})
     return contests
 
 
-def cost_record(group: Group) -> Row:
-    """A configuration in words, and its training's time on all threads of a CPU; 0: not known."""
-    row, time_ms = group.first(), group.cost_ms() or 0.0
-    on_cpu = get(row, "env", "device") == get(row, "env", "cpu")
-    threads = number(row, "env", "threads") if on_cpu else None
-    record = {"threads": threads, "thread_ms": time_ms * (threads or 1)}
-    return rows.choice_record(group) | record | {"machine": timed_on(row["env"])}
-
-
 def cheapest(chosen: Row, rivals: Rows) -> Row | None:
-    """The rival of least cost on the chosen one's machine, and how many times cheaper it is."""
-    alike = [r for r in rivals if r["machine"] == chosen["machine"] and r["thread_ms"]]
-    best = min(alike, key=lambda rival: rival["thread_ms"], default=None)
-    return best and best | {"ratio": chosen["thread_ms"] / best["thread_ms"]}
+    """The rival of least cost on the chosen one's machine, and how many times cheaper it is; of a
+    CPU all threads count."""
+
+    def cost(record: Row) -> float:  # 0: not known
+        return (record["cost_ms"] or 0.0) * (record["threads"] or 1)
+
+    alike = [r for r in rivals if r["machine"] == chosen["machine"] and cost(r)]
+    best = min(alike, key=cost, default=None)
+    return best and best | {"ratio": cost(chosen) / cost(best)}
 
 
 def preferences(contrasts: Rows) -> tuple[list[Row], list[Row]]:
@@ -151,22 +154,23 @@ def preferences(contrasts: Rows) -> tuple[list[Row], list[Row]]:
         sides = better, worse = record["sides"]
         effect = value, low, high = [record[k] for k in ("difference", "low", "high")]
         ahead, enough = leads((low, high)), record["seeds"] >= SEEDS
-        if ahead < 0 and not depends:
+        if value < 0:
             better, worse, effect = worse, better, [-value, -high, -low]
         sure = ahead and not record["apart"] and record["p_holm"] <= compare.ALPHA
-        why = "there are too few seeds to say which is better"
+        why = "" if ahead else "there are too few seeds to say which is better"
         if enough:  # what may depend on something has a sentence of its own
             why = "" if record["apart"] else "no difference above 0.1 points is significant"
         name, choice = rows.display(str(record["dataset"])), " or ".join(sides)
         record = record | {"name": name, "choice": choice, "depends": depends, "why": why}
         record |= {"first": sides[0], "better": better, "worse": worse, "effect": effect}
+        record |= {"ahead": ahead and not enough and not record["apart"]}
         (told if enough and (depends or sure) else open).append(record)
     return told, open
 
 
-def fastest(log: Rows, kind: str) -> Iterator[Row]:
+def fastest(log: Rows, table: str) -> Iterator[Row]:
     """Of each work the fastest variant or engine that surely beats the first, and what is near."""
-    name, work, first = SPEEDS[kind]
+    kind, name, work, first = (WORDS[table][k] for k in ("kind", "variant", "work", "first"))
 
     def values(row: Row, paths: str) -> tuple[Any, ...]:
         return tuple(get(row, *path.split(".")) for path in paths.split())
@@ -188,3 +192,16 @@ def fastest(log: Rows, kind: str) -> Iterator[Row]:
         more["speedup"] = ratio or get(best, "metrics", "speedup_vs_eager")
         more["over"] = over or ("eager" if kind == "hw_infer" else "the first")
         yield best["config"] | best["metrics"] | more
+
+
+def unlike_records(log: Rows) -> Iterator[Row]:
+    """Runs of one name that have several test accuracies: trained on two machines, say, of which
+    inference was measured with the weights that are not in the row that counts."""
+    eager = [r for r in rows.latest_ok(log, "hw_infer") if get(r, "metrics", "engine") == "eager"]
+    tested = [r for r in log if r["kind"] in rows.DEFAULTS and r["status"] == "ok"]
+    tested = [r for r in (*tested, *eager) if number(r, "metrics", "test_acc") is not None]
+    runs = grouped(tested, lambda r: r["config"].get("train_run_id") or r["run_id"])
+    for name, same in runs.items():
+        accuracies = {row["metrics"]["test_acc"]: row for row in same[::-1]}  # of one the first
+        if max(accuracies) - min(accuracies) > ROUNDING:
+            yield {"run_id": name, "rows": list(accuracies.values())[::-1]}

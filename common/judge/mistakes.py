@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.metrics import confusion_matrix
 
-from common.base.cli import UsageError, find_name
+from common.base.cli import find_name
 from common.base.config import DATASETS
 from common.base.log import locate
 from common.data.fetch import read_dataset
@@ -197,15 +197,15 @@ def load_images(
     dataset: str, image_size: int | None, own: Predictions, wanted: set[int], data_dir: str | Path
 ) -> tuple[Images, dict[int, str], str]:
     """Pixels and files of some images, or one line that says why there are none."""
-    if not find_name(dataset, DATASETS):
-        return {}, {}, f"The images are not shown: {dataset} is no data set of this version."
     try:
+        if not find_name(dataset, DATASETS):
+            raise ValueError(f"{dataset} is no data set of this version.")
         data = read_dataset(dataset, data_dir, image_size, fetch=False)
-    except (UsageError, ValueError, OSError) as error:
+        index, labels = own["index"], data.labels
+        if index.min() < 0 or index.max() >= len(labels) or (labels[index] != own["label"]).any():
+            raise ValueError("the data set is not the one that was predicted.")
+    except (ValueError, OSError) as error:
         return {}, {}, f"The images are not shown: {error}"
-    index, labels = own["index"], data.labels
-    if index.min() < 0 or index.max() >= len(labels) or (labels[index] != own["label"]).any():
-        return {}, {}, "The images are not shown: the data set is not the one that was predicted."
     images = data.images[:, 0] if data.images.shape[1] == 1 else data.images.transpose(0, 2, 3, 1)
     places = sorted(wanted)
     files = {i: data.files[i] for i in places} if data.files else {}

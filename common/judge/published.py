@@ -30,27 +30,26 @@ def unmeasured_note(command: str, reason: str = "no finished run of it in the lo
 def side_by_side(part: str, runs: Sequence[Row], **where: object) -> list[Row]:
     """What was measured, the study's protocol first, beside published figures; then those alone."""
     protocol, factors = PROTOCOLS["svm" if part == "q1b" else "train"]
-    groups, figures = rows.by_seed(runs), published(part, **where)
-    known = {tuple(figure[name] for name in factors): figure for figure in figures}
-    shown = {
-        key: {f"published_{name}": figure.get(name) for name in ("test_acc", "fit_ms")}
-        for key, figure in known.items()
-    }
-    records, waiting = [], dict(known)
+    groups, records = rows.by_seed(runs), []
+    figures = {tuple(f[name] for name in factors): f for f in published(part, **where)}
+    waiting = dict(figures)
+
+    def beside(figure: Row) -> Row:
+        return {f"published_{name}": figure.get(name) for name in ("test_acc", "fit_ms")}
+
     varying = rows.varying_settings([g.config for g in groups], {*factors, *protocol})
     for group in groups:
         other, key = deviations(group.config, protocol), tuple(map(group.config.get, factors))
         record = {name: group.config.get(name) for name in (*factors, *protocol)}
         record |= rows.accuracy_record(group) | {"group": group}
-        if not other and key in known:
-            record |= shown[key] | difference_record(group, known[key])
+        if not other and key in figures:
+            record |= beside(figures[key]) | difference_record(group, figures[key])
             waiting.pop(key, None)
         notes = [other, *rows.in_words(group.config, varying), *map(rows.busy_note, group.rows)]
         record["note"] = join_notes(*notes, record.pop("disagreement", ""))
         records.append((bool(other), rows.order_of(group.config), record))
-    for key, figure in waiting.items():
-        names = (*rows.TRAIN_FACTORS, "kernel", "samples")
-        record = {name: figure[name] for name in names if name in figure} | shown[key]
+    for figure in waiting.values():
+        record = {k: figure[k] for k in (*factors, "samples") if k in figure} | beside(figure)
         record["note"] = unmeasured_note(f"make {part}")
         records.append((2, rows.order_of(figure), record))
     return [record for *_, record in sorted(records, key=lambda item: item[:2])]
@@ -146,20 +145,20 @@ def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     """The study's accuracies, each beside the run that differs in the fewest settings."""
     records, groups = [], {"q1a": rows.configurations(train), "q1b": rows.configurations(svm)}
     for figure in (figure for part in groups for figure in published(part)):
-        kind = "svm" if figure["part"] == "q1b" else "train"
-        same = rows.SVM_FACTORS if kind == "svm" else ("dataset", "model", "opt")
+        kind, part = "svm" if figure["part"] == "q1b" else "train", figure["part"]
+        same = {k: figure[k] for k in ("dataset", "model", "opt", "kernel") if k in figure}
         protocol = PROTOCOLS[kind][0] | {k: figure[k] for k in ("lr", "epochs") if k in figure}
         factors = [name for name in ("model", "opt", "lr", "epochs", "kernel") if name in figure]
         record = {"dataset": figure["dataset"], "published_test_acc": figure["test_acc"]}
         record["setting"] = ", ".join(rows.in_words(figure, factors))
-        near = [
-            (sum(g.config.get(k, value) != value for k, value in protocol.items()), g)
-            for g in groups[figure["part"]]
-            if all(g.config.get(k) == figure[k] for k in same)
-        ]
-        record["note"] = unmeasured_note(f"make {figure['part']}")
-        if near:
-            _, group = min(near, key=lambda x: (x[0], -len(x[1].rows), rows.order_of(x[1].config)))
+        record["note"] = unmeasured_note(f"make {part}")
+
+        def distance(group: Group, protocol: Row = protocol) -> tuple:
+            other = sum(group.config.get(k, value) != value for k, value in protocol.items())
+            return other, -len(group.rows), rows.order_of(group.config)
+
+        near = [group for group in groups[part] if same.items() <= group.config.items()]
+        if group := min(near, key=distance, default=None):
             record |= rows.accuracy_record(group) | difference_record(group, figure)
             noise = "test images and seeds" if record["seeds"] > 1 else "test images"
             other = deviations(group.config, protocol)

@@ -5,48 +5,29 @@ import json
 import math
 import re
 import statistics
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from common.base.cli import as_dict, defaults_of
+from common.base.cli import as_dict, defaults_of, format_time
 from common.base.config import NOISY, SvmConfig, TrainConfig, may_mirror, preset_of
 from common.base.log import TIMINGS, Log, Row, run_id
 from common.base.machine import machine_of, timed_on
 from common.judge.stats import Estimate, sample_spread, wilson_interval
 
-STUDY_DATASETS = {"mnist": "MNIST", "fashion": "FashionMNIST"}
+STUDY = tomllib.loads(Path(__file__).with_name("study.toml").read_text("utf-8"))
+STUDY_DATASETS = STUDY["datasets"]
 DEFAULTS = {"train": defaults_of(TrainConfig), "svm": defaults_of(SvmConfig)}
-# What the study varied, and what it held fixed: a run that differs in one of the latter is not
-# beside a published figure.
-TRAIN_FACTORS = ("dataset", "model", "opt", "lr", "epochs", "pin_memory")
-SVM_FACTORS = ("dataset", "kernel")
-FIXED = {
-    "train": "split limit image_size batch_size amp weights weight_decay schedule label_smoothing "
-    "translate flip erase tta world_size",
-    "svm": "split samples features C gamma max_iter image_size",
+# By kind of run: what the study held fixed, with its values, and what it varied.
+PROTOCOLS = {
+    kind: ({name: DEFAULTS[kind][name] for name in STUDY[kind]["fixed"]}, STUDY[kind]["factors"])
+    for kind in DEFAULTS
 }
-TRAIN_PROTOCOL, SVM_PROTOCOL = (
-    {name: DEFAULTS[kind][name] for name in names.split()} for kind, names in FIXED.items()
-)
-PROTOCOLS = {"train": (TRAIN_PROTOCOL, TRAIN_FACTORS), "svm": (SVM_PROTOCOL, SVM_FACTORS)}
-# Names as people write them; others stand as they are.
-SPELLED = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "muon": "Muon", "vgg5": "VGG-5"}
-SPELLED |= {"rbf": "RBF", "poly": "polynomial", "hog": "HOG", "raw": "pixels"}
-# What is said of settings whose names are not words that people use: where they are on, and off.
-SAID = {
-    "amp": ("mixed precision", "no mixed precision"),
-    "erase": ("random erasing (share {})", "no random erasing"),
-    "features": ("HOG features", "pixels as features"),
-    "flip": ("mirrored every other epoch", "not mirrored in training"),
-    "limit": ("{} training images", "all training images"),
-    "schedule": ("warm-up and linear decay", "constant learning rate"),
-    "split": ("{} split", "default split"),
-    "translate": ("random shift by up to {} px", "no random shift"),
-    "tta": ("mean over the mirror image", "no mirror image in testing"),
-}
-OFF = (None, False, 0, "constant", "raw")
+TRAIN_PROTOCOL, TRAIN_FACTORS = PROTOCOLS["train"]
+OFF = (None, False, 0, "constant", "raw")  # values of settings that do nothing
 # How images reach a device, no arithmetic: runs that differ in it alone are one training repeated.
 TRANSPORT = ("pin_memory", "data_on")
 NAMED = ("dataset", "model", "opt", "lr", "kernel")  # settings that are said of every run
@@ -184,14 +165,6 @@ def split_name(config: Row) -> str:
     return f"{display(dataset)}, {name} {config.get('split_seed') or ''}".rstrip()
 
 
-def duration(ms: float | None) -> str:
-    if ms is None:
-        return "unknown time"
-    units = (("h", 3.6e6), ("min", 6e4), ("s", 1e3))
-    unit, length_ms = next((u for u in units if ms >= 1.5 * u[1]), units[-1])
-    return f"{ms / length_ms:.2g} {unit}" if ms < 1e5 else f"{ms / length_ms:.1f} {unit}"
-
-
 def best_of(groups: Iterable[Group]) -> Group | None:
     """By mean validation accuracy, never by test accuracy; ties: the shorter training, the name."""
 
@@ -243,12 +216,16 @@ def accuracy_record(group: Group) -> Row:
 
 
 def choice_record(group: Group) -> Row:
-    """A chosen configuration in words and numbers; of its cost the mean over seeds."""
-    row, busy = group.first(), ", busy machine" if any(map(busy_note, group.rows)) else ""
+    """A configuration in words and numbers; of its cost the mean over seeds."""
+    row, ms, device = group.first(), group.cost_ms(), get(group.first(), "env", "device")
     record = accuracy_record(group) | {"protocol": group.protocol, "run_id": row["run_id"]}
-    record |= {"name": ("SVM, " if group.kind == "svm" else "") + group.name()}
-    record |= {"n_test": number(row, "metrics", "n_test"), "device": get(row, "env", "device")}
-    return record | {"cost": duration(group.cost_ms()) + busy, "cost_ms": group.cost_ms()}
+    record |= {"name": ("SVM, " if group.kind == "svm" else "") + group.name(), "cost_ms": ms}
+    record |= {"n_test": number(row, "metrics", "n_test"), "device": device}
+    on_cpu = device == get(row, "env", "cpu")
+    record["threads"] = number(row, "env", "threads") if on_cpu else None
+    cost = "unknown time" if ms is None else format_time(ms / 1e3)
+    busy = ", busy machine" if any(map(busy_note, group.rows)) else ""
+    return record | {"cost": cost + busy, "machine": timed_on(row["env"])}
 
 
 def slug(text: str) -> str:
@@ -274,24 +251,17 @@ def spell(name: str, value: Any) -> str:
         return text.lower()
     if name == "dataset":
         return display(text)
-    known = SPELLED.get(text) or re.sub(r"^resnet(\d+)$", r"ResNet-\1", text)
+    known = STUDY["spelled"].get(text) or re.sub(r"^resnet(\d+)$", r"ResNet-\1", text)
     return known if name in ("model", "opt", "kernel", "features") else text
 
 
 def say(name: str, value: Any, prose: bool = False) -> str:
     """A setting in words; in prose with its article."""
-    text = spell(name, value)
-    if name in ("dataset", "model", "opt"):
-        return text
-    if name == "kernel":
-        return f"the {text} kernel" if prose else f"{text} kernel"
-    if name == "lr":
-        return f"a learning rate of {text}" if prose else f"learning rate {text}"
-    if name == "epochs":
-        return f"{text} epoch" if value == 1 else f"{text} epochs"
-    if name in SAID:
-        return SAID[name][value in OFF].format(value)
-    return f"{name.replace('_', ' ')} {text}"
+    forms = STUDY["said"] | (STUDY["prose"] if prose else {})
+    form = forms.get(name, name.replace("_", " ") + " {}")
+    form = form[value in OFF] if isinstance(form, list) else form
+    text = form.format(spell(name, value))
+    return text.removesuffix("s") if (name, value) == ("epochs", 1) else text
 
 
 def in_words(config: Row, names: Iterable[str]) -> list[str]:
@@ -343,14 +313,12 @@ def join_notes(*notes: str | None) -> str | None:
     return "; ".join(dict.fromkeys(filter(None, notes))) or None
 
 
-def load_of(row: Row) -> float:
-    """The load average of the minute before a row was written; 0 where it is not known."""
-    return number(row, "env", "load_average", "0") or 0.0
-
-
 def busy_note(row: Row) -> str:
-    load, cpus = load_of(row), number(row, "env", "cpu_count") or math.inf
-    return f"busy machine: load {load:.1f} on {cpus:g} CPUs" if load > 1.5 * cpus else ""
+    """That others computed beside a run: its own threads, else all cores, explain its load."""
+    load = number(row, "env", "load_average", "0") or 0.0  # of the minute before it was written
+    own = number(row, "env", "threads" if row["kind"] == "train" else "cpu_count")
+    own = own or number(row, "env", "cpu_count") or math.inf
+    return f"busy machine: load {load:.1f}, {own:g} of it its own" if load > own + 0.5 else ""
 
 
 def noise_note(row: Row) -> str:

@@ -27,6 +27,13 @@ def judge(rule: Rule, interval: Interval) -> str:
     return "contradicted" if high < above or low > below else "inconclusive"
 
 
+def standing(rule: Rule, value: float, interval: Interval) -> str:
+    """How an effect stands to a rule, in words; nothing where it is at its edge."""
+    known = {"supported": "criterion met", "contradicted": "criterion missed"}
+    leaning = judge(rule, (value, value))
+    return known.get(judge(rule, interval), f"leans to {leaning}" if leaning in known else "")
+
+
 def leads(interval: Interval) -> int:
     """Which side of a difference surely leads by what counts: 1 the first, -1 the second, or 0."""
     low, high = interval
@@ -63,13 +70,13 @@ def more_data(rule: Rule, estimate: Estimate, seeds: int, images: int) -> str:
     ends = edges[side - 1 : side + 1]
     for n in range(seeds + 1, MOST_SEEDS + 1):
         if estimate.at(n).power(*ends) >= POWER:
-            return f"too few seeds: about {n} of each setting would decide, in place of {seeds}"
+            return f"about {n} seeds of each setting would decide, in place of {seeds}"
     for factor in 1.02 ** np.arange(350):
         image = tuple(value + (end - value) / math.sqrt(factor) for end in estimate.image)
         if Estimate(value, image).power(*ends) >= POWER:
             if factor == 1:
                 return f"too near the criterion's edge: more than {MOST_SEEDS} seeds would decide"
             size = 10 ** max(0, len(str(int(images * factor))) - 2)  # two digits are meant
-            wanted = f"many seeds on about {math.ceil(images * factor / size) * size:,} would"
-            return f"no number of seeds would decide on {images:,} images; {wanted}"
+            more = f"about {math.ceil(images * factor / size) * size:,} images"
+            return f"more seeds alone cannot decide it, but with {more}, not {images:,}, they can"
     return "too near the criterion's edge to decide"

@@ -49,7 +49,7 @@ def build_tables(
         failed_table(rows),
         environment_table(rows),
         *mistake_tables(mistakes),
-        *judged_tables(rows, lambda row: loaded[row["run_id"]]),
+        *judged_tables(rows, lambda row: loaded[row["run_id"]], mistakes),
     ]
     return tables, mistakes, problems
 
@@ -136,7 +136,8 @@ def environment_table(rows: Sequence[Row]) -> Table:
         facts.update(dict.fromkeys(known, len(same)))
     records = [{"property": k, "value": v, "rows": n} for (k, v), n in facts.items()]
     records.sort(key=lambda record: (record["property"], -record["rows"], record["value"]))
-    if loads := [log.load_of(row) for row in rows if get(row, "env", "load_average")]:
+    loads = [number(row, "env", "load_average", "0") for row in rows]
+    if loads := [load for load in loads if load is not None]:
         spread = f"{min(loads):.2f} to {max(loads):.2f}, median {statistics.median(loads):.2f}"
         records.append({"property": "load average, 1 min", "value": spread, "rows": len(loads)})
     return make_table("environment", records)
