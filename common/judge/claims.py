@@ -163,7 +163,8 @@ def device_accuracy(log: Evidence, rule: Rule) -> Parts:
     beside = [compare.Contrast("train", "device", (kind, "cpu"), command) for kind in kinds]
     for dataset, name in STUDY_DATASETS.items():
         pairs = [pair for contrast in beside for pair in contrast.pairs(log, dataset)]
-        effect, found = compare.measure_effect(pairs), {gpu.config["device"]: 1 for gpu, _ in pairs}
+        effect = compare.measure_effect(pairs)
+        found = dict.fromkeys(accelerator.config["device"] for accelerator, _ in pairs)
         basis = f"{' and '.join(found) or 'cuda'} minus cpu, all else equal"
         trainings.append(points_part(name, rule, None, command, basis, effect))
     begun = [parts for parts in (epochs, trainings) if any(p.effect is not None for p in parts)]
