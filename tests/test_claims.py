@@ -424,7 +424,7 @@ def recommended(log):
 
 def test_findings_say_what_was_decided_and_nothing_else():
     results, evidence = results_of("present")
-    assert findings.by_verdict(results) == {"supported": results}
+    assert {result.verdict for result in results} == {"supported"}
     assert findings.needs_of(results) == {}
     lines = findings.sentences("reasons", results)
     assert len(lines) == 11
@@ -434,7 +434,7 @@ def test_findings_say_what_was_decided_and_nothing_else():
     sides = {(record["name"], record["better"], record["worse"]) for record in told}
     assert sides >= {("MNIST", "SGD", "Adam"), ("FashionMNIST", "Adam", "SGD")}
     results, evidence = results_of("little")
-    assert findings.by_verdict(results).keys() == {"inconclusive"}
+    assert {result.verdict for result in results} == {"inconclusive"}
     assert all(part.needs for result in results for part in result.parts)
     told, still_open = findings.preferences(contrast_records(evidence))
     assert {record["better"] for record in told} <= {"the best ResNet"}
@@ -454,8 +454,8 @@ def test_a_claim_that_is_decided_by_some_parts_is_told_by_those_and_what_is_miss
     assert findings.sentences("reasons", [open]) == [
         "fine: +1.00 points (+0.50 to +1.50), published +1.00. Met. Not measured: none."
     ]
-    known = {"contradicted": claims[:1], "not measured": claims[1:]}
-    assert findings.by_verdict(claims) == known
+    *_, line = findings.sentences("readme", {}, claims)
+    assert line == "Of the study's 2 claims 1 is contradicted (It is so), 1 is not measured."
     needs = findings.needs_of(claims)
     assert needs == {"make q2": ["3 in part", "4"]}
     lines = [

@@ -117,14 +117,9 @@ def test_data_sets_and_divisions_do_not_compete(log):
 
 @pytest.mark.parametrize(
     ("kind", "threads", "load", "busy"),
-    [
-        ("train", 1, 1.5, False),
-        ("train", 1, 1.6, True),
-        ("train", None, 2.5, False),
-        ("svm", 1, 2.5, False),  # whose engines may take every core
-        ("svm", 1, 2.6, True),
-    ],
-)
+    [("train", 1, 1.5, False), ("train", 1, 1.6, True), ("train", None, 2.5, False),
+     ("svm", 1, 2.5, False), ("svm", 1, 2.6, True)],  # whose engines may take every core
+)  # fmt: skip
 def test_a_load_above_a_run_s_own_threads_and_a_half_is_that_of_others(
     log, kind, threads, load, busy
 ):

@@ -129,14 +129,14 @@ def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = ()) -> Row:
     alone = math.sqrt(max(0.0, 1 - shared * whole**2 * len(sums) / max(sums.var(), 1e-12)))
     estimate = stats.Estimate(value, tuple(value + alone * (end - value) for end in image), spreads)
     record = effect_of(estimate, len(sums), [g.rows for g in weights])
-    low, high = estimate.interval()
     one_seed = "one seed: the interval holds the noise of test images only"
     if spreads:
         one_seed = "settings of one seed are taken to vary as those of several do"
     trainings = {(_family(g), row["config"].get("seed")) for g in weights for row in g.rows}
     means = [(rights[first].mean(0), rights[second].mean(0)) for first, second in pairs]
-    record |= {"difference": value, "low": low, "high": high, "pairs": len(pairs)}
-    record |= {"image_low": image[0], "image_high": image[1], "trajectories": len(trainings)}
+    record |= {"difference": value, "pairs": len(pairs), "trajectories": len(trainings)}
+    record |= zip(("low", "high"), estimate.interval(), strict=True)
+    record |= zip(("image_low", "image_high"), image, strict=True)
     record["p"] = estimate.p() if spreads else stats.sign_flip_test(sums)
     record["first_only"] = round(sum(float((a * (1 - b)).sum()) for a, b in means))
     record["second_only"] = round(sum(float((b * (1 - a)).sum()) for a, b in means))

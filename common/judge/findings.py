@@ -25,10 +25,10 @@ Rows = Sequence[Row]
 NEAR = 0.005  # of validation accuracy: what a user may give for a cheaper training
 MOST_READ = 2  # sentences on speed in a section
 ROUNDING = 0.0003  # of test accuracy: what another machine may make of the same weights
-LOADER = jinja2.FileSystemLoader(Path(__file__).parent)
 # Plain text: every form of the report escapes what it shows.
-TEMPLATES = jinja2.Environment(loader=LOADER, undefined=jinja2.StrictUndefined, autoescape=False)
-TEMPLATES.globals["spell"] = rows.spell
+TEMPLATES = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+TEMPLATES.loader = jinja2.FileSystemLoader(Path(__file__).parent)
+TEMPLATES.globals |= {"spell": rows.spell, "VERDICTS": VERDICTS}
 
 
 def judged_tables(log: Rows, load: compare.Load, errors: Sequence[Mistakes] = ()) -> list[Table]:
@@ -67,11 +67,6 @@ def sentences(macro: str, *values: Any) -> list[str]:
     """What a macro of findings.j2 makes of values, a line for each paragraph."""
     text = getattr(TEMPLATES.get_template("findings.j2").module, macro)(*values)
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
-
-
-def by_verdict(results: Claims) -> dict[str, list[claims.Claim]]:
-    known = grouped(results, lambda result: result.verdict)
-    return {verdict: known[verdict] for verdict in VERDICTS if verdict in known}
 
 
 def needs_of(results: Claims) -> dict[str, list[str]]:
@@ -160,10 +155,9 @@ def preferences(contrasts: Rows) -> tuple[list[Row], list[Row]]:
         why = "" if ahead else "there are too few seeds to say which is better"
         if enough:  # what may depend on something has a sentence of its own
             why = "" if record["apart"] else "no difference above 0.1 points is significant"
-        name, choice = rows.display(str(record["dataset"])), " or ".join(sides)
-        record = record | {"name": name, "choice": choice, "depends": depends, "why": why}
-        record |= {"first": sides[0], "better": better, "worse": worse, "effect": effect}
-        record |= {"ahead": ahead and not enough and not record["apart"]}
+        record = record | {"name": rows.display(str(record["dataset"])), "depends": depends}
+        record |= {"better": better, "worse": worse, "effect": effect, "why": why}
+        record |= {"choice": " or ".join(sides), "leads": ahead and not record["apart"]}
         (told if enough and (depends or sure) else open).append(record)
     return told, open
 

@@ -185,9 +185,10 @@ def print_leader(log: Log, kind: str, configs: Iterable[Any], run: Any) -> None:
     """Which of the configurations that compete with `run`, now done, leads; of seeds alone none."""
     asked, own = map(as_dict, configs), division(as_dict(run))
     rivals = {run_id(kind, config): config for config in asked if division(config) == own}
-    rows = [row for name, row in log.finished(kind).items() if name in rivals]
     varying = varying_settings(list(rivals.values()), ("seed", *TRANSPORT))
-    for best in pick_best(rows) if varying else ():
+    done = log.finished(kind) if varying else {}  # of seeds alone nothing is read
+    rows = [row for name, row in done.items() if name in rivals]
+    for best in pick_best(rows):
         acc, n, data = 100 * best.mean("val_acc"), len(best.rows), display(best.config["dataset"])
         name = describe(best.config, [setting for setting in varying if setting not in NAMED])
         mean = f", mean of {n} seeds" if n > 1 else ""

@@ -76,9 +76,8 @@ def readme_results(rows: Sequence[Row], folder: Path) -> str:
     if table.missing:
         raise UsageError("--readme: the log holds no accuracy yet; run make q1a first")
     evidence = compare.collect(rows, lambda row: mistakes.load_predictions(folder, row))
-    verdicts = findings.by_verdict(claims.judge_claims(evidence))
     best = published.short_list(table.records)
-    lines = findings.sentences("readme", best, len(claims.ENTRIES), verdicts)
+    lines = findings.sentences("readme", best, claims.judge_claims(evidence))
     chosen = [r for records in best.values() for r in records.values()]
     known = list({id(record): record for record in chosen}.values())
     table = replace(table.brief, records=tuple(known))
