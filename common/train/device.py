@@ -61,6 +61,8 @@ def resolve_precision(amp: bool, amp_dtype: str, device: torch.device) -> str:
 
 def cpu_has_fast_bf16() -> bool:
     """Whether the CPU multiplies bf16 in hardware (AVX512-BF16, AMX, or Arm's BF16)."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.11, which asks x86 CPUs alone
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     able = torch.cpu.get_capabilities()
     return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 

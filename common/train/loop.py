@@ -53,7 +53,8 @@ def prepare_forward(model: nn.Module, compile: bool, channels_last: bool = True)
         # On CUDA as a graph, for a small batch's kernels take longer to launch than to run.
         mode = "reduce-overhead" if next(model.parameters()).is_cuda else None
         # Code of its own for every network and size of batch, whatever was compiled before it.
-        return torch.compile(model, mode=mode, dynamic=False, isolate_recompiles=True)
+        alone = {"isolate_recompiles": True} if torch.__version__ >= (2, 14) else {}
+        return torch.compile(model, mode=mode, dynamic=False, **alone)
     if channels_last:
         use_matmul(model)
     return model
