@@ -12,7 +12,7 @@ DIRS     = --data-dir "$(DATA)" --results-dir "$(RESULTS)"
 # Timings want the machine to themselves, and the report its inputs.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup data smoke demo q1a record tuned q1b q2 flops best bench report all test lint clean distclean
+.PHONY: help setup data smoke demo q1a record tuned q1b q2 flops best bench report all test gpu lint clean distclean
 
 # Of what goes on by itself no step says what to type next.
 smoke demo all: export BAKEOFF_NEXT = no
@@ -90,6 +90,9 @@ all: q1a q1b q2 flops best bench report ## the whole study
 
 test: .venv/.stamp-dev ## the full test suite, offline
 	$(PY) -m pytest -n 2 $(ARGS)
+
+gpu: .venv/.stamp-dev ## what needs an accelerator, in half an hour; rows in results/gpu
+	$(PY) -m pytest -m gpu $(ARGS)
 
 lint: .venv/.stamp-dev ## ruff
 	$(PY) -m ruff check .

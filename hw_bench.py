@@ -27,6 +27,7 @@ import argparse
 import os
 from typing import Any
 
+import numpy as np
 from tabulate import tabulate
 
 from common.base import config as settings
@@ -86,8 +87,8 @@ def train_cells(config: Row, m: Row) -> Row:
         "opt": config["opt"],
         "batch": config["batch_size"],
         "variant": m["label"],
-        "step ms (IQR)": f"{step['median']:.1f} ({step['iqr']:.1f}){noisy}",
-        "data copy fwd bwd opt": " ".join("-" if v is None else f"{v:.0f}" for v in phases),
+        "step ms (IQR)": f"{digits(step['median'])} ({digits(step['iqr'])}){noisy}",
+        "data copy fwd bwd opt": " ".join("-" if v is None else digits(v) for v in phases),
         "first step ms": f"{m['first_step_ms']:.0f}",
         "images/s": f"{m['images_per_s']:.1f}",
         "epoch s": f"{'~' * m['extrapolated']}{m['epoch_ms'] / 1e3:.1f}",
@@ -113,6 +114,11 @@ def infer_cells(config: Row, m: Row) -> Row:
         "flips": m["flips"],
         "cold ms": f"{m['cold_start_ms']:.0f}",
     }
+
+
+def digits(ms: float) -> str:
+    """With three significant digits: an accelerator's phases are fractions of a millisecond."""
+    return np.format_float_positional(ms, 3, fractional=False, trim="-")
 
 
 def with_interval(ratio: float | None, interval: list[float] | None) -> str:

@@ -1,5 +1,6 @@
 """What the tests share: a small training that learns nothing but takes every path."""
 
+import importlib
 import json
 import os
 import re
@@ -15,6 +16,13 @@ TINY = ["--dataset", "digits", "--limit", "48", "--image-size", "32"]
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu and not importlib.import_module("torch").accelerator.is_available():
+        for item in gpu:
+            item.add_marker(pytest.mark.skip(reason="no accelerator here"))
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import itertools
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -44,7 +45,18 @@ class Dropped(nn.Sequential):
 class FailsInBf16(nn.Sequential):
     def forward(self, inputs):
         if torch.is_autocast_enabled("cpu"):
-            raise RuntimeError("out of memory\nby a lot")
+            raise torch.OutOfMemoryError("out of memory\nby a lot")
+        return super().forward(inputs)
+
+
+class Rounds(nn.Sequential):
+    """Remembers, of training and evaluation, whether TF32 was allowed."""
+
+    seen: ClassVar = set()
+
+    def forward(self, inputs):
+        allowed = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        self.seen.add((self.training, *allowed))
         return super().forward(inputs)
 
 
@@ -52,7 +64,7 @@ class FailsInBf16(nn.Sequential):
 def quick(monkeypatch, small_peaks):
     monkeypatch.setattr(samples, "REFUSED", float("inf"))  # other work here is no fault
     monkeypatch.setitem(MODELS, "tiny", tiny_network)
-    for name, kind in (("drops", Dropped), ("fails", FailsInBf16)):
+    for name, kind in (("drops", Dropped), ("fails", FailsInBf16), ("rounds", Rounds)):
         monkeypatch.setitem(MODELS, name, lambda n, kind=kind: kind(*tiny_network(n)))
 
 
@@ -69,7 +81,7 @@ def labels(*flags):
 
 
 def variant_of(**settings):
-    config = HwTrainConfig(**DIGITS, model="vgg5", precision="fp32", **settings)
+    config = HwTrainConfig(**DIGITS | {"model": "vgg5", "precision": "fp32"} | settings)
     batches = Run(training.as_training(config), "data").batches
     return training.Variant(config, group=training.Group([config], "data"), batches=batches)
 
@@ -86,7 +98,7 @@ def loaded(monkeypatch):
 def four_cores(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(device, "cpu_has_fast_bf16", lambda: True)
-    monkeypatch.setattr(device, "compile_obstacle", lambda: None)
+    monkeypatch.setattr(device, "compile_obstacle", lambda kind: None)
 
 
 @pytest.fixture
@@ -119,7 +131,11 @@ def test_with_nothing_but_a_device_it_is_the_studys_question(monkeypatch, bench,
             "cpu, 4 threads, {fp32|bf16}, {notebook loop|eager|compiled}",
         ),
         ("cuda --loop notebook ours", "cuda, {fp32|bf16}, {notebook loop|eager}"),
-        ("cuda --precision fp32 fp16", "cuda, {fp32|fp16}, eager"),
+        ("cuda --precision fp32 fp16 tf32", "cuda, {fp32|fp16|tf32}, eager"),
+        (
+            "cuda --compile false true --cuda-graph false true",
+            "cuda, bf16, {eager|CUDA graph|compiled}",
+        ),
     ],
 )
 def test_a_device_is_compared_with_itself(flags, variants, four_cores, cuda):
@@ -132,7 +148,7 @@ def test_a_device_is_compared_with_itself(flags, variants, four_cores, cuda):
 
 def test_what_the_machine_lacks_is_said_and_refused_if_asked_for(four_cores, monkeypatch, capsys):
     monkeypatch.setattr(device, "cpu_has_fast_bf16", lambda: False)
-    monkeypatch.setattr(device, "compile_obstacle", lambda: "no compiler: apt-get install g++")
+    monkeypatch.setattr(device, "compile_obstacle", lambda kind: "no compiler: apt-get install g++")
     threads = [f"cpu, {n}, fp32, eager" for n in ("1 thread", "4 threads")]
     assert labels("--device", "cpu") == threads
     said = capsys.readouterr().out
@@ -142,17 +158,63 @@ def test_what_the_machine_lacks_is_said_and_refused_if_asked_for(four_cores, mon
         labels("--device", "cpu", "--compile", "false", "true")
 
 
-def test_a_missing_compiler_is_found_out(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("kind", "tool"), [("cpu", "g++"), ("cuda", "gcc")])
+def test_what_the_compiler_of_a_device_lacks_is_found_out(kind, tool, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    assert "apt-get install g++" in device.compile_obstacle()
-    for name in ("g++", "clang++"):
-        (tmp_path / name).touch(mode=0o755)
-    (tmp_path / "Python.h").touch()
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 1))
     monkeypatch.setattr(device.sysconfig, "get_path", lambda name: str(tmp_path))
-    assert device.compile_obstacle() is None
-    (tmp_path / "Python.h").unlink()
-    assert "python3-dev" in device.compile_obstacle()
+    if kind == "cuda":
+        monkeypatch.setattr(device, "find_spec", lambda name: None)
+        assert device.compile_obstacle(kind).endswith(
+            "on cuda, which is not there: pip install triton"
+        )
+        monkeypatch.setattr(device, "find_spec", lambda name: name)
+        assert "compute capability 7.0" in device.compile_obstacle(kind)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
+    assert f"{tool} is not there: apt-get install {tool}" in device.compile_obstacle(kind)
+    for name in (tool, "clang++"):
+        (tmp_path / name).touch(mode=0o755)
+    assert "python3-dev" in device.compile_obstacle(kind)
+    (tmp_path / "Python.h").touch()
+    assert device.compile_obstacle(kind) is None
+
+
+def test_tf32_is_for_the_steps_of_its_variant_alone():
+    variant = variant_of(model="rounds", precision="tf32", warmup=1)
+    for work in (variant.warm_up, variant.train_whole_epoch):
+        variant.attempt(work)
+    assert variant.error is None
+    assert Rounds.seen == {(True, True, True), (False, False, False)}
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_energy_is_of_whole_periods_of_its_counter(monkeypatch):
+    """Of an accelerator, whose steps take 4 ms, at a watt: and the first period is not counted."""
+    variant, now_ms, opened_ms = variant_of(steps=2), 0.0, []
+    variant.build()
+
+    def step(lap=None):
+        nonlocal now_ms
+        now_ms += 4.0
+        return torch.zeros(())
+
+    def open_meter(kind):
+        opened_ms.append(now_ms)
+        return lambda: (now_ms - opened_ms[0]) / 1e3
+
+    for name in ("reset_peak_memory", "peak_memory_bytes", "tensor_bytes"):
+        monkeypatch.setattr(training.timing, name, lambda kind: 0)
+    for room in (device, training.timing):
+        monkeypatch.setattr(room, "now_ms", lambda kind: now_ms)
+    monkeypatch.setattr(training.timing, "open_meter", open_meter)
+    variant.step, variant.device, variant.own_bytes = step, torch.device("cuda"), 0
+    variant.sample()
+    assert opened_ms[0] >= 100
+    assert variant.joules >= 0.100
+    assert variant.joules / variant.images_metered == pytest.approx(0.004 / 16)
+    assert variant.samples_ms == [4.0, 4.0]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +223,11 @@ def test_a_missing_compiler_is_found_out(monkeypatch, tmp_path):
         ("--batch-size 1258", "--batch-size 1258: digits has 1257 training images"),
         ("--model resnet18 --precision bf16", "would see a single pixel"),
         ("--precision fp16 --device cpu", "--precision fp16"),
+        ("--precision tf32 --device cpu", "--precision tf32: CUDA alone has it, and this is cpu"),
+        (
+            "--cuda-graph true --device cpu",
+            "--cuda-graph true: needs a CUDA device, and this is cpu",
+        ),
         ("--steps 1", "--steps: 1 must be at least 2"),
         ("--batch-size 1 --model resnet18 --image-size 32", "larger batches"),
         ("--loop notebook --compile true", "the notebook loop is never compiled"),
@@ -174,7 +241,7 @@ def test_a_missing_compiler_is_found_out(monkeypatch, tmp_path):
 def test_bad_input_is_refused_before_any_work(flags, said, bench, monkeypatch):
     if "not available" in said and torch.accelerator.is_available():
         pytest.skip("this machine has an accelerator")
-    monkeypatch.setattr(device, "compile_obstacle", lambda: None)
+    monkeypatch.setattr(device, "compile_obstacle", lambda kind: None)
     with pytest.raises(UsageError, match=said):
         bench(*([] if "--mode " in flags else EAGER), *flags.split())
 
@@ -324,7 +391,8 @@ def test_a_variant_that_fails_or_diverges_leaves_the_others(order, bench, rows, 
     assert bench(*EAGER, "--model", "fails", "--precision", *order) == 1
     by_precision = {row["config"]["precision"]: row for row in rows("hw_train")}
     failed, good = by_precision["bf16"], by_precision["fp32"]
-    assert (failed["status"], failed["error"]) == ("failed", "RuntimeError: out of memory")
+    advice = "out of memory at --batch-size 16, --image-size 16: lower one of them"
+    assert (failed["status"], failed["error"][: len(advice)]) == ("failed", advice)
     assert "step_ms" not in failed["metrics"]
     assert good["status"] == "ok"
     expected = 1.0 if order[0] == "fp32" else None
@@ -333,6 +401,11 @@ def test_a_variant_that_fails_or_diverges_leaves_the_others(order, bench, rows, 
     assert bench(*FP32, "--lr", "1e30") == 1
     assert rows("hw_train")[-1]["status"] == "failed"
     assert "loss nan" in rows("hw_train")[-1]["error"]
+
+
+def test_times_are_shown_with_three_significant_digits():
+    for ms, text in ((0.01234, "0.0123"), (0.5, "0.5"), (12.345, "12.3"), (2345.6, "2350")):
+        assert hw_bench.digits(ms) == text
 
 
 def test_a_busy_machine_is_said_to_be(monkeypatch, capsys):

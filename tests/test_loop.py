@@ -15,8 +15,9 @@ from common.base.config import TrainConfig
 from common.data.batches import Batches, draw_views, measure_pixels, split_batches
 from common.data.datasets import load_dataset
 from common.models import MODELS, build_model
-from common.train import device, loop, optim
+from common.train import device, graph, loop, optim
 from common.train.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from common.train.run import Run
 
 CPU = torch.device("cpu")
 PLAIN = {
@@ -56,19 +57,54 @@ def test_a_compiled_network_is_not_given_the_code_of_another(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda m, mode, **kw: inductor(m, **kw, **backend))
     for seed in (0, 1):
         forward = loop.prepare_forward(small_net(seed), compile=True)
-        for images in (6, 5):
-            forward(torch.zeros(images, 3, 8, 8))
-    assert compiled == [[6], [5]] * 2
+        forward(torch.zeros(6, 3, 8, 8))
+        assert forward(torch.ones(5, 3, 8, 8)).equal(small_net(seed)(torch.ones(5, 3, 8, 8)))
+    assert compiled == [[6]] * 2  # and a smaller batch, the last of an epoch, for nothing
 
 
-def test_a_step_on_a_cpu_does_not_wait_for_torchs_compiler_to_be_imported():
+@pytest.mark.parametrize("kind", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_an_eager_step_does_not_wait_for_torchs_compiler_to_be_imported(kind):
     code = (
-        "import sys, torch; from common.train import loop, optim; net = torch.nn.Linear(3, 2);"
+        "import sys, torch; from common.train import loop, optim; torch.set_default_device('KIND');"
+        "net = torch.nn.Linear(3, 2);"
         "setup = loop.Setup(net, optim.build_optimizer(net, 'sgd', 0.1, None), None);"
         "loop.train_step(setup, torch.zeros(4, 3), torch.zeros(4, dtype=torch.long));"
         "sys.exit('torch._inductor.compile_fx' in sys.modules)"
-    )
+    ).replace("KIND", kind)
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("opt", ["sgd", "adam", "muon"])
+def test_steps_of_a_cuda_graph_are_those_without(opt, resumed, monkeypatch):
+    """On a CPU, which warms up as CUDA does, and then does what a graph would launch again: from
+    where the batch, the learning rate and the optimiser's state were. 1,257 are 157 times 8, and
+    one that joins them: that batch has no graph."""
+    recorded = []
+
+    def record(work, warming_up):
+        with warming_up:
+            for _ in range(3):
+                work()
+        recorded.append(work)
+        return work
+
+    monkeypatch.setattr(graph, "record", record)
+    settings = {"image_size": 8, "batch_size": 157, "amp": False, "device": "cpu", "epochs": 3}
+    settings |= {"schedule": "triangular", "lr": 1e-3}
+    runs = [Run(TrainConfig("digits", model="vgg5", opt=opt, **settings), "") for _ in range(2)]
+    for run in runs:
+        if resumed:
+            run.train_steps(1)
+            run.restore(copy.deepcopy(run.state()))
+    runs[1].setup.cuda_graph = True
+    losses = [run.train_steps(epoch) for epoch in (2, 3) for run in runs]
+    for plain, graphed in zip(losses[::2], losses[1::2], strict=True):
+        assert graphed["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-4)
+        assert graphed["lr"] == plain["lr"]
+    assert len(recorded) == 1
+    for a, b in zip(*(run.model.state_dict().values() for run in runs), strict=True):
+        assert (a - b).float().norm() <= 1e-2 * a.float().norm() + 1e-4
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -159,6 +195,32 @@ def test_evaluation_is_fp32_in_eval_mode_and_changes_nothing(batches):
     assert is_unchanged(model, before)
     with torch.no_grad():
         assert torch.allclose(logits, model.eval()(batches.load(index)[0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("words", [None, "DefaultCPUAllocator: can't allocate memory: 9 bytes"])
+def test_where_memory_runs_out_less_is_evaluated_at_once_which_is_said_once(words, capsys):
+    """Logits are those of the usual batches, and statistics of as many images."""
+    dataset = load_dataset("digits")
+    small = Batches(dataset, measure_pixels(dataset.images), 8, CPU)
+    error = RuntimeError(words) if words else torch.OutOfMemoryError("CUDA out of memory")
+
+    def refuse(layer, inputs):
+        if len(inputs[0]) > most:
+            raise error
+
+    model, most, index = lagging_net(0.01), 600, torch.arange(600)
+    expected = loop.evaluate(model, small, index)
+    model.register_forward_pre_hook(refuse)
+    most = 100
+    for _ in range(2):
+        assert torch.allclose(loop.evaluate(model, small, index), expected, atol=1e-5)
+    assert loop.refresh_statistics(model, small, index, 10) == 600
+    line = "out of memory: {} images at once are evaluated from now on"
+    said = [text.strip() for text in capsys.readouterr().out.splitlines()]
+    assert said == [line.format(128), line.format(64)]
+    most = 0
+    with pytest.raises(type(error)):
+        loop.evaluate(model, small, index)
 
 
 def lagging_net(momentum):

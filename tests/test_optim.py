@@ -1,6 +1,7 @@
 """Learning rates by hand; Muon against singular values, torch's own Muon and torch's SGD."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -50,6 +51,33 @@ def test_iterations_are_those_of_torchs_muon(shape):
     assert ours.dtype == torch.float32
     # Both iterate in bf16, in another order of operations.
     assert (step - ours).norm() < 0.05 * step.norm()
+
+
+def test_weights_of_one_shape_are_orthogonalised_together_as_each_alone():
+    torch.manual_seed(0)
+    shapes = [(16, 8, 3, 3), (16, 8, 1, 1), (16, 8, 3, 3), (8, 2, 1, 1), (16, 8, 1, 1)]
+    weights = [torch.randn(shape) for shape in shapes]
+    weights[2] = weights[2].contiguous(memory_format=torch.channels_last)
+    with mock.patch.object(optim, "orthogonalize", wraps=orthogonalize) as together:
+        ours = optim.orthogonalize_each(weights, together=True)
+    assert together.call_count == 3
+    for done, alone in zip(ours, optim.orthogonalize_each(weights, together=False), strict=True):
+        torch.testing.assert_close(done, alone, rtol=0.02, atol=0.02)
+
+
+def test_a_learning_rate_in_a_tensor_is_that_rate():
+    """As a CUDA graph reads it."""
+    models = [build_model("vgg5", 10, seed=1) for _ in range(2)]
+    for model, lr in zip(models, (0.1, torch.tensor(0.1)), strict=True):
+        optimizer = optim.build_optimizer(model, "muon", 9.0, 5e-4)
+        torch.manual_seed(0)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+            for p in group["params"]:
+                p.grad = torch.randn(p.shape)
+        optimizer.step()
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_a_convolution_keeps_its_norm_and_moves_by_the_rate():

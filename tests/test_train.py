@@ -23,7 +23,7 @@ from common.base.cli import UsageError
 from common.base.config import TrainConfig
 from common.train import loop
 from common.train.checkpoint import load_checkpoint
-from common.train.run import Run
+from common.train.run import Run, check_graph, to_cpu
 
 GRID = ["--opt", "sgd", "adam", "--epochs", "1", "2", "--pin-memory", "false", "true"]
 RECIPE = shlex.split(
@@ -239,6 +239,42 @@ def test_a_resumed_run_draws_on_from_the_devices_generator():
     run.generator = SimpleNamespace(get_rng_state=lambda: 5, set_rng_state=drawn.append)
     run.restore(run.state())
     assert drawn == [5]
+
+
+def test_a_run_that_continues_on_another_card_says_so(tiny, rows, capsys, stopping, monkeypatch):
+    flags = [*tiny, "--epochs", "2"]
+    stopping(1, flags)
+    capsys.readouterr()
+    monkeypatch.setattr("common.train.run.place_of", lambda device: "another card")
+    assert train.main(flags) == 0
+    [line] = re.findall("  continues in another card .*", capsys.readouterr().out)
+    first, second = rows("train")[1]["metrics"]["places"]
+    assert line.endswith(f"a run begun in {first}: the same to rounding, not to the bit")
+    assert (f"torch {torch.__version__}, " in first, second) == (True, "another card")
+    assert "places" not in rows("train")[0]["metrics"]
+
+
+def test_what_is_saved_is_on_the_cpu():
+    far = torch.zeros(2)
+    far.cpu = lambda: "near"
+    values = {"state": {0: {"momentum": far, "step": 1}}, "groups": [{"lr": far, "betas": (1, 2)}]}
+    near = {"state": {0: {"momentum": "near", "step": 1}}}
+    assert to_cpu(values) == near | {"groups": [{"lr": "near", "betas": (1, 2)}]}
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        ({"device": "cpu"}, "needs a CUDA device, and this is cpu"),
+        ({"compile": True}, "--compile true makes graphs of its own"),
+        ({"world_size": 2}, "one process only"),
+        ({"opt": "muon"}, "Muon waits at every step in fp16"),
+    ],
+)
+def test_what_no_cuda_graph_can_be_made_of_is_refused(config, error):
+    check_graph(TrainConfig(**config), "fp16")
+    with pytest.raises(UsageError, match=f"--cuda-graph true: {error}.*; leave it out"):
+        check_graph(TrainConfig(**{"device": "cuda", "cuda_graph": True} | config), "fp16")
 
 
 def test_dry_run_says_the_plan_and_writes_nothing(tiny, tmp_path, capsys):

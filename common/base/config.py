@@ -24,7 +24,7 @@ MODELS = dict.fromkeys(("resnet18", "resnet34", "resnet50", "vgg5", "resnet14", 
 OPTIMIZERS = ("sgd", "nesterov", "muon", "adam", "adamw")
 SCHEDULES = ("constant", "triangular")
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 EXPORT_FORMATS = ("torchscript", "onnx", "onnx-int8", "aotinductor")
 ENGINE_NAMES = ("eager", "eager-bf16", "compile", "torchscript", "aotinductor", "onnxruntime")
 ENGINE_NAMES += ("onnxruntime-int8", "openvino", "openvino-int8")
@@ -39,6 +39,7 @@ NOISE = "keep timings whose interquartile range is over a quarter of their media
 DATA_ON = "where an accelerator's batches are gathered"
 AUTO_JOBS = "one per accelerator; on a CPU one per core, where jobs take a minute or more"
 PIN_MEMORY = "page-locked host batches; needs --data-on host on an accelerator"
+CUDA_GRAPH = "record a whole step as one CUDA graph, launched at once; never run on a card yet"
 _PRESETS = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
 TRAIN_PRESETS, SVM_PRESETS, FLOPS_PRESETS = (_PRESETS[name] for name in ("train", "svm", "flops"))
 HW_PRESETS, HW_INFER_PRESETS = _PRESETS["hw_train"], _PRESETS["hw_infer"]
@@ -99,6 +100,7 @@ class TrainConfig(DataConfig):
     amp_dtype: str = option("auto", "fp16 needs an accelerator", ("auto", "bf16", "fp16"))
     channels_last: bool = option(True, "NHWC memory layout")
     compile: bool = option(False, "torch.compile the network")
+    cuda_graph: bool = option(False, CUDA_GRAPH, silent=True)
     data_on: str = option("device", DATA_ON, ("device", "host"))
     pin_memory: bool = option(False, PIN_MEMORY)
     device: str = option("auto", "auto takes the accelerator if there is one", DEVICES)
@@ -148,6 +150,7 @@ class HwTrainConfig(DataConfig):
     threads: int | None = option(None, f"CPU threads [all; 1 too {ON_CPU}]", minimum=1)
     precision: str | None = option(None, f"[fast 16-bit type; fp32 too {ON_CPU}]", PRECISIONS)
     compile: bool | None = option(None, f"torch.compile [false; true too {ON_CPU}]")
+    cuda_graph: bool = option(False, CUDA_GRAPH, silent=True)
     loop: str = option("ours", "notebook: that of tutorials, in fp32 too", ("ours", "notebook"))
     data_on: str = option("device", DATA_ON, ("device", "host"))
     pin_memory: bool = option(False, PIN_MEMORY)
@@ -157,7 +160,8 @@ class HwTrainConfig(DataConfig):
     accept_noise: bool = option(False, NOISE)
 
     def describe(self) -> str:
-        mode = "compiled" if self.compile else "eager" if self.loop == "ours" else "notebook loop"
+        mode = "eager" if self.loop == "ours" else "notebook loop"
+        mode = "compiled" if self.compile else "CUDA graph" if self.cuda_graph else mode
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}" if self.threads else None
         return ", ".join(filter(None, [self.device, threads, self.precision, mode]))
 

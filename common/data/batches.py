@@ -67,8 +67,8 @@ def draw_views(order: Tensor, config: TrainConfig, epoch: int, sides: Sequence[i
 class Batches:
     """Turns lists of indices into network inputs: gather, move, resize, normalise, repeat channels.
     Images are on the accelerator, or with data_on="host" uint8 pixels are gathered on the host,
-    page-locked with pin_memory, and copied asynchronously. Indices are best where the images are,
-    at `home`: a step then waits for nothing."""
+    page-locked with pin_memory, and copied asynchronously. Indices and views are best where `place`
+    puts them: a step then waits for nothing."""
 
     dataset: Dataset
     statistics: tuple[Tensor, Tensor]
@@ -77,6 +77,7 @@ class Batches:
     data_on: str = "device"
     pin_memory: bool = False
     channels_last: bool = True
+    eval_batch_size: int | None = None  # where memory does not suffice for the usual one
 
     def __post_init__(self) -> None:
         self.staged = self.device.type != "cpu" and self.data_on == "host"
@@ -87,6 +88,10 @@ class Batches:
         self.scale, self.shift = 1 / (255 * std), -mean / std
         self.mean_pixels = (255 * mean).round().to(torch.uint8)
         self.memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def place(self, index: Tensor) -> Tensor:
+        """Indices or views where the images are, page-locked as their batches are."""
+        return index.pin_memory() if self.staged and self.pin_memory else index.to(self.home)
 
     def load(self, index: Tensor, lap: Callable = lambda phase: None) -> tuple[Tensor, Tensor]:
         """The images of some indices, or of some views as draw_views makes them; `lap` is called

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from common.cost import Costs, count_costs
-from common.train.device import now_ms
+from common.train.device import now_ms, tf32
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32}
+DTYPES |= {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 MATRIX_SIDE = {"cpu": 2048}  # elsewhere 8192
 CONVOLUTION = 64, 256, 14  # images, channels in and out, side of the output
 COPY_BYTES = 2**28  # beyond any cache
@@ -39,10 +40,9 @@ def measure_peaks(device: str, precision: str, threads: int) -> Peaks:
     source = random_values((COPY_BYTES // 4,), torch.float32, home)
     target = torch.empty_like(source)
     works = dense_works(MATRIX_SIDE.get(home.type, 8192), DTYPES[precision], home)
-    return Peaks(
-        flops_per_s=max(flops / _fastest_s(home, work) for flops, work in works),
-        bytes_per_s=2 * COPY_BYTES / _fastest_s(home, lambda: target.copy_(source)),
-    )
+    with tf32(precision == "tf32"):
+        flops_per_s = max(flops / _fastest_s(home, work) for flops, work in works)
+    return Peaks(flops_per_s, 2 * COPY_BYTES / _fastest_s(home, lambda: target.copy_(source)))
 
 
 def random_values(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from common.train.device import now_ms
 
 RAPL = Path("/sys/class/powercap")
+METER_PERIOD_MS = {"cuda": 100}  # between updates of a counter: NVML's, RAPL's is a millisecond
 
 
 class Laps:

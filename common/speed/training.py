@@ -12,7 +12,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from common.base.cli import UsageError, as_dict, expand_grid, first_line
+from common.base.cli import UsageError, as_dict, expand_grid
 from common.base.config import HwTrainConfig, TrainConfig
 from common.base.log import run_id
 from common.data.batches import Batches
@@ -23,7 +23,7 @@ from common.speed import peaks, timing
 from common.speed.samples import Side
 from common.train import device, loop
 from common.train.notebook import notebook_steps
-from common.train.run import Run, check_network
+from common.train.run import Run, check_graph, check_network, explain_failure
 
 Row = dict[str, Any]
 VISIT_SAMPLES = 2  # timed samples of a variant before it is the next one's turn
@@ -37,32 +37,38 @@ def expand_variants(name: str, grid: Row, alone: bool) -> list[Row]:
     amp = device.resolve_precision(True, "auto", torch.device(name))
     if cpu and "fp16" in grid["precision"]:
         raise UsageError("--precision fp16: needs an accelerator; use bf16 or fp32 on a CPU")
+    if name != "cuda" and "tf32" in grid["precision"]:
+        raise UsageError(f"--precision tf32: CUDA alone has it, and this is {name}; use fp32")
     default = {
         "threads": [1, all_threads] if alone else [all_threads if cpu else None],
         "precision": ["fp32", amp] if alone or "notebook" in grid["loop"] else [amp],
         "compile": [False, True] if alone else [False],
+        "cuda_graph": [False],
         "loop": ["ours"],
     }
     if alone and amp == "fp32" and grid["precision"] == [None]:
         print("bf16: not measured, this CPU has no fast bf16")
     chosen = {key: default[key] if grid[key] == [None] else grid[key] for key in default}
-    if cpu and True in chosen["compile"] and (obstacle := device.compile_obstacle()):
+    if True in chosen["compile"] and (obstacle := device.compile_obstacle(name)):
         if grid["compile"] != [None]:
             raise UsageError(f"--compile: {obstacle}")
         print(f"compiled variants: not measured, {obstacle}")
         chosen["compile"] = [False]
     values = itertools.product(*map(dict.fromkeys, chosen.values()))
     variants = [{"device": name} | dict(zip(chosen, v, strict=True)) for v in values]
-    variants = [v for v in variants if v["loop"] == "ours" or not v["compile"]]
+    # Compiled, recorded as a graph, or the notebook loop: each for itself.
+    ways = ("compile", True), ("cuda_graph", True), ("loop", "notebook")
+    variants = [v for v in variants if sum(v[key] == value for key, value in ways) < 2]
     if not variants:
-        raise UsageError("--compile true: the notebook loop is never compiled; add --loop ours")
+        way_out = "the notebook loop is never compiled; add --loop ours"
+        raise UsageError(f"--compile or --cuda-graph true: at most one of the two, and {way_out}")
     return variants
 
 
 def as_training(config: HwTrainConfig) -> TrainConfig:
     """The training whose steps a variant takes."""
     shared = {f.name: vars(config)[f.name] for f in fields(TrainConfig) if f.name in vars(config)}
-    amp = config.precision != "fp32"
+    amp = config.precision not in ("fp32", "tf32")
     return TrainConfig(**shared, amp=amp, amp_dtype=config.precision if amp else "auto")
 
 
@@ -91,6 +97,7 @@ class Group:
             bf16_on_cpu = (config.device, config.precision) == ("cpu", "bf16")
             way_out, images = "--precision fp32" if bf16_on_cpu else None, min(2, config.batch_size)
             check_network(config.model, config.image_size, config.opt, images, way_out)
+            check_graph(as_training(config), config.precision)
 
     def obsolete(self, rows: list[Row]) -> str | None:
         """Why its rows of the log are not what measuring would give, or None."""
@@ -103,8 +110,9 @@ class Group:
         if compiled:
             # Beyond its limit of recompilations torch would quietly run eagerly.
             torch._dynamo.config.fail_on_recompile_limit_hit = True
-            torch.compile(torch.nn.ReLU())(torch.zeros(1))  # so that no variant pays for its start
         devices = {config.device: as_training(config) for config in self.configs}
+        for name in devices if compiled else ():  # so that no variant pays for the compiler's start
+            torch.compile(torch.nn.ReLU())(torch.zeros(1, device=name))
         batches = {name: Run(config, self.data_dir).batches for name, config in devices.items()}
         variants = [Variant(c, group=self, batches=batches[c.device]) for c in self.configs]
         for variant in variants:
@@ -150,9 +158,10 @@ class Variant(Side):
             return
         self.freed_memory_kept = device.prepare_process(self.threads)
         try:
-            work()
+            with device.tf32(self.config.precision == "tf32"):
+                work()
         except Exception as error:  # out of memory, or no kernel for it: the others go on
-            self.error = first_line(error)
+            self.error = explain_failure(error, as_dict(self.config))
             self.run = self.step = None
 
     def build(self) -> None:
@@ -168,7 +177,7 @@ class Variant(Side):
         full = (index[:size] for order in orders for index in order if len(index) >= size)
 
         def step(lap: Callable[[str], None] = lambda phase: None) -> Tensor:
-            return loop.train_step(run.setup, *run.batches.load(next(full), lap), lap=lap)[0]
+            return loop.take_step(run.setup, *run.batches.load(next(full), lap), None, lap)[0]
 
         self.run, self.step = run, step
 
@@ -186,22 +195,26 @@ class Variant(Side):
 
     def sample(self) -> None:
         """The next timed samples, and a step more whose phases are timed."""
-        here, steps, visit = self.device, 1, []
+        here, visit = self.device, []
+        period_ms = timing.METER_PERIOD_MS.get(here.type, 0)
+        steps = 1 if here.type == "cpu" else ACCELERATOR_STEPS
         if here.type != "cpu":
-            # One step first, for clocks that fell while others had their turn. A CPU's first step
-            # after another variant's took as long as its later ones (within 2 % on 2 cores).
-            steps = ACCELERATOR_STEPS
+            # Some steps first, for clocks that fell while others had their turn, and so that the
+            # first period of the meter is wholly its own. A CPU's first step after another
+            # variant's took as long as its later ones (within 2 % on 2 cores).
             self.step()
+            self.take_steps(period_ms)
         timing.reset_peak_memory(here)
         waiting = timing.tensor_bytes(here) - self.own_bytes  # tensors of the other variants
-        device.now_ms(here)  # so that the meter starts with nothing queued
+        opened_ms = device.now_ms(here)  # so that the meter starts with nothing queued
         meter = timing.open_meter(here)
         for _ in range(min(VISIT_SAMPLES, self.config.steps - len(self.samples_ms))):
             start_ms = device.now_ms(here)
             for _ in range(steps):
                 loss = self.step()
             visit.append((device.now_ms(here) - start_ms) / steps)
-        self.add(visit, meter(), self.config.batch_size * steps * len(visit))
+        metered = steps * len(visit) + self.take_steps(opened_ms + period_ms - device.now_ms(here))
+        self.add(visit, meter(), self.config.batch_size * metered)
         # A CPU's is the whole process's, in which freed memory of other variants stays.
         alone = len(self.group.configs) == 1
         if (here.type != "cpu" or alone) and (peak := timing.peak_memory_bytes(here)):
@@ -213,6 +226,14 @@ class Variant(Side):
         if not loss.isfinite():
             raise ArithmeticError(f"loss {loss.item()} after {len(self.samples_ms)} samples")
 
+    def take_steps(self, least_ms: float) -> int:
+        """Steps that take at least so long, none where that is no time. Returns: how many."""
+        steps, end_ms = 0, device.now_ms(self.device) + least_ms
+        while device.now_ms(self.device) < end_ms:
+            self.step()
+            steps += 1
+        return steps
+
     def train_whole_epoch(self) -> None:
         """Train an untrained network for one epoch, as train.py does, and test it. Before, it meets
         and forgets both sizes of batches that an epoch has, for compilers and libraries to choose
@@ -221,7 +242,7 @@ class Variant(Side):
         run, order = self.run, self.run.order(1)
         untrained = copy.deepcopy(run.state())
         for index in (order[0], order[-1]) * 2:  # a CUDA graph is recorded at its second turn
-            loop.train_step(run.setup, *run.batches.load(index))
+            loop.take_step(run.setup, *run.batches.load(index))
         run.restore(untrained)
         epoch_ms = run.train_steps(1)["train_ms"]
         refreshed = loop.refresh_statistics(run.model, run.batches, run.split.train, len(order))

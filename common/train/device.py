@@ -6,7 +6,9 @@ import shutil
 import sys
 import sysconfig
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from common.base.cli import UsageError
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h's
 # fp32 means fp32: cuDNN's convolutions would round to TF32, as matrix products by default do not.
 torch.backends.cudnn.allow_tf32 = False
+torch.backends.cudnn.benchmark = True  # but under --deterministic: batches are of few shapes
 
 
 def prepare_process(threads: int) -> bool:
@@ -68,16 +71,47 @@ def cpu_has_fast_bf16() -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    if precision == "fp32":
+    if precision in ("fp32", "tf32"):
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
-def compile_obstacle() -> str | None:
-    """What torch.compile lacks on this machine to build for the CPU, and how to get it, or None."""
-    tool = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if not shutil.which(tool):
-        return f"torch.compile needs a C++ compiler and {tool} is not there: apt-get install g++"
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Inside, CUDA may round what fp32 products and convolutions are of to TF32, or may not."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether it says that memory ran out; torch does so on a CPU and on MPS in words alone."""
+    words = "can't allocate memory", "MPS backend out of memory"
+    kinds = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return kinds or any(text in str(error) for text in words)
+
+
+def compile_obstacle(kind: str = "cpu") -> str | None:
+    """What torch.compile lacks on this machine to build for a kind of device, and how to get it, or
+    None. Source: triton/runtime/build.py, which builds a launcher in C for every kernel."""
+    language, usual = "C++", ["clang++" if sys.platform == "darwin" else "g++"]
+    if kind in ("cuda", "xpu"):
+        if not find_spec("triton"):
+            return f"torch.compile needs triton on {kind}, which is not there: pip install triton"
+        if kind == "cuda" and torch.cuda.get_device_capability() < (7, 0):
+            return "torch.compile needs a card of compute capability 7.0 or more: leave it out"
+        language, usual = "C", ["gcc", "clang"]
+    named = os.environ.get("CXX" if language == "C++" else "CC")
+    tools = [named] if named else usual
+    if not any(map(shutil.which, tools)):
+        way_out = f"apt-get install {'g++' if language == 'C++' else 'gcc'}"
+        return f"torch.compile needs a {language} compiler and {tools[0]} is not there: {way_out}"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "torch.compile needs Python's headers: apt-get install python3-dev"
     return None

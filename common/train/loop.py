@@ -1,7 +1,8 @@
 """The one training loop and the one evaluation, shared by whatever trains or measures."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from tqdm import tqdm
 from common.base.config import may_mirror
 from common.data.batches import Batches, split_batches
 from common.train.conv import use_matmul
-from common.train.device import autocast, now_ms
+from common.train.device import autocast, now_ms, out_of_memory, tf32
 from common.train.distributed import ALONE, World
+from common.train.graph import StepGraph
 from common.train.threads import threads
 
 EVAL_BATCH_SIZE = 256
@@ -39,6 +41,8 @@ class Setup:
     precision: str = "fp32"
     label_smoothing: float = 0.0
     world: World = ALONE
+    cuda_graph: bool = False
+    graph: StepGraph | None = field(default=None, init=False)  # once a step was taken so
 
     def __post_init__(self) -> None:
         kind = next(self.model.parameters()).device.type
@@ -46,15 +50,33 @@ class Setup:
         self.scaler = torch.amp.GradScaler(kind, enabled=self.precision == "fp16")
 
 
+class Compiled(nn.Module):
+    """A network compiled for batches of the first one's size. Others, the last of every epoch, it
+    takes eagerly: compiling takes longer than they ever do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        # On CUDA as a graph, for a small batch's kernels take longer to launch than to run.
+        mode = "reduce-overhead" if next(model.parameters()).is_cuda else None
+        self.model, self.images = model, None
+        # Code of its own for every network, whatever was compiled before it.
+        alone = {"isolate_recompiles": True} if torch.__version__ >= (2, 14) else {}
+        self.compiled = torch.compile(model, mode=mode, dynamic=False, **alone)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.images = self.images or len(inputs)
+        if len(inputs) != self.images:
+            return self.model(inputs)
+        if inputs.is_cuda:  # what the last step's graph returned is done with
+            torch.compiler.cudagraph_mark_step_begin()
+        return self.compiled(inputs)
+
+
 def prepare_forward(model: nn.Module, compile: bool, channels_last: bool = True) -> nn.Module:
     """The network as a training step calls it: compiled, or with convolutions by matrix products,
     which keep to channels_last."""
     if compile:
-        # On CUDA as a graph, for a small batch's kernels take longer to launch than to run.
-        mode = "reduce-overhead" if next(model.parameters()).is_cuda else None
-        # Code of its own for every network and size of batch, whatever was compiled before it.
-        alone = {"isolate_recompiles": True} if torch.__version__ >= (2, 14) else {}
-        return torch.compile(model, mode=mode, dynamic=False, **alone)
+        return Compiled(model)
     if channels_last:
         use_matmul(model)
     return model
@@ -82,9 +104,12 @@ def train_epoch(
     for step, index in enumerate(progress):
         threads.look()
         for group in setup.optimizer.param_groups if lrs else ():
-            group["lr"] = lrs[step]
+            if setup.graph:  # which reads it there
+                group["lr"].fill_(lrs[step])
+            else:
+                group["lr"] = lrs[step]
         inputs, labels = setup.batches.load(index)
-        losses[step], logits = train_step(setup, inputs, labels, scales[step])
+        losses[step], logits = take_step(setup, inputs, labels, scales[step])
         if scales[step] != 0:
             correct += (logits.argmax(1) == labels).sum()
         if (step + 1) % CHECK_EVERY == 0 and not stalls:
@@ -99,6 +124,18 @@ def train_epoch(
     mean_loss = (losses.cpu().double() @ sizes).item() / images
     acc = world.sum(correct).item() / images
     return {"train_loss": mean_loss, "train_acc": acc, "train_ms": train_ms}
+
+
+def take_step(
+    setup: Setup, inputs: Tensor, labels: Tensor, scale: float | None = None, *lap: Callable
+) -> tuple[Tensor, Tensor]:
+    """train_step; under --cuda-graph, on batches of the first one's size, as a graph of it."""
+    if setup.cuda_graph and not setup.graph:
+        parts = setup.model, setup.optimizer, setup.scaler
+        setup.graph = StepGraph(partial(train_step, setup), *parts, (inputs, labels))
+    if setup.graph and setup.graph.takes(inputs):
+        return setup.graph(inputs, labels)
+    return train_step(setup, inputs, labels, scale, *lap)
 
 
 def train_step(
@@ -118,8 +155,6 @@ def train_step(
             return cross_entropy(logits, labels, label_smoothing=smoothing)
         return cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum") * scale
 
-    if inputs.is_cuda:  # what the last step's graph returned is done with
-        torch.compiler.cudagraph_mark_step_begin()  # on a CPU it would import inductor, for 0.7 s
     with autocast(inputs.device, setup.precision):
         logits = setup.model(inputs)
     logits = logits.float()
@@ -160,19 +195,39 @@ def refresh_statistics(model: nn.Module, batches: Batches, train: Tensor, steps:
     if not lagging:
         return None
     model.eval()
-    for layer in lagging:
-        layer.reset_running_stats()
-        layer.train()
-    images = 0
-    with torch.no_grad():
-        for part in split_batches(train[:STATISTICS_IMAGES].to(batches.home), EVAL_BATCH_SIZE):
+    index = batches.place(train[:STATISTICS_IMAGES])
+
+    def take(size: int) -> int:
+        for layer in lagging:
+            layer.reset_running_stats()
+            layer.train()
+        images = 0
+        for part in split_batches(index, size):
             images += len(part)
             for layer in lagging:  # InstanceNorm has no cumulative average of its own
                 layer.momentum = len(part) / images
             model(batches.load(part)[0])
+        return images
+
+    with torch.no_grad():
+        images = within_memory(batches, take)
     for layer, momentum in lagging.items():
         layer.momentum = momentum
     return images
+
+
+def within_memory(batches: Batches, work: Callable[[int], Any]) -> Any:
+    """What `work` returns, given how many images to evaluate at once: EVAL_BATCH_SIZE, or where
+    memory does not suffice, half as many, and so on, which then stays so for these batches."""
+    while True:
+        try:
+            return work(batches.eval_batch_size or EVAL_BATCH_SIZE)
+        except Exception as error:
+            size = (batches.eval_batch_size or EVAL_BATCH_SIZE) // 2
+            if not (out_of_memory(error) and size):
+                raise
+        print(f"  out of memory: {size} images at once are evaluated from now on", flush=True)
+        batches.eval_batch_size = size
 
 
 class MirrorMean(nn.Module):
@@ -197,12 +252,17 @@ def evaluate(model: nn.Module, batches: Batches, index: Tensor) -> Tensor:
     """Logits of the images of `index`, in fp32 whatever the training precision was, so that they
     can be compared between devices and with exports. Shapes: (N,) -> (N, classes), on the CPU."""
     model.eval()
-    with torch.inference_mode():
+    index = batches.place(index)
+
+    def answer(size: int) -> Tensor:
         logits = []
-        for part in index.to(batches.home).split(EVAL_BATCH_SIZE):
+        for part in index.split(size):
             threads.look()
             logits.append(model(batches.load(part)[0]))
         return torch.cat(logits).cpu()
+
+    with torch.inference_mode(), tf32(False):
+        return within_memory(batches, answer)
 
 
 def score(logits: Tensor, labels: Tensor) -> tuple[float, float]:

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from common.base.cli import UsageError, as_dict, first_line, format_time
 from common.base.config import TrainConfig
 from common.base.log import save_predictions
+from common.base.machine import describe_machine
 from common.data import datasets
 from common.data.batches import Batches, draw_views, epoch_order, measure_pixels, split_batches
 from common.models import build_model, build_on_meta
 from common.train import loop
 from common.train.checkpoint import load_weights, save_checkpoint
-from common.train.device import compile_obstacle, now_ms, resolve_precision
+from common.train.device import compile_obstacle, now_ms, out_of_memory, resolve_precision
 from common.train.distributed import ALONE, World, check_world
 from common.train.optim import build_optimizer, find_hidden, schedule_lr
 from common.train.threads import threads
@@ -52,10 +53,12 @@ class Run:
         if world.size > 1:  # BatchNorm's statistics are averaged once an epoch, not at every step
             forward = nn.parallel.DistributedDataParallel(forward, forward_sync_buffers=False)
         settings = {"precision": self.precision, "label_smoothing": config.label_smoothing}
-        self.setup = loop.Setup(forward, optimizer, self.batches, world=self.world, **settings)
+        settings |= {"world": self.world, "cuda_graph": config.cuda_graph}
+        self.setup = loop.Setup(forward, optimizer, self.batches, **settings)
         self.tested = loop.as_tested(self.model, as_dict(config))
         self.history: list[Metrics] = []
         self.best: dict[str, Any] = {}  # the weights of highest validation accuracy so far
+        self.places: list[str] = []  # where it has trained, in order: place_of
 
     def order(self, epoch: int) -> list[Tensor]:
         """The batches of one epoch, as indices into the data set, or as views where they move."""
@@ -63,7 +66,7 @@ class Run:
         order = self.split.train[epoch_order(len(self.split.train), config.seed, epoch)]
         if config.translate or config.mirrored or config.erase:
             order = draw_views(order, config, epoch, self.dataset.images.shape[-2:])
-        return split_batches(order.to(self.batches.home), config.batch_size)
+        return split_batches(self.batches.place(order), config.batch_size)
 
     def train_steps(self, epoch: int) -> Metrics:
         """The steps of one epoch. Raises: NonFiniteLoss, which names the epoch."""
@@ -76,7 +79,8 @@ class Run:
             numbers = np.random.SeedSequence([config.seed, epoch, self.world.rank])
             torch.manual_seed(int(numbers.generate_state(1)[0]))
         try:
-            return loop.train_epoch(self.setup, order, lrs, None if self.world.rank else label)
+            done = loop.train_epoch(self.setup, order, lrs, None if self.world.rank else label)
+            return done | {"lr": lrs[-1]}
         except loop.NonFiniteLoss as error:
             error.metrics["epoch"] = epoch
             raise
@@ -92,10 +96,10 @@ class Run:
             if buffer.is_floating_point():  # BatchNorm's running statistics become all images'
                 buffer.copy_(self.world.mean(buffer))
         val_loss, val_acc, _ = self.test(self.split.val)
-        lr = self.setup.optimizer.param_groups[0]["lr"]
-        metrics = {"epoch": epoch, **trained, "val_loss": val_loss, "val_acc": val_acc, "lr": lr}
+        metrics = {"epoch": epoch, **trained, "val_loss": val_loss, "val_acc": val_acc}
         metrics["bn_statistics"] = refreshed  # training images they are of; None: running ones
         metrics["threads"] = threads.take_used()  # the least and the most
+        self.places = list(dict.fromkeys([*self.places, place_of(self.config.device)]))
         best_acc = max((done["val_acc"] for done in self.history), default=-1)
         self.history.append(metrics)
         if val_acc > best_acc:
@@ -145,25 +149,25 @@ class Run:
             "split_sha256": self.split.sha256(),
             **datasets.describe_split(self.dataset, self.split),
             **files,
-        }
+        } | ({"places": self.places} if len(self.places) > 1 else {})  # resumed elsewhere
 
     def weights(self) -> dict[str, Any]:
         """A checkpoint's content: the weights, and what is needed to use them."""
         mean, std = self.statistics
         images = {"classes": list(self.dataset.classes), "mean": mean.tolist(), "std": std.tolist()}
         done = {"config": as_dict(self.config), "epoch": len(self.history)}
-        return {"model": self.model.state_dict(), **images, **done}
+        return {"model": to_cpu(self.model.state_dict()), **images, **done}
 
     def state(self) -> dict[str, Any]:
         """What a resumed run continues from, bit for bit."""
         return self.weights() | {
-            "optimizer": self.setup.optimizer.state_dict(),
+            "optimizer": to_cpu(self.setup.optimizer.state_dict()),
             "scaler": self.setup.scaler.state_dict(),
             "history": self.history,
             "best": self.best,
             "rng": torch.get_rng_state(),
             "device_rng": self.generator.get_rng_state(),
-            "arithmetic": arithmetic(),
+            "places": self.places,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -172,9 +176,12 @@ class Run:
         self.setup.optimizer.load_state_dict(state["optimizer"])
         self.setup.scaler.load_state_dict(state["scaler"])
         self.history, self.best = state["history"], state["best"]
-        if state["arithmetic"] != arithmetic():
-            begun = f"a run begun in {state['arithmetic']}: the same to rounding, not to the bit"
-            print(f"  continues in {arithmetic()} {begun}")
+        self.setup.graph = None  # which knows the old optimiser's memory
+        self.places = state.get("places", [state.get("arithmetic")])  # as it was called before
+        here = place_of(self.config.device)
+        if self.places and self.places[-1] != here:
+            begun = f"a run begun in {', then '.join(self.places)}"
+            print(f"  continues in {here} {begun}: the same to rounding, not to the bit")
         torch.set_rng_state(state["rng"])
         self.generator.set_rng_state(state["device_rng"])
 
@@ -201,17 +208,27 @@ def write_events(folder: Path, history: Sequence[Metrics]) -> None:
 
 def explain_failure(error: Exception, config: dict[str, Any]) -> str:
     """An error in one line; where memory ran out, with what to lower."""
-    of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if not (of_memory or "can't allocate memory" in str(error)):  # torch on a CPU
+    if not out_of_memory(error):
         return first_line(error)
     flags = f"--batch-size {config['batch_size']}, --image-size {config['image_size']}"
     return f"out of memory at {flags}: lower one of them ({first_line(error)})"
 
 
-def arithmetic() -> str:
-    """What the order of additions depends on, beside the kind of CPU."""
-    instructions = torch.backends.cpu.get_cpu_capability()
-    return f"torch {torch.__version__}, {threads}, {instructions}"
+def place_of(device: str) -> str:
+    """What the order of additions depends on."""
+    name = describe_machine(device)["device"]
+    if device == "cpu":
+        name += f", {threads}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"torch {torch.__version__}, {name}"
+
+
+def to_cpu(values: Any) -> Any:
+    """The same values, of whatever dictionaries and lists, with every tensor on the CPU."""
+    if isinstance(values, dict):
+        return {name: to_cpu(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [to_cpu(value) for value in values]
+    return values.cpu() if isinstance(values, Tensor) else values
 
 
 def new_model(config: TrainConfig, classes: int) -> nn.Module:
@@ -228,8 +245,9 @@ def check_configs(configs: Sequence[TrainConfig], data_dir: str) -> None:
         check_world(config)
         precision = resolve_precision(config.amp, config.amp_dtype, torch.device(config.device))
         on_cpu = config.device == "cpu"
-        if config.compile and on_cpu and (obstacle := compile_obstacle()):
+        if config.compile and (obstacle := compile_obstacle(config.device)):
             raise UsageError(f"--compile true: {obstacle}")
+        check_graph(config, precision)
         dataset, _ = datasets.load_split(config, data_dir)
         way_out = "--amp false" if on_cpu and precision == "bf16" else None
         images = min(2, config.batch_size)
@@ -240,6 +258,21 @@ def check_configs(configs: Sequence[TrainConfig], data_dir: str) -> None:
             why = "for this CPU has no fast bf16; --amp changes nothing"
             print(f"{config.describe()}: fp32, {why}")
     datasets.explain_images(configs, data_dir)
+
+
+def check_graph(config: TrainConfig, precision: str) -> None:
+    """Raises: UsageError where a step cannot be recorded as a CUDA graph, but shall be."""
+    why = ""
+    if config.device != "cuda":
+        why = f"needs a CUDA device, and this is {config.device}"
+    elif config.compile:
+        why = "--compile true makes graphs of its own"
+    elif config.world_size > 1:
+        why = "one process only"
+    elif (config.opt, precision) == ("muon", "fp16"):
+        why = "Muon waits at every step in fp16; use --amp-dtype bf16, or leave one of the two out"
+    if config.cuda_graph and why:
+        raise UsageError(f"--cuda-graph true: {why}; leave it out")
 
 
 @cache
