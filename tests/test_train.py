@@ -226,7 +226,7 @@ def test_what_fails_or_diverges_leaves_failed_rows_alone(tiny, rows, capsys, mon
 def test_what_a_run_compiled_is_let_go_after_it(tiny, rows, monkeypatch):
     """It keeps networks alive, and counts towards a limit of all compiled code."""
     resets = []
-    monkeypatch.setattr("common.train.run.compile_obstacle", lambda: None)
+    monkeypatch.setattr("common.train.run.compile_obstacle", lambda kind: None)
     monkeypatch.setattr(torch, "compile", lambda model, **settings: model)
     monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(len(rows("train"))))
     train.main([*tiny, "--epochs", "1", "--compile", "true", "--seed", "0", "1"])

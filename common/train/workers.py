@@ -80,7 +80,7 @@ def count_workers(options: GridOptions, device: str, jobs: int, job_s: float) ->
         return int(options.jobs)
     if device != "cpu":
         most = torch.accelerator.device_count()
-    elif job_s < WORTH_S and options.backend == "loky":
+    elif not job_s >= WORTH_S and options.backend == "loky":  # NaN where no step could be timed
         most = 1
     else:
         most = min(cpu_count(), int(psutil.virtual_memory().available) // JOB_BYTES)
