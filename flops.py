@@ -14,10 +14,12 @@ has is not added again.
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 from common.base.cli import as_dict, expand_grid, parse_command_line, run_script
 from common.base.config import FLOPS_PRESETS, FlopsConfig, Options
 from common.base.log import Log, run_id

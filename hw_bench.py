@@ -25,11 +25,15 @@ Writes to --results-dir: log.jsonl (kind hw_train or hw_infer).
 
 import argparse
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from tabulate import tabulate
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 from common.base import config as settings
 from common.base.cli import as_dict, check_name, expand_grid, parse_command_line, run_script
 from common.base.log import Log, run_id
@@ -49,7 +53,7 @@ BUSY_LOAD = 0.5  # of the cores: other work that is felt in the timings
 
 
 def warn_if_busy() -> None:
-    load, cores = os.getloadavg()[0], os.cpu_count()
+    load, cores = psutil.getloadavg()[0], os.cpu_count()
     if load > BUSY_LOAD * cores:
         print(f"warning: load average {load:.1f} on {cores} cores before the start; timings suffer")
 

@@ -16,10 +16,12 @@ instead, with --watch it follows a running grid, and writes nothing.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 from common.base.cli import UsageError, Validated, option, parse_command_line, run_script
 from common.base.log import log_files, read_log, write_together
 

@@ -26,6 +26,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 from common.base.cli import UsageError, as_dict, expand_grid, need, parse_command_line, run_script
 from common.base.config import SVM_PRESETS, GridOptions, SvmConfig
 from common.base.log import Log, run_id, save_predictions

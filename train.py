@@ -18,8 +18,10 @@ import time
 from contextlib import suppress
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 from common.base.cli import UsageError, as_dict, expand_grid, parse_command_line, run_script
 from common.base.config import TRAIN_PRESETS, TrainConfig, TrainOptions
 from common.base.log import Log

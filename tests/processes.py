@@ -2,12 +2,12 @@
 
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
@@ -20,18 +20,20 @@ def outcome(row):
     return json.dumps([row["kind"], row["run_id"], row["status"], row["config"], figures])
 
 
-def start(*command, limits=(), **env):
+def start(*command, limits=(), cwd=ROOT, **env):
     """Python with these arguments, in a process group of its own, its resources limited: pairs of a
     resource's name and its limit."""
 
     def limit():
+        import resource  # where there is one
+
         for name, value in limits:
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     streams |= {"preexec_fn": limit if limits else None, "start_new_session": True}
     command = [sys.executable, *map(str, command)]
-    return subprocess.Popen(command, cwd=ROOT, env=ENV | env, **streams)
+    return subprocess.Popen(command, cwd=cwd, env=ENV | env, **streams)
 
 
 def finish(process, status=0):
@@ -39,17 +41,20 @@ def finish(process, status=0):
     try:
         out, err = process.communicate(timeout=240)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        for child in (*psutil.Process(process.pid).children(recursive=True), process):
+            child.kill()
         raise AssertionError(process.communicate()) from None
     assert process.returncode == status, err[-3000:]
     return out, err
 
 
-def refused(process):
-    """The one line that it says no with, exit status 2."""
+def refused(process, cause=""):
+    """The one line that it says no with, exit status 2, and below it nothing but what a library
+    said, which begins so."""
     out, err = finish(process, 2)
-    assert err.count("\n") == 1, err
-    return out, err
+    line, _, more = err.partition("\n")
+    assert more.startswith(cause) if cause else not more, err
+    return out, f"{line}\n"
 
 
 def wait_for(condition, process=None):
@@ -63,10 +68,9 @@ def wait_for(condition, process=None):
 
 def children(process):
     """The processes that it has started and that still run."""
-    files = Path(f"/proc/{process.pid}/task").glob("*/children")
-    return [int(child) for file in files for child in file.read_text().split()]
+    return [child.pid for child in psutil.Process(process.pid).children()]
 
 
 def wait_until_gone(pids):
     """Until none of them runs."""
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    wait_for(lambda: not any(map(psutil.pid_exists, pids)))

@@ -411,7 +411,7 @@ def test_times_are_shown_with_three_significant_digits():
 def test_a_busy_machine_is_said_to_be(monkeypatch, capsys):
     monkeypatch.setattr(hw_bench.os, "cpu_count", lambda: 4)
     for load, warns in ((1.9, False), (2.1, True)):
-        monkeypatch.setattr(hw_bench.os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        monkeypatch.setattr(hw_bench.psutil, "getloadavg", lambda load=load: (load, 0.0, 0.0))
         hw_bench.warn_if_busy()
         assert ("warning: load average 2.1 on 4 cores" in capsys.readouterr().out) == warns
 

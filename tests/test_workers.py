@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from joblib import cpu_count
 from processes import ENV, ROOT, children, finish, outcome, start, wait_for, wait_until_gone
 
 import report
@@ -26,7 +27,7 @@ from common.train.grid import read_plan
 TINY = ["--dataset", "digits", "--limit", "48", "--image-size", "16", "--model", "vgg5"]
 GRID = ["--opt", "sgd", "adam", "--epochs", "1", "2", "--pin-memory", "false", "true"]
 ENDLESS = [*TINY, "--opt", "sgd", "adam", "--epochs", "2000", "--jobs", "2", "--results-dir"]
-SHARE = max(1, len(os.sched_getaffinity(0)) // 2)  # threads of each of two workers
+SHARE = max(1, cpu_count() // 2)  # threads of each of two workers
 DASK = pytest.mark.skipif(not importlib.util.find_spec("distributed"), reason="no distributed")
 
 

@@ -15,6 +15,7 @@ import re
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
@@ -22,20 +23,33 @@ from typing import Any
 BOUNDS = {"above": (operator.gt, "greater than"), "minimum": (operator.ge, "at least")}
 BOUNDS |= {"maximum": (operator.le, "at most")}
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
-TYPES = {"bool": bool, "int": int, "float": float, "str": str}
+# What a notebook's kernel or somebody's shell leaves for its own programs.
+FOREIGN = ("MPLBACKEND", "PYTHONOPTIMIZE", "PYTHONWARNINGS")
+DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 
 
 class UsageError(ValueError):
-    """Bad usage or bad input: one line that says what was wrong and what to do; exit status 2."""
+    """Bad usage or bad input: one line that says what was wrong and what to do; exit status 2. What
+    a library said to it, its __cause__, is printed whole below that line."""
 
     def __init__(self, message: str) -> None:  # what would not print, or not on one line: escaped
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
+def whole(error: BaseException) -> str:
+    """An error's type and all of its message."""
+    return f"{type(error).__name__}: {error}".strip().removesuffix(":")
+
+
 def first_line(error: BaseException) -> str:
-    """An error in one line: its type, and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    """An error in one line, for a row of the log."""
+    return whole(error).splitlines()[0][:200]
+
+
+def print_more(error: BaseException) -> None:
+    """An error whole, on stderr, where that is more than its first line."""
+    if whole(error) != first_line(error):
+        print(whole(error), file=sys.stderr)
 
 
 def format_time(seconds: float) -> str:
@@ -66,8 +80,29 @@ def need(module: str, what: str, package: str | None = None) -> Any:
     try:
         return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:  # a missing driver is one of the latter
-        hint = f"install it with: pip install {package or module.partition('.')[0]}"
-        raise UsageError(f"{what}: {first_line(error)}; {hint}") from None
+        why = f"{what}: {module} is not installed, or damaged; install it with: pip install "
+        cause = None if isinstance(error, ModuleNotFoundError) else error
+        raise UsageError(why + (package or module.partition(".")[0])) from cause
+
+
+def start_clean() -> None:
+    """Have neither this process nor those that it starts follow what is somebody else's: variables
+    of the environment, warnings as errors, streams that are closed, modules that lie about."""
+    for name in FOREIGN:
+        os.environ.pop(name, None)
+    os.environ["PYTHONSAFEPATH"] = "1"  # else a random.py in the working directory is Python's
+    if sys.warnoptions:
+        sys.warnoptions.clear()  # which processes started here would get too
+        warnings.simplefilter("default")
+        for kind in DEVELOPERS:
+            warnings.simplefilter("ignore", kind)
+    for name in ("stdin", "stdout", "stderr"):  # in this order: a file takes the first free number
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "r" if name == "stdin" else "w")  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has not
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
 
 
 def run_script(main: Callable[[], int]) -> None:
@@ -77,13 +112,15 @@ def run_script(main: Callable[[], int]) -> None:
         raise KeyboardInterrupt(number)
 
     signal.signal(signal.SIGTERM, terminate)
-    sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
+    start_clean()
     why = None
     try:
         status = main()
         sys.stdout.flush()
     except UsageError as error:
         status, why = 2, f"{os.path.basename(sys.argv[0])}: {error}"
+        if error.__cause__:
+            why += f"\n{whole(error.__cause__)}"
     except ModuleNotFoundError as error:
         status, why = 2, f"{error}; install what is missing: make setup, then .venv/bin/python ..."
     except KeyboardInterrupt as error:
@@ -163,6 +200,15 @@ def _truth(text: str) -> bool:
     return text.lower() in TRUE
 
 
+def _text(text: str) -> str:
+    """A value with its ~ expanded, where no shell does that: in folder:~/photos, in --out=~/x."""
+    kind, path = re.match(r"(\w+:)?(.*)", text, re.DOTALL).groups(default="")
+    return kind + os.path.expanduser(path)
+
+
+TYPES = {"bool": _truth, "int": int, "float": float, "str": _text}
+
+
 def _texts(value: Any) -> list[str]:
     """A value, or each of several, as a command line has it."""
     values = value if isinstance(value, (list, tuple)) else [value]
@@ -179,9 +225,9 @@ def _add_flags(parser: argparse.ArgumentParser, cls: type, several: bool) -> Non
             text += f" [{' '.join(_texts(f.default))}]"
         kind = TYPES[re.match(r"(tuple\[)?(\w+)", f.type)[2]]  # "int | None", "tuple[str, ...]"
         how: dict[str, Any] = {"type": kind, "metavar": f.name.upper()}
-        if several and kind is bool:  # a bare --pin-memory means true, as everywhere else
-            how |= {"nargs": "*", "type": _truth}
-        elif kind is bool:
+        if several and kind is _truth:  # a bare --pin-memory means true, as everywhere else
+            how["nargs"] = "*"
+        elif kind is _truth:
             how = {"action": argparse.BooleanOptionalAction}
         elif several or f.type.startswith("tuple"):
             how["nargs"] = "+"

@@ -5,7 +5,6 @@ run_id is a hash of kind and config, so that the same work has the same name and
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from common.base.cli import UsageError, first_line
+import portalocker
+
+from common.base.cli import UsageError, first_line, print_more
 from common.base.machine import describe_machine, git_state, timed_here, timed_on
 
 SCHEMA = 1
@@ -75,7 +76,8 @@ class Log:
         row |= {"time_utc": datetime.now(UTC).isoformat(timespec="seconds"), "git": git_state()}
         row |= {"status": "ok", "error": None, "config": config, "env": describe_machine(device)}
         row |= {"metrics": metrics}
-        assert parts.keys() <= row.keys(), parts  # else a misspelt one would be a part of its own
+        if unknown := parts.keys() - row.keys():  # else a misspelt one would be a part of its own
+            raise TypeError(f"a row has no {', '.join(unknown)}")
         row |= parts
         row["error"] = row["error"].splitlines()[0] if row["error"] else None
         append_line(self.path, dumps_strict(row))
@@ -90,9 +92,10 @@ class Log:
         rows: list[Row] = []
         try:
             yield rows
-        except UsageError:
+        except (UsageError, BrokenPipeError):  # the latter: nobody reads what is printed
             raise
         except Exception as error:
+            print_more(error)
             metrics = getattr(error, "metrics", {})
             for config in configs:
                 why = explain(error, config) if explain else first_line(error)
@@ -110,18 +113,22 @@ def dumps_strict(row: Row) -> str:
 
 def append_line(path: Path, line: str) -> None:
     """Append durably: locked, one write, then fsync; on a line of its own after one cut off."""
+    lock = path.with_name(f".{path.name}.lock")  # on Windows nobody can read what is locked
     try:
-        with open(path, "ab+", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with open(lock, "ab") as locked, open(path, "ab+", buffering=0) as file:
+            portalocker.lock(locked, portalocker.LOCK_EX)
             size = file.seek(0, os.SEEK_END)
-            torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+            file.seek(max(0, size - 1))
+            torn = file.read(1) not in (b"", b"\n")
             data = b"\n" * torn + line.encode() + b"\n"
             if file.write(data) != len(data):
                 file.truncate(size)
                 raise OSError(errno.ENOSPC, "no space left; free some and run again")
             os.fsync(file)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+    except (OSError, portalocker.LockException) as error:
+        raise UsageError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def write_atomically(target: Path, content: Content) -> None:
@@ -141,7 +148,7 @@ def write_together(files: Mapping[Path, Content]) -> None:
                 os.fsync(file)
         for target, part in parts.items():
             os.replace(part, target)
-        for folder in {target.parent for target in files}:
+        for folder in {target.parent for target in files} if os.name != "nt" else ():
             fd = os.open(folder, os.O_RDONLY)
             os.fsync(fd)
             os.close(fd)

@@ -10,15 +10,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 LIBRARIES = ("torch", "torchvision", "sklearn", "sklearnex", "onnxruntime")
 
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit of the code that runs, and whether tracked files differ from it; nulls without git."""
-    command = ["git", "-C", Path(__file__).parent, "status", "--porcelain=v2", "--branch", "-uno"]
+    """Commit of the code that runs, and whether tracked files differ from it; nulls without git,
+    and in a copy that lies in another repository."""
+    root = Path(__file__).parents[2]  # whose .git is named, and not looked for
+    command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
+    command += ["status", "--porcelain=v2", "--branch", "-uno"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    how = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "env": env}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, check=True, **how)
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
     facts = [line.split() for line in done.stdout.splitlines()]  # of the branch, and of each change
@@ -31,17 +38,18 @@ def git_state() -> dict[str, Any]:
 def describe_machine(device: str | None = None) -> dict[str, Any]:
     """The machine and library versions behind a row, with the load average at this moment."""
     cpu, cpu_model = _cpu()
+    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # macOS has none
     env: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu,
         "cpu_model": cpu_model,
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": psutil.virtual_memory().total,
         "cpu_count": os.cpu_count(),
-        "cpu_affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cpu_affinity": len(affinity()) if affinity else None,
         "cpu_quota": _read("/sys/fs/cgroup/cpu.max") or None,
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
-        "load_average": list(os.getloadavg()),
+        "load_average": list(psutil.getloadavg()),
     }
     used = [name for name in LIBRARIES if name in sys.modules]
     env |= {name: getattr(sys.modules[name], "__version__", "unknown") for name in used}
@@ -72,7 +80,7 @@ def timed_here(device: str | None) -> tuple[Any, ...] | None:
 
 def _read(file: str) -> str:
     with suppress(OSError):
-        return Path(file).read_text().strip()
+        return Path(file).read_text("utf-8").strip()
     return ""
 
 

@@ -1,22 +1,23 @@
 """Fetch and verify data sets: python -m common.data mnist fashion"""
 
-import argparse
+from __future__ import annotations
 
-from common.base.cli import check_name, run_script
+from common.base.cli import MISSING, Validated, option, parse_command_line, run_script
 from common.base.config import DATASETS, OWN
 from common.data.fetch import read_dataset
 
 
+class FetchOptions(Validated):
+    """What to fetch, and where to."""
+
+    names: tuple[str, ...] = option(MISSING, "data sets", [n for n in DATASETS if n not in OWN])
+    data_dir: str = option("data", "where they are kept")
+
+
 def main() -> int:
-    published = [name for name in DATASETS if name not in OWN]
-    parser = argparse.ArgumentParser(description="fetch and verify data sets")
-    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(published))
-    parser.add_argument("--data-dir", default="data", help="where they are kept [data]")
-    args = parser.parse_args()
-    for name in args.names:
-        check_name("NAME", name, published)
-    for name in args.names:
-        dataset = read_dataset(name, args.data_dir)
+    _, options = parse_command_line(None, __doc__, options_class=FetchOptions)
+    for name in options.names:
+        dataset = read_dataset(name, options.data_dir)
         print(f"{name}: {len(dataset.labels):,} images, {len(dataset.classes)} classes, verified")
     return 0
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,18 +98,30 @@ def _write_torchscript(network: nn.Module, file: Path, facts: Facts, images: Ima
         traced = torch.jit.trace(network, _example(facts), check_trace=False)
         extra = {"metadata.json": json.dumps(facts)}
         torch.jit.save(torch.jit.freeze(traced), file, _extra_files=extra)
+    remove_from_zip(file, ".debug_pkl")
 
 
 def _write_onnx(network: nn.Module, file: Path, facts: Facts, images: Images) -> None:
-    import onnx
-
     # Channels last, an average over all positions would become eleven operations.
     network.to(memory_format=torch.contiguous_format)
     how = {"input_names": ["pixels"], "output_names": ["logits"], "verbose": False}
     how |= {"dynamic_shapes": ({0: torch.export.Dim("batch")},), "external_data": False}
     program = torch.onnx.export(network, (_example(facts),), dynamo=True, **how)
-    program.model.metadata_props.update(_as_text(facts))
-    program.save(file, external_data=False)
+    save_onnx(program.model_proto, file, facts)
+
+
+def save_onnx(model: Any, file: Path, facts: Facts) -> None:
+    """Save a ModelProto that says these facts and, of where it was made, nothing: the exporter
+    notes at every node which line of which folder's file it comes from."""
+    import onnx
+
+    graph = model.graph
+    values = (*graph.input, *graph.value_info, *graph.output, *graph.initializer)
+    for part in (graph, *graph.node, *values):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    onnx.helper.set_model_props(model, _as_text(facts))
+    onnx.save(model, file)
     onnx.checker.check_model(file, full_check=True)
 
 
@@ -129,10 +142,7 @@ def _write_onnx_int8(network: nn.Module, file: Path, facts: Facts, images: Image
     how |= {"per_channel": True, "extra_options": {"CalibMovingAverage": True}}
     kept = _classifier(onnx.load(plain).graph)
     quantize_static(plain, file, reader, nodes_to_exclude=kept, **how)
-    model = onnx.load(file)
-    onnx.helper.set_model_props(model, _as_text(facts))
-    onnx.save(model, file)
-    onnx.checker.check_model(file, full_check=True)
+    save_onnx(onnx.load(file), file, facts)
 
 
 def _classifier(graph: Any) -> list[str]:
@@ -154,11 +164,24 @@ def _write_aotinductor(network: nn.Module, file: Path, facts: Facts, images: Ima
     # Not with inductor's freezing: in torch 2.14 a package made so answers wrongly. Without
     # dynamic_threads the count of threads here would be in it.
     settings = {"aot_inductor.metadata": _as_text(facts), "cpp.dynamic_threads": True}
+    if hasattr(torch._inductor.config.aot_inductor, "enable_line_tables"):
+        settings["aot_inductor.enable_line_tables"] = False  # folders, for debuggers
     how = {"package_path": str(file), "inductor_configs": settings}
     shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
     with torch.no_grad():
         program = torch.export.export(network, (_example(facts),), dynamic_shapes=shapes)
         torch._inductor.aoti_compile_and_package(program, **how)
+    remove_from_zip(file, ".cpp")  # the kernels' source, with the commands that compiled it
+
+
+def remove_from_zip(file: Path, suffix: str) -> None:
+    """Remove what only debuggers read and says where the file was made, and torch's hash of it."""
+    with zipfile.ZipFile(file) as old:
+        parts = [(part, old.read(part)) for part in old.infolist()]
+    with zipfile.ZipFile(file, "w") as new:
+        for part, content in parts:
+            if not part.filename.endswith((suffix, "serialization_id")):
+                new.writestr(part, content)
 
 
 def _example(facts: Facts) -> Tensor:  # two images: a dimension of 1 would be taken for a constant
