@@ -24,7 +24,7 @@ import numpy as np
 from tabulate import tabulate
 
 from common.base import cli
-from common.base.cli import UsageError, Validated, first_line, option
+from common.base.cli import UsageError, Validated, option
 from common.data.images import Unreadable, decoding, open_image, to_inputs
 
 NEEDED = {"classes": list, "image_size": int, "channels": int, "resized_as": str}
@@ -51,7 +51,10 @@ def load_model(path: Path) -> tuple[Network, dict[str, Any]]:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # it has a type for every way to fail
-        raise UsageError(f"{path} is no ONNX model: {first_line(error)}") from None
+        why = (
+            f"{path} is no ONNX model, or damaged, or needs another onnxruntime; {AGAIN} a new one"
+        )
+        raise UsageError(why) from error
     facts: dict[str, Any] = dict(session.get_modelmeta().custom_metadata_map)
     for name, kind in NEEDED.items():
         with suppress(KeyError, ValueError):

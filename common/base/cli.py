@@ -200,13 +200,8 @@ def _truth(text: str) -> bool:
     return text.lower() in TRUE
 
 
-def _text(text: str) -> str:
-    """A value with its ~ expanded, where no shell does that: in folder:~/photos, in --out=~/x."""
-    kind, path = re.match(r"(\w+:)?(.*)", text, re.DOTALL).groups(default="")
-    return kind + os.path.expanduser(path)
-
-
-TYPES = {"bool": _truth, "int": int, "float": float, "str": _text}
+# No shell expands the ~ of --out=~/x; the one in folder:~/photos, which names a run, stays.
+TYPES = {"bool": _truth, "int": int, "float": float, "str": os.path.expanduser}
 
 
 def _texts(value: Any) -> list[str]:

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from PIL import __version__ as pillow
 
-from common.base.cli import UsageError, first_line
+from common.base.cli import UsageError
 from common.base.log import write_atomically
 from common.data.images import Unreadable, decoding, open_image, to_pixels
 
@@ -63,7 +63,7 @@ def find_images(kind: str, path: str) -> Source:
     except UnicodeEncodeError:
         raise UsageError(f"--dataset {name}: the path is no UTF-8; rename it") from None
     except (Unreadable, RuntimeError) as error:  # the latter of ~nobody
-        raise UsageError(f"{name}: {error}") from None
+        raise UsageError(f"{name}: {error}") from error.__cause__
     except OSError as error:
         what = f"{error.strerror}: {error.filename}; is the path right?"
         raise UsageError(f"{name}: {what}") from None
@@ -191,7 +191,7 @@ def _find_npz(file: Path) -> Source:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             arrays = dict(stored)
     except Exception as error:  # damage is met with whatever numpy stumbles over
-        raise Unreadable(f"no .npz file of plain arrays: {first_line(error)}") from None
+        raise Unreadable("no .npz file of plain arrays; numpy.savez writes one") from error
     parts = [part for part in PARTS if f"{part}_images" in arrays]
     divided = not parts or {"train", "test"} <= set(parts)
     _require(divided, f"it has {', '.join(parts)}_images; train_ and test_ are needed")

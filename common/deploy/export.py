@@ -20,7 +20,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from common.base.cli import UsageError, first_line
+from common.base.cli import UsageError, first_line, print_more
 from common.base.config import is_own
 from common.base.log import Log, Row, locate, write_atomically
 from common.base.machine import git_state
@@ -234,6 +234,7 @@ def export_run(log: Log, row: Row, format: str, data_dir: str) -> Row:
     except UsageError:
         raise
     except Exception as error:  # exporters fail in many ways; none of them ends a grid
+        print_more(error)
         return log.append("export", config, metrics, status="failed", error=first_line(error))
     digest = hashlib.sha256(content).hexdigest()
     metrics |= {"file": f"exports/{file}", "size_bytes": len(content), "sha256": digest}

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 from unittest.mock import patch
 
-from common.base.cli import first_line
+from common.base.cli import first_line, print_more
 from common.train.device import prepare_process
 
 
@@ -65,4 +65,5 @@ def serve(pipe: Connection, threads: int, make: Callable[..., Any], arguments: t
     except EOFError:
         return
     except Exception as error:  # a damaged file costs its engine's rows, and no other's
+        print_more(error)
         pipe.send((None, first_line(error)))

@@ -12,7 +12,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from common.base.cli import UsageError, as_dict, expand_grid
+from common.base.cli import UsageError, as_dict, expand_grid, print_more
 from common.base.config import HwTrainConfig, TrainConfig
 from common.base.log import run_id
 from common.data.batches import Batches
@@ -161,6 +161,7 @@ class Variant(Side):
             with device.tf32(self.config.precision == "tf32"):
                 work()
         except Exception as error:  # out of memory, or no kernel for it: the others go on
+            print_more(error)
             self.error = explain_failure(error, as_dict(self.config))
             self.run = self.step = None
 

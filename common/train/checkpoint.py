@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from common.base.cli import UsageError, first_line
+from common.base.cli import UsageError
 from common.base.log import write_atomically
 
 
@@ -14,28 +14,29 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     try:
         write_atomically(path, lambda file: torch.save(content, file))
     except RuntimeError as error:  # torch's zip writer reports a full disk as this
-        raise UsageError(f"cannot write {path}: {first_line(error)}") from None
+        raise UsageError(f"cannot write {path}: free some space and run again") from error
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load what save_checkpoint saved. Raises: UsageError for what is no file of that kind."""
+    hint = "give one that train.py wrote, or torch.save(model.state_dict(), FILE)"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        why = None if isinstance(content, dict) else "it holds no dictionary"
-    except FileNotFoundError:
-        why = "it is not there; train.py writes checkpoints"
+    except OSError as error:
+        raise UsageError(f"cannot load {path}: {error.strerror or error}; {hint}") from None
     except Exception as error:  # the unpickler meets damage with whatever it stumbles over
-        why = first_line(error)
-    if why:
-        raise UsageError(f"cannot load {path}: {why}")
+        why = "it is damaged, or holds more than tensors and plain values"
+        raise UsageError(f"cannot load {path}: {why}; {hint}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"cannot load {path}: it holds no dictionary of tensors; {hint}")
     return content
 
 
 def load_weights(model: torch.nn.Module, path: str | Path) -> None:
-    """Load a state_dict, plain or in a checkpoint. Raises: UsageError naming what does not fit."""
+    """Load a state_dict, plain or in a checkpoint. Raises: UsageError where it does not fit."""
     content = load_checkpoint(path)
     try:
         model.load_state_dict(content.get("model", content))
     except (RuntimeError, TypeError, AttributeError) as error:
-        first = str(error).splitlines()[1:2] or [str(error)]
-        raise UsageError(f"{path} does not fit the network: {first[0].strip()[:200]}") from None
+        hint = "give weights of the same --model, for as many classes"
+        raise UsageError(f"{path} does not fit the network: {hint}") from error

@@ -298,8 +298,8 @@ def check_network(
     except Exception as error:  # each network fails in its own way
         raise UsageError(
             f"--model {model} cannot train at --image-size {image_size} on {images} images: "
-            f"{first_line(error)}; try another size (most take 64 and 224) or larger batches"
-        ) from None
+            "try another size (most take 64 and 224) or larger batches"
+        ) from error
     if opt == "muon" and not find_hidden(build_model(model, 10, image_size=image_size), image_size):
         raise UsageError(
             f"--opt muon: {model} has no convolution after its first whose scale a normalisation "

@@ -126,9 +126,10 @@ def share_out(
             status, errors = machines.run(command, number)
             if machines.stopped:
                 return False
-            *_, last = errors.strip().splitlines() or ["it left no row"]
             if status == 2:
-                raise UsageError(last.removeprefix(f"{script}.py: "))
+                line, _, more = errors.partition(f"{script}.py: ")[2].strip().partition("\n")
+                raise UsageError(line) from (ChildProcessError(more) if more else None)
+            *_, last = errors.strip().splitlines() or ["it left no row"]
             sys.stderr.write(errors)  # whole, and no progress bars in between
             # What is not to be done again may be finished by another process.
             rows = {} if options.force else log.finished(script)
@@ -202,8 +203,8 @@ class Cluster:
             self.client = dask.Client(address, timeout=WAIT_S, **({} if address else here))
             self.client.wait_for_workers(1, timeout=WAIT_S)
         except (OSError, ValueError) as error:  # ValueError: an address without a port
-            why = f"no dask worker answers within {WAIT_S} s ({first_line(error)})"
-            raise UsageError(f"--cluster {address}: {why}") from None
+            why = f"no dask worker answers within {WAIT_S} s; start some, or leave --cluster out"
+            raise UsageError(f"--cluster {address}: {why}") from error
 
     def run(self, command: Sequence[str], number: int) -> tuple[int, str]:
         """As Processes.run, without the epochs: dask begins a command again elsewhere when its
