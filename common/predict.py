@@ -51,9 +51,7 @@ def load_model(path: Path) -> tuple[Network, dict[str, Any]]:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # it has a type for every way to fail
-        why = (
-            f"{path} is no ONNX model, or damaged, or needs another onnxruntime; {AGAIN} a new one"
-        )
+        why = f"{path} is no ONNX model, or damaged; {AGAIN} a new one"
         raise UsageError(why) from error
     facts: dict[str, Any] = dict(session.get_modelmeta().custom_metadata_map)
     for name, kind in NEEDED.items():

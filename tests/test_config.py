@@ -120,6 +120,7 @@ def test_how_a_script_ends(raised, status, printed, monkeypatch, capsys):
         return 0
 
     monkeypatch.setattr(sys, "argv", ["some/script.py"])
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as it sets it itself
     with pytest.raises(SystemExit) as end:
         run_script(main)
     assert end.value.code == status
