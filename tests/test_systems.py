@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -153,3 +155,27 @@ def test_two_checkouts_export_the_same_bytes_with_no_folder_in_them(tmp_path):
     assert one == another
     folders = [str(folder).encode() for folder in (tmp_path, packages, ROOT)]
     assert not any(folder in content for content in one.values() for folder in folders)
+
+
+def test_a_library_is_quoted_whole_below_a_line_of_our_own(tmp_path):
+    """Of a file that only pickle could read, and of one that no engine can."""
+    (tmp_path / "odd.pt").write_bytes(pickle.dumps(Path))
+    (tmp_path / "odd.onnx").write_text("<html>")
+    weights = ["train.py", *FLAGS, "--weights", tmp_path / "odd.pt", "--results-dir", tmp_path]
+    jobs = [*weights, "--jobs", "2", "--opt", "sgd", "adam"]  # a worker's, too
+    odd = ["-m", "common.predict", tmp_path / "odd.onnx", "x.png"]
+    for command, line, quoted in (
+        (
+            weights,
+            r"train.py: cannot load \S+odd.pt: it is damaged, .*; give one",
+            "UnpicklingError",
+        ),
+        (jobs, r"train.py: cannot load \S+odd.pt: it is damaged, .*; give one", "UnpicklingError"),
+        (odd, r"predict.py: \S+odd.onnx is no ONNX model.*writes a new one", "InvalidProtobuf"),
+    ):
+        _, err = finish(start(*command), 2)
+        first, _, more = err.partition("\n")
+        assert re.match(line, first)
+        assert more.startswith(quoted)
+        assert "weights_only" not in first
+    assert not Log(tmp_path).read("train")

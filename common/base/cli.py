@@ -25,7 +25,6 @@ BOUNDS |= {"maximum": (operator.le, "at most")}
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 # What a notebook's kernel or somebody's shell leaves for its own programs.
 FOREIGN = ("MPLBACKEND", "PYTHONOPTIMIZE", "PYTHONWARNINGS")
-DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 
 
 class UsageError(ValueError):
@@ -38,7 +37,7 @@ class UsageError(ValueError):
 
 def whole(error: BaseException) -> str:
     """An error's type and all of its message."""
-    return f"{type(error).__name__}: {error}".strip().removesuffix(":")
+    return f"{type(error).__name__}: {error}".rstrip(": \n")
 
 
 def first_line(error: BaseException) -> str:
@@ -91,11 +90,8 @@ def start_clean() -> None:
     for name in FOREIGN:
         os.environ.pop(name, None)
     os.environ["PYTHONSAFEPATH"] = "1"  # else a random.py in the working directory is Python's
-    if sys.warnoptions:
-        sys.warnoptions.clear()  # which processes started here would get too
-        warnings.simplefilter("default")
-        for kind in DEVELOPERS:
-            warnings.simplefilter("ignore", kind)
+    sys.warnoptions.clear()  # which processes started here would get too
+    warnings.filters[:] = [rule for rule in warnings.filters if rule[0] != "error"]
     for name in ("stdin", "stdout", "stderr"):  # in this order: a file takes the first free number
         if getattr(sys, name) is None:
             stream = open(os.devnull, "r" if name == "stdin" else "w")  # noqa: SIM115

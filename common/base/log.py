@@ -126,9 +126,8 @@ def append_line(path: Path, line: str) -> None:
                 raise OSError(errno.ENOSPC, "no space left; free some and run again")
             os.fsync(file)
     except (OSError, portalocker.LockException) as error:
-        raise UsageError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot write {path}: {why}") from None
 
 
 def write_atomically(target: Path, content: Content) -> None:

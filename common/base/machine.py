@@ -23,13 +23,11 @@ def git_state() -> dict[str, Any]:
     command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
     command += ["status", "--porcelain=v2", "--branch", "-uno"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    how = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "env": env}
-    try:
-        done = subprocess.run(command, check=True, **how)
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
-    facts = [line.split() for line in done.stdout.splitlines()]  # of the branch, and of each change
-    commit = next(words[2] for words in facts if words[1] == "branch.oid")
+    facts: list[list[str]] = []  # of the branch, and of each change
+    with suppress(OSError):  # no git
+        done = subprocess.run(command, capture_output=True, env=env)
+        facts = [line.split() for line in done.stdout.decode(errors="replace").splitlines()]
+    commit = next((words[2] for words in facts if words[1] == "branch.oid"), "(initial)")
     if commit == "(initial)":  # nothing is committed yet
         return {"commit": None, "dirty": None}
     return {"commit": commit, "dirty": any(words[0] != "#" for words in facts)}
