@@ -130,10 +130,11 @@ def test_what_another_process_finished_is_done_and_bad_input_ends_all(tmp_path, 
     assert workers.share_out("train", jobs, log, TrainOptions(force=True), 1, print) == 1
     assert [row["status"] for row in rows("train")] == ["ok", "failed"]
     assert rows("train")[1]["error"] == "tried 3 times: it left no row"
-    bad = "train.py: cannot write results: no space left\n"  # that only a worker meets
+    bad = "a warning\ntrain.py: cannot write results: no space left\nOSError: a\nb\n"  # a worker's
     monkeypatch.setattr(workers.Processes, "run", lambda *_: (2, bad))
-    with pytest.raises(UsageError, match=r"^cannot write results: no space left$"):
+    with pytest.raises(UsageError, match=r"^cannot write results: no space left$") as end:
         workers.share_out("train", jobs, log, TrainOptions(), 1, print)
+    assert str(end.value.__cause__) == "OSError: a\nb"  # what a library said
 
 
 def test_jobs_that_last_share_the_cores_and_the_memory(monkeypatch):
