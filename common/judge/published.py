@@ -13,7 +13,7 @@ from common.judge.tables import Table, make_table
 
 STUDY_TEST_IMAGES = 14_000
 # Every figure of the study's tables; accuracies are fractions, times are milliseconds.
-FIGURES = json.loads(Path(__file__).with_name("published.json").read_text())
+FIGURES = json.loads(Path(__file__).with_name("published.json").read_text("utf-8"))
 
 
 def published(part: str, **where: object) -> list[Row]:

@@ -22,14 +22,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     hint = "give one that train.py wrote, or torch.save(model.state_dict(), FILE)"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(content, dict):
+            return content
+        why, cause = "it holds no dictionary of tensors", None
     except OSError as error:
-        raise UsageError(f"cannot load {path}: {error.strerror or error}; {hint}") from None
+        why, cause = error.strerror or str(error), None
     except Exception as error:  # the unpickler meets damage with whatever it stumbles over
-        why = "it is damaged, or holds more than tensors and plain values"
-        raise UsageError(f"cannot load {path}: {why}; {hint}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"cannot load {path}: it holds no dictionary of tensors; {hint}")
-    return content
+        why, cause = "it is damaged, or holds more than tensors and plain values", error
+    raise UsageError(f"cannot load {path}: {why}; {hint}") from cause
 
 
 def load_weights(model: torch.nn.Module, path: str | Path) -> None:
