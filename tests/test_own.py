@@ -282,7 +282,7 @@ REFUSED = [
     ({"train_labels": LABELS[:400] / 1}, "whole numbers or text"),
     ({"train_labels": None}, "lacks train_labels"),
     ({"test_images": None}, "train_ and test_ are needed"),
-    ({"train_labels": np.array([object()] * 400)}, "allow_pickle=False"),
+    ({"train_labels": np.array([object()] * 400)}, "no .npz file of plain arrays"),
 ]
 
 

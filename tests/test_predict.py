@@ -143,8 +143,12 @@ def test_no_torch_is_needed_and_no_model_is_bad_usage(trained, tmp_path):
     model = model_of(folder, rows["folder"])
     assert finish(start("-c", code, model, files["folder"][0]))[1] == ""
     (tmp_path / "page.onnx").write_text("<html>")
-    for file, message in (("page.onnx", "is no ONNX model"), ("gone.onnx", "no such file")):
-        assert message in refused(start("-m", "common.predict", tmp_path / file, "x.png"))[1]
+    for file, message, cause in (
+        ("page.onnx", "is no ONNX model", "InvalidProtobuf: "),
+        ("gone.onnx", "no such file", ""),
+    ):
+        process = start("-m", "common.predict", tmp_path / file, "x.png")
+        assert message in refused(process, cause)[1]
 
 
 def test_a_run_is_exported_again_by_how_its_name_starts_unless_its_images_have_changed(

@@ -171,7 +171,9 @@ def _write_aotinductor(network: nn.Module, file: Path, facts: Facts, images: Ima
     with torch.no_grad():
         program = torch.export.export(network, (_example(facts),), dynamic_shapes=shapes)
         torch._inductor.aoti_compile_and_package(program, **how)
-    remove_from_zip(file, ".cpp")  # the kernels' source, with the commands that compiled it
+    # The kernels' source, with the commands that compiled it. What is compiled still names the
+    # folder of torch's headers.
+    remove_from_zip(file, ".cpp")
 
 
 def remove_from_zip(file: Path, suffix: str) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: saved whole or not at all, loaded without executing anything."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load what save_checkpoint saved. Raises: UsageError for what is no file of that kind."""
     hint = "give one that train.py wrote, or torch.save(model.state_dict(), FILE)"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of what the error then says
+            content = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(content, dict):
             return content
         why, cause = "it holds no dictionary of tensors", None
