@@ -29,7 +29,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 from tabulate import tabulate
 
@@ -122,6 +121,8 @@ def infer_cells(config: Row, m: Row) -> Row:
 
 def digits(ms: float) -> str:
     """With three significant digits: an accelerator's phases are fractions of a millisecond."""
+    import numpy as np  # not for --help
+
     return np.format_float_positional(ms, 3, fractional=False, trim="-")
 
 
