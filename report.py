@@ -25,21 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it
 from common.base.cli import UsageError, Validated, option, parse_command_line, run_script
 from common.base.log import log_files, read_log, write_together
 
-WIDTH, MOST_LINES = 110, 4  # of the screen
-ANSWER = ("answer", "claims", "missing")  # the first screen
-TITLE = "Image classification bake-off: measured beside published"
-SECTIONS = (  # a question each, with the command that measures what is missing there
-    ("q1a", "Which network?", "make q1a"),
-    ("statistics", "What makes a network more accurate?", "make q1a"),
-    ("curves", "How does it learn?", "make q1a"),
-    ("errors", "What does it get wrong?", "make q1a"),
-    ("q1b", "How good are support vector machines?", "make q1b"),
-    ("q2", "How fast does it train?", "make q2"),
-    ("flops", "What does a network cost?", "make flops"),
-    ("infer", "How fast does it answer?", "make best bench"),
-    ("claims", "Is what the study says true?", "make all"),
-    ("log", "What is this report made from?", ""),
-)
+WIDTH = 110  # of the screen
 
 
 class ReportOptions(Validated):
@@ -56,7 +42,7 @@ class ReportOptions(Validated):
 def write_report(rows: list[dict], problems: list[str], out: Path, options: ReportOptions) -> None:
     """Write all but the PDF, or nothing where there is no room for all; print what it holds."""
     from common.judge.rows import latest_ok
-    from common.report.documents import csv_text, render
+    from common.report.documents import csv_text, gather, render
     from common.report.figures import build_figures, curves_of
     from common.report.page import render_page
     from common.report.tables import build_tables
@@ -65,56 +51,20 @@ def write_report(rows: list[dict], problems: list[str], out: Path, options: Repo
     tables, mistakes, problems = build_tables(rows, problems, folder, options.data_dir)
     runs = [*latest_ok(rows, "train"), *latest_ok(rows, "svm")]
     curves = curves_of(latest_ok(rows, "epoch"))
-    figures = build_figures(runs, curves, mistakes, tables)
-    said: dict[str, Sequence] = {name: [] for name in (*ANSWER, *(key for key, *_ in SECTIONS))}
-    known = {table.key: table.records for table in tables}
-    for record in known["findings"]:
-        said[record["section"]].append(record["finding"])
-    said["claims"] = known["claims"]
-    sections = []
-    for key, title, command in SECTIONS:
-        own = [table for table in tables if table.section == key]
-        whole = next(table for table in own if table.brief)
-        measured = any(t.records and not t.missing for t in own if not t.key.endswith("_published"))
-        missing = whole.missing or not measured
-        if missing:
-            said["missing"].append(f"{title} Not measured: {command}")
-        section = {"key": key, "title": title, "command": command, "missing": missing}
-        section |= {"tables": own, "whole": whole, "lead": None if missing else whole.brief}
-        section["figures"] = [figure for figure in figures if figure.section == key]
-        sections.append(section | {"reading": said[key] if key not in ANSWER else []})
+    facts = gather(tables, build_figures(runs, curves, mistakes, tables))
     content = b"".join(file.read_bytes() for file in log_files(folder) if file.exists())
-    facts = {"title": TITLE, "answer": said, "sections": sections, "n_rows": len(rows)}
-    facts["log_sha256"] = hashlib.sha256(content).hexdigest()[:12]
+    facts |= {"n_rows": len(rows), "log_sha256": hashlib.sha256(content).hexdigest()[:12]}
     facts["last"] = max(row["time_utc"] for row in rows)
     files = {out / "csv" / f"{table.key}.csv": csv_text(table).encode() for table in tables}
-    for figure in (section["figures"][0] for section in sections if section["figures"]):
+    for figure in (figure for section in facts["sections"] for figure in section["figures"]):
         for extension, drawn in figure.to_bytes("png", "pdf").items():
             files[out / "figures" / f"{figure.key}.{extension}"] = drawn
     for extension in ("md", "tex"):
         files[out / f"report.{extension}"] = render(extension, **facts).encode()
-    files[out / "report.html"] = render_page(curves, tables, facts).encode()
+    files[out / "report.html"] = render_page(curves, facts).encode()
     write_together(files)
-    print_summary(said, tables, problems)
-
-
-def print_summary(said: dict[str, Sequence], tables: list, problems: list[str]) -> None:
-    """Print the first screen of the report, in lines of a screen's width."""
-    lines, undecided = said["answer"][:4], {"inconclusive": [], "not measured": []}
-    for claim in said["claims"]:
-        if claim["verdict"] in undecided:
-            undecided[claim["verdict"]].append(f"({claim['claim']})")
-        else:
-            lines.append("{verdict}: ({claim}) {text}. {reason}".format(**claim))
-    lines += [
-        f"claims {name}: {', '.join(numbers)}" for name, numbers in undecided.items() if numbers
-    ]
-    lines += [f"missing: {line}" for line in said["missing"][:MOST_LINES]]
-    if (more := len(said["missing"]) - MOST_LINES) > 0:
-        lines.append(f"missing: {more} more, in the report")
-    if failed := next(table.records for table in tables if table.key == "failed"):
-        lines.append(f"failed or interrupted, with errors in the report: {len(failed)}")
-    print("\n".join(fill(line, WIDTH) for line in lines))
+    screen = render("txt", **facts).splitlines()
+    print("\n".join(fill(line, WIDTH) for line in screen))
     if problems:
         print(f"problems in the log: {len(problems)}, the first: {problems[0]}")
 

@@ -32,15 +32,15 @@ class Invented:
         self.rows, self.held = [], {}
         self.seconds = itertools.count()
 
-    def add(self, kind, config, metrics, *, name=None, status="ok"):
+    def add(self, kind, config, metrics, *, name=None, status="ok", error="it broke", **more):
         self.rows.append({
             "schema": 1, "kind": kind, "run_id": name or run_id(kind, config),
             "time_utc": f"2025-01-01T00:00:00.{next(self.seconds):06}+00:00",
             "git": {"commit": "0" * 40, "dirty": False}, "status": status,
-            "error": None if status == "ok" else "it broke", "config": config,
+            "error": None if status == "ok" else error, "config": config,
             "env": {"device": "a CPU", "cpu_count": 2, "load_average": [0.1, 0.1, 0.1]},
             "metrics": metrics,
-        })  # fmt: skip
+        } | more)  # fmt: skip
         return self.rows[-1]["run_id"]
 
     def tested(self, kind, config, right, metrics):

@@ -21,7 +21,8 @@ from common.report import drawing, figures
 def run_row(acc, ms, name, kind="train", **settings):
     config = as_dict((SvmConfig if kind == "svm" else TrainConfig)(**settings))
     metrics = {"val_acc": acc, "test_acc": acc, "n_test": 14_000, "train_ms": ms, "fit_ms": ms}
-    return {"run_id": name, "kind": kind, "status": "ok", "config": config, "metrics": metrics}
+    row = {"run_id": name, "kind": kind, "status": "ok", "config": config, "metrics": metrics}
+    return row | {"env": {"cpu": name[0]}}
 
 
 def drawn(figure):
@@ -31,6 +32,10 @@ def drawn(figure):
 
 def texts(axes):
     return [text.get_text() for text in axes.texts]
+
+
+def values(axes):
+    return [dot.get_xdata()[0] for dot in axes.lines[1:]]  # the first is the origin
 
 
 @pytest.fixture
@@ -65,7 +70,10 @@ def test_accuracy_against_cost_names_what_matters_beside_what_was_published(cost
     [pale] = [gid for gid, line in gids.items() if line.get_alpha() < 1]
     assert "5 epochs" in pale
     front = max((line.get_xydata() for line in axes.lines), key=len)
-    assert front[[0, -1]] == pytest.approx(np.array([[5, 5], [3600, 0.2]]))
+    # The official split's images are others: no part of the front, and hollow.
+    assert front[[0, -1]] == pytest.approx(np.array([[5, 5], [700, 0.3]]))
+    hollow = [gid for gid, line in gids.items() if line.get_markerfacecolor() == "white"]
+    assert ["official" in gid for gid in hollow] == [True]
     ticks = [tick.get_text() for tick in axes.get_xticklabels()]
     assert ticks == ["10 s", "1 min", "10 min", "1 h"]
 
@@ -73,7 +81,10 @@ def test_accuracy_against_cost_names_what_matters_beside_what_was_published(cost
 def test_names_neither_hide_each_other_nor_leave_the_axes(cost):
     [axes] = cost[0].axes
     cost[0].draw_without_rendering()
-    boxes, frame = [Text.get_window_extent(text) for text in axes.texts], axes.get_window_extent()
+    boxes, frame = (
+        [Text.get_window_extent(text) for text in axes.texts],
+        axes.get_window_extent().padded(1),
+    )
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     assert all(frame.contains(*corner) for box in boxes for corner in box.corners())
 
@@ -95,7 +106,7 @@ def test_main_effects_are_dots_with_intervals_hollow_of_few_seeds():
     [figure] = figures.build_figures([], [], [], [make_table("contrasts", records)])
     assert (figure.section, figure.key) == ("statistics", "effects")
     opt, best = drawn(figure).axes
-    assert [axes.get_title() for axes in (opt, best)] == [
+    assert [axes.get_title(loc="left") for axes in (opt, best)] == [
         "← Adam better   SGD better →", "← best SVM better   best ResNet better →",
     ]  # fmt: skip
     assert (texts(opt), texts(best)) == (["-0.50, 3 seeds", "-0.50, 2 seeds"], ["-0.50, 1 seed"])
@@ -153,7 +164,7 @@ def test_a_confusion_matrix_is_shaded_by_the_share_of_the_true_class():
 
 
 def test_of_several_batches_the_largest_is_drawn_and_a_baseline_once():
-    record = {"dataset": "mnist", "model": "resnet18", "threads": None, "test_acc": 0.5}
+    record = {"dataset": "mnist", "model": "resnet18", "test_acc": 0.5, "speedup_low": 0.5}
     sizes = [("single", 1, 1.0), ("offline", 16, 3.0), ("offline", 64, 1.0), ("offline", 64, 2.5)]
     names = ("scenario", "batch_size", "speedup")
     records = [record | dict(zip(names, size, strict=True)) for size in sizes]
@@ -161,8 +172,9 @@ def test_of_several_batches_the_largest_is_drawn_and_a_baseline_once():
     [figure] = figures.build_figures([], [], [], [make_table("infer", records)])
     single, offline = drawn(figure).axes
     assert offline.get_title(loc="left") == "offline, batch size 64"
-    assert [bar.get_width() for bar in single.patches] == [1.0]
-    assert [bar.get_width() for bar in offline.patches] == [1.0, 2.5]
+    assert values(single) == [1.0]
+    assert values(offline) == [1.0, 2.5]
+    assert offline.collections[1].get_segments()[0][:, 0].tolist() == [0.5, 2.5]  # its interval
     assert texts(offline) == ["1.00x, 50.00 %", "2.50x, 50.00 %"]
 
 
@@ -194,10 +206,11 @@ def test_a_logarithmic_axis_has_ticks_but_not_too_many(low, ratio):
     assert len(ticks) >= 3 or ratio < 2
 
 
-def test_speeds_of_one_label_are_bars_of_their_own():
+def test_speeds_of_one_label_are_dots_of_their_own_hollow_where_extrapolated():
     work = {"dataset": "fashion", "model": "resnet18", "opt": "sgd", "image_size": 224,
-            "batch_size": 16, "label": "cpu", "test_acc": None}  # fmt: skip
+            "batch_size": 16, "label": "cpu", "extrapolated": True}  # fmt: skip
     table = make_table("q2", [work | {"speedup": ratio} for ratio in (1.0, 3.1, None)])
     [figure] = figures.build_figures([], [], [], [table])
     [axes] = figure.draw().axes
-    assert [bar.get_width() for bar in axes.patches] == [1.0, 3.1]
+    assert values(axes) == [1.0, 3.1]
+    assert [dot.get_markerfacecolor() for dot in axes.lines[1:]] == ["white", "white"]

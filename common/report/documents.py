@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,12 @@ from tabulate import tabulate
 from common.base.cli import UsageError
 from common.base.log import write_atomically
 from common.judge import claims, compare, findings, mistakes, published
-from common.judge.rows import Row, latest_ok
+from common.judge.rows import Row, grouped, latest_ok
 from common.judge.tables import Table
 from common.report.columns import shown
 
 TEMPLATES = Path(__file__).parent / "templates"
+WORDS = tomllib.loads(Path(__file__).with_name("sections.toml").read_text("utf-8"))
 TEX_SPECIAL = str.maketrans({
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
     "#": r"\#", "_": r"\_\allowbreak{}", "^": r"\^{}", "~": r"\~{}", "<": r"\textless{}",
@@ -70,6 +72,32 @@ def markdown_table(table: Table) -> Markup:
     return Markup(tabulate(cells, heads, tablefmt="pipe", disable_numparse=True, colalign=sides))
 
 
+def gather(tables: Sequence[Table], figures: Sequence[Any]) -> dict[str, Any]:
+    """What every form of the report shows: known tables, what is said of each part, its sections;
+    of a section's figures the first of each data set, the others are folded away."""
+    known, said = (
+        {table.key: table for table in tables},
+        {"answer": [], "claims": [], "missing": []},
+    )
+    for record in known["findings"].records:
+        said.setdefault(record["section"], []).append(record["finding"])
+    facts = {"title": WORDS["title"], "known": known, "said": said, "sections": []}
+    facts["claims"] = known["claims"].records
+    for key, words in WORDS["sections"].items():
+        own = [table for table in tables if table.section == key]
+        whole = next(table for table in own if table.brief)
+        measured = any(t.records and not t.missing for t in own if not t.key.endswith("_published"))
+        section = words | {"key": key, "tables": own, "whole": whole, "reading": said.get(key, [])}
+        section["missing"] = whole.missing or not measured
+        if section["missing"]:
+            said["missing"].append(f"{words['title']} Not measured: {words['command']}")
+        drawn = [figure for figure in figures if figure.section == key]
+        shown = [same[0] for same in grouped(drawn, lambda figure: figure.dataset).values()]
+        section["folded"] = [figure for figure in drawn if figure not in shown]
+        facts["sections"].append(section | {"figures": shown})
+    return facts
+
+
 def readme_results(rows: Sequence[Row], folder: Path) -> str:
     """The README's table of results, and what was found in three sentences, in Markdown."""
     table = published.results_table(latest_ok(rows, "train"), latest_ok(rows, "svm"))
@@ -85,12 +113,12 @@ def readme_results(rows: Sequence[Row], folder: Path) -> str:
 
 
 def render(extension: str, **content: Any) -> str:
-    """The text of report.html, report.md or report.tex, in which every value is escaped."""
+    """The text of report.html, .md, .tex or .txt, in which every value is escaped."""
     settings = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     if extension == "html":
         settings["autoescape"] = True
     else:
-        escape = {"md": escape_markdown, "tex": escape_tex}[extension]
+        escape = {"md": escape_markdown, "tex": escape_tex, "txt": str}[extension]
         settings |= SYNTAX | {"keep_trailing_newline": True}
         settings["finalize"] = lambda value: value if isinstance(value, Markup) else escape(value)
     engine = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), **settings)

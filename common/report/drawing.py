@@ -4,20 +4,18 @@ On the page an artist whose gid is dot:text shows the text on hovering, and one 
 curve:run_id is a line that can be switched off. Colours are inverted there at night, photos not.
 """
 
-import itertools
+import statistics
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from adjustText import adjust_text
 from matplotlib import collections, colors, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
-from common.judge import rows as log
 from common.judge.rows import Row, display, number
-from common.judge.verdicts import SEEDS
 
 MARKERS = "os^Dv<>P"
 METRICS = ("epoch", "val_acc", "train_acc", "val_loss", "train_loss")
@@ -27,18 +25,10 @@ MOST_NUMBERED = 100  # classes of a confusion matrix
 MOST_PIXELS = 100  # a side of an image that a figure holds as it is
 MOST_NAMES = 9  # in a panel
 WIDTH = 7.4  # inches, in which text is as large in print as it is here
-# Labelled steps of each decade, the first that gives three.
-TICKS = ((1, 3), (1, 2, 5), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8))
-# Where a name may stand: so many typographic points above, below, right or left of its point.
-ACROSS, UP = (
-    ((0, "center"), (1, "left"), (-1, "right")),
-    ((0, "center"), (1, "bottom"), (-1, "top")),
-)
-PLACES = [
-    place for place in itertools.product((6, 18, 34, 60), ACROSS, UP) if place[1][0] or place[2][0]
-]
-LEADER = {"arrowstyle": "-", "lw": 0.5, "color": "#777777", "shrinkA": 0, "shrinkB": 3}
+LEADER = {"arrowstyle": "-", "lw": 0.5, "color": "#777777"}
 DURATIONS = {1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3600: "1 h", 36000: "10 h"}
+Dot = tuple[str, float, float, float, str, bool]  # label, value, low, high, text beside it, solid
+Name = tuple[float, float, str]  # x, y and the text beside them
 WORDS = tomllib.loads(Path(__file__).with_name("figures.toml").read_text("utf-8"))
 
 
@@ -63,11 +53,10 @@ def clip(text: str, length: int) -> str:
 
 def log_ticks(low: float, high: float) -> np.ndarray:
     """Round values from low to high for a logarithmic axis: few, but three where there are any."""
-    for steps in TICKS:
-        ticks = ticker.LogLocator(subs=steps, numticks=20).tick_values(low, high)
-        ticks = ticks[(ticks >= low) & (ticks <= high)]
-        if len(ticks) >= 3:
-            break
+    decades = ticker.LogLocator(subs=(1, 2, 5), numticks=20)
+    locator = decades if high > 10 * low else ticker.MaxNLocator(6, steps=(1, 2, 5, 10))
+    ticks = locator.tick_values(low, high)
+    ticks = ticks[(ticks >= low) & (ticks <= high)]
     return ticks[:: -(-len(ticks) // 6) or 1]
 
 
@@ -95,28 +84,17 @@ def panels_of(count: int, height: float, columns: int = 2) -> tuple[Figure, list
     return figure, [figure.add_subplot(lines, used, 1 + i) for i in range(count)]
 
 
-def label_points(named: Mapping[Axes, Iterable[tuple[float, float, str]]]) -> None:
-    """Write names beside points (x, y, name), each where it hides fewest names, points and bends of
-    lines. Last of all: where they fit shows once all is laid out."""
+def label_points(named: Mapping[Axes, Iterable[Name]]) -> None:
+    """Write names beside points (x, y, name), clear of each other and of what is drawn. Last of
+    all: where they fit shows once all is laid out."""
     next(iter(named)).figure.draw_without_rendering()
     for axes, names in named.items():
         places = [line.get_transform().transform(line.get_xydata()) for line in axes.lines]
-        dots = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in np.concatenate(places)]
-        taken: list[Bbox] = []
-        for x, y, name in names:
-            tries = []
-            for i, (reach, (right, ha), (up, va)) in enumerate(PLACES):
-                look = {"xytext": (reach * right, reach * up), "ha": ha, "va": va}
-                look |= {"textcoords": "offset points", "in_layout": False}
-                label = axes.annotate(name, (x, y), **look)
-                box = label.get_window_extent()
-                label.remove()
-                out = 2 - axes.bbox.count_contains([box.min, box.max])
-                hidden = box.count_overlaps(dots) + 20 * box.count_overlaps(taken) + 40 * out
-                tries.append((hidden + reach / 8, i, box, look))
-            *_, box, look = min(tries)
-            taken.append(box)
-            axes.annotate(name, (x, y), arrowprops=LEADER, **look)
+        points = axes.transData.inverted().transform(np.concatenate(places))
+        x, y = points[np.isfinite(points).all(axis=1)].T
+        texts = [axes.text(*name, ha="center", va="center", in_layout=False) for name in names]
+        apart = {"expand": (1.15, 2.2), "force_text": (0.1, 0.4), "iter_lim": 200}
+        adjust_text(texts, x, y, ax=axes, arrowprops=LEADER, **apart)
 
 
 def learning_curves(curves: Sequence[Row]) -> Figure:
@@ -209,98 +187,67 @@ def gallery(
 
 
 def accuracy_cost(panels: Mapping[str, Sequence[Row]]) -> Figure:
-    """Test accuracy against training time with the Pareto front and what was published, one panel
-    a data set. Named: what was chosen, and of each label the most accurate."""
+    """Test accuracy against training time, with what was published, one panel a data set."""
     families = list(dict.fromkeys(p["family"] for panel in panels.values() for p in panel))
     figure, grid = panels_of(len(panels), 3.7)
     named = {}
     for axes, (dataset, panel) in zip(grid, panels.items(), strict=True):
-        panel = sorted(panel, key=lambda p: (not p["chosen"], -p["test_acc"]))
-        best = {p["label"]: p for p in panel[::-1]}
-        shown = [p for p in panel if p["chosen"] or p is best[p["label"]]][:MOST_NAMES]
-        ends = [[p[f"test_acc{end}"] for end in ("_low", "", "_high")] for p in panel]
-        errors, seconds = errors_of(np.array(ends)), np.array([p["train_ms"] / 1e3 for p in panel])
-        known = dict(p["published"] for p in panel if "published" in p)
-        named[axes] = []
-        for p, x, (low, y, high) in zip(panel, seconds, errors, strict=True):
-            i = families.index(p["family"])
-            look = {"color": f"C{i}", "alpha": 1 if p in shown else 0.4}
-            axes.vlines(x, low, high, lw=0.8, **look)
-            look |= {"mec": "black", "ms": 8} if p["chosen"] else {}
-            marker = MARKERS[(i + i // 8) % 8]  # the pairs repeat after 64
-            axes.plot(x, y, marker, in_layout=False, gid=f"dot:{p['detail']}", **look)
-            named[axes] += [(x, y, p["label"])] if p in shown else []
-        front = pareto_front(seconds, errors[:, 1])
-        look = {"color": "#999999", "lw": 0.8, "zorder": 1}
-        axes.plot(seconds[front], errors[front, 1], drawstyle="steps-post", **look)
-        scale_log(axes, "x", seconds)
-        scale_log(axes, "y", np.append(errors, list(known.values())), errors=True)
+        named[axes] = draw_costs(axes, panel, families)
         axes.set(title=display(dataset), xlabel="Training time, s")
         low, high = axes.get_xlim()
         if len(marks := {s: text for s, text in DURATIONS.items() if low <= s <= high}) > 1:
             axes.set_xticks(list(marks), list(marks.values()))
             axes.set_xlabel("Training time")
-        for name, error in known.items():
-            axes.axhline(error, ls="--", **look)
-            named[axes].insert(0, ((low * high) ** 0.5, error, name))
     grid[0].set_ylabel("Test accuracy, %")
     label_points(named)
     return figure
 
 
-def main_effects(panels: Mapping[str, Sequence[Row]]) -> Figure:
-    """Differences with their intervals, one panel a factor and a line a data set."""
+def draw_costs(axes: Axes, panel: Sequence[Row], families: Sequence[str]) -> list[Name]:
+    """Points with their intervals, and the Pareto front of the split that most are of; those of
+    others are hollow. Named: what was chosen, and of each label the most accurate."""
+    panel = sorted(panel, key=lambda p: (not p["chosen"], -p["test_acc"]))
+    ends = [[p[f"test_acc{end}"] for end in ("", "_low", "_high")] for p in panel]
+    errors, seconds = errors_of(np.array(ends)), np.array([p["train_ms"] / 1e3 for p in panel])
+    best = {p["label"]: p for p in panel[::-1]}
+    shown = [p for p in panel if p["chosen"] or p is best[p["label"]]][:MOST_NAMES]
+    split = statistics.mode(p["split"] for p in panel)
+    known, names = dict(p["published"] for p in panel if "published" in p), []
+    for p, x, (y, low, high) in zip(panel, seconds, errors, strict=True):
+        i = families.index(p["family"])
+        look = {"color": f"C{i}", "alpha": 1 if p in shown else 0.4}
+        axes.vlines(x, low, high, lw=0.8, zorder=1, **look)
+        look |= {} if p["split"] == split else {"mfc": "white"}
+        look |= {"mec": "black", "ms": 8} if p["chosen"] else {}
+        marker = MARKERS[(i + i // 8) % 8]  # the pairs repeat after 64
+        axes.plot(x, y, marker, in_layout=False, gid=f"dot:{p['detail']}", **look)
+        names += [(x, y, p["label"])] if p in shown else []
+    look = {"color": "#999999", "lw": 0.8, "zorder": 1}
+    alike = [p["split"] == split for p in panel]
+    points = np.stack([seconds, errors[:, 0]])[:, alike]
+    axes.plot(*points[:, pareto_front(*points)], drawstyle="steps-post", **look)
+    scale_log(axes, "x", seconds)
+    scale_log(axes, "y", np.append(errors, list(known.values())), errors=True)
+    for name, error in known.items():
+        axes.axhline(error, ls="--", **look)
+        names.append((np.prod(axes.get_xlim()) ** 0.5, error, name))
+    return names
+
+
+def dots(panels: Mapping[str, Sequence[Dot]], words: Row, title: str = "") -> Figure:
+    """Values with their intervals, a line each, by panel; words: the axis, and where it starts."""
     figure, grid = panels_of(len(panels), 0.6 + 0.22 * max(map(len, panels.values())))
-    for axes, (contrast, records) in zip(grid, panels.items(), strict=True):
-        first, _, second = contrast.partition(" minus ")
-        points = 100 * np.array([[r[n] for n in ("low", "difference", "high")] for r in records])
-        axes.axvline(0, color="black", lw=0.8)
-        for place, ((low, value, high), r) in enumerate(zip(points, records, strict=True)):
-            inside = "C0" if r["seeds"] >= SEEDS else "white"
+    for axes, (name, own) in zip(grid, panels.items(), strict=True):
+        axes.axvline(words["origin"], color="black", lw=0.8)
+        for place, (_, value, low, high, text, solid) in enumerate(own):
             axes.hlines(place, low, high)
-            axes.plot(value, place, "o", color="C0", mfc=inside, ms=6)
-            words = f"{round(value, 2) + 0:+.2f}, {r['seeds']} seed{'s' if r['seeds'] > 1 else ''}"
-            axes.text(1.02, place, words, transform=axes.get_yaxis_transform(), va="center")
+            axes.plot(value, place, "o", color="C0", mfc="C0" if solid else "white", ms=6)
+            axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center")
         axes.margins(x=0.1)
-        axes.set_ylim(len(records) - 0.5, -0.5)
-        axes.set_yticks(range(len(records)), [clip(display(r["dataset"]), 16) for r in records])
+        axes.set_ylim(len(own) - 0.5, -0.5)
+        axes.set_yticks(range(len(own)), [clip(label, 32) for label, *_ in own])
         axes.grid(axis="y", visible=False)
-        axes.set_title(f"← {second} better   {first} better →", loc="center", fontsize=8)
-    figure.supxlabel("Difference in test accuracy, percentage points")
-    return figure
-
-
-def speedups(records: Sequence[Row], words: Row) -> Figure:
-    """Bars of speed-ups by panel and label, hollow where the epoch behind one was extrapolated."""
-
-    def name(record: Row, columns: Iterable[str]) -> str:
-        known = [(c, record[c]) for c in columns if record[c] is not None]
-        return ", ".join((log.spell if isinstance(v, str) else log.say)(c, v) for c, v in known)
-
-    def size(record: Row) -> list[float]:
-        return [record[c] or 0 for c in words["largest"]]
-
-    fixed = [c for c in words["panel"] if c not in words["largest"]]
-    alike = log.grouped(records, lambda record: name(record, fixed)).values()
-    kept = [r for same in alike for r in same if size(r) == max(map(size, same))]
-    varying = [c for c in words["panel"] if len({str(r[c]) for r in kept}) > 1]
-    panels = log.grouped(kept, lambda record: name(record, varying))
-    # What is compared with itself alone tells nothing.
-    panels = {k: [r for r in v if r is v[0] or r["speedup"] != 1] for k, v in panels.items()}
-    figure, grid = panels_of(len(panels), 0.8 + 0.2 * max(map(len, panels.values())))
-    for axes, (title, bars) in zip(grid, panels.items(), strict=True):
-        inside = ["none" if bar.get("extrapolated") else "C0" for bar in bars]
-        lengths = [bar["speedup"] for bar in bars]
-        drawn = axes.barh(range(len(bars)), lengths, 0.65, color=inside, edgecolor="C0")
-        accuracies = [f", {100 * a:.2f} %" if (a := bar["test_acc"]) else "" for bar in bars]
-        texts = [f"{bar['speedup']:.2f}x{a}" for bar, a in zip(bars, accuracies, strict=True)]
-        axes.bar_label(drawn, texts, padding=3)
-        axes.axvline(1, color="black", lw=0.8)
-        axes.set_title(clip(title, 50))
-        axes.set_yticks(range(len(bars)), [clip(name(bar, words["bar"]), 32) for bar in bars])
-        axes.set_xlim(0, 1.6 * max(record["speedup"] for record in kept))  # room for the texts
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-    figure.suptitle(name(kept[0], [c for c in words["panel"] if c not in varying]))
-    figure.supxlabel(f"Speed-up over {words['baseline']}, times")
+        axes.set_title(clip(name, 60), fontsize=8)
+    figure.suptitle(title)
+    figure.supxlabel(words["axis"])
     return figure

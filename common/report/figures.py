@@ -15,6 +15,7 @@ from common.judge.mistakes import Mistakes, confusion
 from common.judge.published import best_published
 from common.judge.rows import Row, number
 from common.judge.tables import Table
+from common.judge.verdicts import SEEDS
 from common.report import drawing
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
@@ -26,12 +27,13 @@ FEW = 10  # mistakes, which need no confusion matrix: the gallery has them all
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure of the report, undrawn."""
+    """A figure of the report, undrawn; `dataset` where others of its section are of others."""
 
     section: str
     key: str
     caption: str
     draw: Callable[[], Figure]
+    dataset: str = ""
 
     def to_bytes(self, *extensions: str) -> dict[str, bytes]:
         """Its files by extension, alike whatever the user's own settings, and without dates."""
@@ -57,17 +59,14 @@ def build_figures(
     drawn = [
         ("q1a", "accuracy_cost", drawing.accuracy_cost, cost_points(runs)),
         ("curves", "curves", drawing.mean_curves, chosen_curves(runs, curves)),
-        ("statistics", "effects", drawing.main_effects, effect_panels(tables)),
     ]
     for table in tables:
-        if words := drawing.WORDS["speedups"].get(table.key):
-            measured = [record for record in table.records if record["speedup"]]
-            draw = partial(drawing.speedups, words=words)
-            drawn.append((table.section, words["key"], draw, measured))
+        if words := drawing.WORDS["dots"].get(table.key):
+            panels, title = (speedup_panels if "bar" in words else effect_panels)(table, words)
+            draw = partial(drawing.dots, words=words, title=title)
+            drawn.append((table.section, words["key"], draw, panels))
     figures = [
-        ReportFigure(section, key, CAPTIONS[key], partial(draw, shown))
-        for section, key, draw, shown in drawn
-        if shown
+        ReportFigure(*key, CAPTIONS[key[1]], partial(draw, x)) for *key, draw, x in drawn if x
     ]
     errors = [mistake_figure(key, m) for key in ("worst", "confusion", "nobody") for m in mistakes]
     return figures + [figure for figure in errors if figure]
@@ -81,7 +80,8 @@ def mistake_figure(key: str, m: Mistakes) -> ReportFigure | None:
         draw = partial(drawing.gallery, records, m.images, m.files)
     else:
         return None
-    return ReportFigure("errors", f"{key}_{m.key}", f"{m.name}: {CAPTIONS[key]}", draw)
+    caption, dataset = f"{m.name}: {CAPTIONS[key]}", m.where.partition(", ")[0]
+    return ReportFigure("errors", f"{key}_{m.key}", caption, draw, dataset)
 
 
 def curves_of(epochs: Iterable[Row]) -> list[Row]:
@@ -115,11 +115,42 @@ def chosen_curves(runs: Sequence[Row], curves: Sequence[Row]) -> dict[str, dict[
     return chosen
 
 
-def effect_panels(tables: Iterable[Table]) -> dict[str, list[Row]]:
+def effect_panels(table: Table, words: Row) -> tuple[dict[str, list[drawing.Dot]], str]:
     """The measured main effects by their sides, "A minus B", each side at its best."""
-    records = [r for t in tables if t.key == "contrasts" for r in t.records]
-    tuned = [r for r in records if r["difference"] is not None and "averaged" not in r["contrast"]]
-    return log.grouped(tuned, lambda record: record["contrast"].partition(",")[0])
+    panels = {}
+    for r in table.records:
+        first, _, second = r["contrast"].partition(",")[0].partition(" minus ")
+        if r["difference"] is not None and "averaged" not in r["contrast"]:
+            value, low, high = (100 * r[name] for name in ("difference", "low", "high"))
+            text = f"{value:+z.2f}, {r['seeds']} seed{'s' if r['seeds'] > 1 else ''}"
+            dot = log.display(r["dataset"]), value, low, high, text, r["seeds"] >= SEEDS
+            panels.setdefault(f"← {second} better   {first} better →", []).append(dot)
+    return panels, ""
+
+
+def speedup_panels(table: Table, words: Row) -> tuple[dict[str, list[drawing.Dot]], str]:
+    """Speed-ups by what varies of the columns of a panel; and what does not vary, as a title."""
+
+    def name(record: Row, columns: Iterable[str]) -> str:
+        known = [(c, record[c]) for c in columns if record[c] is not None]
+        return ", ".join((log.spell if isinstance(v, str) else log.say)(c, v) for c, v in known)
+
+    def size(record: Row) -> list[float]:
+        return [record[c] or 0 for c in words["largest"]]
+
+    fixed = [c for c in words["panel"] if c not in words["largest"]]
+    measured = [record for record in table.records if record["speedup"]]
+    alike = log.grouped(measured, lambda record: name(record, fixed)).values()
+    kept = [r for same in alike for r in same if size(r) == max(map(size, same))]
+    varying = [c for c in words["panel"] if len({str(r[c]) for r in kept}) > 1]
+    panels = {}
+    for r in kept:
+        own, value = panels.setdefault(name(r, varying), []), r["speedup"]
+        low, high = r["speedup_low"] or value, r["speedup_high"] or value
+        text = f"{value:.2f}x" + (f", {100 * r['test_acc']:.2f} %" if r["test_acc"] else "")
+        if not own or value != 1:  # what is compared with itself alone tells nothing
+            own.append((name(r, words["bar"]), value, low, high, text, not r.get("extrapolated")))
+    return panels, name(kept[0], [c for c in words["panel"] if c not in varying]) if kept else ""
 
 
 def cost_points(runs: Sequence[Row]) -> dict[str, list[Row]]:
@@ -130,10 +161,12 @@ def cost_points(runs: Sequence[Row]) -> dict[str, list[Row]]:
         config = group.config
         family = "SVM" if group.kind == "svm" else log.say("model", config.get("model"))
         point = log.accuracy_record(group) | {"config": config, "detail": detail, "family": family}
-        hog = " on HOG" if config.get("features") == "hog" else ""
-        own = [family + hog] if group.kind == "svm" else log.in_words(config, ["model", "epochs"])
-        split = ", official split" if config.get("split") == "official" else ""
-        point["label"] = f"{', '.join(own)}{split}" if group.protocol else f"study's {family}"
+        own = log.in_words(config, ["model", "epochs"])
+        if group.kind == "svm":
+            own = ["SVM on HOG" if config.get("features") == "hog" else "SVM"]
+        point["split"] = log.split_name(config).rpartition(", ")[2]
+        own += [point["split"]] if config.get("split", "study") != "study" else []
+        point["label"] = ", ".join(own) if group.protocol else f"study's {family}"
         point |= {"train_ms": group.cost_ms(), "chosen": group.rows[0]["run_id"] in chosen}
         if figure := best_published(group):
             kind, acc = " SVM" if group.kind == "svm" else "", 100 * figure["test_acc"]

@@ -7,39 +7,33 @@ value is escaped by Jinja2; figures are those of the report, as SVG.
 import base64
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from common.judge import rows as log
 from common.judge.rows import Row, grouped
-from common.judge.tables import Table
 from common.judge.verdicts import VERDICTS
 from common.report import drawing
 from common.report.documents import TEMPLATES, render
-from common.report.figures import ReportFigure
+from common.report.figures import CAPTIONS, ReportFigure
 
 SCRIPTS = ("vendor/tablesort.min.js", "page.js")
 MOST_CURVES = 400  # of a panel: each has a box to tick
-ANCHORS = {"runs": "run_id", "claim_parts": "claim"}  # tables whose rows are linked to, by what
 ALIKE = ("dataset", "model", "opt", "lr", "epochs", "note")  # in rows of one configuration
 
 
 def build_panels(curves: Sequence[Row]) -> list[Row]:
-    """The learning curves of each data set and split."""
+    """The learning curves of each data set and split, with their labels."""
     panels = []
     for name, own in grouped(curves, lambda curve: log.split_name(curve["config"])).items():
         kept = own[:MOST_CURVES]
-        caption = f"{name}: accuracy and loss by epoch, one line a run; "
-        caption += "the values are in the table of every run"
-        draw = partial(drawing.learning_curves, kept)
+        draw, caption = partial(drawing.learning_curves, kept), CAPTIONS["panel"].format(name)
         figure = ReportFigure("curves", f"panel_{len(panels)}", caption, draw)
         labels = short_labels([curve["config"] for curve in kept])
-        panel = {"name": name, "curves": kept, "labels": labels, "figure": figure}
+        panel = {"name": name, "curves": list(zip(kept, labels, strict=True)), "figure": figure}
         panels.append(panel | {"left_out": len(own) - len(kept)})
     return panels
 
@@ -77,58 +71,31 @@ def inline_svg(figure: ReportFigure) -> Markup:
     return Markup(head).format(kind, figure.caption) + Markup(drawing)
 
 
-def interval_marks(table: Table) -> list[list[float] | None]:
-    """Low, accuracy and high of each row between 0 and 100, on one log scale of the error."""
-    names = ("test_acc_low", "test_acc", "test_acc_high")
-    ends = np.array([[r.get(name) for name in names] for r in table.records], float)
-    known = ~np.isnan(ends).any(axis=1) if ends.size else np.zeros(0)
-    if known.sum() < 2:
-        return []
-    places = -np.log(drawing.errors_of(ends))
-    low, high = places[known].min(), places[known].max()
-    places = np.round(100 * (places - low) / ((high - low) or 1), 1).tolist()
-    return [place if there else None for place, there in zip(places, known, strict=True)]
-
-
-def row_anchors(table: Table) -> list[str | None]:
-    """The identity of each row of the page's table; of several that would share it the first's."""
-    names = [record.get(ANCHORS.get(table.key)) for record in table.records]
-    return [
-        f"{table.key}-{name}" if name is not None and names.index(name) == i else None
-        for i, name in enumerate(names)
-    ]
-
-
 def fold(section: Row) -> dict[str, list[tuple[str, Any]]]:
     """What is folded of a section, by the head of its name: (name, figure or table)."""
-    items = [(figure.caption, figure) for figure in section["figures"][1:]]
+    items = [(figure.caption, figure) for figure in section["folded"]]
     items += [(table.title, table) for table in section["tables"] if table.records]
     return grouped(items, lambda item: item[0].partition(": ")[0])
 
 
-def render_page(curves: Sequence[Row], tables: Sequence[Table], facts: Row) -> str:
+def render_page(curves: Sequence[Row], facts: Row) -> str:
     """The text of report.html; `facts` are those of the other forms of the report."""
     script = Markup("\n".join((TEMPLATES / name).read_text("utf-8").strip() for name in SCRIPTS))
-    known = {table.key: table for table in tables}
-    runs, answers = known["runs"].records, [dict(record) for record in known["answers"].records]
-    for answer in answers:
+    answers, runs = [], facts["known"]["runs"].records
+    for answer in facts["known"]["answers"].records:
         chosen = next(run for run in runs if run["run_id"] == answer["run_id"])
         same = [run for run in runs if all(run[k] == chosen[k] for k in ALIKE)]
-        answer["runs"] = sorted(same, key=lambda run: str(run["seed"]))
+        answers.append(answer | {"runs": sorted(same, key=lambda run: str(run["seed"]))})
     return render(
         "html",
         **facts,
         answers=answers,
-        counts=Counter(record["verdict"] for record in known["claims"].records),
-        linked=row_anchors(known["claim_parts"]),
         curves=build_panels(curves),
         script=script,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=Markup((TEMPLATES / "page.css").read_text("utf-8")),
         shown_curves=drawing.MOST_CURVES,
         verdicts=VERDICTS,
-        interval_marks=interval_marks,
-        row_anchors=row_anchors,
         svg=inline_svg,
         fold=fold,
     )

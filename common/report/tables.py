@@ -15,9 +15,7 @@ from common.judge.rows import Group, Row, get, join_notes, number, slug
 from common.judge.tables import WORDS, Table, fields, make_table
 from common.judge.times import COMMAND, representative, sides
 
-NO_LOGITS = "Confidence not stored: the predictions file of this run holds labels alone."
-ONE_VOTER = "Only one model's predictions on this split are stored."
-SHOWN_PROBLEMS = 200
+MOST_PROBLEMS = 200
 
 
 def build_tables(
@@ -38,7 +36,7 @@ def build_tables(
         runs_table(rows),
         datasets_table(runs, predictions),
         *(q1a_table(dataset, train) for dataset in log.datasets_of(train)),
-        *epochs_tables(train, done["epoch"]),
+        *(epochs_table(group, done["epoch"]) for group in log.pick_best(train)),
         q1b_table(svm),
         speed_table("q2", timed, log.devices_note(timed)),
         speed_table("q2_phases", timed),
@@ -65,19 +63,17 @@ def log_tables(rows: Sequence[Row], done: Mapping, problems: Sequence[str]) -> l
     commits = []
     states = log.grouped(rows, lambda row: (get(row, "git", "commit"), get(row, "git", "dirty")))
     for (commit, dirty), same in states.items():
-        times = [row["time_utc"] for row in same]
-        record = {"commit": str(commit or "unknown")[:12], "rows": len(same)}
-        record |= {"dirty": "unknown" if dirty is None else dirty}
-        commits.append(record | {"first": min(times), "last": max(times)})
+        times = sorted(row["time_utc"] for row in same)
+        record = {"commit": str(commit or "unknown")[:12], "first": times[0], "last": times[-1]}
+        commits.append(record | {"dirty": "unknown" if dirty is None else dirty, "rows": len(same)})
     skipped = [p.split(": skipped, ")[1] for p in problems if ": skipped, " in p]
     reasons = Counter(reason.split(": line ")[0] for reason in skipped).most_common()
-    shown, more = problems[:SHOWN_PROBLEMS], len(problems) - SHOWN_PROBLEMS
-    not_shown = f"Not shown: {more} more." if more > 0 else ""
+    listed = [{"problem": problem} for problem in problems[:MOST_PROBLEMS]]
     return [
         make_table("log", kinds),
         make_table("commits", commits),
         make_table("skipped", [{"problem": reason, "rows": n} for reason, n in reasons]),
-        make_table("problems", [{"problem": problem} for problem in shown], not_shown),
+        make_table("problems", listed, count=len(problems), most=MOST_PROBLEMS),
     ]
 
 
@@ -89,14 +85,17 @@ def datasets_table(runs: Sequence[Row], predictions: Mapping[str, Predictions]) 
     for row in runs:
         counts = [get(row, "metrics", "class_counts", part) for part in ("train", "val", "test")]
         if all(counts):
-            images = dict(zip(("n_train", "n_val", "n_test"), map(sum, counts), strict=True))
-            record = fields(row, "datasets") | images
+            n_train, n_val, n_test = map(sum, counts)
+            record = fields(row, "datasets") | {
+                "n_train": n_train,
+                "n_val": n_val,
+                "n_test": n_test,
+            }
             names = classes.get(record["dataset"], range(len(counts[0])))
             ranked = sorted(zip(counts[0], names, strict=False), key=lambda item: -item[0])
-            record["classes"] = len(ranked)
-            for name, (n, label) in {"largest": ranked[0], "smallest": ranked[-1]}.items():
-                record[name] = f"{label} ({n:,})"
-            records[record["dataset"], record["split"], *images.values()] = record
+            largest, smallest = (f"{name} ({n:,})" for n, name in (ranked[0], ranked[-1]))
+            record |= {"classes": len(ranked), "largest": largest, "smallest": smallest}
+            records[record["dataset"], record["split"], n_train, n_val, n_test] = record
     return make_table("datasets", records.values())
 
 
@@ -108,8 +107,7 @@ def runs_table(rows: Iterable[Row]) -> Table:
         row = ([row for row in tries if row["status"] == "ok"] or tries)[-1]
         group = Group(row["config"], (row,))
         record = fields(row, "runs") | group.config | {"train_ms": group.cost_ms()}
-        if row["status"] == "ok":
-            record |= log.accuracy_record(group)
+        record |= log.accuracy_record(group) if row["status"] == "ok" else {}
         if group.kind == "svm":
             record["model"] = f"SVM, {group.config.get('kernel')}"
         records.append(record | {"note": join_notes(row["error"], group.protocol)})
@@ -146,33 +144,25 @@ def environment_table(rows: Sequence[Row]) -> Table:
 def q1a_table(dataset: str, train: Sequence[Row]) -> Table:
     rows = [row for row in train if get(row, "config", "dataset") == dataset]
     records = side_by_side("q1a", rows, dataset=dataset)
-    measured = [record for record in records if "group" in record]
-    for record in measured:
-        group = record["group"]
-        record["train_ms"] = group.mean("train_ms")
-        record["runs"] = ", ".join(row["run_id"] for row in group.rows)
-        for name in ("shared_with", "precision"):
-            values = dict.fromkeys(get(row, "metrics", name) for row in group.rows)
-            record[name] = ", ".join(filter(None, values)) or None
-    waiting = ""
-    if missing := len(records) - len(measured):
-        waiting = "A published figure stands only beside a run that kept to the study's protocol. "
-        waiting += f"Published configurations that are not measured: {missing}; make q1a does."
+    for record in records:
+        if group := record.get("group"):
+            record["train_ms"] = group.mean("train_ms")
+            record["runs"] = ", ".join(row["run_id"] for row in group.rows)
+            for name in ("shared_with", "precision"):
+                values = dict.fromkeys(get(row, "metrics", name) for row in group.rows)
+                record[name] = ", ".join(filter(None, values)) or None
     title = f"{log.display(dataset)}: {WORDS['q1a']['title']}"
-    notes, key = (waiting, log.devices_note(rows)), f"q1a_{slug(dataset)}"
-    return make_table("q1a", records, *notes, key=key, title=title, missing=not rows)
+    names = {"key": f"q1a_{slug(dataset)}", "title": title}
+    return make_table("q1a", records, log.devices_note(rows), missing=not rows, **names)
 
 
-def epochs_tables(train: Sequence[Row], epochs: Sequence[Row]) -> list[Table]:
-    """The epochs of what was chosen."""
-    tables = []
-    for group in log.pick_best(train):
-        run, dataset = group.first(), str(group.config.get("dataset"))
-        curve = [epoch["metrics"] for epoch in log.trajectory(run, epochs)]
-        key = f"epochs_{slug(dataset)}_{slug(run['run_id'])}"
-        title = f"{log.split_name(group.config)}: {WORDS['epochs']['title']} {run['run_id']}"
-        tables.append(make_table("epochs", curve, key=key, title=title))
-    return tables
+def epochs_table(group: Group, epochs: Sequence[Row]) -> Table:
+    """The epochs of one run of what was chosen."""
+    run, title = group.first(), f"{log.split_name(group.config)}, run "
+    curve = [epoch["metrics"] for epoch in log.trajectory(run, epochs)]
+    key = f"epochs_{slug(str(group.config.get('dataset')))}_{slug(run['run_id'])}"
+    title += f"{run['run_id']}: {WORDS['epochs']['title']}"
+    return make_table("epochs", curve, key=key, title=title)
 
 
 def q1b_table(svm: Sequence[Row]) -> Table:
@@ -182,10 +172,8 @@ def q1b_table(svm: Sequence[Row]) -> Table:
             record |= {name: group.mean(name) for name in ("fit_ms", "predict_ms", "n_support")}
             record["engine"] = group.config.get("engine")
             ended = [get(row, "metrics", "converged") for row in group.rows]
-            if len(set(ended)) == 1:
-                record["converged"] = ended[0]
-            elif None not in ended:
-                record["converged"] = f"{ended.count(True)} of {len(ended)}"
+            some = f"{ended.count(True)} of {len(ended)}"
+            record["converged"] = ended[0] if len(set(ended)) == 1 else some
             if False in ended:
                 stopped = f"stopped by max_iter {group.config.get('max_iter')}"
                 record["note"] = join_notes(record["note"], stopped)
@@ -200,35 +188,30 @@ def mistake_tables(mistakes: Sequence[Mistakes]) -> list[Table]:
     """What the chosen networks get wrong: of all of them, then each in detail."""
     summary, details = [], []
     for m in mistakes:
-        record = {"where": m.where, "run_id": m.run_id, "images": len(m.right)}
-        record |= {"mistakes": int((~m.right).sum()), "accuracy": m.right.mean()}
-        no_logits, voters, others = "" if m.bins else NO_LOGITS, ONE_VOTER, ""
         classes = judge.class_records(m.predictions)
         worst = min(classes, key=lambda c: c["recall"] if c["recall"] is not None else 1.0)
+        record = {"where": m.where, "run_id": m.run_id, "images": len(m.right)}
+        record |= {"mistakes": int((~m.right).sum()), "accuracy": m.right.mean()}
         record["weakest"] = f"{worst['class']}: taken for {worst['confused_with']}"
         if m.bins:
             record |= {"confidence": m.confidence.mean(), "ece": judge.calibration_error(m.bins)}
         if m.voters > 1:
             record["nobody"] = len(m.nobody)
-            voters = f"{len(m.nobody)} of {len(m.right)} test images are missed by all {m.voters} "
-            voters += "runs whose predictions on this split are stored."
-        if len(m.nobody) > GALLERY:
-            others = f"The {len(m.nobody) - GALLERY} others are not listed."
         summary.append(record)
         content = {
             "classes": (classes,),
             "class_pairs": (judge.confused_pairs(m.predictions),),
-            "reliability": (m.bins, no_logits),
-            "worst": (m.worst, no_logits, m.no_images),
-            "nobody": (m.nobody[:GALLERY], voters, others),
+            "reliability": (m.bins,),
+            "worst": (m.worst, m.no_images),
+            "nobody": (m.nobody[:GALLERY],),
         }
-        for name, records_and_notes in content.items():
-            key = f"{name.removeprefix('class_')}_{m.key}"
-            title = f"{m.name}: {WORDS[name]['title']}"
-            details.append(make_table(name, *records_and_notes, key=key, title=title))
-    unknown = [f"{m.name}: {NO_LOGITS}" for m in mistakes if not m.bins]
+        values = {"nobody": len(m.nobody), "voters": m.voters, "gallery": GALLERY}
+        for name, shown in content.items():
+            words = {"key": f"{name.removeprefix('class_')}_{m.key}", "images": len(m.right)}
+            words["title"] = f"{m.name}: {WORDS[name]['title']}"
+            details.append(make_table(name, *shown, **words, **values))
     named = {"bins": judge.BINS, "missing": not mistakes}
-    return [make_table("calibration", summary, *unknown, **named), *details]
+    return [make_table("calibration", summary, **named), *details]
 
 
 def speed_table(name: str, rows: Sequence[Row], devices: str = "") -> Table:
@@ -270,10 +253,9 @@ def flops_table(rows: Sequence[Row]) -> Table:
         record = fields(row, "flops")
         shape = record["model"], record["image_size"]
         if shape in figures and get(row, "config", "classes") == 10:
-            waiting.pop(shape, None)
-            record["published_macs"] = figures[shape]
-            if record["macs"] is not None:
-                record["macs_difference"] = record["macs"] - figures[shape]
+            macs = waiting.pop(shape, figures[shape])
+            difference = record["macs"] - macs if record["macs"] is not None else None
+            record |= {"published_macs": macs, "macs_difference": difference}
         records.append(record)
     note = unmeasured_note("make flops")
     for (model, size), macs in waiting.items():
