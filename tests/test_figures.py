@@ -106,8 +106,8 @@ def test_main_effects_are_dots_with_intervals_hollow_of_few_seeds():
     [figure] = figures.build_figures([], [], [], [make_table("contrasts", records)])
     assert (figure.section, figure.key) == ("statistics", "effects")
     opt, best = drawn(figure).axes
-    assert [axes.get_title(loc="left") for axes in (opt, best)] == [
-        "← Adam better   SGD better →", "← best SVM better   best ResNet better →",
+    assert [axes.get_title() for axes in (opt, best)] == [
+        "← Adam better | SGD better →", "← best SVM better | best ResNet better →",
     ]  # fmt: skip
     assert (texts(opt), texts(best)) == (["-0.50, 3 seeds", "-0.50, 2 seeds"], ["-0.50, 1 seed"])
     zero, *dots = opt.lines
@@ -171,7 +171,7 @@ def test_of_several_batches_the_largest_is_drawn_and_a_baseline_once():
     records = [r | {"engine": f"e{i}"} for i, r in enumerate([*records, records[2]])]
     [figure] = figures.build_figures([], [], [], [make_table("infer", records)])
     single, offline = drawn(figure).axes
-    assert offline.get_title(loc="left") == "offline, batch size 64"
+    assert offline.get_title() == "offline, batch size 64"
     assert values(single) == [1.0]
     assert values(offline) == [1.0, 2.5]
     assert offline.collections[1].get_segments()[0][:, 0].tolist() == [0.5, 2.5]  # its interval

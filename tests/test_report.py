@@ -277,11 +277,15 @@ def test_each_part_of_the_protocol_counts_and_is_said_in_words(log, name, value,
     assert waiting == [WAITING.format("q1a")] * 10
 
 
-@pytest.mark.parametrize("same", [{"seed": 3}, {"data_on": "host"}, {"compile": True}], ids=str)
-def test_what_the_study_left_open_does_not(log, same):
-    log.train(0.99, dataset="mnist", **same)
-    row = only(log.tables()["q1a_mnist"], test_acc="0.99")
-    assert row["published_test_acc"] == "0.9933"
+def test_what_the_study_left_open_does_not(log):
+    for accuracy, same in (
+        (0.97, {"seed": 3}),
+        (0.98, {"data_on": "host"}),
+        (0.99, {"compile": True}),
+    ):
+        log.train(accuracy, dataset="mnist", **same)
+    rows = [row for row in log.tables()["q1a_mnist"] if row["test_acc"]]
+    assert [row["published_test_acc"] for row in rows] == ["0.9933"] * len(rows)
 
 
 def test_published_rows_without_a_run_say_what_measures_them(whole):
@@ -461,6 +465,7 @@ def test_the_readme_s_table_is_printed_and_nothing_written_or_drawn(log):
     with pytest.raises(UsageError, match="--readme: the log holds no accuracy yet"):
         report.main(flags)
     log.train(0.9212, dataset="fashion", opt="adam")
+    before = set(log.folder.iterdir())
     code = f"import report, sys; report.main({flags}); assert 'matplotlib' not in sys.modules"
     printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
     heads, _, line, *notes = printed.splitlines()
@@ -470,7 +475,7 @@ def test_the_readme_s_table_is_printed_and_nothing_written_or_drawn(log):
     assert cells["Study's best"] == "91.54 %"
     assert "92.12 % of FashionMNIST's test images right" in notes[1]
     assert notes[-1].startswith("Of the study's 11 claims 11 are not measured.")
-    assert [file.name for file in log.folder.iterdir()] == ["log.jsonl"]
+    assert set(log.folder.iterdir()) == before
 
 
 def test_markup_in_the_log_is_text_in_markdown(whole):
@@ -492,18 +497,6 @@ def test_latex_special_characters_are_escaped(whole):
     assert set(packages) <= {"booktabs", "graphicx", "geometry", "longtable", "hyperref"}
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no TeX here")
-def test_latex_compiles(whole, tmp_path):
-    shutil.copytree(whole.folder, tmp_path / "tex")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
-    for _ in range(2):
-        done = subprocess.run(command, cwd=tmp_path / "tex", capture_output=True, timeout=120)
-        assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
-    warned = (tmp_path / "tex" / "report.log").read_text(errors="replace")
-    assert "Overfull" not in warned
-    assert "Missing character" not in warned
-
-
 @pytest.mark.skipif(
     not any(map(shutil.which, documents.TEX)),
     reason="no TeX here: apt-get install texlive-latex-base",
@@ -515,6 +508,13 @@ def test_the_pdf_is_compiled_aside_and_twice_the_same(whole, tmp_path):
     for _ in range(2):
         assert documents.write_pdf(out).startswith("report.pdf: by ")
         written.append((out / "report.pdf").read_bytes())
+    if shutil.which("pdflatex"):
+        flags = ["-interaction=nonstopmode", f"-output-directory={tmp_path}"]
+        subprocess.run(["pdflatex", *flags, "report.tex"], cwd=out, capture_output=True, check=True)
+        warned = (tmp_path / "report.log").read_text(errors="replace")
+        assert not {"Overfull", "Missing character"} & set(
+            re.findall("Overfull|Missing character", warned)
+        )
     assert written[0] == written[1]
     assert written[0].startswith(b"%PDF")
     assert Written(out).files().keys() == whole.files().keys() | {"report.pdf"}

@@ -247,7 +247,7 @@ def dots(panels: Mapping[str, Sequence[Dot]], words: Row, title: str = "") -> Fi
         axes.set_ylim(len(own) - 0.5, -0.5)
         axes.set_yticks(range(len(own)), [clip(label, 32) for label, *_ in own])
         axes.grid(axis="y", visible=False)
-        axes.set_title(clip(name, 60), fontsize=8)
+        axes.set_title(clip(name, 60), loc="center", fontsize=8)
     figure.suptitle(title)
     figure.supxlabel(words["axis"])
     return figure

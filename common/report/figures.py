@@ -124,7 +124,7 @@ def effect_panels(table: Table, words: Row) -> tuple[dict[str, list[drawing.Dot]
             value, low, high = (100 * r[name] for name in ("difference", "low", "high"))
             text = f"{value:+z.2f}, {r['seeds']} seed{'s' if r['seeds'] > 1 else ''}"
             dot = log.display(r["dataset"]), value, low, high, text, r["seeds"] >= SEEDS
-            panels.setdefault(f"← {second} better   {first} better →", []).append(dot)
+            panels.setdefault(f"← {second} better | {first} better →", []).append(dot)
     return panels, ""
 
 

@@ -30,7 +30,6 @@ def build_tables(
     predictions = {name: arrays for name, (arrays, _) in loaded.items() if arrays}
     problems = [*problems, *(loaded[name][1] for name in sorted(chosen - predictions.keys()))]
     mistakes = judge.find_mistakes(runs, predictions, data_dir)
-    exports = [fields(row, "export") for row in done["export"]]
     tables = [
         *log_tables(rows, done, problems),
         runs_table(rows),
@@ -43,7 +42,7 @@ def build_tables(
         q2_published_table(timed),
         flops_table(done["flops"]),
         speed_table("infer", done["hw_infer"], log.devices_note(done["hw_infer"])),
-        make_table("export", exports, missing=not exports),
+        speed_table("export", done["export"]),
         failed_table(rows),
         environment_table(rows),
         *mistake_tables(mistakes),
@@ -85,17 +84,13 @@ def datasets_table(runs: Sequence[Row], predictions: Mapping[str, Predictions]) 
     for row in runs:
         counts = [get(row, "metrics", "class_counts", part) for part in ("train", "val", "test")]
         if all(counts):
-            n_train, n_val, n_test = map(sum, counts)
-            record = fields(row, "datasets") | {
-                "n_train": n_train,
-                "n_val": n_val,
-                "n_test": n_test,
-            }
+            sizes = dict(zip(("n_train", "n_val", "n_test"), map(sum, counts), strict=True))
+            record = fields(row, "datasets") | sizes
             names = classes.get(record["dataset"], range(len(counts[0])))
             ranked = sorted(zip(counts[0], names, strict=False), key=lambda item: -item[0])
             largest, smallest = (f"{name} ({n:,})" for n, name in (ranked[0], ranked[-1]))
             record |= {"classes": len(ranked), "largest": largest, "smallest": smallest}
-            records[record["dataset"], record["split"], n_train, n_val, n_test] = record
+            records[record["dataset"], record["split"], *sizes.values()] = record
     return make_table("datasets", records.values())
 
 
