@@ -328,8 +328,8 @@ def test_a_checkpoint_that_is_truncated_or_not_data_is_refused_unexecuted(tmp_pa
             load_checkpoint(file)
     assert "executed" not in capsys.readouterr().out
     file.write_bytes(whole)
-    load_weights(small_net(1), file)
+    load_weights(small_net(1), load_checkpoint(file), file)
     save_checkpoint(tmp_path / "odd.pt", {"model": 1})
     for other in (file, tmp_path / "odd.pt"):
         with pytest.raises(UsageError, match="does not fit"):
-            load_weights(nn.Linear(3, 3), other)
+            load_weights(nn.Linear(3, 3), load_checkpoint(other), other)

@@ -171,7 +171,7 @@ class Validated:
 
 def defaults_of(config_class: type) -> dict[str, Any]:
     """The defaults of all settings: what a row meant that is older than one."""
-    return {f.name: f.default for f in fields(config_class)}
+    return vars(config_class())
 
 
 def as_dict(config: Any) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def parse_command_line(
     _add_flags(parser, config_class, several=True)
     _add_flags(parser, options_class, several=False)
     given = vars(parser.parse_args(argv))
-    grid = {name: [default] for name, default in defaults_of(config_class).items()}
+    grid = {f.name: [f.default] for f in fields(config_class)}
     if (preset := given.pop("preset", None)) is not None:
         check_name("--preset", preset, tuple(presets))
         grid |= presets[preset]

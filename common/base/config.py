@@ -34,6 +34,8 @@ NOISY = 0.10  # of the interquartile range to the median of a timing: said in it
 REFUSED = 0.25  # beyond it a timing is no measurement, unless --accept-noise
 NETWORK = "network; any of torchvision's that classify, too: mobilenet_v3_small, efficientnet_b0"
 ON_CPU = "where only a CPU is measured"
+PUBLISHED = "imagenet"  # of --weights: those that torchvision or timm publish for the network
+WEIGHTS = f"state_dict file to start from, or {PUBLISHED}: published ones [from scratch]"
 NO_MIRROR = "no effect on digits and letters"
 NOISE = "keep timings whose interquartile range is over a quarter of their median"
 DATA_ON = "where an accelerator's batches are gathered"
@@ -81,10 +83,11 @@ class TrainConfig(DataConfig):
     """One training run; the defaults are the study's settings."""
 
     limit: int | None = option(None, "training images used, for quick looks [all]", minimum=1)
-    image_size: int = option(64, "side in pixels that images are resized to", minimum=1)
+    image_size: int | None = option(None, "side of images [64; published weights' own]", minimum=1)
     model: str = option("resnet18", NETWORK, MODELS, check=check_model)
-    weights: str | None = option(None, "state_dict file to start from, instead of from scratch")
-    weights_sha256: str | None = option(None, "of that file, filled in", flag=False)
+    weights: str | None = option(None, WEIGHTS)
+    weights_sha256: str | None = option(None, "of those, filled in", flag=False)
+    freeze: bool = option(False, "train the last layer alone, on --weights", silent=True)
     opt: str = option("sgd", "momentum is 0.9 in sgd, nesterov; 0.75 in muon", OPTIMIZERS)
     lr: float = option(1e-3, "learning rate; under a schedule its highest", above=0)
     schedule: str = option("constant", "of lr; triangular: warm-up, then linear decay", SCHEDULES)
@@ -106,6 +109,17 @@ class TrainConfig(DataConfig):
     device: str = option("auto", "auto takes the accelerator if there is one", DEVICES)
     sync_bn: bool = option(False, "BatchNorm over all of torchrun's processes", silent=True)
     world_size: int = option(1, "of torchrun's processes, filled in", flag=False, silent=True)
+
+    def __post_init__(self) -> None:
+        if self.image_size is None and self.weights != PUBLISHED:
+            object.__setattr__(self, "image_size", 64)
+        super().__post_init__()
+        varied = [f"--{n}" for n in ("translate", "flip", "erase", "tta") if getattr(self, n)]
+        varied += ["--opt muon"] if self.opt == "muon" else []
+        if self.freeze and (varied or not self.weights):
+            why = "the last layer alone is trained, on one view of each image"
+            way_out = f"leave out {varied[0]}" if varied else "give --weights for what is before it"
+            raise UsageError(f"--freeze: {why}; {way_out}")
 
     @property
     def mirrored(self) -> bool:

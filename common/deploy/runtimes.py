@@ -51,7 +51,7 @@ def load_deployable(file: Path) -> tuple[Deployable, dict[str, Any]]:
         raise UsageError(f"{file} is no checkpoint of train.py: it lacks {min(missing)}")
     config, classes = content["config"], len(content["classes"])
     model = build_model(config["model"], classes, image_size=config["image_size"])
-    load_weights(model, file)
+    load_weights(model, content, file)
     network = Deployable(as_tested(model, config), content["mean"], content["std"]).eval()
     return network.to(memory_format=torch.channels_last), content
 

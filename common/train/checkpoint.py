@@ -1,6 +1,8 @@
 """Checkpoints: saved whole or not at all, loaded without executing anything."""
 
+import pickle
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,11 @@ import torch
 
 from common.base.cli import UsageError
 from common.base.log import write_atomically
+
+# Where people keep a state_dict in a file, and what DataParallel, torch.compile and Lightning put
+# before each name.
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -31,14 +38,28 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         why, cause = error.strerror or str(error), None
     except Exception as error:  # the unpickler meets damage with whatever it stumbles over
         why, cause = "it is damaged, or holds more than tensors and plain values", error
+        if Path(path).read_bytes()[:40].startswith(b"version https://git-lfs"):
+            why, cause = "it is a pointer of Git LFS; git lfs pull brings the file itself", None
+        elif isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
+            why = "it holds Python objects, perhaps a pickled network, and loading them runs code"
     raise UsageError(f"cannot load {path}: {why}; {hint}") from cause
 
 
-def load_weights(model: torch.nn.Module, path: str | Path) -> None:
-    """Load a state_dict, plain or in a checkpoint. Raises: UsageError where it does not fit."""
-    content = load_checkpoint(path)
+def load_weights(
+    model: torch.nn.Module, content: Any, path: str | Path, head: Sequence[str] = ()
+) -> bool:
+    """Load a state_dict as people keep it: plain or in a checkpoint, its names with prefixes. The
+    weights named in `head` stay as they are where those of the file at `path` are of other classes.
+    Returns: whether they do. Raises: UsageError where it does not fit."""
+    own = model.state_dict()
+    state = next((content[n] for n in WRAPPERS if isinstance(content.get(n), dict)), content)
     try:
-        model.load_state_dict(content.get("model", content))
+        for prefix in PREFIXES * 2:  # in any order
+            if state and not state.keys() & own.keys() and all(k.startswith(prefix) for k in state):
+                state = {name.removeprefix(prefix): value for name, value in state.items()}
+        new = [n for n in head if getattr(state.get(n), "shape", None) != own[n].shape]
+        model.load_state_dict(state | {name: own[name] for name in (head if new else ())})
+        return bool(new)
     except (RuntimeError, TypeError, AttributeError) as error:
-        hint = "give weights of the same --model, for as many classes"
+        hint = "give weights of the same --model and --image-size"
         raise UsageError(f"{path} does not fit the network: {hint}") from error

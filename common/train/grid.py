@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 
 from common.base.cli import UsageError, as_dict, expand_grid, format_time
-from common.base.config import TrainConfig, may_mirror
+from common.base.config import PUBLISHED, TrainConfig, may_mirror
 from common.base.log import Log, log_files, read_log, run_id, write_atomically
 
 INTERVAL_S = 2.0  # between looks at a grid that is watched
@@ -78,9 +78,15 @@ def train_id(config: TrainConfig) -> str:
 
 
 def name_weights(config: TrainConfig) -> TrainConfig:
-    """The configuration, with the content of its --weights file as part of its identity."""
+    """The configuration, with the content of its --weights as part of its identity."""
     if config.weights is None:
         return config
+    if config.weights == PUBLISHED:
+        from common import models  # torch, which takes seconds
+
+        size = config.image_size or models.find_published(config.model).image_size
+        digest = models.hash_published(config.model)
+        return replace(config, image_size=size, weights_sha256=digest)
     try:
         content = Path(config.weights).read_bytes()
     except OSError as error:

@@ -104,10 +104,11 @@ def train_epoch(
     for step, index in enumerate(progress):
         threads.look()
         for group in setup.optimizer.param_groups if lrs else ():
+            lr = lrs[step] * group.get("lr_share", 1)
             if setup.graph:  # which reads it there
-                group["lr"].fill_(lrs[step])
+                group["lr"].fill_(lr)
             else:
-                group["lr"] = lrs[step]
+                group["lr"] = lr
         inputs, labels = setup.batches.load(index)
         losses[step], logits = take_step(setup, inputs, labels, scales[step])
         if scales[step] != 0:

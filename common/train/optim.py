@@ -1,6 +1,7 @@
 """The optimisers by name, their learning rate over a run, and Muon for hidden convolutions."""
 
 import copy
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +18,7 @@ PROBE_SIDE = 64
 # Of the sum of all weights' shares: of 17 networks, a scale that is normalised away gave at most
 # 1e-11, any other at least 2e-6.
 SCALE_MATTERS = 1e-8
+BODY_LR = 0.1  # of --lr, for weights that were trained before, under a head that is new
 NOTICED = 5e-4  # relative change of logits
 
 
@@ -49,6 +51,15 @@ def build_optimizer(
         set_norms(hidden)
     groups.insert(0, {"params": hidden, "orthogonal": True, "weight_decay": 0.0})
     return Muon(groups, momentum=MUON_MOMENTUM, **settings)
+
+
+def slow_body(optimizer: torch.optim.Optimizer, head: Sequence[Tensor]) -> None:
+    """From now on all but the weights of the head learn at BODY_LR of the learning rate."""
+    ids = set(map(id, head))
+    for group in optimizer.param_groups[:]:
+        body = [p for p in group["params"] if id(p) not in ids]
+        group["params"] = [p for p in group["params"] if id(p) in ids]
+        optimizer.add_param_group(group | {"params": body, "lr_share": BODY_LR})
 
 
 def schedule_lr(schedule: str, lr: float, step: int, steps: int) -> float:

@@ -14,20 +14,42 @@ import torch
 from torch import Tensor, nn
 
 from common.base.cli import UsageError, as_dict, first_line, format_time
-from common.base.config import TrainConfig
+from common.base.config import PUBLISHED, TrainConfig
 from common.base.log import save_predictions
 from common.base.machine import describe_machine
 from common.data import datasets
 from common.data.batches import Batches, draw_views, epoch_order, measure_pixels, split_batches
-from common.models import build_model, build_on_meta
+from common.models import build_model, build_on_meta, find_head, find_published, load_published
 from common.train import loop
-from common.train.checkpoint import load_weights, save_checkpoint
+from common.train.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from common.train.device import compile_obstacle, now_ms, out_of_memory, resolve_precision
 from common.train.distributed import ALONE, World, check_world
-from common.train.optim import build_optimizer, find_hidden, schedule_lr
+from common.train.optim import BODY_LR, build_optimizer, find_hidden, schedule_lr, slow_body
 from common.train.threads import threads
 
 Metrics = dict[str, Any]
+# Settings that what a frozen body answers depends on.
+FEATURES: dict[Any, Any] = {}  # of the last frozen network
+BODY = ("dataset", "split", "split_seed", "limit", "image_size", "model", "weights_sha256")
+
+
+class Features:
+    """Batches of what the frozen body of a network answers to each image, asked once."""
+
+    def __init__(self, body: nn.Module, width: int, batches: Batches) -> None:
+        self.body, self.batches = body.eval(), batches
+        self.device, self.home, n = batches.device, batches.home, len(batches.labels)
+        self.values = torch.zeros(n, width, device=self.device)
+        self.known = torch.zeros(n, dtype=torch.bool, device=self.home)
+
+    def load(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Shapes: (B,) -> (B, features), labels (B,), on the device."""
+        unknown = index[~self.known[index]]
+        if len(unknown):
+            with torch.no_grad():
+                self.values[unknown.to(self.device)] = self.body(self.batches.load(unknown)[0])
+            self.known[unknown] = True
+        return self.values[index.to(self.device)], self.batches.labels[index].to(self.device)
 
 
 class Run:
@@ -39,26 +61,48 @@ class Run:
         self.precision = resolve_precision(config.amp, config.amp_dtype, self.device)
         self.dataset, self.split = datasets.load_split(config, data_dir)
         self.statistics = measure_pixels(self.dataset.images[self.split.train])
+        if config.weights == PUBLISHED:
+            known = map(torch.tensor, find_published(config.model)[2:4])
+            grey = len(self.statistics[0]) == 1
+            self.statistics = tuple(s.mean(0, keepdim=True) if grey else s for s in known)
         size, placed = config.image_size, (config.data_on, config.pin_memory, config.channels_last)
         self.batches = Batches(self.dataset, self.statistics, size, self.device, *placed)
         torch.manual_seed(config.seed)
-        self.model = new_model(config, len(self.dataset.classes))
+        self.model, head = new_model(config, len(self.dataset.classes))
         self.model.to(self.device, memory_format=self.batches.memory_format)
+        last = self.freeze() if config.freeze else None
         cpu = config.device == "cpu"  # else its random numbers are a module's, such as torch.cuda
         self.generator = torch if cpu else torch.get_device_module(self.device)
-        optimizer = build_optimizer(self.model, config.opt, config.lr, config.weight_decay, size)
+        decay = config.weight_decay
+        optimizer = build_optimizer(last or self.model, config.opt, config.lr, decay, size)
+        if head and not last:
+            slow_body(optimizer, [self.model.get_parameter(name) for name in head])
         if config.sync_bn:  # the same parameters
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        forward = loop.prepare_forward(self.model, config.compile, config.channels_last)
+        self.trained = last or self.model
+        forward = loop.prepare_forward(self.trained, config.compile, config.channels_last)
         if world.size > 1:  # BatchNorm's statistics are averaged once an epoch, not at every step
             forward = nn.parallel.DistributedDataParallel(forward, forward_sync_buffers=False)
         settings = {"precision": self.precision, "label_smoothing": config.label_smoothing}
         settings |= {"world": self.world, "cuda_graph": config.cuda_graph}
         self.setup = loop.Setup(forward, optimizer, self.batches, **settings)
-        self.tested = loop.as_tested(self.model, as_dict(config))
+        self.tested = loop.as_tested(self.trained, as_dict(config))
         self.history: list[Metrics] = []
         self.best: dict[str, Any] = {}  # the weights of highest validation accuracy so far
         self.places: list[str] = []  # where it has trained, in order: place_of
+
+    def freeze(self) -> nn.Linear:
+        """From now on batches are of what is before the last layer. Returns: that layer."""
+        name = find_last(self.config.model, len(self.dataset.classes), self.config.image_size)
+        last = self.model.get_submodule(name)
+        key = (*(getattr(self.config, setting) for setting in BODY), self.device)
+        if key not in FEATURES:
+            FEATURES.clear()
+            body = copy.deepcopy(self.model)
+            body.set_submodule(name, nn.Identity())
+            FEATURES[key] = Features(body, last.in_features, self.batches)
+        self.batches = FEATURES[key]
+        return last
 
     def order(self, epoch: int) -> list[Tensor]:
         """The batches of one epoch, as indices into the data set, or as views where they move."""
@@ -91,7 +135,7 @@ class Run:
         epoch, started = len(self.history) + 1, time.monotonic()
         trained = self.train_steps(epoch)
         steps = epoch * len(split_batches(self.split.train, self.config.batch_size))
-        refreshed = loop.refresh_statistics(self.model, self.batches, self.split.train, steps)
+        refreshed = loop.refresh_statistics(self.trained, self.batches, self.split.train, steps)
         for buffer in self.model.buffers() if self.world.size > 1 else ():
             if buffer.is_floating_point():  # BatchNorm's running statistics become all images'
                 buffer.copy_(self.world.mean(buffer))
@@ -231,16 +275,54 @@ def to_cpu(values: Any) -> Any:
     return values.cpu() if isinstance(values, Tensor) else values
 
 
-def new_model(config: TrainConfig, classes: int) -> nn.Module:
-    """The network before its first step: drawn from the seed, or read from --weights."""
+def new_model(config: TrainConfig, classes: int) -> tuple[nn.Module, list[str]]:
+    """The network before its first step: drawn from the seed, or read from --weights. Returns also
+    which weights are drawn all the same, for they are those of other classes."""
     model = build_model(config.model, classes, config.seed, image_size=config.image_size)
-    if config.weights:
-        load_weights(model, config.weights)
-    return model
+    if not config.weights:
+        return model, []
+    head = find_head(config.model, classes, config.image_size)
+    if config.weights == PUBLISHED:  # without the second outputs, which only training has
+        kept = model.state_dict().keys() - set(head)
+        content = {k: v for k, v in load_published(config.model).items() if k in kept}
+    else:
+        content = load_checkpoint(config.weights)
+    return model, head if load_weights(model, content, config.weights, head) else []
+
+
+def find_last(model: str, classes: int, image_size: int) -> str:
+    """The name of the one linear layer whose shape depends on the classes. Raises: UsageError."""
+    layers = {name.rpartition(".")[0] for name in find_head(model, classes, image_size)}
+    network = build_on_meta(model, classes, image_size)
+    if len(layers) > 1 or not isinstance(network.get_submodule(min(layers)), nn.Linear):
+        why = f"{model} does not end in one linear layer"
+        raise UsageError(f"--freeze: {why}; take another network, such as resnet18")
+    return min(layers)
+
+
+def explain_weights(config: TrainConfig, classes: int) -> str:
+    """What is to be known of --weights before training. Raises: UsageError."""
+    _, new = new_model(config, classes)
+    texts, side = [f"{config.model} starts from {config.weights}"], config.image_size
+    if config.weights == PUBLISHED:
+        name, size, *_, interpolation = find_published(config.model)[:5]
+        texts = [f"{config.model} starts from {name} and normalises images as for that"]
+        if side != size:
+            texts.append(f"--image-size {side} wins over their {size}")
+        if interpolation != "bilinear":
+            texts.append(f"images are resized by bilinear, not {interpolation} interpolation")
+    texts += [f"the last layer is new, for {classes} classes"] if new else []
+    if config.freeze:
+        find_last(config.model, classes, side)
+        texts.append("the last layer alone is trained")
+    elif new:
+        texts.append(f"the rest learns at {BODY_LR:g} of --lr")
+    return "; ".join(texts)
 
 
 def check_configs(configs: Sequence[TrainConfig], data_dir: str) -> None:
-    """Say what is to be known of the images, before training. Raises: UsageError."""
+    """Say what is to be known of images and weights, before training. Raises: UsageError."""
+    starts: dict[str, None] = {}
     for config in configs:
         check_world(config)
         precision = resolve_precision(config.amp, config.amp_dtype, torch.device(config.device))
@@ -253,10 +335,11 @@ def check_configs(configs: Sequence[TrainConfig], data_dir: str) -> None:
         images = min(2, config.batch_size)
         check_network(config.model, config.image_size, config.opt, images, way_out)
         if config.weights:
-            new_model(config, len(dataset.classes))
+            starts[explain_weights(config, len(dataset.classes))] = None
         if config.amp and precision == "fp32":
             why = "for this CPU has no fast bf16; --amp changes nothing"
             print(f"{config.describe()}: fp32, {why}")
+    print(*starts, sep="\n", end="\n" * bool(starts))
     datasets.explain_images(configs, data_dir)
 
 
