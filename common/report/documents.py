@@ -74,7 +74,8 @@ def markdown_table(table: Table) -> Markup:
 
 def gather(tables: Sequence[Table], figures: Sequence[Any]) -> dict[str, Any]:
     """What every form of the report shows: known tables, what is said of each part, its sections;
-    of a section's figures the first of each data set, the others are folded away."""
+    of a section's figures the first of each data set, the others and its tables, by the heads of
+    their names, are folded away."""
     known, said = (
         {table.key: table for table in tables},
         {"answer": [], "claims": [], "missing": []},
@@ -93,7 +94,9 @@ def gather(tables: Sequence[Table], figures: Sequence[Any]) -> dict[str, Any]:
             said["missing"].append(f"{words['title']} Not measured: {words['command']}")
         drawn = [figure for figure in figures if figure.section == key]
         shown = [same[0] for same in grouped(drawn, lambda figure: figure.dataset).values()]
-        section["folded"] = [figure for figure in drawn if figure not in shown]
+        items = [(figure.caption, figure) for figure in drawn if figure not in shown]
+        items += [(table.title, table) for table in own if table.records]
+        section["folded"] = grouped(items, lambda item: item[0].partition(": ")[0])
         facts["sections"].append(section | {"figures": shown})
     return facts
 

@@ -9,7 +9,6 @@ import hashlib
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from markupsafe import Markup
 
@@ -71,13 +70,6 @@ def inline_svg(figure: ReportFigure) -> Markup:
     return Markup(head).format(kind, figure.caption) + Markup(drawing)
 
 
-def fold(section: Row) -> dict[str, list[tuple[str, Any]]]:
-    """What is folded of a section, by the head of its name: (name, figure or table)."""
-    items = [(figure.caption, figure) for figure in section["folded"]]
-    items += [(table.title, table) for table in section["tables"] if table.records]
-    return grouped(items, lambda item: item[0].partition(": ")[0])
-
-
 def render_page(curves: Sequence[Row], facts: Row) -> str:
     """The text of report.html; `facts` are those of the other forms of the report."""
     script = Markup("\n".join((TEMPLATES / name).read_text("utf-8").strip() for name in SCRIPTS))
@@ -97,5 +89,4 @@ def render_page(curves: Sequence[Row], facts: Row) -> str:
         shown_curves=drawing.MOST_CURVES,
         verdicts=VERDICTS,
         svg=inline_svg,
-        fold=fold,
     )
