@@ -12,10 +12,10 @@ DIRS     = --data-dir "$(DATA)" --results-dir "$(RESULTS)"
 # Timings want the machine to themselves, and the report its inputs.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup data smoke demo q1a record tuned q1b q2 flops best bench report all test gpu lint clean distclean
+.PHONY: help setup data smoke demo q1a record tuned photos q1b q2 flops best bench report all test gpu lint clean distclean
 
 # Of what goes on by itself no step says what to type next.
-smoke demo all: export BAKEOFF_NEXT = no
+smoke demo photos all: export BAKEOFF_NEXT = no
 
 help: ## print this list
 	@echo 'New here? Type: make demo    (the study in small: about five minutes once installed)'
@@ -67,6 +67,12 @@ record: data ## the study's accuracies in seconds each, ten seeds
 
 tuned: data ## ResNet-18 by a better recipe, five epochs, three seeds; an hour or two
 	$(PY) train.py --preset tuned $(DIRS) $(ARGS)
+
+photos: .venv/.stamp ## which network for your own photos: make photos IMAGES=folder (one folder a class)
+	$(PY) svm.py --preset photos --dataset "folder:$(IMAGES)" $(DIRS)
+	$(PY) train.py --preset photos --dataset "folder:$(IMAGES)" $(DIRS) $(ARGS)
+	$(PY) train.py --preset photos --dataset "folder:$(IMAGES)" --best --export onnx $(DIRS)
+	$(PY) report.py $(DIRS)
 
 q1b: data ## the support vector machines
 	$(PY) svm.py --preset q1b $(DIRS) $(ARGS)

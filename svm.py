@@ -28,7 +28,7 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 from common.base.cli import UsageError, as_dict, expand_grid, need, parse_command_line, run_script
-from common.base.config import SVM_PRESETS, GridOptions, SvmConfig
+from common.base.config import SVM_PRESETS, GridOptions, SvmConfig, is_own
 from common.base.log import Log, run_id, save_predictions
 
 # What takes time, numpy too, is imported after the flags are read.
@@ -93,7 +93,11 @@ def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
             need("skimage.feature", "--features hog", "scikit-image")
     for c in configs:
         n_train = len(load_split(c, data_dir)[1].train)
-        if c.samples > n_train:
+        if is_own(c.dataset) and n_train < c.samples == SvmConfig.samples:  # nobody asked for it
+            print(
+                f"{c.dataset}: all {n_train:,} training images, fewer than {c.samples:,}, are used"
+            )
+        elif c.samples > n_train:
             few = f"{c.samples} is more than the {n_train} training images of {c.dataset}"
             raise UsageError(f"--samples: {few}; ask for at most as many")
     explain_images(configs, data_dir)

@@ -51,6 +51,19 @@ def test_explicit_flag_beats_preset_beats_default_and_a_value_given_twice_counts
     assert len(configs) == 2
 
 
+def test_a_preset_may_be_made_of_parts_whose_values_a_flag_replaces_in_all():
+    configs, _ = parse("--preset photos --dataset digits")
+    kinds = [(c.model, c.weights, c.freeze, c.epochs, c.opt) for c in configs]
+    nets = ("resnet18", "mobilenet_v3_large")
+    frozen, tuned = ([(n, "imagenet", f, e, "adamw") for n in nets] for f, e in ((1, 50), (0, 15)))
+    assert kinds == [*frozen, *tuned, ("vgg5", None, False, 60, "adamw")]
+    configs, _ = parse("--preset photos --dataset digits --epochs 2 --model resnet50")
+    assert [(c.model, c.epochs, c.freeze) for c in configs if c.weights] == [
+        ("resnet50", 2, True),
+        ("resnet50", 2, False),
+    ]
+
+
 def test_a_presets_values_may_depend_on_the_data_set():
     configs, _ = parse("--preset record --seed 0")
     of = [(c.dataset, c.epochs, c.translate) for c in configs]

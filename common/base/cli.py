@@ -23,6 +23,7 @@ from typing import Any
 BOUNDS = {"above": (operator.gt, "greater than"), "minimum": (operator.ge, "at least")}
 BOUNDS |= {"maximum": (operator.le, "at most")}
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+PARTS = "parts"  # of a grid: grids that a preset is made of, whose values replace its own
 # What a notebook's kernel or somebody's shell leaves for its own programs.
 FOREIGN = ("MPLBACKEND", "PYTHONOPTIMIZE", "PYTHONWARNINGS")
 
@@ -253,12 +254,21 @@ def parse_command_line(
     options = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items() if n not in grid}
     # A bare flag means true, and a value that is given twice counts once.
     grid |= {n: list(dict.fromkeys(v or [True])) for n, v in given.items() if n in grid}
+    if PARTS in grid:
+        parts = grid[PARTS]
+        grid[PARTS] = [{n: v for n, v in part.items() if n not in given} for part in parts]
     return grid, options_class(**options)
 
 
 def expand_grid(config_class: type, grid: Mapping[str, Any]) -> list[Any]:
-    """The product of the values, or defaults, in the order of the fields; of each data set its own
-    where a preset's values depend on it. Raises: UsageError where it has none for a data set."""
+    """The product of the values, or defaults, in the order of the fields, of each of a preset's
+    parts; of each data set its own where a preset's values depend on it. Raises: UsageError where
+    it has none for a data set."""
+    parts = [_expand_part(config_class, {**grid, **part}) for part in grid.get(PARTS, [{}])]
+    return list(dict.fromkeys(itertools.chain(*parts)))
+
+
+def _expand_part(config_class: type, grid: Mapping[str, Any]) -> list[Any]:
     grid = {f.name: grid.get(f.name, [f.default]) for f in fields(config_class)}
     configs = []
     for dataset in grid.get("dataset", [None]):
