@@ -33,12 +33,12 @@ FEATURES: dict[Any, Any] = {}  # of the last frozen network
 BODY = ("dataset", "split", "split_seed", "limit", "image_size", "model", "weights_sha256")
 
 
-class Features:
+class Features(Batches):
     """Batches of what the frozen body of a network answers to each image, asked once."""
 
     def __init__(self, body: nn.Module, width: int, batches: Batches) -> None:
-        self.body, self.batches = body.eval(), batches
-        self.device, self.home, n = batches.device, batches.home, len(batches.labels)
+        vars(self).update(vars(batches))  # of the same images
+        self.body, n = body.eval(), len(self.labels)
         self.values = torch.zeros(n, width, device=self.device)
         self.known = torch.zeros(n, dtype=torch.bool, device=self.home)
 
@@ -47,9 +47,9 @@ class Features:
         unknown = index[~self.known[index]]
         if len(unknown):
             with torch.no_grad():
-                self.values[unknown.to(self.device)] = self.body(self.batches.load(unknown)[0])
+                self.values[unknown.to(self.device)] = self.body(super().load(unknown)[0])
             self.known[unknown] = True
-        return self.values[index.to(self.device)], self.batches.labels[index].to(self.device)
+        return self.values[index.to(self.device)], self.labels[index].to(self.device)
 
 
 class Run:
