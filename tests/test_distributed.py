@@ -19,8 +19,8 @@ from common.base.config import TrainConfig
 from common.base.log import run_id
 from common.models import MODELS
 from common.train.checkpoint import load_checkpoint
-from common.train.distributed import World, check_world
-from common.train.run import Run
+from common.train.distributed import World
+from common.train.run import Run, check_steps
 
 TORCHRUN = ["-m", "torch.distributed.run"]
 TWO = [*TORCHRUN, "--standalone", "--nproc-per-node", "2"]
@@ -47,7 +47,7 @@ import os
 from common.base.config import TrainConfig
 from common.train.distributed import join_world
 from common.train.loop import train_epoch
-from common.train.run import Run
+from common.train.run import Run, check_steps
 world = join_world(["cpu"])
 config = TrainConfig("digits", model="plain", image_size=16, device="cpu", amp=False)
 for n in (19, 5, 3, 2, 1):
@@ -104,8 +104,8 @@ def test_one_process_is_in_no_row_and_several_are_another_run():
 )
 def test_what_several_processes_cannot_do_is_said(fields, error):
     with pytest.raises(UsageError, match=error):
-        check_world(TrainConfig(device="cpu", **fields))
-    check_world(TrainConfig(device="cpu", batch_size=1, compile=True))
+        check_steps(TrainConfig(device="cpu", **fields), "fp32", "")
+    check_steps(TrainConfig(device="cpu", batch_size=2, compile=True), "fp32", "")
 
 
 @pytest.mark.slow

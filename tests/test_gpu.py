@@ -17,7 +17,7 @@ from common.train import loop
 from common.train.device import compile_obstacle
 from common.train.run import Run
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # of any torch
 HERE = getattr(torch.accelerator.current_accelerator(check_available=True), "type", "cuda")
 DATASET = "fashion" if (ROOT / "data" / "FashionMNIST").exists() else "digits"
 LOG = Log(ROOT / "results" / "gpu")

@@ -226,7 +226,7 @@ def test_energy_is_of_whole_periods_of_its_counter(monkeypatch):
         ("--precision tf32 --device cpu", "--precision tf32: CUDA alone has it, and this is cpu"),
         (
             "--cuda-graph true --device cpu",
-            "--cuda-graph true: needs a CUDA device, and this is cpu",
+            "--cuda-graph: needs CUDA; leave it out on cpu",
         ),
         ("--steps 1", "--steps: 1 must be at least 2"),
         ("--batch-size 1 --model resnet18 --image-size 32", "larger batches"),

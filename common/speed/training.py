@@ -23,7 +23,7 @@ from common.speed import peaks, timing
 from common.speed.samples import Side
 from common.train import device, loop
 from common.train.notebook import notebook_steps
-from common.train.run import Run, check_graph, check_network, explain_failure
+from common.train.run import Run, check_steps, explain_failure
 
 Row = dict[str, Any]
 VISIT_SAMPLES = 2  # timed samples of a variant before it is the next one's turn
@@ -94,10 +94,7 @@ class Group:
                 way_out = "the notebook loop has sgd and adam; use --loop ours"
                 raise UsageError(f"--opt {min(other)}: {way_out}")
         for config in self.configs:
-            bf16_on_cpu = (config.device, config.precision) == ("cpu", "bf16")
-            way_out, images = "--precision fp32" if bf16_on_cpu else None, min(2, config.batch_size)
-            check_network(config.model, config.image_size, config.opt, images, way_out)
-            check_graph(as_training(config), config.precision)
+            check_steps(as_training(config), config.precision, "--precision fp32")
 
     def obsolete(self, rows: list[Row]) -> str | None:
         """Why its rows of the log are not what measuring would give, or None."""

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.base.cli import UsageError, first_line
-from common.base.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -119,21 +118,3 @@ def join_world(devices: Sequence[str]) -> World:
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     return World(rank, size)
-
-
-def check_world(config: TrainConfig) -> None:
-    """Say what several processes, or one, cannot do. Raises: UsageError."""
-    size, images, why = config.world_size, config.batch_size, ""
-    if config.sync_bn and size == 1:
-        why = "--sync-bn: one process has nothing to synchronise; start several with torchrun, "
-        why += "or leave it out"
-    elif config.sync_bn and config.device == "cpu":
-        why = "--sync-bn: torch's SyncBatchNorm needs an accelerator; leave it out on a CPU, "
-        why += "where BatchNorm takes its statistics from each process's share"
-    elif size > 1 and images < 2 * size:
-        why = f"--batch-size {images}: is over all {size} processes, and each needs two images "
-        why += f"a step; use {2 * size} or more, or fewer processes"
-    elif config.compile and size > 1:
-        why = "--compile: one process only; leave it out under torchrun"
-    if why:
-        raise UsageError(why)

@@ -4,36 +4,26 @@ Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-captu
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 WARMUP_STEPS = 3  # before recording, in which libraries choose their kernels
 Work = Callable[[], tuple[Tensor, Tensor]]
 
 
 class StepGraph:
-    """A training step on batches of one shape, recorded at the first of them. What a replay reads
-    stays where it is: inputs, labels, and each group's learning rate, which becomes a tensor."""
+    """A step of a loop.Setup on batches of one shape, recorded at the first of them. What a replay
+    reads stays where it is: inputs, labels, and each learning rate, which becomes a tensor."""
 
-    def __init__(
-        self,
-        step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        batch: tuple[Tensor, Tensor],
-    ) -> None:
+    def __init__(self, step: Callable, setup: Any, *batch: Tensor) -> None:
         self.inputs, self.labels = (part.clone() for part in batch)
-        for group in optimizer.param_groups:
+        for group in setup.optimizer.param_groups:
             group["lr"] = torch.tensor(float(group["lr"]), device=self.inputs.device)
             if "capturable" in group:  # Adam's count of steps is on the device then
                 group["capturable"] = True
-        kept = unchanged(model, optimizer, scaler)
-        self.replay = record(lambda: step(self.inputs, self.labels), kept)
-
-    def takes(self, inputs: Tensor) -> bool:
-        return inputs.shape == self.inputs.shape
+        self.replay = record(lambda: step(setup, self.inputs, self.labels), unchanged(setup))
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Take the step. Returns: what it returned when recorded, overwritten by the next step."""
@@ -62,26 +52,18 @@ def record(work: Work, warming_up: AbstractContextManager) -> Work:
 
 
 @contextmanager
-def unchanged(
-    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> Iterator[None]:
+def unchanged(setup: Any) -> Iterator[None]:
     """What steps inside change is as before in the end, in the same memory, random numbers too."""
-    weights = [*model.parameters(), *model.buffers()]
-    before = [tensor.detach().clone() for tensor in weights]
-    held = {
-        p: {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
-        for p, state in optimizer.state.items()
-    }
-    scale, cuda = scaler.state_dict(), [t.device for t in weights[:1] if t.is_cuda]
-    with torch.random.fork_rng(cuda):
+    weights = [*setup.model.parameters(), *setup.model.buffers()]
+    tensors = {id(tensor): tensor.detach().clone() for tensor in weights}
+    states = setup.optimizer.state
+    tensors |= {id(value): value.clone() for state in states.values() for value in state.values()}
+    scale = setup.scaler.state_dict()
+    with torch.random.fork_rng([tensor.device for tensor in weights[:1] if tensor.is_cuda]):
         yield
-    scaler.load_state_dict(scale)
+    setup.scaler.load_state_dict(scale)
+    weights += [value for state in states.values() for value in state.values()]
     with torch.no_grad():
-        for tensor, value in zip(weights, before, strict=True):
-            tensor.copy_(value)
-        for p, state in optimizer.state.items():
-            for name, value in state.items():
-                if p in held:
-                    value.copy_(held[p][name])
-                elif value is not None:  # an optimiser that has taken no step begins at zero
-                    value.zero_()
+        for tensor in weights:
+            # An optimiser that had taken no step begins at zero.
+            tensor.copy_(tensors.get(id(tensor), torch.zeros_like(tensor)))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -132,9 +131,8 @@ def take_step(
 ) -> tuple[Tensor, Tensor]:
     """train_step; under --cuda-graph, on batches of the first one's size, as a graph of it."""
     if setup.cuda_graph and not setup.graph:
-        parts = setup.model, setup.optimizer, setup.scaler
-        setup.graph = StepGraph(partial(train_step, setup), *parts, (inputs, labels))
-    if setup.graph and setup.graph.takes(inputs):
+        setup.graph = StepGraph(train_step, setup, inputs, labels)
+    if setup.graph and setup.graph.inputs.shape == inputs.shape:
         return setup.graph(inputs, labels)
     return train_step(setup, inputs, labels, scale, *lap)
 

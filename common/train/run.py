@@ -23,7 +23,7 @@ from common.models import build_model, build_on_meta, find_head, find_published,
 from common.train import loop
 from common.train.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from common.train.device import compile_obstacle, now_ms, out_of_memory, resolve_precision
-from common.train.distributed import ALONE, World, check_world
+from common.train.distributed import ALONE, World
 from common.train.optim import BODY_LR, build_optimizer, find_hidden, schedule_lr, slow_body
 from common.train.threads import threads
 
@@ -324,16 +324,11 @@ def check_configs(configs: Sequence[TrainConfig], data_dir: str) -> None:
     """Say what is to be known of images and weights, before training. Raises: UsageError."""
     starts: dict[str, None] = {}
     for config in configs:
-        check_world(config)
         precision = resolve_precision(config.amp, config.amp_dtype, torch.device(config.device))
-        on_cpu = config.device == "cpu"
         if config.compile and (obstacle := compile_obstacle(config.device)):
             raise UsageError(f"--compile true: {obstacle}")
-        check_graph(config, precision)
+        check_steps(config, precision, bf16_way_out="--amp false")
         dataset, _ = datasets.load_split(config, data_dir)
-        way_out = "--amp false" if on_cpu and precision == "bf16" else None
-        images = min(2, config.batch_size)
-        check_network(config.model, config.image_size, config.opt, images, way_out)
         if config.weights:
             starts[explain_weights(config, len(dataset.classes))] = None
         if config.amp and precision == "fp32":
@@ -343,19 +338,30 @@ def check_configs(configs: Sequence[TrainConfig], data_dir: str) -> None:
     datasets.explain_images(configs, data_dir)
 
 
-def check_graph(config: TrainConfig, precision: str) -> None:
-    """Raises: UsageError where a step cannot be recorded as a CUDA graph, but shall be."""
-    why = ""
-    if config.device != "cuda":
-        why = f"needs a CUDA device, and this is {config.device}"
-    elif config.compile:
-        why = "--compile true makes graphs of its own"
-    elif config.world_size > 1:
-        why = "one process only"
-    elif (config.opt, precision) == ("muon", "fp16"):
-        why = "Muon waits at every step in fp16; use --amp-dtype bf16, or leave one of the two out"
-    if config.cuda_graph and why:
-        raise UsageError(f"--cuda-graph true: {why}; leave it out")
+def check_steps(config: TrainConfig, precision: str, bf16_way_out: str) -> None:
+    """Say what processes, a CUDA graph or the network cannot do; `bf16_way_out` is the flag that
+    leaves bf16. Raises: UsageError."""
+    kind, size, images = config.device, config.world_size, config.batch_size
+    sync_bn, graph = config.sync_bn, config.cuda_graph
+    refused = (
+        (sync_bn and size == 1, "--sync-bn: one process has nothing to synchronise; start several "
+         "with torchrun, or leave it out"),
+        (sync_bn and kind == "cpu", "--sync-bn: torch's SyncBatchNorm needs an accelerator; leave "
+         "it out on a CPU, where BatchNorm takes its statistics from each process's share"),
+        (size > 1 and images < 2 * size, f"--batch-size {images}: is over all {size} processes, "
+         f"and each needs two images a step; use {2 * size} or more, or fewer processes"),
+        (config.compile and size > 1, "--compile: one process only; leave it out under torchrun"),
+        (graph and kind != "cuda", f"--cuda-graph: needs CUDA; leave it out on {kind}"),
+        (graph and config.compile, "--cuda-graph: --compile makes graphs too; leave one out"),
+        (graph and size > 1, "--cuda-graph: one process only; leave it out under torchrun"),
+        (graph and (config.opt, precision) == ("muon", "fp16"), "--cuda-graph: Muon waits for the "
+         "device at every step in fp16; use --amp-dtype bf16"),
+    )  # fmt: skip
+    for broken, why in refused:
+        if broken:
+            raise UsageError(why)
+    way_out = bf16_way_out if (kind, precision) == ("cpu", "bf16") else None
+    check_network(config.model, config.image_size, config.opt, min(2, images), way_out)
 
 
 @cache
