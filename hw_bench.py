@@ -121,9 +121,7 @@ def infer_cells(config: Row, m: Row) -> Row:
 
 def digits(ms: float) -> str:
     """With three significant digits: an accelerator's phases are fractions of a millisecond."""
-    import numpy as np  # not for --help
-
-    return np.format_float_positional(ms, 3, fractional=False, trim="-")
+    return f"{float(f'{ms:.3g}'):g}"
 
 
 def with_interval(ratio: float | None, interval: list[float] | None) -> str:
