@@ -48,12 +48,12 @@ ENGINES = {
 def main(argv: Sequence[str] | None = None) -> int:
     grid, options = parse_command_line(argv, __doc__, SvmConfig, GridOptions, SVM_PRESETS)
     expand_grid(SvmConfig, grid)  # a bad value is said before any image is read
-    from common.data.own import pin_dataset
+    from common.data.own import pin_datasets
     from common.judge.rows import print_leader
     from common.train import workers
 
     workers.in_worker()  # which ends with the grid that this is a piece of
-    grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
+    grid["dataset"] = pin_datasets(grid, options.data_dir)
     configs = {run_id("svm", as_dict(c)): c for c in expand_grid(SvmConfig, grid)}
     check_configs(list(configs.values()), options.data_dir)
     log = Log(options.results_dir, options.shard)
@@ -191,7 +191,9 @@ def prepare_parts(config: SvmConfig, data_dir: str) -> tuple[dict[str, Any], ...
     facts |= {f"n_{name}": len(index) for name, index in parts.items()}
     facts |= describe_split(pool, split)
     y = {name: pool.labels.numpy()[index] for name, index in parts.items()}
-    return x, y, facts, {"index": split.test, "classes": pool.classes}
+    kept = {"index": split.test, "classes": pool.classes}
+    kept |= {"files": [pool.files[i] for i in split.test]} if pool.files else {}
+    return x, y, facts, kept
 
 
 def predict(model: Any, x: Any, jobs: int) -> Any:

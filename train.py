@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 from common.base.cli import UsageError, as_dict, expand_grid, parse_command_line, run_script
-from common.base.config import TRAIN_PRESETS, TrainConfig, TrainOptions
+from common.base.config import TRAIN_PRESETS, TrainConfig, TrainOptions, name_in_log
 from common.base.log import Log
 from common.train import grid as grids
 from common.train.grid import Trajectory
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     """Plan, train, export, and print the table of what is finished."""
     values, options = parse_command_line(argv, __doc__, TrainConfig, TrainOptions, TRAIN_PRESETS)
     grids.check_values(values)  # before torch is even imported
-    from common.data.own import pin_dataset
+    from common.data.own import pin_datasets
     from common.deploy.export import check_format
     from common.judge.rows import print_leader
     from common.train import workers
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         return world.leave(0)
     for format in options.export:
         check_format(format)
-    values["dataset"] = list(dict.fromkeys(map(pin_dataset, values["dataset"])))
+    values["dataset"] = pin_datasets(values, options.data_dir)
     log = Log(options.results_dir, options.shard)
     configs = choose_configs(values, options.best, log)
     force = options.force and not options.best  # what --best finds is exported again, not trained
@@ -98,7 +98,7 @@ def choose_configs(values: dict[str, list[Any]], best: bool, log: Log) -> list[T
     rows = log.finished("train")
     asked = {grids.train_id(config): config for config in configs}
     chosen = [group.first() for group in pick_best([rows[n] for n in asked if n in rows])]
-    for name in values["dataset"]:
+    for name in map(name_in_log, values["dataset"]):
         if name not in {row["config"]["dataset"] for row in chosen}:
             raise UsageError(
                 f"--best: none of the {len(configs)} configurations asked for is finished on "

@@ -1,6 +1,8 @@
 """common.predict and common.export: files are predicted as training tested them."""
 
+import csv
 import json
+import re
 
 import numpy as np
 import onnx
@@ -9,11 +11,13 @@ import torch
 from PIL import Image
 from processes import finish, refused, start
 from sklearn.datasets import load_digits
+from sklearn.metrics import confusion_matrix
 from torch.nn.functional import interpolate
 
 import train
 from common import export, predict
 from common.base.cli import UsageError
+from common.base.config import name_in_log
 from common.base.log import Log
 from common.data import datasets, own
 from common.data.datasets import load_dataset, split_dataset
@@ -66,7 +70,7 @@ def test_files_are_predicted_as_training_tested_them(trained, kind, capsys):
     pixels = build_pixel_loader(dataset, SIZE)(test).numpy()
     _, facts = predict.load_model(model)
     as_trained = facts["channels"], SIZE, facts["resized_as"]
-    inputs = np.stack([to_inputs(open_image(file), *as_trained) for file in images])
+    inputs = np.stack([to_inputs(open_image(file)[0], *as_trained) for file in images])
     if kind == "folder":
         assert inputs.tobytes() == pixels.tobytes()  # to the bit
     np.testing.assert_allclose(inputs, pixels, atol=1e-6)
@@ -76,6 +80,10 @@ def test_files_are_predicted_as_training_tested_them(trained, kind, capsys):
     with np.load(folder / "results" / row["metrics"]["predictions"]) as saved:
         logits = torch.from_numpy(saved["logits"].astype(np.float32))  # kept as float16
         expected = [dataset.classes[i] for i in saved["pred"]]
+        assert ("files" in saved) == (kind == "folder")
+        if kind == "folder":
+            named = [folder / "photos" / name for name in saved["files"].tolist()]
+            assert named == images
     shares = [[a["probabilities"][c] for c in dataset.classes] for a in answers]
     np.testing.assert_allclose(shares, logits.softmax(1).numpy(), atol=5e-3)
     answered = np.array([a["class"] for a in answers])
@@ -97,14 +105,40 @@ def test_resizing_without_torch_is_torchs(channels, side):
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+def test_a_folder_gives_a_csv_and_what_was_taken_for_what(trained, tmp_path, capsys, monkeypatch):
+    folder, rows, files = trained
+    monkeypatch.chdir(tmp_path)
+    model, photos = str(model_of(folder, rows["folder"])), folder / "photos"
+    assert predict.main([model, str(photos)]) == 0
+    text = capsys.readouterr().out
+    with open(tmp_path / "predictions.csv", newline="") as lines:
+        answers = list(csv.DictReader(lines))
+    assert [answer["file"] for answer in answers] == [*map(str, files["folder"])]
+    assert [answer["truth"] for answer in answers] == [f.parent.name for f in files["folder"]]
+    matrix = confusion_matrix([a["truth"] for a in answers], [a["class"] for a in answers])
+    assert f"{np.trace(matrix)} of 300 in folders of their class are right" in text
+    shown = [re.findall(r" {2,}(\d+)", line) for line in text.splitlines() if line[:5] == "class"]
+    assert np.array_equal(np.array(shown, int), matrix)
+    (photos / "class 0").rename(tmp_path / "unsorted")
+    try:  # in folders that no class has the name of nothing is right or wrong
+        assert predict.main([model, str(tmp_path / "unsorted"), "--csv", "a.csv"]) == 0
+    finally:
+        (tmp_path / "unsorted").rename(photos / "class 0")
+    assert (tmp_path / "a.csv").read_text().splitlines()[0] == "file,class,probability"
+    assert "are right" not in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no files in it"):
+        predict.main([model, str(tmp_path / "empty")])
+
+
 def test_files_that_are_no_images_cost_themselves_alone(trained, tmp_path, capsys):
     folder, rows, files = trained
     (tmp_path / "notes.txt").write_text("no image")
     good = str(files["folder"][0])
-    asked = [str(tmp_path / "notes.txt"), good, str(tmp_path / "gone.png"), str(tmp_path)]
+    asked = [str(tmp_path / "notes.txt"), good, str(tmp_path / "gone.png")]
     assert predict.main([str(model_of(folder, rows["folder"])), *asked]) == 1
     out, err = capsys.readouterr()
-    assert [line.split(": ")[0] for line in err.splitlines()] == [asked[0], *asked[2:]]
+    assert [line.split(": ")[0] for line in err.splitlines()] == [asked[0], asked[2]]
     assert out.splitlines()[-1].startswith(good)
     assert out.splitlines()[-1].endswith("%")
 
@@ -172,7 +206,8 @@ def test_a_run_is_exported_again_by_how_its_name_starts_unless_its_images_have_c
         files["folder"][0].unlink()
         for function in (own.find_images, datasets._load_once):
             function.cache_clear()
-        assert pin_dataset(f"folder:{folder / 'photos'}") != rows["folder"]["config"]["dataset"]
+        changed = pin_dataset(f"folder:{folder / 'photos'}", folder / "data")
+        assert name_in_log(changed) != rows["folder"]["config"]["dataset"]
         with pytest.raises(UsageError, match="have changed"):
             export.main([rows["folder"]["run_id"], *where])
     finally:

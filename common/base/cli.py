@@ -33,7 +33,12 @@ class UsageError(ValueError):
     a library said to it, its __cause__, is printed whole below that line."""
 
     def __init__(self, message: str) -> None:  # what would not print, or not on one line: escaped
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """A text on one line, and no command to a terminal: what would not print is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def whole(error: BaseException) -> str:
@@ -142,9 +147,10 @@ def option(default: Any, help: str, choices: Iterable[str] = (), **rules: Any) -
     """Declare a field that becomes a flag or, where its default is MISSING, is given without one.
 
     rules: minimum and maximum (inclusive), above (exclusive); check (instead of check_name); flag
-    (False: a script fills it in); silent (not in the log at its default, as in rows before it).
+    (False: a script fills it in); silent (not in the log at its default, as in rows before it);
+    logged (what the log has of a value; None: nothing, since another setting says it).
     """
-    rules = {"check": check_name, "flag": True, "silent": False} | rules
+    rules = {"check": check_name, "flag": True, "silent": False, "logged": lambda v: v} | rules
     return field(default=default, metadata={"help": help, "choices": choices} | rules)
 
 
@@ -177,8 +183,12 @@ def defaults_of(config_class: type) -> dict[str, Any]:
 
 def as_dict(config: Any) -> dict[str, Any]:
     """All fields of a configuration, as the log holds them."""
-    values = ((f, getattr(config, f.name)) for f in fields(config))
-    return {f.name: v for f, v in values if v != f.default or not f.metadata["silent"]}
+    kept = {}
+    for f in fields(config):
+        value, logged = getattr(config, f.name), f.metadata["logged"]
+        if logged and not (f.metadata["silent"] and value == f.default):
+            kept[f.name] = logged(value)
+    return kept
 
 
 def flag_of(name: str) -> str:

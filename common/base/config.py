@@ -6,6 +6,7 @@ What the names stand for is in the rooms above: --help knows them and imports no
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,11 @@ DATA_ON = "where an accelerator's batches are gathered"
 AUTO_JOBS = "one per accelerator; on a CPU one per core, where jobs take a minute or more"
 PIN_MEMORY = "page-locked host batches; needs --data-on host on an accelerator"
 CUDA_GRAPH = "record a whole step as one CUDA graph, launched at once; never run on a card yet"
+BACKGROUND, MAX_PIXELS = "white", 89_478_485  # Pillow's limit
+COLOURS = ("white", "black", "#RRGGBB")
+GROUPS = "your images of one group stay in one part: CSV file (columns file, group), or pattern"
+BEHIND = f"of your images that are transparent [{BACKGROUND}]"
+TOO_LARGE = f"of your images, larger ones are refused [{MAX_PIXELS}]"
 _PRESETS = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
 TRAIN_PRESETS, SVM_PRESETS, FLOPS_PRESETS = (_PRESETS[name] for name in ("train", "svm", "flops"))
 HW_PRESETS, HW_INFER_PRESETS = _PRESETS["hw_train"], _PRESETS["hw_infer"]
@@ -50,6 +56,17 @@ HW_PRESETS, HW_INFER_PRESETS = _PRESETS["hw_train"], _PRESETS["hw_infer"]
 def is_own(name: str) -> bool:
     """Whether these are your own images."""
     return find_name(name, DATASETS) in OWN
+
+
+def name_in_log(dataset: str) -> str:
+    """A data set's name wherever it lies: folder:/home/me/photos@3f2a is folder:photos@3f2a."""
+    kind, colon, path = dataset.partition(":")
+    return kind + colon + path.rsplit("/", 1)[-1] if is_own(dataset) else dataset
+
+
+def check_colour(flag: str, value: str, known: Sequence[str]) -> None:
+    if value not in known and not re.fullmatch("#[0-9a-fA-F]{6}", value):
+        raise UsageError(f"{flag}: {value!r} is none of {', '.join(known)}")
 
 
 def may_mirror(name: str) -> bool:
@@ -73,10 +90,14 @@ def check_model(flag: str, name: str, known: Sequence[str]) -> None:
 class DataConfig(Validated):
     """Which images, and how they are divided."""
 
-    dataset: str = option("mnist", "data set", DATASETS)
+    dataset: str = option("mnist", "data set", DATASETS, logged=name_in_log)
     split: str = option("study", "all pooled, 70/10/20; or as published", ("study", "official"))
     split_seed: int = option(0, "seed of the split, which stays while --seed varies", **SEED)
     seed: int = option(0, "seed of weights, batch order and samples", **SEED)
+    # Of your own images, in whose name in the log they are:
+    groups: str | None = option(None, GROUPS, logged=None)
+    background: str | None = option(None, BEHIND, COLOURS, check=check_colour, logged=None)
+    max_pixels: int | None = option(None, TOO_LARGE, minimum=1, logged=None)
 
 
 class TrainConfig(DataConfig):
@@ -154,7 +175,7 @@ class FlopsConfig(Validated):
 class HwTrainConfig(DataConfig):
     """Training speed of one network and optimiser on one device variant (the study's Q2)."""
 
-    dataset: str = option("fashion", "data set", DATASETS)
+    dataset: str = option("fashion", "data set", DATASETS, logged=name_in_log)
     model: str = option("resnet18", NETWORK, MODELS, check=check_model)
     opt: str = option("sgd", "optimiser; sgd has momentum 0.9", OPTIMIZERS)
     lr: float = option(1e-3, "learning rate, constant", above=0)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,7 +30,7 @@ SETTING = (str | int | float | None, "setting")
 METRICS = {"epoch": (int, "integer"), "shared_with": (str | None, "run_id")}
 METRICS |= dict.fromkeys(("val_acc", "test_acc"), (int | float | None, "fraction"))
 PREDICTIONS = {"pred": "int16", "label": "int16", "index": "int64", "classes": "str"}
-PREDICTIONS |= {"logits": "float16"}
+PREDICTIONS |= {"logits": "float16", "files": "str"}
 Row = dict[str, Any]
 Content = bytes | Callable[[BinaryIO], Any]  # or a function that writes it to a file
 
@@ -155,7 +155,8 @@ def write_together(files: Mapping[Path, Content]) -> None:
         raise UsageError(f"cannot write {target}: {error.strerror or error}") from None
     finally:
         for part in parts.values():
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # not there, or in what is no folder
+                part.unlink()
 
 
 def locate(folder: Path, name: str) -> Path:
@@ -168,7 +169,7 @@ def locate(folder: Path, name: str) -> Path:
 
 def save_predictions(path: Path, **arrays: Any) -> None:
     """Keep a test split's predictions for paired tests. Shapes: pred, label, index into the pool
-    (N,); logits (N, classes), where there are any."""
+    (N,); logits (N, classes) and files (N,), where there are any."""
     import numpy as np  # not at the top: the scripts import this before they parse their flags
 
     kept = {k: np.asarray(arrays[k], PREDICTIONS[k]) for k in PREDICTIONS if k in arrays}

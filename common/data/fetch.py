@@ -18,9 +18,9 @@ import tomllib
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,21 @@ from typing import Any
 import numpy as np
 
 from common.base.cli import UsageError
-from common.base.config import is_own
+from common.base.config import BACKGROUND, is_own
 from common.base.log import write_atomically
 from common.data import own
 
 PUBLISHED = tomllib.loads(Path(__file__).with_name("published.toml").read_text("utf-8"))
-IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 CONNECT_TIMEOUT_S = 10
 DOWNLOAD_TIMEOUT_S = 300  # for one file, since a mirror may also trickle
 CLIENTS = {"npm": ["npm", "pack", "--silent"], "apt": ["apt-get", "download"]}
 UNPACK = {"npm": ["cat"], "apt": ["dpkg-deb", "--fsys-tarfile"]}
-# What a file that is there but not right is met with; anything else means the source is not there.
-DAMAGED = (ValueError, EOFError, KeyError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
-OUT_OF_REACH = (OSError, HTTPException, subprocess.TimeoutExpired)
+# What a file that is not right, or a source that is not there, is met with.
+FAULTS = (ValueError, EOFError, KeyError, zlib.error, tarfile.TarError)
+FAULTS += (OSError, HTTPException, subprocess.TimeoutExpired)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Images and labels in published order: tensors, or arrays where torch is not needed."""
 
@@ -53,7 +52,14 @@ class Dataset:
     classes: Sequence[str]
     published_test: int | None = None  # images at the end that are the test part, if there is one
     published_val: int = 0  # those before them, to validate on
-    files: Sequence[str] = ()  # of your own images in a folder
+    # Of your own images:
+    files: Sequence[str] = ()  # within their folder
+    groups: Sequence[str] = ()
+    background: str = BACKGROUND  # of transparent ones
+    told: Mapping[str, Sequence[str]] = field(default_factory=dict)  # files, by key of look.TOLD
+
+    def name_of(self, image: int) -> str:
+        return self.files[image] if self.files else f"#{image}"
 
 
 def read_dataset(
@@ -62,9 +68,10 @@ def read_dataset(
     """A data set as arrays. Your own images are brought to a square of `side`, if any; the
     published ones are resized while they train."""
     if is_own(name):
-        source, images = own.read_images(name, Path(data_dir), side)
+        place, source, images, told = own.read_images(name, Path(data_dir), side)
         _, val, test = source.sizes or (None, 0, None)
-        return Dataset(name, images, source.labels, source.classes, test, val, source.files)
+        parts, known = (test, val), (source.files, source.groups, place.background, told)
+        return Dataset(name, images, source.labels, source.classes, *parts, *known)
     if name == "digits":
         from sklearn.datasets import load_digits  # slow, and only needed here
 
@@ -76,7 +83,7 @@ def read_dataset(
     if "idx" in spec:
         with zipfile.ZipFile(io.BytesIO(files[0])) as archive:
             files = [archive.read(f"gzip/{idx}.gz") for idx in spec["idx"]]
-    train_images, train_labels, test_images, test_labels = map(parse_idx, map(_gunzip, files))
+    train_images, train_labels, test_images, test_labels = map(_parse_idx, map(_gunzip, files))
     # QMNIST's extended labels hold the class in the first of eight columns.
     labels = np.concatenate([y.reshape(len(y), -1)[:, 0] for y in (train_labels, test_labels)])
     labels = labels.astype("int64") - spec.get("first_label", 0)
@@ -84,13 +91,11 @@ def read_dataset(
     return Dataset(name, images, labels, tuple(spec["classes"]), len(test_images))
 
 
-def parse_idx(data: bytes) -> np.ndarray:
-    """Decode an IDX file: two zero bytes, type, rank, big-endian sizes, as the MNIST page has it.
-    Raises: ValueError unless header, type and length agree exactly."""
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in IDX_TYPES:
-        raise ValueError("not an IDX file of a known type")
+def _parse_idx(data: bytes) -> np.ndarray:
+    """Decode a verified IDX file: two zero bytes, type (8: uint8, 12: int32), rank, sizes."""
     shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
-    return np.frombuffer(data, IDX_TYPES[data[2]], offset=4 + shape.nbytes).reshape(shape)
+    dtype = {8: ">u1", 12: ">i4"}[data[2]]
+    return np.frombuffer(data, dtype, offset=4 + shape.nbytes).reshape(shape)
 
 
 def _gunzip(data: bytes) -> bytes:
@@ -121,9 +126,9 @@ def _read_files(spec: dict[str, Any], folder: Path, fetch: bool) -> list[bytes]:
                 contents[name] = _verify(read(name), name, spec["files"][name])
             except FileNotFoundError:
                 continue
-            except (*DAMAGED, *OUT_OF_REACH) as error:
+            except FAULTS as error:
                 problems.append(f"{source}: {name}: {error}")
-                if not isinstance(error, DAMAGED):
+                if source != "disk":
                     break  # do not wait for this source four times
             else:
                 if source != "disk":

@@ -261,6 +261,7 @@ def write_draft(
         "classes": list(checkpoint["classes"]),
         **{name: config[name] for name in ("dataset", "model", "image_size")},
         "channels": channels,
+        "background": dataset.background,
         "resized_as": "uint8" if is_own(config["dataset"]) else "float32",
         **{name: list(checkpoint[name]) for name in ("mean", "std")},
         "fp32_test_acc": score(reference, labels)[1],

@@ -17,7 +17,7 @@ from common.base.config import HwTrainConfig, TrainConfig
 from common.base.log import run_id
 from common.data.batches import Batches
 from common.data.datasets import load_split
-from common.data.own import pin_dataset
+from common.data.own import pin_datasets
 from common.models import build_model
 from common.speed import peaks, timing
 from common.speed.samples import Side
@@ -127,7 +127,7 @@ class Group:
 
 def expand_groups(grid: Row, data_dir: str) -> list[Group]:
     """A group for each network, in which each variant's optimisers follow one another."""
-    grid["dataset"] = list(dict.fromkeys(map(pin_dataset, grid["dataset"])))
+    grid["dataset"] = pin_datasets(grid, data_dir)
     devices = list(dict.fromkeys(device.resolve_device(name).type for name in grid["device"]))
     variants = [v for name in devices for v in expand_variants(name, grid, len(devices) == 1)]
     shared = grid | {key: [None] for key in variants[0]} | {"opt": grid["opt"][:1]}

@@ -177,6 +177,8 @@ class Run:
             predictions, last, best_so_far = (folder / file for file in files.values())
             index, classes = self.split.test, self.dataset.classes
             images = {"label": self.dataset.labels[index], "index": index, "classes": classes}
+            if self.dataset.files:
+                images["files"] = [self.dataset.files[i] for i in index]
             save_predictions(predictions, pred=logits.argmax(1), logits=logits, **images)
             save_checkpoint(last, self.weights())
             save_checkpoint(best_so_far, self.best)
