@@ -210,7 +210,7 @@ def test_imbalance_lacking_classes_and_leaks_are_said(tmp_path, capsys):
     config = TrainConfig(dataset=f"folder:{root}", image_size=8, split="official")
     explain_images([config, replace(config, lr=0.1)], tmp_path / "data")
     text = capsys.readouterr().out
-    assert text.count("24 training, 2 validation and 5 test images, 8x8, grey") == 1
+    assert text.count("23 training, 3 validation and 5 test images, 8x8, grey") == 1
     assert "60.0% of the test images" in text
     assert "\n  warning: 5 test images know an accuracy to within 44 points" in text
     assert "\n  warning: no test image of class 2" in text

@@ -1,5 +1,6 @@
 """Readers and parsers against whatever hypothesis thinks of."""
 
+import io
 import json
 import math
 import tempfile
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from statsmodels.stats.proportion import proportion_confint
 
 from common.base.cli import UsageError, expand_grid, parse_command_line
 from common.base.config import TrainConfig, TrainOptions
 from common.base.log import append_line, dumps_strict, read_rows
-from common.data.fetch import IDX_TYPES, parse_idx
+from common.data.images import Unreadable, decoding, open_image
 from common.judge.stats import wilson_interval
 
 ROW = {"schema": 1, "kind": "flops", "git": {}, "config": {}, "env": {}, "metrics": {}}
@@ -25,7 +27,9 @@ json_values = st.recursive(
 )
 FLAGS = ["--lr", "--epochs", "--opt", "--amp", "--limit", "--seed", "--preset", "--no-resume"]
 words = st.sampled_from(FLAGS) | st.text(max_size=8) | (st.integers() | st.floats()).map(str)
-shapes = st.lists(st.integers(0, 5), min_size=1, max_size=4)
+_file = io.BytesIO()
+Image.effect_noise((9, 9), 50).save(_file, "PNG")
+PICTURE = _file.getvalue()
 
 
 @given(st.lists(st.binary(max_size=60) | json_values.map(lambda v: json.dumps(v).encode())))
@@ -48,25 +52,15 @@ def test_a_row_of_any_values_is_one_line_of_strict_json(metrics):
     assert json.loads(line, parse_constant=pytest.fail).keys() == ROW.keys()
 
 
-@given(st.binary(max_size=200))
-def test_bytes_that_are_no_idx_are_a_value_error(data):
-    try:
-        array = parse_idx(data)
-    except ValueError:
-        return
-    assert len(data) == 4 + 4 * array.ndim + array.nbytes
-
-
-@given(st.sampled_from(sorted(IDX_TYPES)), shapes, st.randoms(), st.integers(-3, 3))
-def test_idx_round_trips_and_any_other_length_is_refused(code, shape, random, change):
-    dtype = np.dtype(IDX_TYPES[code])
-    content = random.randbytes(math.prod(shape) * dtype.itemsize)
-    data = bytes([0, 0, code, len(shape)]) + np.array(shape, ">u4").tobytes() + content
-    array = parse_idx(data)
-    assert (array.shape, array.dtype, array.tobytes()) == (tuple(shape), dtype, content)
-    if change:
-        with pytest.raises(ValueError):  # noqa: PT011
-            parse_idx(data + b"\0" * change if change > 0 else data[:change])
+@given(st.integers(0, len(PICTURE) - 1), st.binary(max_size=9))
+def test_bytes_that_are_no_image_are_unreadable_and_no_other_error(place, damage):
+    data = PICTURE[:place] + damage + PICTURE[place + len(damage) :]
+    with decoding():
+        try:
+            image, _ = open_image(data, max_pixels=10_000)
+        except Unreadable:
+            return
+    assert image.mode in ("L", "RGB")
 
 
 @settings(max_examples=300)
