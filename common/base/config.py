@@ -148,7 +148,7 @@ class TrainConfig(DataConfig):
 
     def describe(self) -> str:
         pin = " pin" if self.pin_memory else ""
-        return f"{self.dataset} {self.model} {self.opt} {self.lr:g}{pin}"
+        return f"{name_in_log(self.dataset)} {self.model} {self.opt} {self.lr:g}{pin}"
 
 
 class SvmConfig(DataConfig):

@@ -156,7 +156,7 @@ def _explain(config: DataConfig, data_dir: str) -> str:
     if len(shares) > 12:
         shares[6:-5] = ["..."]
     text = (
-        f"{config.dataset}: {len(split.train):,} training, {len(split.val):,} validation and "
+        f"{dataset.name}: {len(split.train):,} training, {len(split.val):,} validation and "
         f"{len(split.test):,} test images, {width}x{height}, "
         f"{'colour' if channels == 3 else 'grey'}\n"
         f"  {len(by_share)} classes, by share of training: {', '.join(shares)}; always answering "

@@ -22,6 +22,7 @@ TOLD = tomllib.loads(Path(__file__).with_name("told.toml").read_text("utf-8"))
 GREY_MODES = ("1", "L", "LA", "La")
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks that pixels are made of
+Image.MAX_IMAGE_PIXELS = None  # open_image has a limit of its own, which a flag lifts
 
 
 class Unreadable(ValueError):
@@ -30,14 +31,10 @@ class Unreadable(ValueError):
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Around open_image, in however many threads, since these are a process's: odd metadata is not
-    warned of, and Pillow's limit of pixels, which no flag lifts, gives way to open_image's."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    """Around open_image, in however many threads, since warnings are a process's: odd metadata is
+    not warned of."""
+    with warnings.catch_warnings(action="ignore"):
+        yield
 
 
 def open_image(

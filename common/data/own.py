@@ -121,12 +121,13 @@ def _find_place(name: str, data_dir: Path, settings: Mapping[str, Any]) -> tuple
     if pin and not (given and os.path.exists(place.path)):
         with suppress(OSError, ValueError, TypeError):  # not kept, or not by us
             kept = data_dir / "own" / f"{pin}.json"
-            place = _places.get(pin) or Place(**json.loads(kept.read_text("utf-8")))
+            known = _places.get(pin) or Place(**json.loads(kept.read_text("utf-8")))
+            place = known if os.path.exists(known.path) else place
     source = find_images(place)
     content = source.sha256[:12]
     if pin not in (None, content):
-        changed = f"{place}: its images have changed: they were @{pin} and are @{content}"
-        raise UsageError(f"{changed}; bring them back, or train on what is there now")
+        changed = f"{place}: its images or how they are read have changed: they were @{pin}"
+        raise UsageError(f"{changed} and are @{content}; bring them back, or train on these")
     if content not in _places:
         _places[content] = place
         try:
