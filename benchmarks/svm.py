@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
 import time
 import warnings
 from functools import partial
@@ -66,7 +65,6 @@ def main(argv: list[str] | None = None) -> int:
         for kernel in options.kernel:
             config = SvmConfig(dataset=dataset, kernel=kernel, samples=options.samples)
             rows += [measure(engine, config, options) for engine in engines]
-            print(rows[-1], file=sys.stderr, flush=True)
     print_table(rows)
     print_json(results=rows)
     return 0
