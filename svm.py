@@ -87,8 +87,7 @@ def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
     from common.data.datasets import explain_images, load_split
 
     for c in configs:
-        module, package = ENGINES[c.engine]
-        need(module, f"--engine {c.engine}", package)
+        need(ENGINES[c.engine][0], f"--engine {c.engine}", ENGINES[c.engine][1])
         if c.features == "hog":
             need("skimage.feature", "--features hog", "scikit-image")
     for c in configs:
@@ -104,16 +103,16 @@ def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
 
 
 def measure_and_log(config: SvmConfig, options: GridOptions, log: Log, label: str) -> dict:
-    with log.failed_rows("svm", [as_dict(config)]) as failed:
+    with log.failed_rows("svm", [as_dict(config)]) as rows:
         metrics = measure(config, options)
-    if failed:
-        print(f"{label}: failed, {failed[0]['error']}", file=sys.stderr)
-        return failed[0]
-    if metrics["converged"] is False:
+        rows.append(log.append("svm", as_dict(config), metrics))
+    if rows[0]["error"]:
+        print(f"{label}: failed, {rows[0]['error']}", file=sys.stderr)
+    elif metrics["converged"] is False:
         why = f"--max-iter {config.max_iter} stopped the solver before it converged"
         why += f", in {metrics['pairs_stopped']} pairs of classes"
         print(f"{label}: warning: {why}", file=sys.stderr)
-    return log.append("svm", as_dict(config), metrics)
+    return rows[0]
 
 
 def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
@@ -243,7 +242,7 @@ def answer(model: Any, x: Any) -> Any:
 def format_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     lines = []
     for row in rows:
-        m, figures = row["metrics"], ["failed", "", "", "", ""]
+        m, figures = row["metrics"], ["failed"] + [""] * 4
         if row["status"] == "ok":
             # A digit is shown while it stands for at least an image or so.
             acc = f"{m['test_acc']:.{2 if m['n_test'] >= 5000 else 1}%}"

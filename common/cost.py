@@ -94,12 +94,11 @@ def count_costs(model: nn.Module, input_shape: Sequence[int], convention: str) -
             output.sum().backward()
     layers, macs, step_macs = tuple(by_name.values()), flops // 2, counter.get_total_flops() // 2
     if convention != "torch":
-        weighted_macs = sum(layer.macs for layer in layers if layer.activations)
-        if 2 * weighted_macs != flops:
-            raise ValueError(
-                f"convolution and linear layers hold {2 * weighted_macs} of {flops} FLOPs; count "
-                f"it in convention torch, because of {_find_multiplying(model, counts)}"
-            )
+        weighted = 2 * sum(layer.macs for layer in layers if layer.activations)
+        if weighted != flops:
+            why = f"convolution and linear layers hold {weighted} of {flops} FLOPs; count it in"
+            why += f" convention torch, because of {_find_multiplying(model, counts)}"
+            raise ValueError(why)
         macs = sum(layer.macs for layer in layers)
         step_macs = sum(layer.train_step_macs for layer in layers)
     totals = {"activations": sum(layer.activations for layer in layers)}
