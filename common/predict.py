@@ -154,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Unreadable as error:
             print(printable(f"{file}: {error}"), file=sys.stderr)
     for key, n in Counter(key for a in answers for key in a["told"]).items():
-        print(f"{n} of {len(answers)} images {TOLD[key]}", file=sys.stderr)
+        text = TOLD[key].replace("--background", facts.get("background", BACKGROUND))
+        print(f"{n} of {len(answers)} images {text}", file=sys.stderr)
     several = any(map(os.path.isdir, options.images)) and not options.json
     if options.csv or several:
         write_csv(Path(options.csv or "predictions.csv"), answers)

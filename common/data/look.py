@@ -38,7 +38,7 @@ def look(dataset: Dataset, test: Tensor) -> dict[str, Sequence[str]]:
     name = dataset.name_of
     told = {"constant": [name(i) for i in np.flatnonzero(constant)]}
     told |= {k: [f"{name(i)} = {name(j)}" for i, j in of.items()] for k, of in pairs.items()}
-    return dict.fromkeys(TOLD, ()) | dataset.told | told
+    return dict.fromkeys(TOLD, ()) | dataset.told | told  # in the order of TOLD
 
 
 def _find_near(images: np.ndarray, index: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -30,7 +30,7 @@ from common.base.config import BACKGROUND, MAX_PIXELS, is_own
 from common.base.log import write_atomically
 from common.data import folders
 from common.data.folders import PARTS, require
-from common.data.images import Unreadable, decoding, open_image, to_pixels
+from common.data.images import TOLD, Unreadable, decoding, open_image, to_pixels
 
 RULES = 2  # of reading and dividing: other rules are other work
 NAME = re.compile(r"(folder|npz):(.*?)(?:@([0-9a-f]{12}))?", re.DOTALL)  # kind, path, content
@@ -215,10 +215,8 @@ def _read_files(
     sizes = sorted({image.shape[1:] for image in images})
     span = " to ".join(f"{width}x{height}" for height, width in (sizes[0], sizes[-1]))
     require(len(sizes) == 1, f"images of {len(sizes)} sizes, {span}: give --image-size")
-    told = {key: [] for key in sorted(set().union(*notes))}
-    for name, keys in zip(names, notes, strict=True):
-        for key in keys:
-            told[key].append(name)
+    pairs = list(zip(names, notes, strict=True))
+    told = {key: [name for name, keys in pairs if key in keys] for key in TOLD}
     return np.stack(np.broadcast_arrays(*images)), told  # one in colour makes all so
 
 
