@@ -51,6 +51,7 @@ class Process:
         self.pipe.close()
         self.process.join(timeout=10)
         self.process.kill()  # where it has not ended
+        self.process.join()
 
 
 def serve(pipe: Connection, threads: int, make: Callable[..., Any], arguments: tuple) -> None:
