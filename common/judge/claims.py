@@ -86,7 +86,10 @@ def points_part(subject: str, rule: Rule, figure, command: str, basis: str, effe
         verdict = "mixed" if any(apart.values()) else "inconclusive"
         needs = None if any(apart.values()) else "more seeds of each setting"
     standing = "" if verdict == "mixed" else verdicts.standing(rule, value, interval)
-    reason = join_notes(standing, why, *apart, *effect.get("setups", ()))
+    if seeds < SEEDS and standing.startswith("criterion"):
+        standing += " so far, but not counted"
+    reason = join_notes(standing, why, *apart, *effect.get("setups", ()), *effect.get("more", ()))
+    reason = join_notes(reason, verdicts.own_miss(rule, figure))
     if "pairs" in effect:
         basis += "; pairs: {pairs}, seeds: {seeds}, trainings: {trajectories}".format(**effect)
     measured = verdict, value, interval, basis, effect["runs"], effect.get("caveat"), needs
@@ -116,6 +119,7 @@ def contrasts(log: Evidence, factor: str, rule: Rule, datasets=STUDY_DATASETS, s
             basis += f" (averaged: {100 * effect['averaged']['difference']:+.2f} points)"
         basis += " (published: the best of each, of other length)" if factor == "opt" else ""
         figure, name = published_gap(dataset, contrast), STUDY_DATASETS[dataset]
+        effect = effect | {"more": contrast.reversals(log, dataset)}
         yield points_part(name, rule, figure, contrast.command, basis, effect)
 
 
@@ -126,8 +130,11 @@ def best_of_rates(log: Evidence, rule: Rule) -> Parts:
     for dataset, name in STUDY_DATASETS.items():
         groups = [g for (g,) in compare.main_recipe((g,) for g in log.of(dataset, "train"))]
         rates = ([g for g in groups if g.config.get("lr") == rate] for rate in contrast.levels)
-        best, levels = tuple(map(rows.best_of, rates)), contrast.measure(log, dataset)["levels"]
-        effect = compare.measure_effect([best] if all(best) else []) | {"levels": levels}
+        best, every = tuple(map(rows.best_of, rates)), contrast.measure(log, dataset)
+        effect = compare.measure_effect([best] if all(best) else []) | {"levels": every["levels"]}
+        if "difference" in every:
+            alone = "of the best configurations only, over all matched pairs it is"
+            effect["more"] = [f"{alone} {100 * every['difference']:+.2f} points"]
         yield points_part(name, rule, published_gap(dataset, contrast), "make q1a", basis, effect)
 
 
@@ -174,8 +181,10 @@ def device_accuracy(log: Evidence, rule: Rule) -> Parts:
 def ratio_part(subject: str, rule: Rule, figure: float, basis: str, runs, effect, *notes) -> Part:
     """A part on times, from a ratio and its interval."""
     verdict = judge(rule, effect[1])
-    needs = "too few timed steps to decide" if verdict == "inconclusive" else None
-    reason = join_notes(verdicts.standing(rule, *effect), needs, *notes)
+    few = "too few timed steps to decide" if verdict == "inconclusive" else ""
+    needs = f"{few}: make q2 ARGS='--steps 200'" if few else None
+    own = verdicts.own_miss(rule, figure)
+    reason = join_notes(verdicts.standing(rule, *effect), few, *notes, own)
     return Part(subject, "times", figure, reason, verdict, *effect, basis, runs, needs=needs)
 
 

@@ -188,8 +188,9 @@ class Contrast:
     def sides(self) -> tuple[str, str]:
         return tuple(rows.say(self.factor, level, prose=True) for level in self.levels)
 
-    def pairs(self, evidence: Evidence, dataset: str, tuned: bool = True) -> list[Pair]:
-        """Configurations alike in all else; `tuned`: each at the best of the values of both."""
+    def pairs(self, evidence: Evidence, dataset: str, tuned=True, every=False) -> list[Pair]:
+        """Configurations alike in all else; `tuned`: each at the best of the values of both;
+        `every`: of all recipes."""
 
         groups, names, pairs = evidence.of(dataset, self.kind), self.tuned if tuned else (), []
         for same in grouped(groups, lambda group: group.without(self.factor, *names)).values():
@@ -199,7 +200,20 @@ class Contrast:
             choices = [[g for k, g in side.items() if k in common] for side in (one, other)]
             pair = tuple(c[0] if len(c) == 1 else best_of(c) for c in choices)
             pairs += [pair] if all(pair) else []
-        return main_recipe(pairs)
+        return pairs if every else main_recipe(pairs)
+
+    def reversals(self, evidence: Evidence, dataset: str) -> list[str]:
+        """The other recipes in which it came out the other way round, with both accuracies."""
+        sign, said = self.measure(evidence, dataset).get("difference", 0.0), {}
+        main = self.pairs(evidence, dataset)
+        for pair in (p for p in self.pairs(evidence, dataset, every=True) if p not in main):
+            first, second = (group.mean("test_acc") for group in pair)
+            if (first - second) * sign < 0 and abs(first - second) > MARGIN:
+                both = f"{100 * first:.2f} against {100 * second:.2f} %"
+                said.setdefault(
+                    f"the other way round with {pair[0].protocol.partition(': ')[2]}", both
+                )
+        return [f"{where} ({both})" for where, both in said.items()]
 
     @cache  # noqa: B019 - for claims and tables alike; the process ends with the report
     def measure(self, evidence: Evidence, dataset: str) -> Row:
@@ -251,6 +265,7 @@ def contrast_records(evidence: Evidence) -> list[Row]:
         for c in CONTRASTS:
             record = {"note": f"no pair in the log: {c.command}"} | c.measure(evidence, dataset)
             record |= {"dataset": dataset, "contrast": f"{c}{record['tuned']}", "sides": c.sides}
+            record["kind"] = c.kind
             # Told by level is what is there at one and, at another, not a quarter of the whole.
             effect = record.get("difference", 1.0)
             rule = math.copysign(max(MARGIN, abs(effect) / 4), effect), math.inf
@@ -261,7 +276,7 @@ def contrast_records(evidence: Evidence) -> list[Row]:
         record = {"note": "no pair in the log: make q1a q1b", "tuned": "", "apart": {}}
         record |= measure_effect(best_pairs(evidence, dataset))
         record |= {"dataset": dataset, "contrast": "best ResNet minus best SVM"}
-        records.append(record | {"sides": ("the best ResNet", "the best SVM")})
+        records.append(record | {"sides": ("the best ResNet", "the best SVM"), "kind": "svm"})
     # A reader's first rows are the main effects.
     return sorted(add_holm(records), key=lambda record: "apart" not in record)
 

@@ -12,9 +12,9 @@ from common.base.cli import expand_grid, format_time
 from common.base.config import TRAIN_PRESETS, TrainConfig
 from common.base.machine import machine_of
 from common.judge import claims, compare, published, rows
-from common.judge.mistakes import Mistakes
+from common.judge.mistakes import Mistakes, confused_pairs
 from common.judge.rows import Row, get, grouped, number
-from common.judge.tables import WORDS, Table, make_table
+from common.judge.tables import WORDS, Table, make_table, significant
 from common.judge.times import speedup_interval
 from common.judge.verdicts import SEEDS, VERDICTS, leads
 from common.train.grid import group_trajectories, look_up, time_epochs
@@ -24,11 +24,13 @@ Rows = Sequence[Row]
 
 NEAR = 0.005  # of validation accuracy: what a user may give for a cheaper training
 MOST_READ = 2  # sentences on speed in a section
+MOST_ENGINES = 4  # and on inference, where each network has two scenarios
 ROUNDING = 0.0003  # of test accuracy: what another machine may make of the same weights
 # Plain text: every form of the report escapes what it shows.
 TEMPLATES = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
 TEMPLATES.loader = jinja2.FileSystemLoader(Path(__file__).parent)
 TEMPLATES.globals |= {"spell": rows.spell, "VERDICTS": VERDICTS}
+TEMPLATES.globals |= {"SEEDS": SEEDS, "significant": significant}
 
 
 def judged_tables(log: Rows, load: compare.Load, errors: Sequence[Mistakes] = ()) -> list[Table]:
@@ -40,14 +42,23 @@ def judged_tables(log: Rows, load: compare.Load, errors: Sequence[Mistakes] = ()
     training, inference = (list(fastest(log, f"fastest_{k}")) for k in ("training", "inference"))
     contests, needs = contest_records(ties), needs_of(results)
     answers = answer_records([*train, *svm], contests)
+    settings = [row["config"] for row in (*train, *svm)]
+    has = {name: {c.get(name) for c in settings} for name in ("dataset", "split", "model", "opt")}
+    factors, svms = ([r for r in contrasts if r.get("kind") == kind] for kind in ("train", "svm"))
+    confused = [
+        (m.where, m.right.size - m.right.sum(), confused_pairs(m.predictions)) for m in errors
+    ]
+    lacks = missing_records(needs, log)
     lines = {
+        "study": sentences("study", has),
         "answer": sentences("answers", answers),
-        "missing": sentences("missing", needs, {need: time_of(need, log) for need in needs}),
+        "missing": sentences("missing", lacks),
         "q1a": sentences("cheaper", contests, NEAR),
-        "statistics": sentences("preferences", *preferences(contrasts)),
-        "errors": sentences("calibration", errors),
-        "q2": sentences("variants", training[:MOST_READ]),
-        "infer": sentences("engines", inference[:MOST_READ]),
+        "statistics": sentences("preferences", *preferences(factors)),
+        "errors": sentences("calibration", errors) + sentences("confused", confused),
+        "q1b": sentences("preferences", *preferences(svms)),
+        "q2": sentences("variants", training[:MOST_READ], rows.latest_ok(log, "hw_train")),
+        "infer": sentences("engines", inference[:MOST_ENGINES]),
         "log": sentences("unlike", list(unlike_records(log))),
     }
     said = [{"section": key, "finding": line} for key, own in lines.items() for line in own]
@@ -56,6 +67,7 @@ def judged_tables(log: Rows, load: compare.Load, errors: Sequence[Mistakes] = ()
         make_table("answers", answers),
         published.results_table(train, svm),
         *claims.claims_tables(results, sentences("reasons", results)),
+        make_table("needed", lacks),
         *compare.comparison_tables(evidence, contrasts, ties, train),
         published.published_table(train, svm),
         make_table("fastest_training", training),
@@ -76,7 +88,29 @@ def needs_of(results: Claims) -> dict[str, list[str]]:
         for need, parts in grouped(result.parts, lambda part: part.needs).items():
             some = " in part" if len(parts) < len(result.parts) else ""
             needs.setdefault(need, []).append(f"{result.number}{some}")
-    return {need: names for need, names in needs.items() if need}
+    needs = {need: names for need, names in needs.items() if need}
+    for need in [*needs]:  # what one command trains, the longer one trains too
+        longer = need.replace("make q1a ARGS", "make q1a q1b ARGS")
+        if longer != need and longer in needs:
+            needs[longer] += needs.pop(need)
+            needs[longer].sort(key=lambda name: int(name.split()[0]))
+    return needs
+
+
+def missing_records(needs: dict[str, list[str]], log: Rows) -> list[Row]:
+    """Of each need the claims, what is lacking in words, the command, and how long it takes."""
+    records = []
+    for need, numbers in needs.items():
+        head, _, last = need.rpartition(": ")
+        command = last if last.startswith(("make ", "python ")) else None
+        lacks = [head if command else need, "a CUDA card" if " cuda" in (command or "") else ""]
+        record = {
+            "claims": ", ".join(numbers),
+            "lacks": rows.join_notes(*lacks),
+            "command": command,
+        }
+        records.append(record | {"time": time_of(need, log)})
+    return records
 
 
 def time_of(need: str, log: Rows) -> str | None:
@@ -123,7 +157,9 @@ def contest_records(ties: Rows) -> list[Row]:
         near = [r for r in rivals if (r["val_acc"] or 0.0) >= chosen["val_acc"] - NEAR]
         states = [r["tied"] for r in rivals]
         contest = {"name": rows.split_name(chosen["group"].config), "chosen": chosen}
-        contest |= {"n": len(rivals), "tied": states.count(True), "open": states.count(None)}
+        contest |= {"n": len(rivals), "open": states.count(None)}
+        contest |= {"tied": [r for r in rivals if r["tied"]]}
+        contest |= {"told": [r for r in rivals if r["tied"] is False]}
         contest |= {"cheapest_tied": cheapest(chosen, equal)}
         contests.append(contest | {"cheapest_near": cheapest(chosen, near)})
     return contests
@@ -185,6 +221,8 @@ def fastest(log: Rows, table: str) -> Iterator[Row]:
         ratio, over = (get(best, "metrics", "speedup", k) for k in ("ratio", "baseline_label"))
         more["speedup"] = ratio or get(best, "metrics", "speedup_vs_eager")
         more["over"] = over or ("eager" if kind == "hw_infer" else "the first")
+        eager = [row["metrics"] for row in alike if get(row, "metrics", "engine") == "eager"]
+        more["eager"] = eager[0] if eager else None
         yield best["config"] | best["metrics"] | more
 
 

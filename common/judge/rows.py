@@ -324,7 +324,7 @@ def busy_note(row: Row) -> str:
 
 def noise_note(row: Row) -> str:
     noise = number(row, "metrics", "noise") or 0.0
-    return f"noisy: IQR {noise:.0%} of the median" if noise > NOISY else ""
+    return f"noisy: IQR {100 * noise:.0f} % of the median" if noise > NOISY else ""
 
 
 def machine_notes(rows: Sequence[Row]) -> list[str]:

@@ -32,7 +32,11 @@ class Table:
         notes = [words["short_notes"]] if words.get("short_notes") and self.records else []
         notes += [f"The first {BRIEF} of {all_rows} rows."] if all_rows > BRIEF else []
         short = tuple(words.get("short", "").split())
-        parts = {"columns": short, "records": self.records[:BRIEF], "notes": tuple(notes)}
+        parts = {
+            "columns": short,
+            "records": self.records[:BRIEF],
+            "notes": (" ".join(notes),) if notes else (),
+        }
         return replace(self, **parts) if short else None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from common.judge.rows import Row
+from common.judge.rows import Row, join_notes
 from common.judge.stats import Estimate, Interval
 
 MARGIN = 0.001  # a smaller difference of accuracies is none that a choice should rest on
@@ -28,10 +28,22 @@ def judge(rule: Rule, interval: Interval) -> str:
 
 
 def standing(rule: Rule, value: float, interval: Interval) -> str:
-    """How an effect stands to a rule, in words; nothing where it is at its edge."""
+    """How an effect stands to a rule, in words; it leans to where its interval's middle half is."""
     known = {"supported": "criterion met", "contradicted": "criterion missed"}
-    leaning = judge(rule, (value, value))
-    return known.get(judge(rule, interval), f"leans to {leaning}" if leaning in known else "")
+    if (decided := judge(rule, interval)) in known:
+        return known[decided]
+    leaning = judge(rule, tuple((value + end) / 2 for end in interval))
+    words = f"leans to {leaning}" if leaning in known else ""
+    if math.isinf(rule[0]) or math.isinf(rule[1]) or rule[0] < value < rule[1]:
+        return words
+    side = "below" if value <= rule[0] else "above"
+    return join_notes(words, f"the estimate is {side} the criterion's range")
+
+
+def own_miss(rule: Rule, figure: float | None) -> str:
+    """That the published figure is not what the claim says, where it is not."""
+    missed = figure is not None and judge(rule, (figure, figure)) == "contradicted"
+    return "the study's own figure misses its criterion" if missed else ""
 
 
 def leads(interval: Interval) -> int:
@@ -77,6 +89,6 @@ def more_data(rule: Rule, estimate: Estimate, seeds: int, images: int) -> str:
             if factor == 1:
                 return f"too near the criterion's edge: more than {MOST_SEEDS} seeds would decide"
             size = 10 ** max(0, len(str(int(images * factor))) - 2)  # two digits are meant
-            more = f"about {math.ceil(images * factor / size) * size:,} images"
-            return f"more seeds alone cannot decide it, but with {more}, not {images:,}, they can"
+            more = f"about {math.ceil(images * factor / size) * size:,} images would be needed"
+            return f"cannot be decided on this data set: {more}, in place of {images:,}"
     return "too near the criterion's edge to decide"

@@ -56,7 +56,8 @@ def shown(table: Table) -> tuple[list[Column], list[list[str]]]:
         number = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
         if values:
             width_mm = ENTRIES["widths"].get(name)
-            columns.append(Column(name, heading_of(name), number, width_mm, table.name))
+            heading = ENTRIES["headings"].get(f"{table.name}.{name}") or heading_of(name)
+            columns.append(Column(name, heading, number, width_mm, table.name))
     return columns, [[c.show(record[c.name]) for c in columns] for record in table.records]
 
 

@@ -22,6 +22,7 @@ from common.base.log import write_atomically
 from common.judge import claims, compare, findings, mistakes, published
 from common.judge.rows import Row, grouped, latest_ok
 from common.judge.tables import Table
+from common.judge.verdicts import VERDICTS
 from common.report.columns import shown
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -78,12 +79,12 @@ def gather(tables: Sequence[Table], figures: Sequence[Any]) -> dict[str, Any]:
     their names, are folded away."""
     known, said = (
         {table.key: table for table in tables},
-        {"answer": [], "claims": [], "missing": []},
+        {"study": [], "answer": [], "missing": [], "unmeasured": []},
     )
     for record in known["findings"].records:
         said.setdefault(record["section"], []).append(record["finding"])
     facts = {"title": WORDS["title"], "known": known, "said": said, "sections": []}
-    facts["claims"] = known["claims"].records
+    facts |= {"claims": known["claims"].records, "verdicts": VERDICTS}
     for key, words in WORDS["sections"].items():
         own = [table for table in tables if table.section == key]
         whole = next(table for table in own if table.brief)
@@ -91,7 +92,7 @@ def gather(tables: Sequence[Table], figures: Sequence[Any]) -> dict[str, Any]:
         section = words | {"key": key, "tables": own, "whole": whole, "reading": said.get(key, [])}
         section["missing"] = whole.missing or not measured
         if section["missing"]:
-            said["missing"].append(f"{words['title']} Not measured: {words['command']}")
+            said["unmeasured"].append(f"{words['title']} Not measured: {words['command']}")
         drawn = [figure for figure in figures if figure.section == key]
         shown = [same[0] for same in grouped(drawn, lambda figure: figure.dataset).values()]
         items = [(figure.caption, figure) for figure in drawn if figure not in shown]

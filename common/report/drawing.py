@@ -127,23 +127,22 @@ def scale_curves(axes: Axes, values: np.ndarray, accuracy: bool) -> None:
 def mean_curves(chosen: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """Accuracy and loss by epoch, a line of axes a data set; the range over seeds is shaded."""
     figure, grid = panels_of(2 * len(chosen), 2.1)
-    named = {}
     for (dataset, known), left, right in zip(chosen.items(), grid[::2], grid[1::2], strict=True):
         left.set_title(display(dataset))
         every = np.concatenate([values.reshape(-1, len(METRICS)) for values in known.values()])
-        for i, values in enumerate(known.values()):
+        for i, (label, values) in enumerate(known.items()):
             for column, axes in enumerate((left, left, right, right), 1):
                 x, y = values[0, :, 0], values[..., column]
-                axes.plot(x, y.mean(0), "-" if column in (1, 3) else ":", color=f"C{i}")
+                look = {"ls": "-", "label": label} if column in (1, 3) else {"ls": ":"}
+                axes.plot(x, y.mean(0), color=f"C{i}", **look)
                 axes.fill_between(x, y.min(0), y.max(0), color=f"C{i}", alpha=0.2, lw=0)
-        ends = [values[:, -1].mean(0)[:2] for values in known.values()]
+        right.legend()
+        lengths = [values[0, -1, 0] for values in known.values()]
         for axes, columns in ((left, [1, 2]), (right, [3, 4])):
             scale_curves(axes, every[:, columns], axes is left)
-            if max(x for x, _ in ends) > 3 * min(x for x, _ in ends):
+            if max(lengths) > 3 * min(lengths):
                 scale_log(axes, "x", every[:, 0])
-        named[left] = [(*end, label) for end, label in zip(ends, known, strict=True)]
-    figure.supxlabel("Solid: validation images; dotted: training images")
-    label_points(named)
+    figure.supxlabel("Solid: validation images; dotted, where it was logged: training images")
     return figure
 
 
@@ -199,8 +198,17 @@ def accuracy_cost(panels: Mapping[str, Sequence[Row]]) -> Figure:
             axes.set_xticks(list(marks), list(marks.values()))
             axes.set_xlabel("Training time")
     grid[0].set_ylabel("Test accuracy, %")
+    key = {"ls": "", "mec": "none"}
+    for i, family in enumerate(families):
+        grid[0].plot([], [], marker_of(i), color=f"C{i}", label=family, **key)
+    figure.legend(loc="outside lower center", ncols=6)
     label_points(named)
     return figure
+
+
+def marker_of(i: int) -> str:
+    """The marker of a family in the colour C{i}: the pairs repeat after 64."""
+    return MARKERS[(i + i // 8) % 8]
 
 
 def draw_costs(axes: Axes, panel: Sequence[Row], families: Sequence[str]) -> list[Name]:
@@ -219,8 +227,7 @@ def draw_costs(axes: Axes, panel: Sequence[Row], families: Sequence[str]) -> lis
         axes.vlines(x, low, high, lw=0.8, zorder=1, **look)
         look |= {} if p["split"] == split else {"mfc": "white"}
         look |= {"mec": "black", "ms": 8} if p["chosen"] else {}
-        marker = MARKERS[(i + i // 8) % 8]  # the pairs repeat after 64
-        axes.plot(x, y, marker, in_layout=False, gid=f"dot:{p['detail']}", **look)
+        axes.plot(x, y, marker_of(i), in_layout=False, gid=f"dot:{p['detail']}", **look)
         names += [(x, y, p["label"])] if p in shown else []
     look = {"color": "#999999", "lw": 0.8, "zorder": 1}
     alike = [p["split"] == split for p in panel]

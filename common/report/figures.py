@@ -110,7 +110,7 @@ def chosen_curves(runs: Sequence[Row], curves: Sequence[Row]) -> dict[str, dict[
             values = np.stack([drawing.points_of(epochs[:last]) for epochs in seeds])
             values[..., 1:3] = drawing.errors_of(values[..., 1:3])
             split = log.split_name(group.config).rpartition(", ")[2]
-            label = f"{log.say('model', group.config.get('model'))}\n{split}"
+            label = f"{log.say('model', group.config.get('model'))}, {split}"
             chosen.setdefault(dataset, {})[label] = values
     return chosen
 

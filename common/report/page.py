@@ -14,7 +14,6 @@ from markupsafe import Markup
 
 from common.judge import rows as log
 from common.judge.rows import Row, grouped
-from common.judge.verdicts import VERDICTS
 from common.report import drawing
 from common.report.documents import TEMPLATES, render
 from common.report.figures import CAPTIONS, ReportFigure
@@ -87,6 +86,5 @@ def render_page(curves: Sequence[Row], facts: Row) -> str:
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=Markup((TEMPLATES / "page.css").read_text("utf-8")),
         shown_curves=drawing.MOST_CURVES,
-        verdicts=VERDICTS,
         svg=inline_svg,
     )

@@ -172,10 +172,8 @@ def q1b_table(svm: Sequence[Row]) -> Table:
             if False in ended:
                 stopped = f"stopped by max_iter {group.config.get('max_iter')}"
                 record["note"] = join_notes(record["note"], stopped)
-    plain = log.DEFAULTS["svm"]["engine"]  # the other implementation gives the same accuracies
-    records.sort(
-        key=lambda r: (r.get("engine") not in (plain, None), order.index(str(r["dataset"])))
-    )
+    plain = log.DEFAULTS["svm"]["engine"]  # the faster implementation first, if there are two
+    records.sort(key=lambda r: (r.get("engine") == plain, order.index(str(r["dataset"]))))
     return make_table("q1b", records, log.devices_note(svm), missing=not svm)
 
 
@@ -191,7 +189,7 @@ def mistake_tables(mistakes: Sequence[Mistakes]) -> list[Table]:
         if m.bins:
             record |= {"confidence": m.confidence.mean(), "ece": judge.calibration_error(m.bins)}
         if m.voters > 1:
-            record["nobody"] = len(m.nobody)
+            record |= {"nobody": len(m.nobody), "voters": m.voters}
         summary.append(record)
         content = {
             "classes": (classes,),
