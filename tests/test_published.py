@@ -86,7 +86,8 @@ def test_the_best_machine_stands_beside_the_study_s_best_machine(log):
             log.svm(1540, metrics, dataset="fashion", features=features, engine=engine)
     (record,) = results_of(log)
     assert record["what"] == (
-        "FashionMNIST: SVM, RBF kernel (other setup: HOG features), stopped by max_iter"
+        "FashionMNIST: SVM, RBF kernel, engine sklearnex (other setup: HOG features), stopped "
+        "by max_iter"
     )
     assert (record["cost"], record["published_test_acc"]) == ("6 s", 0.8567)
 

@@ -127,7 +127,8 @@ def _result_record(group: Group) -> Row:
     accuracy = "-" if acc is None else f"{100 * acc:.2f} %"
     accuracy += "" if low is None else f" ({100 * low:.2f} to {100 * high:.2f})"
     best = (best_published(group) or {}).get("test_acc")
-    words, setup = ["SVM", *rows.in_words(config, ["kernel"])], group.setup or "the study's setup"
+    words = ["SVM", *rows.in_words(config, ["kernel", "engine"])]
+    setup = group.setup or "the study's setup"
     if group.kind == "train":  # of a network all that differs would fill the table
         words = rows.in_words(config, ("model", "opt", "epochs"))
         setup = "other setup" if setup == group.protocol else setup
