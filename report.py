@@ -41,6 +41,7 @@ class ReportOptions(Validated):
 
 def write_report(rows: list[dict], problems: list[str], out: Path, options: ReportOptions) -> None:
     """Write all but the PDF, or nothing where there is no room for all; print what it holds."""
+    from common.judge.race import race_records
     from common.judge.rows import latest_ok
     from common.report.documents import csv_text, gather, render
     from common.report.figures import build_figures, curves_of
@@ -51,7 +52,7 @@ def write_report(rows: list[dict], problems: list[str], out: Path, options: Repo
     tables, mistakes, problems = build_tables(rows, problems, folder, options.data_dir)
     runs = [*latest_ok(rows, "train"), *latest_ok(rows, "svm")]
     curves = curves_of(latest_ok(rows, "epoch"))
-    facts = gather(tables, build_figures(runs, curves, mistakes, tables))
+    facts = gather(tables, build_figures(runs, curves, mistakes, tables, race_records(rows)))
     content = b"".join(file.read_bytes() for file in log_files(folder) if file.exists())
     facts |= {"n_rows": len(rows), "log_sha256": hashlib.sha256(content).hexdigest()[:12]}
     facts["last"] = max(row["time_utc"] for row in rows)

@@ -2,12 +2,14 @@
 
     python train.py --dataset fashion --opt adam
     python train.py --preset q1a --dry-run
+    python train.py --preset race --budget 10m
 
 Method: one training may serve several configurations. With a constant learning rate a run of 5
 epochs is, after 3, the run of 3 epochs; on a CPU pin_memory changes no result. Such a shared
 training run is trained once, and each configuration gets its row, which names that run.
 The weights of the last epoch are tested, once. A configuration that is in the log is skipped, an
-interrupted run continues from its last epoch.
+interrupted run continues from its last epoch. With --budget the configurations race: they are
+trained in turn, and what validation images tell apart from the best is trained no further.
 
 Writes to --results-dir: log.jsonl (kinds epoch, train, export), predictions/, checkpoints/,
 plan.json for report.py --watch and, where asked for, exports/ and tensorboard/.
@@ -17,7 +19,6 @@ import sys
 import time
 from contextlib import suppress
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,13 @@ def main(argv: list[str] | None = None) -> int:
     """Plan, train, export, and print the table of what is finished."""
     values, options = parse_command_line(argv, __doc__, TrainConfig, TrainOptions, TRAIN_PRESETS)
     grids.check_values(values)  # before torch is even imported
+    from common import race
     from common.data.own import pin_datasets
-    from common.deploy.export import check_format
-    from common.judge.rows import print_leader
+    from common.deploy.export import check_format, export_all
     from common.train import workers
-    from common.train.run import check_configs, estimate_ms
+    from common.train.run import check_configs
 
+    started = time.monotonic()
     world = workers.set_up(values, options)
     if world.rank:  # the first process decides, and alone writes
         train_all(world.from_first(), None, options, world, print)
@@ -48,39 +50,16 @@ def main(argv: list[str] | None = None) -> int:
     values["dataset"] = pin_datasets(values, options.data_dir)
     log = Log(options.results_dir, options.shard)
     configs = choose_configs(values, options.best, log)
-    force = options.force and not options.best  # what --best finds is exported again, not trained
-    shared, missing = ({}, configs) if force else grids.look_up(configs, log.finished("train"))
-    todo = grids.group_trajectories(missing)
-    jobs = [(t.trained.describe(), t.configs) for t in todo]
-    if options.list_commands:
-        workers.print_commands("train", jobs, options)
-        return 0
-    check_configs(configs, options.data_dir)
-    # Of several processes no step is timed; and one trajectory is begun sooner than timed.
-    timed = world.size == 1 and len(todo) > (0 if options.dry_run else 1)
-    ms = estimate_ms([t.trained for t in todo], options.data_dir) if timed else None
-    if len(configs) > 1 or options.dry_run:
-        grids.print_plan(configs, todo, ms)
-    world.from_first([] if options.dry_run else todo)  # to the others, which wait for it above
+    if not options.list_commands:
+        check_configs(configs, options.data_dir)
+    if options.budget:
+        configs, failures = race.run(configs, log, options, train_all, started)
+    else:
+        failures = train_grid(configs, log, options, world)
     if options.dry_run:
         options.print_next("train.py", *(f for f in argv or sys.argv[1:] if f != "--dry-run"))
+    if options.dry_run or options.list_commands:
         return 0
-    started = time.monotonic()
-    job_s = (ms or 0.0) / 1e3 / max(1, len(todo))
-    count = workers.count_workers(options, configs[0].device, len(todo), job_s)
-    if todo and not (workers.in_worker() or options.shard):  # else it is a part of a grid
-        grids.write_plan(log.folder, todo, count)
-    afresh = configs if force and not workers.in_worker() else set(configs) - set(missing)
-    for config in afresh:  # of what is finished a state is left where a kill came before its end
-        grids.state_file(log.folder, config).unlink(missing_ok=True)
-    for config, row in shared.items():
-        trained = row["metrics"]["shared_with"] or row["run_id"]
-        grids.append_row(log, config, row["metrics"], trained, git=row["git"], env=row["env"])
-    after = partial(print_leader, log, "train", configs)
-    if count > 1 or options.backend != "loky":
-        failures = workers.share_out("train", jobs, log, options, count, after)
-    else:
-        failures = train_all(todo, log, options, world, after)
     failures += export_all(configs, log, options)
     print(grids.format_finished(configs, log))
     print(f"{time.monotonic() - started:.0f} s; log: {log.path}")
@@ -100,11 +79,41 @@ def choose_configs(values: dict[str, list[Any]], best: bool, log: Log) -> list[T
     chosen = [group.first() for group in pick_best([rows[n] for n in asked if n in rows])]
     for name in map(name_in_log, values["dataset"]):
         if name not in {row["config"]["dataset"] for row in chosen}:
-            raise UsageError(
-                f"--best: none of the {len(configs)} configurations asked for is finished on "
-                f"{name} in {log.path}; train them first, without --best"
-            )
+            where = f"is finished on {name} in {log.path}; train them first, without --best"
+            raise UsageError(f"--best: none of the {len(configs)} configurations asked for {where}")
     return [asked[row["run_id"]] for row in chosen]
+
+
+def train_grid(configs: list[TrainConfig], log: Log, options: TrainOptions, world: Any) -> int:
+    """Train what the log lacks, or print the commands or the plan. Returns: how many failed."""
+    from common.judge.rows import print_leader
+    from common.train import workers
+    from common.train.run import estimate_ms
+
+    force = options.force and not options.best  # what --best finds is exported again, not trained
+    shared, missing = ({}, configs) if force else grids.look_up(configs, log.finished("train"))
+    todo = grids.group_trajectories(missing)
+    if options.list_commands:
+        workers.print_commands("train", [t.job for t in todo], options)
+        return 0
+    # Of several processes no step is timed; and one trajectory is begun sooner than timed.
+    timed = world.size == 1 and len(todo) > (0 if options.dry_run else 1)
+    epoch_ms = estimate_ms([t.trained for t in todo], options.data_dir) if timed else {}
+    ms = sum(config.epochs * ms[:2].sum() for config, ms in epoch_ms.items()) if timed else None
+    if len(configs) > 1 or options.dry_run:
+        grids.print_plan(configs, todo, ms)
+    world.from_first([] if options.dry_run else todo)  # to the others, which wait for it above
+    if options.dry_run:
+        return 0
+    job_s = (ms or 0.0) / 1e3 / max(1, len(todo))
+    count = workers.count_workers(options, configs[0].device, len(todo), job_s)
+    if todo and not (workers.in_worker() or options.shard):  # else it is a part of a grid
+        grids.write_plan(log.folder, todo, count)
+    afresh = configs if force and not workers.in_worker() else set(configs) - set(missing)
+    grids.begin(log, afresh, shared)
+    after = partial(print_leader, log, "train", configs)
+    here, jobs = partial(train_all, todo, log, options, world, after), [t.job for t in todo]
+    return workers.share_out("train", jobs, log, options, count, after, here)
 
 
 def train_all(
@@ -166,7 +175,10 @@ def train_trajectory(
             log.append("epoch", as_dict(run.config), epoch, run_id=name, device=run.config.device)
         if log and options.tensorboard:
             write_events(log.folder / "tensorboard" / name, run.history)
-        if due := [c for c in trajectory.configs if c.epochs == len(run.history)]:
+        if options.pause_after and len(run.history) >= min(options.pause_after, run.config.epochs):
+            return run.pause(log.folder) if log else None
+        due = [c for c in trajectory.configs if c.epochs == len(run.history)]
+        if due and not options.pause_after:
             metrics = run.finish(log.folder if log else None, grids.train_id(due[0]))
             for config in due if log else ():
                 grids.append_row(log, config, metrics, None if config == run.config else name)
@@ -178,25 +190,6 @@ def train_trajectory(
             save_checkpoint(file, run.state())
     if log:
         file.unlink(missing_ok=True)
-
-
-def export_all(configs: list[TrainConfig], log: Log, options: TrainOptions) -> int:
-    """Export every finished configuration in each format asked for. Returns: failures."""
-    from common.deploy.export import export_run
-
-    rows, failures = log.finished("train"), 0
-    exported = {
-        (row["metrics"]["train_run_id"], row["config"]["format"]): row["metrics"]["file"]
-        for row in log.finished("export").values()
-    }
-    names = [name for name in dict.fromkeys(map(grids.train_id, configs)) if name in rows]
-    for name, format in product(names, options.export):
-        file = exported.get((name, format))
-        if options.force or not (file and (log.folder / file).exists()):
-            row = export_run(log, rows[name], format, options.data_dir)
-            failures += row["status"] != "ok"
-            print(f"export {format}: {row['metrics'].get('file') or row['error']}")
-    return failures
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # From the top down, commands first; those between two strokes do not know each other.
-FLOORS = "export predict / report / judge / speed / deploy / train / models cost / data / base"
+FLOORS = "export predict race / report / judge / speed / deploy / train / models cost / data / base"
 FLOOR = {room: n for n, rooms in enumerate(FLOORS.split("/")) for room in rooms.split()}
 SCRIPTS = sorted(file.stem for file in ROOT.glob("*.py"))
 FILES = sorted((ROOT / "common").rglob("*.py"))

@@ -281,7 +281,7 @@ def test_dry_run_says_the_plan_and_writes_nothing(tiny, tmp_path, capsys):
     assert train.main([*tiny, *flags]) == 0
     shown = capsys.readouterr().out
     assert "configurations: 4, in the log: 0; trajectories: 1, to train: 1" in shown
-    assert re.search(r"estimated time of the training steps: [\d.]+ s", shown)
+    assert re.search(r"estimated time of training and validation: [\d.]+ s", shown)
     assert shown.endswith(f"python train.py {shlex.join([*tiny, *flags[:-1]])}\n")
     assert (tmp_path / "results" / "log.jsonl").read_text() == ""
 

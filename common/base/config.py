@@ -40,6 +40,8 @@ WEIGHTS = f"state_dict file to start from, or {PUBLISHED}: published ones [from 
 NO_MIRROR = "no effect on digits and letters"
 NOISE = "keep timings whose interquartile range is over a quarter of their median"
 DATA_ON = "where an accelerator's batches are gathered"
+BUDGET = "answer within this time, such as 90s, 10m or 2h: a race between the configurations"
+PAUSE = "stop after so many epochs, untested, to go on later, as a race does"
 AUTO_JOBS = "one per accelerator; on a CPU one per core, where jobs take a minute or more"
 PIN_MEMORY = "page-locked host batches; needs --data-on host on an accelerator"
 CUDA_GRAPH = "record a whole step as one CUDA graph, launched at once; never run on a card yet"
@@ -262,12 +264,27 @@ class GridOptions(Options):
 class TrainOptions(GridOptions):
     """Other flags of train.py."""
 
+    budget: str | None = option(None, BUDGET)
+    pause_after: int | None = option(None, PAUSE, minimum=1)
     dry_run: bool = option(False, "print the plan and stop")
     resume: bool = option(True, "continue interrupted runs from their last epoch")
     best: bool = option(False, "train nothing: export what has each data set's highest val_acc")
     export: tuple[str, ...] = option((), "export the trained network", EXPORT_FORMATS)
     deterministic: bool = option(False, "the same bits each time on an accelerator too; slower")
     tensorboard: bool = option(False, "write event files too; needs the package tensorboard")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.budget and not re.fullmatch(r"\d+(\.\d+)?[smh]", self.budget):
+            raise UsageError(f"--budget: {self.budget!r} is no time such as 90s, 10m or 2h")
+        without = {"--best": self.best, "--list-commands": self.list_commands}
+        without |= {"--no-resume": not self.resume, "--pause-after": self.pause_after}
+        for flag in (flag for flag, given in without.items() if self.budget and given):
+            raise UsageError(f"--budget: a race cannot be had with {flag}; leave one of them out")
+
+    @property
+    def budget_s(self) -> float:
+        return float(self.budget[:-1]) * {"s": 1, "m": 60, "h": 3600}[self.budget[-1]]
 
 
 class HwOptions(Options):

@@ -20,7 +20,7 @@ from common.base.cli import UsageError, first_line, print_more
 from common.base.machine import describe_machine, git_state, timed_here, timed_on
 
 SCHEMA = 1
-KINDS = ("epoch", "train", "svm", "flops", "hw_train", "export", "hw_infer")
+KINDS = ("epoch", "train", "svm", "flops", "hw_train", "export", "hw_infer", "race")
 TIMINGS = ("hw_train", "hw_infer")  # of a machine: on another one they are other work
 STATUSES = ("ok", "failed", "interrupted")
 # What a row's parts, settings and metrics must be, and the word for it.

@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +22,14 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from common.base.cli import UsageError, first_line, print_more
-from common.base.config import is_own
+from common.base.config import TrainConfig, TrainOptions, is_own
 from common.base.log import Log, Row, locate, write_atomically
 from common.base.machine import git_state
 from common.data.batches import Batches
 from common.data.datasets import Dataset, load_dataset, split_dataset
 from common.deploy import runtimes
 from common.train.device import compile_obstacle
+from common.train.grid import train_id
 from common.train.loop import EVAL_BATCH_SIZE, evaluate, score
 
 # Of fp32 against fp32: the order of additions alone moves these networks' logits by about 1e-5.
@@ -90,6 +92,23 @@ def measure_parity(
         drop = (lost - won) / len(labels)
         fault = f"accuracy falls by {drop:.2%} (tolerance {MAX_ACC_DROP:.1%})"
     return parity, fault
+
+
+def export_all(configs: list[TrainConfig], log: Log, options: TrainOptions) -> int:
+    """Export every finished configuration in each format asked for. Returns: failures."""
+    rows, failures = log.finished("train"), 0
+    exported = {
+        (row["metrics"]["train_run_id"], row["config"]["format"]): row["metrics"]["file"]
+        for row in log.finished("export").values()
+    }
+    names = [name for name in dict.fromkeys(map(train_id, configs)) if name in rows]
+    for name, format in product(names, options.export):
+        file = exported.get((name, format))
+        if options.force or not (file and (log.folder / file).exists()):
+            row = export_run(log, rows[name], format, options.data_dir)
+            failures += row["status"] != "ok"
+            print(f"export {format}: {row['metrics'].get('file') or row['error']}")
+    return failures
 
 
 def _write_torchscript(network: nn.Module, file: Path, facts: Facts, images: Images) -> None:

@@ -54,8 +54,9 @@ def collect(log: Sequence[Row], load: Load) -> Evidence:
         usable = _usable(rows.distinct(rows.latest_ok(log, kind)), load, reasons)
         groups += rows.by_seed(usable, *rows.TRANSPORT)
     begun, ended = ({row["run_id"] for row in log if row["kind"] == k} for k in ("epoch", "train"))
-    if begun - ended:
-        reasons["epochs in the log, but neither a result nor an error"] = len(begun - ended)
+    raced = {run for row in log if row["kind"] == "race" for run in row["metrics"]["runs"]}
+    if left := begun - ended - raced:
+        reasons["epochs in the log, but neither a result nor an error"] = len(left)
     return Evidence(log, groups, reasons)
 
 

@@ -11,7 +11,7 @@ import jinja2
 from common.base.cli import expand_grid, format_time
 from common.base.config import TRAIN_PRESETS, TrainConfig
 from common.base.machine import machine_of
-from common.judge import claims, compare, published, rows
+from common.judge import claims, compare, published, race, rows
 from common.judge.mistakes import Mistakes, confused_pairs
 from common.judge.rows import Row, get, grouped, number
 from common.judge.tables import WORDS, Table, make_table, significant
@@ -41,6 +41,7 @@ def judged_tables(log: Rows, load: compare.Load, errors: Sequence[Mistakes] = ()
     contrasts, ties = compare.contrast_records(evidence), compare.tie_records(evidence)
     training, inference = (list(fastest(log, f"fastest_{k}")) for k in ("training", "inference"))
     contests, needs = contest_records(ties), needs_of(results)
+    races = race.race_records(log)
     answers = answer_records([*train, *svm], contests)
     settings = [row["config"] for row in (*train, *svm)]
     has = {name: {c.get(name) for c in settings} for name in ("dataset", "split", "model", "opt")}
@@ -53,7 +54,7 @@ def judged_tables(log: Rows, load: compare.Load, errors: Sequence[Mistakes] = ()
         "study": sentences("study", has),
         "answer": sentences("answers", answers),
         "missing": sentences("missing", lacks),
-        "q1a": sentences("cheaper", contests, NEAR),
+        "q1a": [*sentences("race", races), *sentences("cheaper", contests, NEAR)],
         "statistics": sentences("preferences", *preferences(factors)),
         "errors": sentences("calibration", errors) + sentences("confused", confused),
         "q1b": sentences("preferences", *preferences(svms)),
@@ -66,6 +67,7 @@ def judged_tables(log: Rows, load: compare.Load, errors: Sequence[Mistakes] = ()
         make_table("findings", said),
         make_table("answers", answers),
         published.results_table(train, svm),
+        *race.race_tables(races),
         *claims.claims_tables(results, sentences("reasons", results)),
         make_table("needed", lacks),
         *compare.comparison_tables(evidence, contrasts, ties, train),

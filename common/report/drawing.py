@@ -29,6 +29,7 @@ LEADER = {"arrowstyle": "-", "lw": 0.5, "color": "#777777"}
 DURATIONS = {1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3600: "1 h", 36000: "10 h"}
 Dot = tuple[str, float, float, float, str, bool]  # label, value, low, high, text beside it, solid
 Name = tuple[float, float, str]  # x, y and the text beside them
+ENDS = {"told apart": "x", "no time": "|", "failed": "x"}  # how a race ended for what left it
 WORDS = tomllib.loads(Path(__file__).with_name("figures.toml").read_text("utf-8"))
 
 
@@ -239,6 +240,28 @@ def draw_costs(axes: Axes, panel: Sequence[Row], families: Sequence[str]) -> lis
         axes.axhline(error, ls="--", **look)
         names.append((np.prod(axes.get_xlim()) ** 0.5, error, name))
     return names
+
+
+def races(records: Sequence[Row]) -> Figure:
+    """Validation accuracy against the time of a race, a line a configuration, one panel a race."""
+    figure, grid = panels_of(len(records), 3.0)
+    named = {}
+    for axes, race in zip(grid, records, strict=True):
+        raced = [r for r in race["standings"] if r["points"]]
+        accs = np.array([acc for r in raced for *_, acc in r["points"]])
+        errors = dict(zip(accs, errors_of(accs), strict=True))
+        named[axes] = []
+        for i, r in reversed(list(enumerate(raced))):
+            x, y = zip(*((s, errors[acc]) for s, _, acc in r["points"]), strict=True)
+            chosen, end = r.get("tied") == "chosen", ENDS.get(r.get("why"), "o")
+            look = {"color": f"C{i}", "marker": end, "markevery": [-1], "lw": 2.5 if chosen else 1}
+            axes.plot(x, y, gid=f"dot:{r['name']}", **look)
+            named[axes] += [(x[-1], y[-1], r["name"])] if chosen else []
+        scale_log(axes, "y", np.array(list(errors.values())), errors=True)
+        axes.set(title=race["where"], xlabel="Time of the race, s", xlim=(0, race["spent_s"]))
+    grid[0].set_ylabel("Validation accuracy, %")
+    label_points(named)
+    return figure
 
 
 def dots(panels: Mapping[str, Sequence[Dot]], words: Row, title: str = "") -> Figure:

@@ -54,10 +54,12 @@ def build_figures(
     curves: Sequence[Row],
     mistakes: Sequence[Mistakes],
     tables: Iterable[Table],
+    races: Sequence[Row] = (),
 ) -> list[ReportFigure]:
     """Every figure for which there is anything to draw; of mistakes the galleries first."""
     drawn = [
         ("q1a", "accuracy_cost", drawing.accuracy_cost, cost_points(runs)),
+        ("q1a", "race", drawing.races, races),
         ("curves", "curves", drawing.mean_curves, chosen_curves(runs, curves)),
     ]
     for table in tables:

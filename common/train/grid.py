@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -38,6 +38,11 @@ class Trajectory:
     def trained(self) -> TrainConfig:
         """The first of the longest configurations."""
         return max(self.configs, key=lambda c: c.epochs)
+
+    @property
+    def job(self) -> tuple[str, tuple[TrainConfig, ...]]:
+        """What a worker is given: a label, and the configurations."""
+        return self.trained.describe(), self.configs
 
 
 class Plan(NamedTuple):
@@ -111,10 +116,26 @@ def state_file(folder: Path, config: TrainConfig) -> Path:
     return folder / f"checkpoints/{train_id(config)}.state.pt"
 
 
+def answers_file(folder: Path, config: TrainConfig, epoch: int) -> Path:
+    """Where the answers on the validation images are that a pause leaves, at the latest at the
+    configuration's end."""
+    return folder / f"race/{train_id(config)}.{min(epoch, config.epochs)}.npz"
+
+
 def append_row(log: Log, config: TrainConfig, metrics: Row, shared_with: str | None, **by) -> None:
     """Write a configuration's row: `shared_with` is the run that was trained, if it is another."""
     own = {"pin_memory_effect": pin_memory_effect(config), "shared_with": shared_with}
     log.append("train", as_dict(config), metrics | own, device=config.device, **by)
+
+
+def begin(log: Log, afresh: Iterable[TrainConfig], shared: Mapping[TrainConfig, Row]) -> None:
+    """Take away what is left of configurations that are finished, by a kill before their end, or
+    done afresh, and write the rows of those whose training is in the log under another one."""
+    for config in afresh:
+        state_file(log.folder, config).unlink(missing_ok=True)
+    for config, row in shared.items():
+        trained = row["metrics"]["shared_with"] or row["run_id"]
+        append_row(log, config, row["metrics"], trained, git=row["git"], env=row["env"])
 
 
 def check_values(values: dict[str, list[Any]]) -> None:
@@ -133,7 +154,7 @@ def print_plan(configs: list[TrainConfig], todo: list[Trajectory], ms: float | N
     )
     if ms is not None:
         text = "unknown, for some steps fail" if math.isnan(ms) else format_time(ms / 1e3)
-        print(f"estimated time of the training steps: {text} (a few of each kind were timed)")
+        print(f"estimated time of training and validation: {text} (a few steps were timed)")
 
 
 def format_finished(configs: Sequence[TrainConfig], log: Log) -> str:

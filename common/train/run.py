@@ -1,6 +1,7 @@
 """One training run in memory: images, network, optimiser and history, saved and restored whole."""
 
 import copy
+import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from common.train import loop
 from common.train.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from common.train.device import compile_obstacle, now_ms, out_of_memory, resolve_precision
 from common.train.distributed import ALONE, World
+from common.train.grid import answers_file
 from common.train.optim import BODY_LR, build_optimizer, find_hidden, schedule_lr, slow_body
 from common.train.threads import threads
 
@@ -90,6 +92,7 @@ class Run:
         self.history: list[Metrics] = []
         self.best: dict[str, Any] = {}  # the weights of highest validation accuracy so far
         self.places: list[str] = []  # where it has trained, in order: place_of
+        self.answers: Tensor | None = None  # logits on the validation images, of the last epoch
 
     def freeze(self) -> nn.Linear:
         """From now on batches are of what is before the last layer. Returns: that layer."""
@@ -139,7 +142,9 @@ class Run:
         for buffer in self.model.buffers() if self.world.size > 1 else ():
             if buffer.is_floating_point():  # BatchNorm's running statistics become all images'
                 buffer.copy_(self.world.mean(buffer))
-        val_loss, val_acc, _ = self.test(self.split.val)
+        start_ms = now_ms(self.device)
+        val_loss, val_acc, self.answers = self.test(self.split.val)
+        trained["eval_ms"] = now_ms(self.device) - start_ms
         metrics = {"epoch": epoch, **trained, "val_loss": val_loss, "val_acc": val_acc}
         metrics["bn_statistics"] = refreshed  # training images they are of; None: running ones
         metrics["threads"] = threads.take_used()  # the least and the most
@@ -159,6 +164,15 @@ class Run:
         answer = partial(loop.evaluate, self.tested, self.batches)
         logits = self.world.evaluate(answer, index, loop.EVAL_BATCH_SIZE)
         return *loop.score(logits, self.dataset.labels[index]), logits
+
+    def pause(self, folder: Path) -> None:
+        """Keep the answers on the validation images, for paired tests; nothing is tested."""
+        file = answers_file(folder, self.config, len(self.history))
+        answers, index = self.answers, self.split.val
+        if answers is None:  # it was restored
+            answers = self.test(index)[2]
+        labels = self.dataset.labels[index]
+        save_predictions(file, pred=answers.argmax(1), label=labels, index=index)
 
     def finish(self, folder: Path | None, name: str) -> Metrics:
         """Test the weights, once, and keep them and their predictions in a results folder.
@@ -403,20 +417,25 @@ def check_network(
         )
 
 
-def estimate_ms(configs: Iterable[TrainConfig], data_dir: str) -> float:
-    """Time of the training steps of some configurations, from a few timed steps of each kind."""
-    step_ms, total_ms = {}, 0.0
+def estimate_ms(configs: Iterable[TrainConfig], data_dir: str) -> dict[TrainConfig, np.ndarray]:
+    """Time of an epoch's steps, of its validation and of the test, from a few of each kind."""
+    timed, epoch_ms = {}, {}
     for config in configs:
         # At a negligible learning rate, so that one that diverges does so in its own run.
         sample = replace(config, seed=0, split_seed=0, lr=1e-9, epochs=1, limit=None)
         kind = replace(sample, dataset="mnist")
-        if kind not in step_ms:
-            step_ms[kind] = float("nan")  # what fails here will fail, and be logged, in its own run
+        if kind not in timed:
+            timed[kind] = math.nan, math.nan  # what fails here will fail, and be logged, in its run
             with suppress(Exception):
                 run = Run(sample, data_dir)
                 for epoch in (1, 2):  # a few untimed steps, and as many timed ones
                     order = run.order(epoch)[:3]
-                    step_ms[kind] = loop.train_epoch(run.setup, order)["train_ms"] / len(order)
+                    step_ms = loop.train_epoch(run.setup, order)["train_ms"] / len(order)
+                    seen, start_ms = run.split.val[: loop.EVAL_BATCH_SIZE], now_ms(run.device)
+                    run.test(seen)
+                    timed[kind] = step_ms, (now_ms(run.device) - start_ms) / len(seen)
         _, split = datasets.load_split(config, data_dir)
-        total_ms += step_ms[kind] * config.epochs * len(split.train) / config.batch_size
-    return total_ms
+        step_ms, image_ms = timed[kind]
+        steps, seen = len(split.train) / config.batch_size, len(split.val) + len(split.test)
+        epoch_ms[config] = np.array([step_ms * steps, image_ms * len(split.val), image_ms * seen])
+    return epoch_ms

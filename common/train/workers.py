@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -29,6 +29,7 @@ from common.base.config import GridOptions, TrainOptions
 from common.base.log import Log, run_id
 from common.train import device
 from common.train.distributed import World, join_world
+from common.train.grid import answers_file
 from common.train.threads import threads
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +39,7 @@ WORTH_S = 60  # of a job, from which a process of its own pays
 JOB_BYTES = 2 << 30  # that a job may take: ResNet-50 at 64x64 has 1.4 GB
 PARENT = "bakeoff_parent"  # of python -X: the process that a worker ends with; 0: who starts it
 # Options that say which work there is and how it is shared out, and are no part of a piece of it.
-OUTER = ("jobs", "backend", "cluster", "list_commands", "dry_run", "best")
+OUTER = ("jobs", "backend", "cluster", "list_commands", "dry_run", "best", "budget")
 PIPES = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
 PIPES |= {"encoding": "utf-8", "errors": "backslashreplace"}
 Job = tuple[str, Sequence[Any]]  # a label, and configurations that one command works off
@@ -64,8 +65,9 @@ def set_up(values: dict[str, list[Any]], options: TrainOptions) -> World:
     world = join_world(values["device"])
     values["world_size"] = [world.size]
     shared = options.jobs not in ("1", "auto") or options.backend != "loky" or options.list_commands
-    if world.size > 1 and shared:
-        raise UsageError("--jobs, --backend, --list-commands: one process only; leave torchrun out")
+    if world.size > 1 and (shared or options.budget):
+        names = "--jobs, --backend, --list-commands, --budget"
+        raise UsageError(f"{names}: one process only; leave torchrun out")
     if options.tensorboard:
         need("torch.utils.tensorboard", "--tensorboard", "tensorboard")
     return world
@@ -102,12 +104,14 @@ def print_commands(script: str, jobs: Sequence[Job], options: GridOptions) -> No
 
 
 def share_out(
-    script: str, jobs: Sequence[Job], log: Log, options: GridOptions, workers: int, after: Callable
+    script: str, jobs: Sequence[Job], log: Log, options: GridOptions, workers: int, after, here=None
 ) -> int:
     """Have a script do every job, and failed rows written for what cannot be done, whose kind is
-    the script's name; `after` is told a configuration of each that is done. Returns: failed jobs.
-    """
+    the script's name; `after` is told a configuration of each that is done. A single worker may be
+    this process, by `here`. Returns: failed jobs."""
     local = options.backend == "loky"
+    if here and local and workers == 1:
+        return here()
     share = max(1, cpu_count() // workers) if local else 1  # a cluster's machines are not known
     own = {name: os.path.abspath(vars(options)[name]) for name in ("results_dir", "data_dir")}
     if isinstance(options, TrainOptions):
@@ -135,6 +139,9 @@ def share_out(
             rows = {} if options.force else log.finished(script)
             new = log.read(script)[rows_before:]
             rows |= {row["run_id"]: row for row in new if row["status"] != "interrupted"}
+            if pause := getattr(options, "pause_after", None):
+                files = {run: answers_file(log.folder, c, pause) for run, c in configs.items()}
+                rows |= {run: {"status": "ok"} for run, file in files.items() if file.exists()}
             missing = [run for run in configs if run not in rows]
             if not missing:
                 break
@@ -178,9 +185,10 @@ class Processes:
             self.begun.append(process)
             if self.stopped:  # meanwhile
                 process.terminate()
-            for line in process.stdout:
-                if line.startswith("  epoch"):
-                    print(f"[{number}]{line}", end="", flush=True)
+            with process.stdout as lines:
+                for line in lines:
+                    if line.startswith("  epoch"):
+                        print(f"[{number}]{line}", end="", flush=True)
             status = process.wait()
             errors.seek(0)
             return status, errors.read()

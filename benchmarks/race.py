@@ -1,0 +1,230 @@
+"""How often a race ends with a configuration as good as the best of the whole grid, and how soon.
+
+Nothing is trained: accuracies and times are those of the epochs in --results-dir. Each draw has
+some configurations of one data set in random order, of each a seed that the log has, and a time.
+Beside the rules of common/judge/race.py, on the same draws: Optuna's pruners (pip install optuna),
+random search and the whole grid. What a race would spend on more seeds is not simulated.
+
+Which validation images a network answered rightly is not in the log. It is drawn: as many as the
+log says, from a normal variable of the image, which all share, and one of each answer, in the
+proportion that makes two networks err on the same test images as often as the committed ones do.
+
+    python benchmarks/race.py
+    python benchmarks/race.py --races 50 --results-dir results
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import multivariate_normal, norm
+from shared import print_json, print_table
+
+from common.base.cli import Validated, need, option, parse_command_line, run_script
+from common.base.log import read_log
+from common.judge import compare, race, rows, verdicts
+from common.judge.mistakes import load_predictions
+from common.judge.race import Candidate
+
+IMAGES = 7000  # to validate on
+SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)  # of the time of the whole grid
+End = tuple["Curve", float] | None  # what is chosen, and the time; None: refused
+
+
+class Proof(Validated):
+    """What is simulated."""
+
+    races: int = option(400, "draws for each line", minimum=1)
+    results_dir: str = option("reference", "folder whose log has the epochs")
+    seed: int = option(0, "of what is drawn")
+
+
+@dataclass(eq=False)
+class Curve(Candidate):
+    """A candidate whose future is known: `accs` is of all epochs."""
+
+    group: Any = None
+    answers: Any = None  # by epoch
+
+    @property
+    def last(self) -> float:
+        return self.accs[self.epochs]
+
+
+def measure_curves(evidence: compare.Evidence, epochs: list[dict], dataset: str) -> list[list]:
+    """Of each configuration of the study's split, at its longest, the curves of its seeds."""
+    known: dict[str, list[Curve]] = {}
+    own = [group for group in evidence.of(dataset, "train") if group.config["split"] == "study"]
+    for group in sorted(own, key=lambda group: group.config["epochs"]):
+        curves = []
+        for row in group.rows:
+            run = [epoch["metrics"] for epoch in rows.trajectory(row, epochs)]
+            accs = {epoch["epoch"]: epoch["val_acc"] for epoch in run}
+            epoch_s = sum(epoch["train_ms"] for epoch in run) / 1e3 / max(1, len(run))
+            curves.append(Curve(row["config"], epoch_s, accs=accs, group=group))
+        length = group.config["schedule"] != "constant" and group.config["epochs"]
+        name = group.without("epochs") + str(length)  # shorter ones are parts of the longest
+        known[name] = [c for c in curves if len(c.accs) == c.epochs] or known.get(name, [])
+    return [curves for curves in known.values() if curves]
+
+
+def measure_rho(groups: Sequence[rows.Group]) -> float:
+    """The correlation of two networks' normal variables that gives as many common mistakes."""
+
+    def correlation(first: np.ndarray, second: np.ndarray) -> float:
+        ends, both = norm.ppf([(~first).mean(), (~second).mean()]), (~first & ~second).mean()
+        return brentq(
+            lambda r: multivariate_normal.cdf(ends, cov=[[1, r], [r, 1]]) - both, 0, 0.999
+        )
+
+    rights = [group.rows[0]["right"] for group in groups]
+    return float(np.median([correlation(*pair) for pair in combinations(rights, 2)]))
+
+
+def draw(pool: list[list], rho: float, random: np.random.Generator) -> list[Curve]:
+    """Some configurations in some order, with the answers of one seed of each."""
+    shared, curves = random.standard_normal(IMAGES), []
+    for i in random.permutation(len(pool))[: random.integers(5, len(pool) + 1)]:
+        curve = pool[i][random.integers(len(pool[i]))]
+        own = random.standard_normal((curve.epochs, IMAGES))
+        order = (rho**0.5 * shared + (1 - rho) ** 0.5 * own).argsort().argsort()
+        wrong = [round((1 - acc) * IMAGES) for acc in curve.accs.values()]
+        curves.append(replace(curve, answers=order >= np.array(wrong)[:, None]))
+    return curves
+
+
+def run_race(curves: list[Curve], budget_s: float) -> End:
+    needed_s = sum(c.epoch_s for c in curves) + max(c.cost_s(c.epochs, 1) for c in curves)
+    if needed_s > budget_s:
+        return None
+    racing, spent_s = {str(i): replace(c, right={}) for i, c in enumerate(curves)}, 0.0
+    rungs = race.rungs_of(max(c.epochs for c in curves))
+    for rung in rungs:
+        spent_s += sum(c.cost_s(rung, c.done) for c in racing.values())
+        for c in racing.values():
+            done = min(rung, c.epochs)
+            c.right[done] = c.answers[done - 1]
+        left = race.who_leaves(racing, rung, budget_s - spent_s, len(rungs))
+        racing = {run: c for run, c in racing.items() if run not in left}
+    return max(racing.values(), key=lambda c: c.acc), spent_s
+
+
+def run_pruner(curves: list[Curve], make: Any, optuna: Any) -> End:
+    """One trial after the other, each until it is pruned."""
+    study, spent_s, whole = optuna.create_study(direction="maximize", pruner=make()), 0.0, []
+    for curve in curves:
+        trial = study.ask()
+        for epoch, acc in curve.accs.items():
+            trial.report(acc, epoch)
+            spent_s += curve.epoch_s
+            if epoch < curve.epochs and trial.should_prune():
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                break
+        else:
+            study.tell(trial, curve.last)
+            whole.append(curve)
+    return max(whole, key=lambda c: c.last), spent_s
+
+
+def run_random(curves: list[Curve], budget_s: float) -> End:
+    """Whole trainings in the order as drawn, those that there is time for."""
+    spent_s, whole = 0.0, []
+    for curve in curves:
+        if spent_s + curve.cost_s(curve.epochs, 0) <= budget_s:
+            spent_s += curve.cost_s(curve.epochs, 0)
+            whole.append(curve)
+    return (max(whole, key=lambda c: c.last), spent_s) if whole else None
+
+
+@cache
+def compare_first(best: rows.Group, other: rows.Group) -> tuple[bool, float]:
+    """Whether the other's test accuracy is not significantly lower than the best's, by the paired
+    test of the first seed of each, and by how much its mean is lower."""
+    behind = best.mean("test_acc") - other.mean("test_acc")
+    pair = tuple(rows.Group(group.config, (group.first(),)) for group in (best, other))
+    effect = compare.measure_effect([pair]) if best is not other else {"low": 0, "high": 0, "p": 1}
+    worse = verdicts.leads((effect["low"], effect["high"])) > 0 and effect["p"] <= compare.ALPHA
+    return not worse, behind
+
+
+def judge(curves: list[Curve], end: End) -> tuple[float, bool, float] | None:
+    """The share of the grid's time; whether what is chosen is tied with the best of the grid, which
+    has the highest mean validation accuracy; how far it is behind that."""
+    if end is None:
+        return None
+    best = max((c.group for c in curves), key=lambda group: group.mean("val_acc"))
+    whole_s = sum(c.cost_s(c.epochs, 0) for c in curves)
+    return end[1] / whole_s, *compare_first(best, end[0].group)
+
+
+def line(name: str, draws: list[list[Curve]], ends: list[End]) -> dict[str, Any]:
+    """A line of the table: means over the draws that the method takes on."""
+    known = [judge(*both) for both in zip(draws, ends, strict=True) if both[1]]
+    record = {"method": name, "draws": len(known), "refused": len(ends) - len(known)}
+    if known:
+        share, tied, behind = np.mean(known, axis=0)
+        record |= {"time": share, "of three seeds": share / 3}
+        record |= {"tied": tied, "behind, points": 100 * behind}
+    return record
+
+
+def compare_methods(pool: list[list], rho: float, proof: Proof, optuna: Any) -> list[dict]:
+    """A line for each method and time; pruners where a race would not be refused, and all three."""
+    random = np.random.default_rng(proof.seed)
+    draws = [draw(pool, rho, random) for _ in range(proof.races)]
+    whole_s = [sum(c.cost_s(c.epochs, 0) for c in curves) for curves in draws]
+    halving, median = optuna.pruners.SuccessiveHalvingPruner, optuna.pruners.MedianPruner
+    pruners = {f"Optuna, halving by {n}": partial(halving, 1, n) for n in (2, 4)}
+    pruners["Optuna, median"] = partial(median, 5, 0)
+
+    def apply(method: Any, times_s: list[float]) -> list[End]:
+        return [method(*both) for both in zip(draws, times_s, strict=True)]
+
+    lines = [line("whole grid", draws, apply(run_random, whole_s))]
+    for name, make in pruners.items():
+        pruned = [run_pruner(curves, make, optuna) for curves in draws]
+        times_s = [spent_s for _, spent_s in pruned]
+        raced = apply(run_race, times_s)
+        searched = apply(run_random, times_s)
+        for each, ends in ((name, pruned), ("  race", raced), ("  random search", searched)):
+            kept = [end if ours else None for end, ours in zip(ends, raced, strict=True)]
+            lines.append(line(each if ends is pruned else f"{each}, in that time", draws, kept))
+    times = {f"{share:.0%} of": [share * s for s in whole_s] for share in SHARES}
+    times["a random part of"] = [random.uniform(0.2, 1) * s for s in whole_s]
+    for name, times_s in times.items():
+        lines.append(line(f"race, {name} the grid's time", draws, apply(run_race, times_s)))
+    return lines
+
+
+def main(argv: list[str] | None = None) -> int:
+    _, proof = parse_command_line(argv, __doc__, options_class=Proof)
+    optuna = need("optuna", "benchmarks/race.py")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    folder = Path(proof.results_dir)
+    log, _ = read_log(folder)
+    evidence = compare.collect(log, lambda row: load_predictions(folder, row))
+    epochs, results = rows.latest_ok(log, "epoch"), []
+    for dataset in rows.STUDY_DATASETS:
+        every = measure_curves(evidence, epochs, dataset)
+        study = [seeds for seeds in every if not seeds[0].group.protocol]
+        rho = measure_rho([seeds[0].group for seeds in every])
+        for name, pool in (("the study's grid", study), ("with the other recipes", every)):
+            counts = ", ".join(str(len(seeds)) for seeds in pool)
+            print(f"\n{rows.display(dataset)}, {name}: configurations: {len(pool)}, with so many")
+            print(f"seeds each in the log: {counts}; correlation of their mistakes: {rho:.2f}\n")
+            lines = compare_methods(pool, rho, proof, optuna)
+            print_table(lines, missingval="-", floatfmt=("", "", "", ".0%", ".0%", ".1%", ".2f"))
+            results += [{"dataset": dataset, "grid": name, "rho": rho} | each for each in lines]
+    print_json(races=proof.races, results=results)
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
