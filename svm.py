@@ -121,10 +121,13 @@ def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
     from joblib import cpu_count
     from sklearn.exceptions import ConvergenceWarning
 
+    from common.data.scores import score_part
+
     of_images = SvmConfig(**{name: getattr(config, name) for name in IMAGES})
     x, y, facts, kept = prepare_parts(of_images, options.data_dir)
     svc = importlib.import_module(ENGINES[config.engine][0]).SVC
-    model = svc(kernel=config.kernel, C=config.C, gamma=config.gamma, max_iter=config.max_iter)
+    how = {name: getattr(config, name) for name in ("kernel", "C", "gamma", "max_iter")}
+    model = svc(**how, class_weight="balanced" if config.class_weight == "balanced" else None)
     jobs, classify = options.threads or cpu_count(), partial(predict, model)
     if config.engine == "cuml":  # on a GPU, by itself
         jobs, classify = 1, lambda x, jobs: model.predict(x)
@@ -134,6 +137,7 @@ def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
     fitted = time.perf_counter()
     pred = classify(x["test"], jobs)
     predicted = time.perf_counter()
+    val_pred = classify(x["val"], jobs)
     # scikit-learn-intelex has no setting that forbids this, and says so only to its own log.
     if config.engine == "sklearnex" and not hasattr(model, "_onedal_estimator"):
         raise RuntimeError("scikit-learn-intelex fell back to scikit-learn; use --engine sklearn")
@@ -145,7 +149,9 @@ def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
     save_predictions(Path(options.results_dir) / file, pred=pred, label=y["test"], **kept)
     return {
         "test_acc": float((pred == y["test"]).mean()),
-        "val_acc": float((classify(x["val"], jobs) == y["val"]).mean()),
+        "val_acc": float((val_pred == y["val"]).mean()),
+        **score_part(y["test"], pred, len(kept["classes"]), "test"),
+        **score_part(y["val"], val_pred, len(kept["classes"]), "val"),
         "fit_ms": (fitted - start) * 1e3,
         "predict_ms": (predicted - fitted) * 1e3,
         "predict_jobs": jobs,
@@ -240,19 +246,23 @@ def answer(model: Any, x: Any) -> Any:
 
 
 def format_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    lines = []
+    from common.data.scores import cells, to_beat
+
+    records = []
     for row in rows:
-        m, figures = row["metrics"], ["failed"] + [""] * 4
+        m, config = row["metrics"], vars(SvmConfig()) | row["config"]
+        record = {name: config[name] for name in names} | {"test acc": "failed"}
         if row["status"] == "ok":
             # A digit is shown while it stands for at least an image or so.
-            acc = f"{m['test_acc']:.{2 if m['n_test'] >= 5000 else 1}%}"
-            times = [f"{m[name] / 1e3:.2f}" for name in ("fit_ms", "predict_ms")]
-            converged = {True: "yes", False: "no", None: "unknown"}[m["converged"]]
-            figures = [acc, *times, m["n_support"], converged]
-        lines.append([*(row["config"][name] for name in names), *figures])
-    headers = [*names, "test acc", "fit s", "predict s", "support vectors", "converged"]
-    aligned = ["left"] * len(names) + ["right"] * 4 + ["left"]
-    return tabulate(lines, headers, colalign=aligned, disable_numparse=True)
+            record["test acc"] = f"{m['test_acc']:.{2 if m['n_test'] >= 5000 else 1}%}"
+            record |= cells(m, config["metric"])
+            record |= {f"{k} s": f"{m[f'{k}_ms'] / 1e3:.2f}" for k in ("fit", "predict")}
+            record["support vectors"] = m["n_support"]
+            record["converged"] = {True: "yes", False: "no", None: "unknown"}[m["converged"]]
+        records.append(record)
+    heads = dict.fromkeys(key for record in records for key in record)
+    aligned = ["left" if key in (*names, "converged") else "right" for key in heads]
+    return tabulate(records, "keys", colalign=aligned, disable_numparse=True) + to_beat(rows)
 
 
 if __name__ == "__main__":

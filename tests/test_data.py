@@ -20,6 +20,7 @@ import torch
 import torchvision.datasets
 from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision.transforms import v2
 from torchvision.transforms.functional import erase
 
 import train
@@ -372,6 +373,43 @@ def test_patches_are_drawn_as_random_erasing_says():
     assert ratio.mean().item() == pytest.approx(0, abs=0.05)
     assert ratio.quantile(0.9).item() == pytest.approx(0.8 * math.log(3.3), abs=0.1)
     assert not torch.equal(views, draw(order, 2, sides, translate=1, erase=0.3))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_photo_is_changed_by_torchvision_from_seed_epoch_and_image_alone(channels):
+    """Each by itself: here from a seed that is set as everybody sets it."""
+    images = torch.randint(0, 256, (6, channels, 20, 30), dtype=torch.uint8)
+    dataset = Dataset("fashion", images, torch.arange(6), tuple("abcdef"))
+    unchanged = torch.zeros(channels), torch.full((channels,), 1 / 255)
+    batches, index = batching.Batches(dataset, unchanged, 16, CPU), torch.tensor([4, 1, 2])
+    views = draw(index, 2, augment="photo")
+    before = torch.get_rng_state()
+    inputs, labels = batches.load(views)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert labels.tolist() == [4, 1, 2]
+    crop = v2.RandomResizedCrop(16, (0.35, 1.0))
+    change = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.ColorJitter(0.3, 0.3, 0.3)])
+    for i, (image, seed) in enumerate(views.tolist()):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            expected = change(images[image]).float().expand(3, -1, -1)
+        torch.testing.assert_close(inputs[i], expected)
+    assert torch.equal(draw(index, 2, augment="photo"), views)
+    for other in (draw(index, 3, augment="photo"), draw(index, 2, augment="photo", seed=1)):
+        assert (other[:, 1] != views[:, 1]).all()
+
+
+def test_a_digit_is_never_mirrored():
+    """One that is white on its left stays so, whatever the crop."""
+    images = torch.zeros(40, 1, 12, 12, dtype=torch.uint8)
+    images[..., :3] = 255
+    for name, mirrored in (("mnist", False), ("fashion", True)):
+        dataset = Dataset(name, images, torch.arange(40), ("a",) * 40)
+        unchanged = torch.zeros(1), torch.ones(1) / 255
+        views = draw(torch.arange(40), dataset=name, augment="photo")
+        pixels = batching.Batches(dataset, unchanged, 12, CPU).load(views)[0]
+        right = pixels[..., 6:].mean((1, 2, 3)) > pixels[..., :6].mean((1, 2, 3))
+        assert right.any() == mirrored
 
 
 def test_an_erased_batch_has_the_mean_where_a_patch_is():

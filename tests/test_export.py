@@ -119,7 +119,9 @@ def test_one_whole_file_answers_as_the_network_does_and_says_what_it_is(format, 
     file = log.folder / m["file"]
     answer, facts = open_file(file)
     compare(answer, weights, quantised, [slice(n) for n in (1, 7, 64)])
-    assert list(file.parent.iterdir()) == [file]  # no external data, no draft
+    card = file.with_name(f"{file.name}.md")
+    assert {*file.parent.iterdir()} == {file, card}  # no external data, no draft
+    assert m["sha256"] in card.read_text()
     assert file.name == run + export.FORMATS[format].suffix
     assert row["config"] == train_row["config"] | {"format": format}
     content = file.read_bytes()
@@ -199,7 +201,7 @@ def test_a_file_that_predicts_otherwise_is_refused_and_the_old_one_stays(
     row = export.export_run(log, train_row, format, "data")
     assert (row["status"], row["error"]) == ("failed", "RuntimeError: no operator")
     assert (log.folder / good["metrics"]["file"]).read_bytes() == before
-    assert len(list((log.folder / "exports").iterdir())) == 1
+    assert len(list((log.folder / "exports").iterdir())) == 2  # and its card
     assert log.finished("export")[good["run_id"]]["time_utc"] == good["time_utc"]
 
 
@@ -214,7 +216,7 @@ def test_parity_counts_what_differs():
     logits = [[3.0, 1.0], [3.5, 3.0], [1.0, 2.0], [2.0, 1.25]]
     parity, fault = parity_of(logits, reference)
     counts = {"images": 4, "flips": 2, "max_abs_logit": 2.5, "acc_delta": 0.0, "mcnemar_p": 1.0}
-    assert parity == counts
+    assert parity == counts | {"right": 3}
     assert fault.startswith("2 of 4 classes differ")
     assert parity_of(reference, reference)[1] is None
     # A class may flip in a near tie only.

@@ -13,7 +13,7 @@ from common.base.cli import as_dict
 from common.base.config import SvmConfig, TrainConfig
 from common.data.fetch import read_dataset
 from common.judge.compare import CONTRASTS
-from common.judge.mistakes import load_images
+from common.judge.mistakes import image_record, load_images
 from common.judge.tables import make_table
 from common.report import drawing, figures
 
@@ -147,15 +147,18 @@ def test_a_gallery_names_the_files_of_a_folder(tmp_path):
         Image.new("L", (4, 4), 20 * i).save(tmp_path / kind / f"{kind} {i}.png")
     data = read_dataset(f"folder:{tmp_path}", tmp_path / "data")
     predictions = {"index": np.arange(12), "label": data.labels}
-    images, files, why = load_images(data.name, None, predictions, {2, 7}, tmp_path / "data")
-    assert (files, why) == ({2: "cat/cat 2.png", 7: "dog/dog 1.png"}, "")
+    images, why = load_images(data.name, None, predictions, {2, 7}, tmp_path / "data")
+    assert why == ""
     assert images[7].tolist() == [[20] * 4] * 4
-    records = [{"index": 7, "class": "dog", "taken_for": "cat", "confidence": 0.987}]
-    records += [{"index": 2, "class": "a class of long name", "taken_for": "dog", "agreed": 3}]
-    first, second = drawing.gallery(records, images, files).axes
-    assert texts(first) == ["dog\n→ cat\n98.7 %\ndog 1.png"]
+    predictions |= {"files": np.array(data.files), "classes": ["a class of long name", "dog"]}
+    records = [image_record(predictions, 7, 0) | {"confidence": 0.987}]
+    records += [image_record(predictions, 2, 1) | {"agreed": 3}]
+    assert [r["file"] for r in records] == ["dog/dog 1.png", "cat/cat 2.png"]
+    first, second = drawing.gallery(records, images).axes
+    assert texts(first) == ["dog\n→ a cl…ng name\n98.7 %\ndog 1.png"]
     assert texts(second) == ["a clas…ng name\n→ dog\n3 runs\ncat 2.png"]
-    first, _ = drawing.gallery(records, images, {}).axes
+    del records[0]["file"]  # of a published data set
+    first, _ = drawing.gallery(records, images).axes
     assert texts(first)[0].endswith("\n#7")
 
 

@@ -107,16 +107,20 @@ def test_steps_of_a_cuda_graph_are_those_without(opt, resumed, monkeypatch):
         assert (a - b).float().norm() <= 1e-2 * a.float().norm() + 1e-4
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+WEIGHTS = torch.tensor([0.2, 3.0, 1.0, 0.5, 1.0, 1.0, 2.0, 0.1, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(("smoothing", "weights"), [(0.0, None), (0.2, None), (0.2, WEIGHTS)])
 @pytest.mark.parametrize("opt", PLAIN)
-def test_an_epoch_is_the_plain_loop_of_the_tutorials(batches, opt, smoothing):
-    """At each step's rate. With smoothed labels its loss is the plain one all the same, so that it
-    can be compared with validation's."""
+def test_an_epoch_is_the_plain_loop_of_the_tutorials(batches, opt, smoothing, weights):
+    """At each step's rate. With smoothed labels, or class weights, its loss is the plain one all
+    the same, so that it can be compared with validation's."""
     order = split_batches(torch.arange(100), 16)
     lrs = [0.002 * (7 - step) for step in range(7)]
     ours, reference = small_net(), small_net()
     optimizer = optim.build_optimizer(ours, opt, 9.0, None)
-    setup = loop.Setup(ours, optimizer, batches, label_smoothing=smoothing)
+    how = {"label_smoothing": smoothing, "class_weights": weights}
+    setup = loop.Setup(ours, optimizer, batches, **how)
     result = loop.train_epoch(setup, order, lrs)
     kind, settings = PLAIN[opt]
     plain = kind(reference.parameters(), lr=9.0, **settings)
@@ -124,6 +128,7 @@ def test_an_epoch_is_the_plain_loop_of_the_tutorials(batches, opt, smoothing):
     for index, lr in zip(order, lrs, strict=True):
         inputs, labels = batches.load(index)
         target = (1 - smoothing) * torch.eye(10)[labels] + smoothing / 10
+        target = target * (1 if weights is None else weights)
         logits = reference(inputs)
         plain.param_groups[0]["lr"] = lr
         plain.zero_grad()

@@ -9,6 +9,7 @@ from common.data import fetch
 from common.data.datasets import load_dataset
 from common.judge import mistakes
 from common.judge.findings import sentences
+from common.judge.stats import wilson_interval
 from common.report.tables import mistake_tables
 
 
@@ -44,6 +45,8 @@ def test_classes_are_counted(drawn):
         right = ((label == i) & (pred == i)).sum()
         assert record["images"] == (label == i).sum()
         assert record["recall"] == right / (label == i).sum()
+        ends = wilson_interval(int(right), int((label == i).sum()))
+        assert (record["recall_low"], record["recall_high"]) == ends
         assert record["class_precision"] == right / (pred == i).sum()
         counts = [((label == i) & (pred == j)).sum() for j in range(4)]
         assert list(matrix[i]) == counts
@@ -149,8 +152,8 @@ def test_images_come_from_the_data_set():
     data = load_dataset("digits")
     label = data.labels[:50].numpy()
     predictions = predictions_of(label, (label + 1) % 10, 10)
-    images, files, why = mistakes.load_images("digits", 64, predictions, {3, 7}, "nowhere")
-    assert (files, why) == ({}, "")
+    images, why = mistakes.load_images("digits", 64, predictions, {3, 7}, "nowhere")
+    assert why == ""
     assert (images[7] == data.images[7, 0].numpy()).all()
 
 
@@ -167,8 +170,8 @@ def test_without_images_it_says_why_and_fetches_nothing(dataset, message, tmp_pa
     for name in ("_download", "_run"):
         monkeypatch.setattr(fetch, name, lambda *args: pytest.fail("it fetches"))
     predictions = predictions_of([9, 9, 9], [9, 9, 9], 10)
-    images, files, why = mistakes.load_images(dataset, 64, predictions, {0}, tmp_path)
-    assert images == files == {}
+    images, why = mistakes.load_images(dataset, 64, predictions, {0}, tmp_path)
+    assert images == {}
     assert why.startswith("The images are not shown: ")
     assert message in why
     assert not list(tmp_path.iterdir())

@@ -24,6 +24,7 @@ MIRRORABLE = ("fashion", *OWN)
 MODELS = dict.fromkeys(("resnet18", "resnet34", "resnet50", "vgg5", "resnet14", "timm:NAME"))
 OPTIMIZERS = ("sgd", "nesterov", "muon", "adam", "adamw")
 SCHEDULES = ("constant", "triangular")
+METRICS = {"accuracy": "acc", "balanced": "balanced", "f1": "f1"}  # as a row's metrics end
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 EXPORT_FORMATS = ("torchscript", "onnx", "onnx-int8", "aotinductor")
@@ -38,6 +39,9 @@ ON_CPU = "where only a CPU is measured"
 PUBLISHED = "imagenet"  # of --weights: those that torchvision or timm publish for the network
 WEIGHTS = f"state_dict file to start from, or {PUBLISHED}: published ones [from scratch]"
 NO_MIRROR = "no effect on digits and letters"
+METRIC = "of validation images, to choose by: accuracy, mean recall of the classes, or macro F1"
+CLASS_WEIGHT = "balanced: each class weighs as much as another, however few its images"
+AUGMENT = "photo: random crop, mirror image (not of digits) and colours, instead of the above"
 NOISE = "keep timings whose interquartile range is over a quarter of their median"
 DATA_ON = "where an accelerator's batches are gathered"
 BUDGET = "answer within this time, such as 90s, 10m or 2h: a race between the configurations"
@@ -119,7 +123,10 @@ class TrainConfig(DataConfig):
     translate: int = option(0, "random shift of training images by up to so many pixels", minimum=0)
     flip: bool = option(False, f"training images are mirrored in every other epoch; {NO_MIRROR}")
     erase: float = option(0.0, "random erasing of this share of training images", **SHARE)
+    augment: str = option("none", AUGMENT, ("none", "photo"), silent=True)
     tta: bool = option(False, f"mean logits of image and mirror image; {NO_MIRROR}", silent=True)
+    class_weight: str = option("none", CLASS_WEIGHT, ("none", "balanced"), silent=True)
+    metric: str = option("accuracy", METRIC, METRICS, silent=True)
     epochs: int = option(5, "passes over the training split", minimum=1)
     batch_size: int = option(16, "images a step, of all processes together", minimum=1)
     amp: bool = option(True, "automatic mixed precision, where the device has a fast 16-bit type")
@@ -137,7 +144,10 @@ class TrainConfig(DataConfig):
         if self.image_size is None and self.weights != PUBLISHED:
             object.__setattr__(self, "image_size", 64)
         super().__post_init__()
-        varied = [f"--{n}" for n in ("translate", "flip", "erase", "tta") if getattr(self, n)]
+        varied = [f"--{n}" for n in ("translate", "flip", "erase") if getattr(self, n)]
+        if self.augment == "photo" and varied:
+            raise UsageError(f"--augment photo: it crops and mirrors too; leave out {varied[0]}")
+        varied += ["--tta"] * self.tta + ["--augment"] * (self.augment == "photo")
         varied += ["--opt muon"] if self.opt == "muon" else []
         if self.freeze and (varied or not self.weights):
             why = "the last layer alone is trained, on one view of each image"
@@ -164,6 +174,8 @@ class SvmConfig(DataConfig):
     image_size: int | None = option(None, "side to resize images to [as they are]", minimum=1)
     max_iter: int = option(1000, "solver iterations; -1 for no limit", minimum=-1)
     engine: str = option("sklearn", "implementation", ("sklearn", "sklearnex", "cuml"))
+    class_weight: str = option("none", CLASS_WEIGHT, ("none", "balanced"), silent=True)
+    metric: str = option("accuracy", METRIC, METRICS, silent=True)
 
 
 class FlopsConfig(Validated):
@@ -268,7 +280,7 @@ class TrainOptions(GridOptions):
     pause_after: int | None = option(None, PAUSE, minimum=1)
     dry_run: bool = option(False, "print the plan and stop")
     resume: bool = option(True, "continue interrupted runs from their last epoch")
-    best: bool = option(False, "train nothing: export what has each data set's highest val_acc")
+    best: bool = option(False, "train nothing: export the best of each data set on validation")
     export: tuple[str, ...] = option((), "export the trained network", EXPORT_FORMATS)
     deterministic: bool = option(False, "the same bits each time on an accelerator too; slower")
     tensorboard: bool = option(False, "write event files too; needs the package tensorboard")

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from common.base.config import TrainConfig
+from common.base.config import TrainConfig, may_mirror
 from common.data.fetch import Dataset
 
 ERASED_AREA = (0.02, 0.33)  # share of the image, uniform
 ERASED_RATIO = 3.3  # of the sides at most, log-uniform
+CROPPED_AREA = (0.35, 1.0)  # of photos, which mostly are of one thing in their middle
+COLOURS = 0.3  # by which brightness, contrast and saturation change at most
 
 
 def measure_pixels(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,11 +44,15 @@ def draw_views(order: Tensor, config: TrainConfig, epoch: int, sides: Sequence[i
 
     Shapes: order (N,) -> (N, 4) int64: image, rows down and columns right from -translate to
     translate, and 1 where it is mirrored. With erase, (N, 8): also top, left, height and width
-    of a rectangle inside the `sides` of an image, of no height but with that probability.
+    of a rectangle inside the `sides` of an image, of no height but with that probability. Of
+    photos (N, 2): image, and the seed of what augment_photos draws for it.
     Source: alternating flip, cifar10-airbench (Jordan 2024, arXiv 2404.00498), section 3.6;
     Random Erasing (Zhong et al. 2017, arXiv 1708.04896), algorithm 1, sides cut to the image's.
     """
     n, seed, reach = len(order), config.seed, config.translate
+    if config.augment == "photo":
+        seeds = np.random.RandomState([seed, epoch, 4]).randint(2**62, size=n)
+        return torch.column_stack([order, torch.from_numpy(seeds)])
     shifts = np.random.RandomState([seed, epoch, 1]).randint(-reach, reach + 1, (n, 2))
     first = np.random.RandomState([seed, 2]).randint(0, 2, int(order.max()) + 1)
     mirrored = (torch.from_numpy(first)[order] + epoch) % 2 * config.mirrored
@@ -97,7 +103,7 @@ class Batches:
         """The images of some indices, or of some views as draw_views makes them; `lap` is called
         with the name of each phase at its end.
 
-        Shapes: (B,), (B, 4) or (B, 8) -> inputs (B, 3, S, S) float32, labels (B,), on the device.
+        Shapes: (B,) or (B, 2, 4 or 8) -> inputs (B, 3, S, S) float32, labels (B,), on the device.
         """
         views, index = (index, index[:, 0]) if index.ndim == 2 else (None, index)
         if self.staged:
@@ -112,10 +118,13 @@ class Batches:
             lap("copy")
         else:
             pixels, labels = self.images[index], self.labels[index]
-        if views is not None:
+        size = self.image_size
+        if views is not None and views.shape[1] == 2:
+            pixels = augment_photos(pixels, views[:, 1], size, may_mirror(self.dataset.name))
+        elif views is not None:
             views = views.to(self.device, non_blocking=True)
             pixels = apply_views(pixels, views, self.mean_pixels)
-        inputs, size = pixels.float(), self.image_size
+        inputs = pixels.float()
         if inputs.shape[-2:] != (size, size):
             shrinking = min(inputs.shape[-2:]) > size
             inputs = interpolate(inputs, (size, size), mode="bilinear", antialias=shrinking)
@@ -146,6 +155,24 @@ def apply_views(pixels: Tensor, views: Tensor, erased: Tensor) -> Tensor:
     rows = (row >= top) & (row < top + tall)
     columns = (column >= left) & (column < left + wide)
     return torch.where(rows[:, None, :, None] & columns[:, None, None, :], erased, moved)
+
+
+def augment_photos(pixels: Tensor, seeds: Tensor, side: int, mirror: bool) -> Tensor:
+    """Images cropped at random and resized, mirrored or not, and their colours changed: one after
+    the other, for of a whole batch torchvision would draw once for all its images.
+
+    Shapes: pixels (B, C, H, W) uint8, seeds (B,) -> (B, C, side, side) uint8.
+    """
+    from torchvision.transforms import v2  # slow, and rarely needed
+
+    crop, flip = v2.RandomResizedCrop(side, CROPPED_AREA), v2.RandomHorizontalFlip(0.5 * mirror)
+    change = v2.Compose([crop, flip, v2.ColorJitter(COLOURS, COLOURS, COLOURS)])
+    with torch.random.fork_rng([]):  # of the CPU, where all is drawn
+        views = []
+        for image, seed in zip(pixels, seeds.tolist(), strict=True):
+            torch.default_generator.manual_seed(seed)
+            views.append(change(image))
+    return torch.stack(views)
 
 
 def split_batches(order: Tensor, batch_size: int) -> list[Tensor]:

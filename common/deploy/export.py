@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from common.base.cli import UsageError, first_line, print_more
 from common.base.config import TrainConfig, TrainOptions, is_own
-from common.base.log import Log, Row, locate, write_atomically
+from common.base.log import Log, Row, locate, write_together
 from common.base.machine import git_state
 from common.data.batches import Batches
 from common.data.datasets import Dataset, load_dataset, split_dataset
 from common.deploy import runtimes
+from common.deploy.card import write_card
 from common.train.device import compile_obstacle
 from common.train.grid import train_id
 from common.train.loop import EVAL_BATCH_SIZE, evaluate, score
@@ -75,6 +76,7 @@ def measure_parity(
     parity = {
         "images": len(labels),
         "flips": int(flipped.sum()),
+        "right": int(right.sum()),
         "max_abs_logit": distance,
         "acc_delta": score(logits, labels)[1] - score(reference, labels)[1],
         "mcnemar_p": float(binomtest(won, won + lost).pvalue) if won + lost else 1.0,
@@ -251,14 +253,17 @@ def export_run(log: Log, row: Row, format: str, data_dir: str) -> Row:
         content, metrics["parity"], fault = write_draft(*trained, dataset, row, format)
         if fault:
             raise ExportMismatch(f"{file} refused: {fault}")
-        write_atomically(log.folder / "exports" / file, content)
+        digest = hashlib.sha256(content).hexdigest()
+        metrics |= {"file": f"exports/{file}", "size_bytes": len(content), "sha256": digest}
+        seeds = [row, *log.finished("train").values()]
+        card = write_card(seeds, metrics, trained[1], trained[0].model).encode()
+        path = log.folder / "exports" / file
+        write_together({path: content, path.with_name(f"{file}.md"): card})
     except UsageError:
         raise
     except Exception as error:  # exporters fail in many ways; none of them ends a grid
         print_more(error)
         return log.append("export", config, metrics, status="failed", error=first_line(error))
-    digest = hashlib.sha256(content).hexdigest()
-    metrics |= {"file": f"exports/{file}", "size_bytes": len(content), "sha256": digest}
     return log.append("export", config, metrics)
 
 

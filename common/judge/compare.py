@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from common.data import scores
 from common.judge import rows, stats
 from common.judge.rows import PROTOCOLS, Group, Row, best_of, division, grouped, join_notes, number
 from common.judge.tables import Table, make_table
 from common.judge.verdicts import MARGIN, SEEDS, dependence, leads
 
 ALPHA = 0.05
+PRECISE = 10**8
 TUNED = ", each at its best learning rate"
 Load = Callable[[Row], tuple[Mapping[str, Any] | None, str | None]]
 Pair = tuple[Group, Group]
@@ -31,7 +33,9 @@ Pair = tuple[Group, Group]
 class Evidence:
     """The log, its configurations whose predictions can be compared, and how many rows cannot.
 
-    Shapes: rows of the groups hold `right` (N,) bool, by test image, and a digest of the `images`.
+    Shapes: rows of the groups hold `right` (N,) bool, by test image, and a digest of the `images`;
+    where another score than accuracy is chosen by, `score` (N,): each image's part in it, of which
+    it is the mean, in units of 1 / PRECISE.
     """
 
     rows: Sequence[Row]
@@ -74,7 +78,11 @@ def _usable(runs: Sequence[Row], load: Load, reasons: Counter[str]) -> list[Row]
         else:
             images = np.stack([answers["label"], answers["index"]]).astype("<i8").tobytes()
             right = np.asarray(answers["pred"] == answers["label"])
-            tested.append(row | {"right": right, "images": hashlib.sha256(images).hexdigest()})
+            row = row | {"right": right, "images": hashlib.sha256(images).hexdigest()}
+            if (metric := rows.metric_of(row["config"])) != "acc":
+                parts = scores.parts_of(answers["label"], answers["pred"], metric)
+                row["score"] = np.rint(PRECISE * parts).astype(np.int64)
+            tested.append(row)
     for same in grouped(tested, lambda row: division(row["config"])).values():
         images = statistics.mode(row["images"] for row in same)
         for alike in grouped(same, lambda row: row["config"].get("limit")).values():
@@ -108,8 +116,9 @@ def effect_of(estimate: stats.Estimate, images: int, settings: Sequence[Sequence
     return record | {"runs": [row["run_id"] for runs in settings for row in runs]}
 
 
-def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = ()) -> Row:
-    """First minus second: the mean over pairs of mean test accuracies, minus that of `others`.
+def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = (), score="right") -> Row:
+    """First minus second: the mean over pairs of mean test accuracies, minus that of `others`; or
+    of what else is chosen by, its `score`.
 
     Units: fractions, but `first_only`: images that of two runs drawn from a pair the first alone
     gets right, on average, summed over pairs."""
@@ -122,8 +131,9 @@ def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = ()) -> Row:
     # In whole numbers: equal differences of an image must not differ by rounding.
     multiple = math.lcm(*(len(g.rows) for g in weights))
     shares = {g: weight * multiple // len(g.rows) for g, weight in weights.items()}
-    rights = {g: np.array([row["right"] for row in g.rows], np.int64) for g in weights}
+    rights = {g: np.array([row[score] for row in g.rows], np.int64) for g in weights}
     sums, whole = sum(shares[g] * rights[g].sum(0) for g in weights), multiple * len(pairs)
+    whole *= PRECISE if score == "score" else 1
     value, image = float(sums.mean()) / whole, stats.paired_interval(sums, whole)
     spreads, shared = _spreads({g: share / whole for g, share in shares.items()}, rights)
     # What differs from image to image between seeds is in the seeds' variance already.
@@ -138,7 +148,8 @@ def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = ()) -> Row:
     record |= {"difference": value, "pairs": len(pairs), "trajectories": len(trainings)}
     record |= zip(("low", "high"), estimate.interval(), strict=True)
     record |= zip(("image_low", "image_high"), image, strict=True)
-    record["p"] = estimate.p() if spreads else stats.sign_flip_test(sums)
+    exact = score == "right" and not spreads
+    record["p"] = stats.sign_flip_test(sums) if exact else estimate.p()
     record["first_only"] = round(sum(float((a * (1 - b)).sum()) for a, b in means))
     record["second_only"] = round(sum(float((b * (1 - a)).sum()) for a, b in means))
     record["setups"] = [first.protocol for first, _ in pairs]
@@ -320,15 +331,17 @@ def compare_with_chosen(groups: Sequence[Group]) -> list[Row]:
     """The chosen one of one split of the images, then its rivals, each tested against it."""
     chosen, records = best_of(groups), []
     for group in groups if chosen else ():
-        effect = {"tied": "chosen"} if group is chosen else measure_effect([(chosen, group)])
+        effect, by = {"tied": "chosen"}, rows.chosen_by(group.config)
+        if group is not chosen:
+            effect = measure_effect([(chosen, group)], score="score" if by else "right")
         names = {"dataset": group.config.get("dataset"), "setting": group.name(), "group": group}
-        records.append(effect | rows.accuracy_record(group) | names)
+        records.append(effect | rows.accuracy_record(group) | names | {"chosen_by": by or None})
     for record in add_holm(records):
         if "p" in record:
             apart = record["p_holm"] <= ALPHA and leads((record["low"], record["high"])) != 0
             enough = min(len(chosen.rows), record["seeds"]) >= SEEDS  # else neither is said
             record["tied"] = not apart if enough else None
-    return sorted(records, key=lambda r: (r["tied"] != "chosen", -(r["val_acc"] or 0)))
+    return sorted(records, key=lambda r: (r["tied"] != "chosen", -(r["group"].val() or 0)))
 
 
 def optimism_records(train: Sequence[Row]) -> list[Row]:

@@ -156,9 +156,11 @@ def contest_records(ties: Rows) -> list[Row]:
         chosen, *rivals = [record | rows.choice_record(record["group"]) for record in same]
         # No advice rests on Holm's adjustment alone.
         equal = [r for r in rivals if r["tied"] and not leads((r["low"], r["high"]))]
-        near = [r for r in rivals if (r["val_acc"] or 0.0) >= chosen["val_acc"] - NEAR]
+        least = chosen["group"].val() - NEAR
+        near = [r for r in rivals if (r["group"].val() or 0.0) >= least]
         states = [r["tied"] for r in rivals]
         contest = {"name": rows.split_name(chosen["group"].config), "chosen": chosen}
+        contest["metric"] = chosen["chosen_by"] or "accuracy"
         contest |= {"n": len(rivals), "open": states.count(None)}
         contest |= {"tied": [r for r in rivals if r["tied"]]}
         contest |= {"told": [r for r in rivals if r["tied"] is False]}

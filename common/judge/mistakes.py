@@ -19,12 +19,13 @@ from common.base.cli import find_name
 from common.base.config import DATASETS
 from common.base.log import locate
 from common.data.fetch import read_dataset
-from common.judge.rows import Row, distinct, pick_best, slug, split_name
+from common.judge.rows import Row, distinct, division, pick_best, slug, split_name
 from common.judge.stats import wilson_interval
 
 BINS = 15  # of confidence, as in Guo et al.
 PAIRS = 10
 GALLERY = 24  # images
+MANY = 400  # test images of a class whose recall is known well enough
 ARRAYS = ("pred", "label", "index", "classes")
 
 Predictions = Mapping[str, np.ndarray]
@@ -40,7 +41,8 @@ def load_predictions(folder: Path, row: Row, logits: bool = False) -> Loaded:
     try:
         content = io.BytesIO(locate(folder, name).read_bytes())
         with np.load(content, allow_pickle=False) as saved:
-            wanted = [*ARRAYS, "logits"] if logits and "logits" in saved else ARRAYS
+            more = [*["logits"] * logits, "files"]
+            wanted = [*ARRAYS, *(key for key in more if key in saved)]
             arrays = {key: saved[key] for key in wanted}
         if len({len(array) for key, array in arrays.items() if key != "classes"}) > 1:
             raise ValueError("its arrays are not of one length")
@@ -72,7 +74,6 @@ class Mistakes:
     nobody: list[Row]
     voters: int  # runs that `nobody` is about
     images: Images  # that are shown
-    files: Mapping[int, str]  # of those, where each image is a file
     no_images: str  # why there are none
 
     @property
@@ -89,7 +90,8 @@ def find_mistakes(
         run, dataset = group.first()["run_id"], str(group.config.get("dataset"))
         if (own := predictions.get(run)) is None:
             continue
-        alike = distinct([row for row in rows if row["config"].get("dataset") == dataset])
+        contest = division(group.config)
+        alike = distinct([row for row in rows if division(row["config"]) == contest])
         votes = [predictions[row["run_id"]] for row in alike if row["run_id"] in predictions]
         votes = [v for v in votes if all(np.array_equal(v[k], own[k]) for k in ("index", "label"))]
         nobody = wrong_everywhere(own, votes)
@@ -99,7 +101,7 @@ def find_mistakes(
             bins, worst = reliability(confidence, right), confident_mistakes(own, confidence)
         shown = {record["index"] for record in [*worst, *nobody[:GALLERY]]}
         size = group.config.get("image_size")
-        pixels = load_images(dataset, size, own, shown, data_dir) if shown else ({}, {}, "")
+        pixels = load_images(dataset, size, own, shown, data_dir)
         names = f"{slug(dataset)}_{slug(run)}", split_name(group.config), run
         wrong = worst, nobody, len(votes)
         found.append(Mistakes(*names, own, right, confidence, bins, *wrong, *pixels))
@@ -121,6 +123,9 @@ def class_records(predictions: Predictions) -> list[Row]:
         likeliest = f"{names[wrong.argmax()]} ({wrong.max()})" if wrong.any() else None
         record = {"class": str(name), "images": int(images), "confused_with": likeliest}
         record["recall"] = right / images if images else None
+        if 0 < images < MANY:
+            pair = wilson_interval(int(right), int(images))
+            record |= zip(("recall_low", "recall_high"), pair, strict=True)
         records.append(record | {"class_precision": right / answers if answers else None})
     return records
 
@@ -169,8 +174,9 @@ def calibration_error(bins: Sequence[Row]) -> float:
 def image_record(predictions: Predictions, i: int, taken_for: int) -> Row:
     """A test image, by its position among the predictions."""
     names, label = predictions["classes"], predictions["label"][i]
-    index = int(predictions["index"][i])
-    return {"index": index, "class": str(names[label]), "taken_for": str(names[taken_for])}
+    record = {"index": int(predictions["index"][i]), "class": str(names[label])}
+    record |= {"file": str(predictions["files"][i])} if "files" in predictions else {}
+    return record | {"taken_for": str(names[taken_for])}
 
 
 def confident_mistakes(predictions: Predictions, confidence: np.ndarray) -> list[Row]:
@@ -195,8 +201,10 @@ def wrong_everywhere(own: Predictions, voters: Sequence[Predictions]) -> list[Ro
 
 def load_images(
     dataset: str, image_size: int | None, own: Predictions, wanted: set[int], data_dir: str | Path
-) -> tuple[Images, dict[int, str], str]:
-    """Pixels and files of some images, or one line that says why there are none."""
+) -> tuple[Images, str]:
+    """Pixels of some images, or one line that says why there are none."""
+    if not wanted:
+        return {}, ""
     try:
         if not find_name(dataset, DATASETS):
             raise ValueError(f"{dataset} is no data set of this version.")
@@ -205,8 +213,6 @@ def load_images(
         if index.min() < 0 or index.max() >= len(labels) or (labels[index] != own["label"]).any():
             raise ValueError("the data set is not the one that was predicted.")
     except (ValueError, OSError) as error:
-        return {}, {}, f"The images are not shown: {error}"
+        return {}, f"The images are not shown: {error}"
     images = data.images[:, 0] if data.images.shape[1] == 1 else data.images.transpose(0, 2, 3, 1)
-    places = sorted(wanted)
-    files = {i: data.files[i] for i in places} if data.files else {}
-    return {i: images[i] for i in places}, files, ""
+    return {i: images[i] for i in sorted(wanted)}, ""

@@ -135,6 +135,7 @@ def _result_record(group: Group) -> Row:
     dataset, split = rows.display(str(config.get("dataset"))), config.get("split", "study")
     what = f"{', '.join(words)} ({setup})"
     what += "" if split == "study" else f", {split} split"
+    what += f", by {rows.chosen_by(config)}" if rows.chosen_by(config) else ""
     if any(get(row, "metrics", "converged") is False for row in group.rows):
         what += ", stopped by max_iter"
     record |= {"what": f"{dataset}: {what}", "dataset": dataset, "opt": config.get("opt")}

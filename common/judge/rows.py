@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from common.base.cli import as_dict, defaults_of, format_time
-from common.base.config import NOISY, SvmConfig, TrainConfig, may_mirror, preset_of
+from common.base.config import METRICS, NOISY, SvmConfig, TrainConfig, may_mirror, preset_of
 from common.base.log import TIMINGS, Log, Row, run_id
 from common.base.machine import machine_of, timed_on
+from common.data.scores import baseline
 from common.judge.stats import Estimate, sample_spread, wilson_interval
 
 STUDY = tomllib.loads(Path(__file__).with_name("study.toml").read_text("utf-8"))
@@ -27,7 +28,7 @@ PROTOCOLS = {
     for kind in DEFAULTS
 }
 TRAIN_PROTOCOL, TRAIN_FACTORS = PROTOCOLS["train"]
-OFF = (None, False, 0, "constant", "raw")  # values of settings that do nothing
+OFF = (None, False, 0, "constant", "raw", "none")  # values of settings that do nothing
 # How images reach a device, no arithmetic: runs that differ in it alone are one training repeated.
 TRANSPORT = ("pin_memory", "data_on")
 NAMED = ("dataset", "model", "opt", "lr", "kernel")  # settings that are said of every run
@@ -102,6 +103,10 @@ class Group:
         values = self.values(metric)
         return statistics.fmean(values) if values else None
 
+    def val(self) -> float | None:
+        """What it is chosen by: the mean over seeds of its score on validation images."""
+        return self.mean(f"val_{metric_of(self.config)}")
+
     def cost_ms(self) -> float | None:
         return self.mean("fit_ms" if self.kind == "svm" else "train_ms")
 
@@ -133,14 +138,16 @@ def trained_by(row: Row) -> str:
 
 
 def distinct(rows: Sequence[Row]) -> list[Row]:
-    """One row for each model, unpinned memory first; of a training done twice the later."""
+    """One row for each model of a contest, unpinned memory first; of a training done twice the
+    later."""
 
     def pinned(row: Row) -> bool:
         return bool(row["config"].get("pin_memory"))
 
     kept, seen, latest_first = [], set(), rows[::-1]
     for row in sorted(latest_first, key=pinned):
-        names = {(trained_by(row), row["config"].get("epochs")), settings_of(row, *TRANSPORT)}
+        trained = trained_by(row), row["config"].get("epochs"), metric_of(row["config"])
+        names = {trained, settings_of(row, *TRANSPORT)}
         if not names & seen:
             kept.insert(0, row)
         seen |= names
@@ -152,27 +159,40 @@ def configurations(rows: Sequence[Row]) -> list[Group]:
     return by_seed(distinct(rows), *TRANSPORT)
 
 
+def metric_of(config: Row) -> str:
+    """By what of validation images a configuration is chosen, as a row's metrics end."""
+    return METRICS.get(str(config.get("metric")), "acc")
+
+
+def chosen_by(config: Row) -> str:
+    """The same in words, where it is not accuracy."""
+    return STUDY["metrics"].get(metric_of(config), "")
+
+
 def division(config: Row) -> tuple[str, ...]:
-    """What tells one split of the images from another."""
-    return tuple(str(config.get(name)) for name in ("dataset", "split", "split_seed"))
+    """What tells one contest from another: images, their split, and what is chosen by."""
+    split = (str(config.get(name)) for name in ("dataset", "split", "split_seed"))
+    return *split, metric_of(config)
 
 
 def split_name(config: Row) -> str:
-    """A data set and its split, as a heading."""
+    """A data set, its split and what is chosen by, as a heading."""
     dataset, split = str(config.get("dataset")), config.get("split", "study")
     kind = "the study's" if dataset in STUDY_DATASETS else "random"
     name = f"{kind if split == 'study' else split} split"
-    return f"{display(dataset)}, {name} {config.get('split_seed') or ''}".rstrip()
+    name = f"{display(dataset)}, {name} {config.get('split_seed') or ''}".rstrip()
+    return f"{name}, by {chosen_by(config)}" if chosen_by(config) else name
 
 
 def best_of(groups: Iterable[Group]) -> Group | None:
-    """By mean validation accuracy, never by test accuracy; ties: the shorter training, the name."""
+    """By what is chosen by, on validation images, never on test images; ties: the shorter training,
+    the name."""
 
     def rank(group: Group) -> tuple[float, float, str]:
         cost_ms, settings = group.cost_ms(), settings_of(group.rows[0], "seed")
-        return -group.mean("val_acc"), math.inf if cost_ms is None else cost_ms, settings
+        return -group.val(), math.inf if cost_ms is None else cost_ms, settings
 
-    return min((g for g in groups if g.values("val_acc")), key=rank, default=None)
+    return min((g for g in groups if g.val() is not None), key=rank, default=None)
 
 
 def pick_best(rows: Sequence[Row]) -> list[Group]:
@@ -189,10 +209,11 @@ def print_leader(log: Log, kind: str, configs: Iterable[Any], run: Any) -> None:
     done = log.finished(kind) if varying else {}  # of seeds alone nothing is read
     rows = [row for name, row in done.items() if name in rivals]
     for best in pick_best(rows):
-        acc, n, data = 100 * best.mean("val_acc"), len(best.rows), display(best.config["dataset"])
+        n, data, by = len(best.rows), display(best.config["dataset"]), chosen_by(best.config)
         name = describe(best.config, [setting for setting in varying if setting not in NAMED])
         mean = f", mean of {n} seeds" if n > 1 else ""
-        text = f"  leads on {data}, {acc:.2f} % on validation{mean}: {name}"
+        score = f"{100 * best.val():.2f} % {by}".rstrip()
+        text = f"  leads on {data}, {score} on validation{mean}: {name}"
         print(f"{text} ({len(rows)} of {len(rivals)} done)", flush=True)
 
 
@@ -204,16 +225,30 @@ def trajectory(run: Row, epochs: Iterable[Row]) -> list[Row]:
 
 
 def accuracy_record(group: Group) -> Row:
-    """Mean accuracies; of test images the sd over seeds, and the 95 % interval of both noises."""
-    values, total = group.values("test_acc"), number(group.rows[0], "metrics", "n_test")
-    mean, low, high = group.mean("test_acc"), None, None
-    if values and total:
-        image = wilson_interval(round(mean * total), int(total))
-        low, high = Estimate(mean, image, sample_spread(values)).interval()
-        low, high = max(low, 0.0), min(high, 1.0)
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    record = {"val_acc": group.mean("val_acc"), "test_acc": mean, "test_acc_sd": sd}
-    return record | {"test_acc_low": low, "test_acc_high": high, "seeds": len(group.rows)}
+    """Mean accuracies; of test images the sd over seeds, and the 95 % interval of both noises; and
+    so of balanced accuracy and macro F1 where classes are unequal, or it is chosen by them."""
+    values, base = group.values("test_acc"), baseline(group.rows[0]["metrics"])
+    record: Row = dict.fromkeys(("test_acc", "test_acc_low", "test_acc_high"))
+    record["test_acc_sd"] = statistics.stdev(values) if len(values) > 1 else None
+    record |= {"seeds": len(group.rows), "val_acc": group.mean("val_acc")}
+    shown = ["balanced", "f1"] if base or metric_of(group.config) != "acc" else []
+    for name in ("acc", *shown):
+        if values := group.values(f"test_{name}"):
+            mean = statistics.fmean(values)
+            record |= {f"test_{name}": mean, f"val_{name}": group.mean(f"val_{name}")}
+            if image := image_interval(group, name, mean):
+                low, high = Estimate(mean, image, sample_spread(values)).interval()
+                record |= {f"test_{name}_low": max(low, 0.0), f"test_{name}_high": min(high, 1.0)}
+    return record | {f"always_{name}": value for name, value in base.items()}
+
+
+def image_interval(group: Group, name: str, mean: float) -> Sequence[float] | None:
+    """95 % interval, over test images alone, of a score that is `mean` over the seeds."""
+    if name == "acc":
+        total = number(group.rows[0], "metrics", "n_test")
+        return wilson_interval(round(mean * total), int(total)) if total else None
+    known = [get(row, "metrics", f"test_{name}_interval") for row in group.rows]
+    return [statistics.fmean(ends) for ends in zip(*known, strict=True)] if all(known) else None
 
 
 def choice_record(group: Group) -> Row:

@@ -44,7 +44,9 @@ def make_table(
     name: str, records: Iterable[Row], *notes: str, key="", title="", missing=False, **values: Any
 ) -> Table:
     """The table of this name in tables.toml; values fill the braces of its notes, more follow."""
-    words, columns = WORDS[name], tuple(paths_of(name))
+    words, records, columns = WORDS[name], list(records), tuple(paths_of(name))
+    extra = words.get("extra", "").split()
+    columns += tuple(c for c in extra if any(r.get(c) is not None for r in records))
     records = tuple({column: record.get(column) for column in columns} for record in records)
     text = words.get("notes", "") if records or "empty" not in words else words["empty"]
     own = [" ".join(part.split()).format(**WORDS | values) for part in text.split("\n\n")]

@@ -167,9 +167,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def gallery(
-    records: Sequence[Row], images: Mapping[int, np.ndarray], files: Mapping[int, str]
-) -> Figure:
+def gallery(records: Sequence[Row], images: Mapping[int, np.ndarray]) -> Figure:
     """Test images, eight a line, each over its true class, the answer and where it is from."""
     figure, grid = panels_of(len(records), 1.6, columns=8)
     for axes, r in zip(grid, records, strict=True):
@@ -178,7 +176,7 @@ def gallery(
         resampled = "auto" if len(pixels) > MOST_PIXELS else "none"
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation=resampled)
         sure = f"{100 * r['confidence']:.1f} %" if "confidence" in r else f"{r['agreed']} runs"
-        name = files.get(r["index"], f"#{r['index']}")
+        name = r.get("file") or f"#{r['index']}"
         words = (r["class"], f"→ {r['taken_for']}", sure, Path(name).name)
         text = "\n".join(clip(word, 14) for word in words)
         axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top")

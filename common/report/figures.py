@@ -79,7 +79,7 @@ def mistake_figure(key: str, m: Mistakes) -> ReportFigure | None:
     if key == "confusion" and (~m.right).sum() > FEW:
         draw = partial(drawing.confusion_matrix, confusion(m.predictions), m.predictions["classes"])
     elif key != "confusion" and m.images and (records := getattr(m, key)[:SHOWN]):
-        draw = partial(drawing.gallery, records, m.images, m.files)
+        draw = partial(drawing.gallery, records, m.images)
     else:
         return None
     caption, dataset = f"{m.name}: {CAPTIONS[key]}", m.where.partition(", ")[0]

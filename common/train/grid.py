@@ -25,6 +25,7 @@ from common.base.log import Log, log_files, read_log, run_id, write_atomically
 INTERVAL_S = 2.0  # between looks at a grid that is watched
 # Settings that leave the time of an epoch as it is.
 FREE = {"dataset", "seed", "split_seed", "lr", "epochs", "pin_memory", "schedule", "weights"}
+FREE |= {"class_weight", "metric"}
 Row = dict[str, Any]
 
 
@@ -66,6 +67,7 @@ def group_trajectories(configs: Sequence[TrainConfig]) -> list[Trajectory]:
 
 def canonical(config: TrainConfig) -> TrainConfig:
     """The same training, with every setting that changes nothing in it at its default."""
+    config = replace(config, metric="accuracy")
     if pin_memory_effect(config):
         config = replace(config, pin_memory=False, data_on="device")
     return config if may_mirror(config.dataset) else replace(config, flip=False, tta=False)
@@ -102,12 +104,12 @@ def name_weights(config: TrainConfig) -> TrainConfig:
 def look_up(configs: Sequence[TrainConfig], rows: dict[str, Row]) -> tuple[dict, list]:
     """Of the configurations that are not among the finished `rows`: those whose training is there
     under another configuration, with the row of that; and those that are still to be trained."""
-    trained: dict[TrainConfig, Row] = {}
+    trained: dict[str, Row] = {}  # by name, in which your own images are wherever they lie
     for row in rows.values():
         with suppress(TypeError, UsageError):  # settings that this version does not have
-            trained.setdefault(canonical(TrainConfig(**row["config"])), row)
+            trained.setdefault(train_id(canonical(TrainConfig(**row["config"]))), row)
     missing = [config for config in configs if train_id(config) not in rows]
-    shared = {c: trained[canonical(c)] for c in missing if canonical(c) in trained}
+    shared = {c: trained[n] for c in missing if (n := train_id(canonical(c))) in trained}
     return shared, [config for config in missing if config not in shared]
 
 
@@ -125,6 +127,8 @@ def answers_file(folder: Path, config: TrainConfig, epoch: int) -> Path:
 def append_row(log: Log, config: TrainConfig, metrics: Row, shared_with: str | None, **by) -> None:
     """Write a configuration's row: `shared_with` is the run that was trained, if it is another."""
     own = {"pin_memory_effect": pin_memory_effect(config), "shared_with": shared_with}
+    if metrics.get("best_by", "accuracy") != config.metric:  # the best by this was not kept
+        own |= dict.fromkeys(("best_epoch", "best_val_acc", "best_by", "best_checkpoint"))
     log.append("train", as_dict(config), metrics | own, device=config.device, **by)
 
 
@@ -158,15 +162,20 @@ def print_plan(configs: list[TrainConfig], todo: list[Trajectory], ms: float | N
 
 
 def format_finished(configs: Sequence[TrainConfig], log: Log) -> str:
-    rows, lines = log.finished("train"), []
-    heads = "run, configuration, epochs, seed, val acc, test acc, train s, img/s, shared with"
+    from common.data.scores import cells, to_beat  # numpy, for which --help would wait
+
+    finished, rows, records = log.finished("train"), [], []
     for config in configs:
-        if row := rows.get(train_id(config)):
+        if row := finished.get(train_id(config)):
             m = row["metrics"]
-            line = [row["run_id"], config.describe(), config.epochs, config.seed]
-            line += [f"{m['val_acc']:.4f}", f"{m['test_acc']:.4f}", f"{m['train_ms'] / 1e3:.0f}"]
-            lines.append([*line, f"{m['images_per_s']:.0f}", m["shared_with"] or ""])
-    return tabulate(lines, heads.split(", "), disable_numparse=True)
+            record = {"run": row["run_id"], "configuration": config.describe()}
+            record |= {"epochs": config.epochs, "seed": config.seed}
+            record |= {"val acc": f"{m['val_acc']:.4f}", "test acc": f"{m['test_acc']:.4f}"}
+            record |= cells(m, config.metric) | {"train s": f"{m['train_ms'] / 1e3:.0f}"}
+            record |= {"img/s": f"{m['images_per_s']:.0f}", "shared with": m["shared_with"] or ""}
+            rows.append(row)
+            records.append(record)
+    return tabulate(records, "keys", disable_numparse=True) + to_beat(rows)
 
 
 def write_plan(folder: Path, trajectories: Sequence[Trajectory], workers: int) -> None:

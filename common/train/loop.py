@@ -39,6 +39,7 @@ class Setup:
     batches: Batches
     precision: str = "fp32"
     label_smoothing: float = 0.0
+    class_weights: Tensor | None = None  # mean one over the training images
     world: World = ALONE
     cuda_graph: bool = False
     graph: StepGraph | None = field(default=None, init=False)  # once a step was taken so
@@ -146,18 +147,22 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """One step on the mean loss, or on the summed loss times `scale`; `lap` is called with the name
     of each phase at its end. Shapes: (B, 3, S, S), (B,) -> (), (B, classes).
-    Returns: the loss without smoothing, as evaluation has it; not finite where either is not.
+    Returns: the loss without smoothing and class weights, as evaluation has it; not finite where
+    either is not.
     """
 
-    def loss_of(logits: Tensor, smoothing: float) -> Tensor:
-        if scale is None:
-            return cross_entropy(logits, labels, label_smoothing=smoothing)
-        return cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum") * scale
+    def loss_of(logits: Tensor, **how: Any) -> Tensor:
+        if scale is None and how.get("weight") is None:
+            return cross_entropy(logits, labels, **how)
+        # Not over the batch's weights, as torch's mean is: rare classes shall count more.
+        share = 1 / len(labels) if scale is None else scale
+        return cross_entropy(logits, labels, reduction="sum", **how) * share
 
     with autocast(inputs.device, setup.precision):
         logits = setup.model(inputs)
     logits = logits.float()
-    loss = loss_of(logits, setup.label_smoothing)
+    how = {"label_smoothing": setup.label_smoothing, "weight": setup.class_weights}
+    loss = loss_of(logits, **how)
     lap("forward")
     setup.optimizer.zero_grad(set_to_none=True)
     setup.scaler.scale(loss).backward()
@@ -166,8 +171,8 @@ def train_step(
     setup.scaler.update()
     lap("optimizer")
     loss, logits = loss.detach(), logits.detach()
-    if setup.label_smoothing:
-        loss = loss_of(logits, 0.0) + 0 * loss  # 0 times infinity is NaN
+    if setup.label_smoothing or setup.class_weights is not None:
+        loss = loss_of(logits) + 0 * loss  # 0 times infinity is NaN
     return loss, logits
 
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from common.base.cli import UsageError, as_dict, first_line, format_time
-from common.base.config import PUBLISHED, TrainConfig
+from common.base.config import METRICS, PUBLISHED, TrainConfig
 from common.base.log import save_predictions
 from common.base.machine import describe_machine
-from common.data import datasets
+from common.data import datasets, scores
 from common.data.batches import Batches, draw_views, epoch_order, measure_pixels, split_batches
 from common.models import build_model, build_on_meta, find_head, find_published, load_published
 from common.train import loop
@@ -86,11 +86,13 @@ class Run:
         if world.size > 1:  # BatchNorm's statistics are averaged once an epoch, not at every step
             forward = nn.parallel.DistributedDataParallel(forward, forward_sync_buffers=False)
         settings = {"precision": self.precision, "label_smoothing": config.label_smoothing}
+        if config.class_weight == "balanced":
+            settings["class_weights"] = self.weigh_classes()
         settings |= {"world": self.world, "cuda_graph": config.cuda_graph}
         self.setup = loop.Setup(forward, optimizer, self.batches, **settings)
         self.tested = loop.as_tested(self.trained, as_dict(config))
         self.history: list[Metrics] = []
-        self.best: dict[str, Any] = {}  # the weights of highest validation accuracy so far
+        self.best: dict[str, Any] = {}  # the weights that were best on validation so far
         self.places: list[str] = []  # where it has trained, in order: place_of
         self.answers: Tensor | None = None  # logits on the validation images, of the last epoch
 
@@ -107,11 +109,17 @@ class Run:
         self.batches = FEATURES[key]
         return last
 
+    def weigh_classes(self) -> Tensor:
+        """What an image of each class weighs: n / (classes * n of the class), of those it has."""
+        counts = self.dataset.labels[self.split.train].bincount(minlength=len(self.dataset.classes))
+        weights = counts.sum() / (counts.count_nonzero() * counts.clamp(min=1))
+        return weights.to(self.device)
+
     def order(self, epoch: int) -> list[Tensor]:
         """The batches of one epoch, as indices into the data set, or as views where they move."""
         config = self.config
         order = self.split.train[epoch_order(len(self.split.train), config.seed, epoch)]
-        if config.translate or config.mirrored or config.erase:
+        if config.translate or config.mirrored or config.erase or config.augment == "photo":
             order = draw_views(order, config, epoch, self.dataset.images.shape[-2:])
         return split_batches(self.batches.place(order), config.batch_size)
 
@@ -146,17 +154,19 @@ class Run:
         val_loss, val_acc, self.answers = self.test(self.split.val)
         trained["eval_ms"] = now_ms(self.device) - start_ms
         metrics = {"epoch": epoch, **trained, "val_loss": val_loss, "val_acc": val_acc}
+        metrics |= self.score(self.answers, "val")
         metrics["bn_statistics"] = refreshed  # training images they are of; None: running ones
         metrics["threads"] = threads.take_used()  # the least and the most
         self.places = list(dict.fromkeys([*self.places, place_of(self.config.device)]))
-        best_acc = max((done["val_acc"] for done in self.history), default=-1)
+        chosen_by = f"val_{METRICS[self.config.metric]}"
+        best = max((done[chosen_by] for done in self.history), default=-1)
         self.history.append(metrics)
-        if val_acc > best_acc:
+        if metrics[chosen_by] > best:
             self.best = copy.deepcopy(self.weights())
         if not self.world.rank:
             left_s = (self.config.epochs - epoch) * (time.monotonic() - started)
             images = len(self.split.train)
-            print(format_epoch(metrics, self.config.epochs, images, left_s), flush=True)
+            print(format_epoch(metrics, self.config, images, left_s), flush=True)
         return metrics
 
     def test(self, index: Tensor) -> tuple[float, float, Tensor]:
@@ -173,6 +183,10 @@ class Run:
             answers = self.test(index)[2]
         labels = self.dataset.labels[index]
         save_predictions(file, pred=answers.argmax(1), label=labels, index=index)
+
+    def score(self, logits: Tensor, part: str) -> Metrics:
+        labels = self.dataset.labels[getattr(self.split, part)]
+        return scores.score_part(labels, logits.argmax(1), len(self.dataset.classes), part)
 
     def finish(self, folder: Path | None, name: str) -> Metrics:
         """Test the weights, once, and keep them and their predictions in a results folder.
@@ -197,8 +211,9 @@ class Run:
             save_checkpoint(last, self.weights())
             save_checkpoint(best_so_far, self.best)
         return {
-            **{name: self.history[-1][name] for name in ("val_acc", "val_loss", "bn_statistics")},
+            **{k: v for k, v in self.history[-1].items() if k == "bn_statistics" or "val_" in k},
             **{"best_epoch": best["epoch"], "best_val_acc": best["val_acc"]},
+            **{"best_by": self.config.metric, **self.score(logits, "test")},
             **{"test_acc": test_acc, "test_loss": test_loss, "eval_ms": eval_ms},
             **{"train_acc": train_acc, "train_loss": train_loss, "train_ms": train_ms},
             "images_per_s": n["n_train"] * len(self.history) / train_ms * 1e3,
@@ -246,11 +261,13 @@ class Run:
         self.generator.set_rng_state(state["device_rng"])
 
 
-def format_epoch(metrics: Metrics, epochs: int, images: int, left_s: float) -> str:
+def format_epoch(metrics: Metrics, config: TrainConfig, images: int, left_s: float) -> str:
     """An epoch of so many training images in one line, aligned with those of the same training."""
-    number = f"{metrics['epoch']:{len(str(epochs))}}/{epochs}"
-    train, val = (f"{metrics[name]:.2%}".replace("%", " %") for name in ("train_acc", "val_acc"))
+    number = f"{metrics['epoch']:{len(str(config.epochs))}}/{config.epochs}"
+    shown = ["train_acc", "val_acc", f"val_{METRICS[config.metric]}"]
+    train, val, chosen_by = (f"{metrics[name]:.2%}".replace("%", " %") for name in shown)
     text = f"  epoch {number}  loss {metrics['train_loss']:.3f}  train {train:>8}  val {val:>8}"
+    text += f"  {config.metric} {chosen_by:>8}" if config.metric != "accuracy" else ""
     left = f"  {format_time(left_s)} left" if left_s else ""
     return f"{text}  {images / metrics['train_ms'] * 1e3:.0f} img/s{left}"
 
