@@ -105,7 +105,7 @@ def check_number(pairs: int, noise: float, lead: float, images: int, sims: int) 
     image = tuple(end + lead - pilot.value for end in pilot.image)
     estimate = replace(pilot, value=lead, image=image, spreads=spreads)
     advice, power = more_data(BEATS, estimate, SEEDS, images), None
-    if named := re.search(r"about (\d+) of each", advice):
+    if named := re.search(r"about (\d+) seeds of each", advice):
         n = int(named[1])
         design = replace(design, seeds=(range(n), range(100, 100 + n)))
         effects = (compare.measure_effect(design.draw(rng, lead))["estimate"] for _ in range(sims))
