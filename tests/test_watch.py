@@ -78,7 +78,7 @@ def test_ctrl_c_ends_it_and_a_pipe_gets_a_line_for_each_change_until_the_grid_en
     process.send_signal(signal.SIGINT)
     out, err = finish(process, 130)
     assert (out, err.count("\n")) == ("", 1)
-    assert sorted(os.listdir(tmp_path)) == ["log.jsonl", "plan.json"]
+    assert sorted(os.listdir(tmp_path)) == [".log.jsonl.lock", "log.jsonl", "plan.json"]
     log.append("train", as_dict(config), {})
     process = start("report.py", "--watch", "--results-dir", tmp_path)
     assert finish(process) == ("1 of 1 configurations finished; done\n", "")
