@@ -5,13 +5,15 @@ between sets of images; `uneven`: one side's seeds vary three times as much. How
 the 95 % interval of a difference holds the truth; `accuracy`, that of a mean; `told apart`, equal
 recipes differ significantly; `wrong`, the verdict on "better by 0.1 points" opposes the truth,
 at the worst of three. Second table: the power at the number of seeds that an open verdict names,
-where 0.80 is aimed at. The last line is JSON.
+where 0.80 is aimed at. Third table: intervals of balanced accuracy and macro F1, and other ones.
+The last line is JSON.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +23,7 @@ from scipy.stats import norm
 from shared import print_json, print_table
 
 from common.base.cli import Validated, option, parse_command_line, run_script
+from common.data import scores
 from common.judge import compare, stats
 from common.judge.rows import accuracy_record, by_seed
 from common.judge.verdicts import BEATS, MARGIN, SEEDS, judge, more_data
@@ -35,6 +38,9 @@ DESIGNS |= {f"disjoint {n}, {m}": (range(n), range(n, n + m)) for n, m in ((2, 2
 # Pairs, noise of seeds and lead at which the number of seeds that is named is checked.
 NUMBERS = ((1, 1, 0.004), (1, 2, 0.006), (1, 3, 0.008), (4, 3, 0.005))
 NUMBERS += ((4, 2, 0.0033), (1, 0.5, 0.0025))
+# Test images of each class.
+SIZES = ((100, 20, 5), (60, 60), (90, 10), (1000, 50), (300, 100, 30, 10, 5), (40,) * 5, (12,) * 10)
+RESAMPLES = 400
 
 
 class Options(Validated):
@@ -113,6 +119,36 @@ def check_number(pairs: int, noise: float, lead: float, images: int, sims: int) 
     return {"pairs": pairs, "noise": noise, "lead": lead, "advice": advice, "power": power}
 
 
+def check_scores(sizes: tuple[int, ...], accuracy: float, sims: int) -> dict[str, Any]:
+    """How often intervals of scores hold the truth: ours, those of a bootstrap within classes, and
+    of balanced accuracy the classes' Wilson intervals joined (MOVER). Recalls differ by class."""
+    rng, k = np.random.default_rng([*sizes, round(100 * accuracy)]), len(sizes)
+    chances = np.where(np.eye(k), 0, rng.dirichlet(np.ones(k), k))
+    recalls = np.clip(accuracy + (rng.random(k) - 0.5) * (1 - accuracy), 0, 1)
+    chances *= ((1 - recalls) / chances.sum(1))[:, None]
+    chances += np.diag(recalls)
+    truth, held = scores.rate(chances * np.array(sizes)[:, None]), Counter()
+    for _ in range(sims):
+        counts = np.stack([rng.multinomial(n, p) for n, p in zip(sizes, chances, strict=True)])
+        pairs = zip(sizes, counts, strict=True)
+        drawn = np.stack([rng.multinomial(n, own / n, RESAMPLES) for n, own in pairs], 1)
+        rates = [scores.rate(again) for again in drawn]
+        for name, (low, high) in scores.intervals(counts).items():
+            held[name] += low <= truth[name] <= high
+            low, high = np.quantile([again[name] for again in rates], [0.025, 0.975])
+            held[f"{name}, bootstrap"] += low <= truth[name] <= high
+        ends = [
+            stats.wilson_interval(int(own[i]), n)
+            for i, (n, own) in enumerate(zip(sizes, counts, strict=True))
+        ]
+        low, high = np.transpose(ends)
+        recall = counts.diagonal() / sizes
+        below, above = (np.sqrt(((recall - end) ** 2).sum()) / k for end in (low, high))
+        held["balanced, MOVER"] += -below <= truth["balanced"] - recall.mean() <= above
+    rates = {name: n / sims for name, n in sorted(held.items())}
+    return {"images": ", ".join(map(str, sizes)), "accuracy": accuracy} | rates
+
+
 def main(argv: list[str] | None = None) -> int:
     _, options = parse_command_line(argv, __doc__, options_class=Options)
     lines = []
@@ -124,9 +160,13 @@ def main(argv: list[str] | None = None) -> int:
     print_table(lines, floatfmt=".3f")
     numbers = [check_number(*case, 14_000, options.sims) for case in NUMBERS]
     print_table(numbers, floatfmt=".3f")
+    cases = itertools.product(SIZES, (0.6, 0.8, 0.95, 0.99))
+    unequal = [check_scores(*case, options.sims) for case in cases]
+    print_table(unequal, floatfmt=".3f")
     ends = {"coverage": min, "accuracy": min, "told apart": max, "wrong": max}
     worst = {name: end(line[name] for line in lines) for name, end in ends.items()}
-    print_json(worst=worst, lines=lines, numbers=numbers)
+    worst |= {name: min(line[name] for line in unequal) for name in [*unequal[0]][2:]}
+    print_json(worst=worst, lines=lines, numbers=numbers, scores=unequal)
     return 0
 
 

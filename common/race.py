@@ -68,6 +68,8 @@ class Race:
 
     def __init__(self, configs: Sequence[TrainConfig], log: Log, options, train, started) -> None:
         """Go on with the race that was left here, if it is of these configurations, or begin it."""
+        if by := next((c.metric for c in configs if c.metric != "accuracy"), None):
+            raise UsageError(f"--budget: a race goes by accuracy; leave out --metric {by}")
         self.log, self.options, self.train, self.started = log, options, train, started
         self.seeds, self.failures = list(dict.fromkeys(c.seed for c in configs)), 0
         first = grids.group_trajectories([c for c in configs if c.seed == self.seeds[0]])

@@ -226,6 +226,13 @@ def test_class_weights_are_scikit_learns(photos, tmp_path, rows):
         np.testing.assert_array_equal(answers[row["run_id"]][1], model.predict(x[run.split.test]))
 
 
+def test_a_race_goes_by_accuracy(photos):
+    with pytest.raises(
+        UsageError, match="--budget: a race goes by accuracy; leave out --metric f1"
+    ):
+        photos(train, "--budget", "1m", "--metric", "f1", "--image-size", "16", "--model", "vgg5")
+
+
 @pytest.mark.parametrize("other", [{"translate": 2}, {"flip": True}, {"erase": 0.5}])
 def test_photo_augmentation_stands_alone(other):
     with pytest.raises(UsageError, match=f"--augment photo: .*leave out --{next(iter(other))}"):
