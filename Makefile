@@ -66,7 +66,7 @@ q1a: data ## the 64 training configurations; hours; run again to continue
 record: data ## the study's accuracies in seconds each, ten seeds
 	$(PY) train.py --preset record $(DIRS) $(ARGS)
 
-race: data ## the better of two networks and three learning rates, in ten minutes; BUDGET=2h: in two hours
+race: data ## the best of two optimisers and six learning rates, in ten minutes; BUDGET=2h: in two hours
 	$(PY) train.py --preset race --budget $(BUDGET) $(DIRS) $(ARGS)
 
 tuned: data ## ResNet-18 by a better recipe, five epochs, three seeds; an hour or two
