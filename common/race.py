@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from textwrap import fill
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,8 @@ class Race:
         if by := next((c.metric for c in configs if c.metric != "accuracy"), None):
             raise UsageError(f"--budget: a race goes by accuracy; leave out --metric {by}")
         self.log, self.options, self.train, self.started = log, options, train, started
-        self.seeds, self.failures = list(dict.fromkeys(c.seed for c in configs)), 0
+        self.lock, self.failures = Lock(), 0
+        self.seeds = list(dict.fromkeys(c.seed for c in configs))
         first = grids.group_trajectories([c for c in configs if c.seed == self.seeds[0]])
         self.configs = {train_id(t.trained): t.trained for t in first}
         splits = {run: " ".join(division(as_dict(c))) for run, c in self.configs.items()}
@@ -123,8 +125,9 @@ class Race:
         return self.state["spent_s"] + time.monotonic() - self.started
 
     def save(self, *done: TrainConfig) -> None:
-        state = self.state | {"spent_s": self.spent_s, "epochs": len(self.log.read("epoch"))}
-        write_atomically(self.file, json.dumps(state, indent=1).encode())
+        with self.lock:  # jobs end at once, each in a thread of its own
+            state = self.state | {"spent_s": self.spent_s, "epochs": len(self.log.read("epoch"))}
+            write_atomically(self.file, json.dumps(state, indent=1).encode())
 
     def price(self) -> None:
         """Time a few steps of each candidate, and say how many are trained at once."""

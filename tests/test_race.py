@@ -356,6 +356,7 @@ def test_what_fails_leaves_the_race(tmp_path, rows, clock, capsys):
         ("--budget 9m --list-commands", "cannot be had with --list-commands"),
         ("--budget 9m --no-resume", "cannot be had with --no-resume"),
         ("--budget 9m --pause-after 1", "cannot be had with --pause-after"),
+        ("--budget 9m --metric balanced", "a race goes by accuracy; leave out --metric balanced"),
         ("--pause-after 0", "--pause-after: 0 must be at least 1"),
     ],
 )
