@@ -29,6 +29,7 @@ from common.train.grid import answers_file
 from common.train.optim import BODY_LR, build_optimizer, find_hidden, schedule_lr, slow_body
 from common.train.threads import threads
 
+TIMED_S = 2.0  # of steps of a kind, from which an estimate is made
 Metrics = dict[str, Any]
 # Settings that what a frozen body answers depends on.
 FEATURES: dict[Any, Any] = {}  # of the last frozen network
@@ -444,13 +445,16 @@ def estimate_ms(configs: Iterable[TrainConfig], data_dir: str) -> dict[TrainConf
         if kind not in timed:
             timed[kind] = math.nan, math.nan  # what fails here will fail, and be logged, in its run
             with suppress(Exception):
-                run = Run(sample, data_dir)
-                for epoch in (1, 2):  # a few untimed steps, and as many timed ones
-                    order = run.order(epoch)[:3]
+                run, begun, times = Run(sample, data_dir), time.monotonic(), []
+                seen = run.split.val[: loop.EVAL_BATCH_SIZE]
+                # The least of some: the first steps, and those beside other work, take longer.
+                while len(times) < 2 or (len(times) < 10 and time.monotonic() - begun < TIMED_S):
+                    order = run.order(len(times) + 1)[:3]
                     step_ms = loop.train_epoch(run.setup, order)["train_ms"] / len(order)
-                    seen, start_ms = run.split.val[: loop.EVAL_BATCH_SIZE], now_ms(run.device)
+                    start_ms = now_ms(run.device)
                     run.test(seen)
-                    timed[kind] = step_ms, (now_ms(run.device) - start_ms) / len(seen)
+                    times.append((step_ms, (now_ms(run.device) - start_ms) / len(seen)))
+                timed[kind] = np.min(times, axis=0)
         _, split = datasets.load_split(config, data_dir)
         step_ms, image_ms = timed[kind]
         steps, seen = len(split.train) / config.batch_size, len(split.val) + len(split.test)
