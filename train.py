@@ -32,6 +32,7 @@ from common.train.grid import Trajectory
 
 def main(argv: list[str] | None = None) -> int:
     """Plan, train, export, and print the table of what is finished."""
+    started = time.monotonic()
     values, options = parse_command_line(argv, __doc__, TrainConfig, TrainOptions, TRAIN_PRESETS)
     grids.check_values(values)  # before torch is even imported
     from common import race
@@ -40,7 +41,6 @@ def main(argv: list[str] | None = None) -> int:
     from common.train import workers
     from common.train.run import check_configs
 
-    started = time.monotonic()
     world = workers.set_up(values, options)
     if world.rank:  # the first process decides, and alone writes
         train_all(world.from_first(), None, options, world, print)
