@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -26,7 +26,7 @@ from joblib import cpu_count
 
 from common.base.cli import UsageError, as_dict, first_line, need, to_flags
 from common.base.config import GridOptions, TrainOptions
-from common.base.log import Log, run_id
+from common.base.log import Log, Row, run_id
 from common.train import device
 from common.train.distributed import World, join_world
 from common.train.grid import answers_file
@@ -135,13 +135,7 @@ def share_out(
                 raise UsageError(line) from (ChildProcessError(more) if more else None)
             *_, last = errors.strip().splitlines() or ["it left no row"]
             sys.stderr.write(errors)  # whole, and no progress bars in between
-            # What is not to be done again may be finished by another process.
-            rows = {} if options.force else log.finished(script)
-            new = log.read(script)[rows_before:]
-            rows |= {row["run_id"]: row for row in new if row["status"] != "interrupted"}
-            if pause := getattr(options, "pause_after", None):
-                files = {run: answers_file(log.folder, c, pause) for run, c in configs.items()}
-                rows |= {run: {"status": "ok"} for run, file in files.items() if file.exists()}
+            rows = ended_runs(script, configs, log, options, rows_before)
             missing = [run for run in configs if run not in rows]
             if not missing:
                 break
@@ -165,6 +159,21 @@ def share_out(
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             machines.stop()
+
+
+def ended_runs(
+    script: str, configs: Mapping[str, Any], log: Log, options: GridOptions, rows_before: int
+) -> dict[str, Row]:
+    """The row of each run that has ended, since the first `rows_before` rows where work is done
+    again; of one that is to pause, its answers on the disk count."""
+    # What is not to be done again may be finished by another process.
+    rows = {} if options.force else log.finished(script)
+    new = log.read(script)[rows_before:]
+    rows |= {row["run_id"]: row for row in new if row["status"] != "interrupted"}
+    if pause := getattr(options, "pause_after", None):
+        files = {run: answers_file(log.folder, c, pause) for run, c in configs.items()}
+        rows |= {run: {"status": "ok"} for run, file in files.items() if file.exists()}
+    return rows
 
 
 class Processes:
