@@ -19,8 +19,8 @@ DIRS     = --data-dir "$(DATA)" --results-dir "$(RESULTS)"
 smoke demo photos all: export BAKEOFF_NEXT = no
 
 help: ## print this list
-	@echo 'New here? Type: make demo    (the study in small: about five minutes once installed)'
-	@echo '            or: make smoke   (every script on 1,797 small digits: 2 minutes, no download)'
+	@echo 'New here? Type: make demo    (the study in small: five to seven minutes once installed)'
+	@echo '            or: make smoke   (every script on 1,797 small digits: 2 to 3 minutes, no download)'
 	@echo 'Then open results/demo/report/report.html (or results/smoke/...) in a browser.'
 	@echo
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,7 +38,7 @@ setup: .venv/.stamp ## create .venv and install what running needs
 data: .venv/.stamp ## fetch and verify MNIST and FashionMNIST
 	$(PY) -m common.data mnist fashion --data-dir "$(DATA)"
 
-smoke: .venv/.stamp ## every script on the embedded digits, no network, under two minutes
+smoke: .venv/.stamp ## every script on the embedded digits, no network, two or three minutes
 	$(PY) train.py --preset smoke --results-dir "$(SMOKE)" $(ARGS)
 	$(PY) svm.py --preset smoke --results-dir "$(SMOKE)"
 	$(PY) flops.py --preset study --results-dir "$(SMOKE)"
@@ -48,7 +48,7 @@ smoke: .venv/.stamp ## every script on the embedded digits, no network, under tw
 	$(PY) report.py --results-dir "$(SMOKE)"
 	@echo 'next: open $(SMOKE)/report/report.html in a browser; then make demo'
 
-demo: data ## the study at reduced scale on the real data, about five minutes
+demo: data ## the study at reduced scale on the real data, five to seven minutes
 	$(PY) train.py --preset record --seed 0 --data-dir "$(DATA)" --results-dir "$(DEMO)"
 	$(PY) train.py --preset demo --data-dir "$(DATA)" --results-dir "$(DEMO)"
 	$(PY) svm.py --preset demo --data-dir "$(DATA)" --results-dir "$(DEMO)"
