@@ -6,7 +6,6 @@ the 95 % interval of a difference holds the truth; `accuracy`, that of a mean; `
 recipes differ significantly; `wrong`, the verdict on "better by 0.1 points" opposes the truth,
 at the worst of three. Second table: the power at the number of seeds that an open verdict names,
 where 0.80 is aimed at. Third table: intervals of balanced accuracy and macro F1, and other ones.
-The last line is JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.special import ndtr
 from scipy.stats import norm
 from shared import print_json, print_table
@@ -84,22 +84,20 @@ class Design:
 
 def check_design(design: Design, sims: int) -> dict[str, float]:
     """How often each of the things that the table names happens."""
-    sizes = map(len, design.seeds)
-    rng = np.random.default_rng([*sizes, design.pairs, round(10 * design.noise), design.uneven])
-    covered = accurate = apart = 0
-    wrong = dict.fromkeys(TRUTHS, 0)
+    case, drawn = (design.pairs, round(10 * design.noise), design.uneven), []
+    rng = np.random.default_rng([*map(len, design.seeds), *case])
     for _, lead in itertools.product(range(sims), TRUTHS):
-        drawn = design.draw(rng, lead)
-        low, high = compare.measure_effect(drawn)["estimate"].interval()
-        covered += low <= lead <= high
-        opposite = "contradicted" if lead > MARGIN else "supported"
-        wrong[lead] += judge(BEATS, (low, high)) == opposite
+        pairs = design.draw(rng, lead)
+        low, high = compare.measure_effect(pairs)["estimate"].interval()
+        wrong = judge(BEATS, (low, high)) == ("contradicted" if lead > MARGIN else "supported")
+        drawn.append({"lead": lead, "coverage": float(low <= lead <= high), "wrong": wrong})
         if lead == 0:
-            record = accuracy_record(drawn[0][0])
-            accurate += record["test_acc_low"] <= BASE <= record["test_acc_high"]
-            apart += compare.compare_with_chosen(drawn[0])[1]["tied"] is False
-    counts = {"coverage": covered / len(TRUTHS), "accuracy": accurate, "told apart": apart}
-    return {n: count / sims for n, count in (counts | {"wrong": max(wrong.values())}).items()}
+            record = accuracy_record(pairs[0][0])
+            drawn[-1]["accuracy"] = record["test_acc_low"] <= BASE <= record["test_acc_high"]
+            drawn[-1]["told apart"] = compare.compare_with_chosen(pairs[0])[1]["tied"] is False
+    shares = pd.DataFrame(drawn, dtype=float).groupby("lead").mean()  # by true difference
+    equal = shares.loc[0.0, ["accuracy", "told apart"]].to_dict()
+    return {"coverage": shares["coverage"].mean(), **equal, "wrong": shares["wrong"].max()}
 
 
 def check_number(pairs: int, noise: float, lead: float, images: int, sims: int) -> dict[str, Any]:
@@ -122,30 +120,25 @@ def check_number(pairs: int, noise: float, lead: float, images: int, sims: int) 
 def check_scores(sizes: tuple[int, ...], accuracy: float, sims: int) -> dict[str, Any]:
     """How often intervals of scores hold the truth: ours, those of a bootstrap within classes, and
     of balanced accuracy the classes' Wilson intervals joined (MOVER). Recalls differ by class."""
-    rng, k = np.random.default_rng([*sizes, round(100 * accuracy)]), len(sizes)
+    rng, k, n = np.random.default_rng([*sizes, round(100 * accuracy)]), len(sizes), np.array(sizes)
     chances = np.where(np.eye(k), 0, rng.dirichlet(np.ones(k), k))
     recalls = np.clip(accuracy + (rng.random(k) - 0.5) * (1 - accuracy), 0, 1)
-    chances *= ((1 - recalls) / chances.sum(1))[:, None]
-    chances += np.diag(recalls)
-    truth, held = scores.rate(chances * np.array(sizes)[:, None]), Counter()
+    chances = np.diag(recalls) + ((1 - recalls) / chances.sum(1))[:, None] * chances
+    truth, held = scores.rate(chances * n[:, None]), Counter()
     for _ in range(sims):
-        counts = np.stack([rng.multinomial(n, p) for n, p in zip(sizes, chances, strict=True)])
-        pairs = zip(sizes, counts, strict=True)
-        drawn = np.stack([rng.multinomial(n, own / n, RESAMPLES) for n, own in pairs], 1)
-        rates = [scores.rate(again) for again in drawn]
-        for name, (low, high) in scores.intervals(counts).items():
-            held[name] += low <= truth[name] <= high
-            low, high = np.quantile([again[name] for again in rates], [0.025, 0.975])
-            held[f"{name}, bootstrap"] += low <= truth[name] <= high
-        ends = [
-            stats.wilson_interval(int(own[i]), n)
-            for i, (n, own) in enumerate(zip(sizes, counts, strict=True))
-        ]
-        low, high = np.transpose(ends)
-        recall = counts.diagonal() / sizes
-        below, above = (np.sqrt(((recall - end) ** 2).sum()) / k for end in (low, high))
-        held["balanced, MOVER"] += -below <= truth["balanced"] - recall.mean() <= above
-    rates = {name: n / sims for name, n in sorted(held.items())}
+        counts = rng.multinomial(n, chances)
+        ends = dict(scores.intervals(counts))
+        own = counts[:, None] / n[:, None, None]
+        drawn = rng.multinomial(n[:, None], own, (k, RESAMPLES)).swapaxes(0, 1)
+        for name, rates in pd.DataFrame(map(scores.rate, drawn)).items():
+            ends[f"{name}, bootstrap"] = np.quantile(rates, [0.025, 0.975])
+        right, recall = counts.diagonal().tolist(), counts.diagonal() / n
+        wilson = np.array(list(map(stats.wilson_interval, right, sizes)))
+        off = np.sqrt(((recall - wilson.T) ** 2).sum(1)) / k
+        ends["balanced, MOVER"] = recall.mean() + off * (-1, 1)
+        for name, (low, high) in ends.items():
+            held[name] += low <= truth[name.partition(",")[0]] <= high
+    rates = {name: times / sims for name, times in sorted(held.items())}
     return {"images": ", ".join(map(str, sizes)), "accuracy": accuracy} | rates
 
 
@@ -157,15 +150,14 @@ def main(argv: list[str] | None = None) -> int:
             design = Design(DESIGNS[name], pairs, noise, options.images, uneven)
             case = {"seeds": name, "pairs": pairs, "noise": noise, "uneven": uneven}
             lines.append(case | check_design(design, options.sims))
-    print_table(lines, floatfmt=".3f")
     numbers = [check_number(*case, 14_000, options.sims) for case in NUMBERS]
-    print_table(numbers, floatfmt=".3f")
-    cases = itertools.product(SIZES, (0.6, 0.8, 0.95, 0.99))
-    unequal = [check_scores(*case, options.sims) for case in cases]
-    print_table(unequal, floatfmt=".3f")
-    ends = {"coverage": min, "accuracy": min, "told apart": max, "wrong": max}
-    worst = {name: end(line[name] for line in lines) for name, end in ends.items()}
-    worst |= {name: min(line[name] for line in unequal) for name in [*unequal[0]][2:]}
+    classes = itertools.product(SIZES, (0.6, 0.8, 0.95, 0.99))
+    unequal = [check_scores(*case, options.sims) for case in classes]
+    for table in (lines, numbers, unequal):
+        print_table(table, floatfmt=".3f")
+    ends = {"coverage": "min", "accuracy": "min", "told apart": "max", "wrong": "max"}
+    worst = pd.DataFrame(lines).agg(ends).to_dict()
+    worst |= pd.DataFrame(unequal).min(numeric_only=True).drop("accuracy").to_dict()
     print_json(worst=worst, lines=lines, numbers=numbers, scores=unequal)
     return 0
 

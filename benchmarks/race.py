@@ -8,9 +8,6 @@ random search and the whole grid. What a race would spend on more seeds is not s
 Which validation images a network answered rightly is not in the log. It is drawn: as many as the
 log says, from a normal variable of the image, which all share, and one of each answer, in the
 proportion that makes two networks err on the same test images as often as the committed ones do.
-
-    python benchmarks/race.py
-    python benchmarks/race.py --races 50 --results-dir results
 """
 
 from __future__ import annotations
@@ -48,14 +45,14 @@ class Proof(Validated):
 
 @dataclass(eq=False)
 class Curve(Candidate):
-    """A candidate whose future is known: `accs` is of all epochs."""
+    """A candidate whose future is known: `accs` and `answers` are of all epochs."""
 
     group: Any = None
-    answers: Any = None  # by epoch
+    answers: Any = None
 
     @property
-    def last(self) -> float:
-        return self.accs[self.epochs]
+    def whole_s(self) -> float:
+        return self.cost_s(self.epochs, 0)
 
 
 def measure_curves(evidence: compare.Evidence, epochs: list[dict], dataset: str) -> list[list]:
@@ -67,11 +64,12 @@ def measure_curves(evidence: compare.Evidence, epochs: list[dict], dataset: str)
         for row in group.rows:
             run = [epoch["metrics"] for epoch in rows.trajectory(row, epochs)]
             accs = {epoch["epoch"]: epoch["val_acc"] for epoch in run}
-            epoch_s = sum(epoch["train_ms"] for epoch in run) / 1e3 / max(1, len(run))
-            curves.append(Curve(row["config"], epoch_s, accs=accs, group=group))
+            if len(accs) == group.config["epochs"]:
+                epoch_s = sum(epoch["train_ms"] for epoch in run) / 1e3 / len(run)
+                curves.append(Curve(row["config"], epoch_s, accs=accs, group=group))
         length = group.config["schedule"] != "constant" and group.config["epochs"]
         name = group.without("epochs") + str(length)  # shorter ones are parts of the longest
-        known[name] = [c for c in curves if len(c.accs) == c.epochs] or known.get(name, [])
+        known[name] = curves or known.get(name, [])
     return [curves for curves in known.values() if curves]
 
 
@@ -79,13 +77,12 @@ def measure_rho(groups: Sequence[rows.Group]) -> float:
     """The correlation of two networks' normal variables that gives as many common mistakes."""
 
     def correlation(first: np.ndarray, second: np.ndarray) -> float:
-        ends, both = norm.ppf([(~first).mean(), (~second).mean()]), (~first & ~second).mean()
-        return brentq(
-            lambda r: multivariate_normal.cdf(ends, cov=[[1, r], [r, 1]]) - both, 0, 0.999
-        )
+        ends, both = norm.ppf([first.mean(), second.mean()]), (first & second).mean()
+        both_by = partial(multivariate_normal.cdf, ends, None)
+        return brentq(lambda r: both_by([[1, r], [r, 1]]) - both, 0, 0.999)
 
-    rights = [group.rows[0]["right"] for group in groups]
-    return float(np.median([correlation(*pair) for pair in combinations(rights, 2)]))
+    wrong = [~group.rows[0]["right"] for group in groups]
+    return float(np.median([correlation(*pair) for pair in combinations(wrong, 2)]))
 
 
 def draw(pool: list[list], rho: float, random: np.random.Generator) -> list[Curve]:
@@ -116,9 +113,9 @@ def run_race(curves: list[Curve], budget_s: float) -> End:
     return max(racing.values(), key=lambda c: c.acc), spent_s
 
 
-def run_pruner(curves: list[Curve], make: Any, optuna: Any) -> End:
+def run_pruner(curves: list[Curve], pruner: Any, optuna: Any) -> End:
     """One trial after the other, each until it is pruned."""
-    study, spent_s, whole = optuna.create_study(direction="maximize", pruner=make()), 0.0, []
+    study, spent_s, whole = optuna.create_study(direction="maximize", pruner=pruner), 0.0, []
     for curve in curves:
         trial = study.ask()
         for epoch, acc in curve.accs.items():
@@ -128,45 +125,43 @@ def run_pruner(curves: list[Curve], make: Any, optuna: Any) -> End:
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
                 break
         else:
-            study.tell(trial, curve.last)
+            study.tell(trial, acc)
             whole.append(curve)
-    return max(whole, key=lambda c: c.last), spent_s
+    return max(whole, key=lambda c: c.accs[c.epochs]), spent_s
 
 
 def run_random(curves: list[Curve], budget_s: float) -> End:
     """Whole trainings in the order as drawn, those that there is time for."""
     spent_s, whole = 0.0, []
     for curve in curves:
-        if spent_s + curve.cost_s(curve.epochs, 0) <= budget_s:
-            spent_s += curve.cost_s(curve.epochs, 0)
+        if spent_s + curve.whole_s <= budget_s:
+            spent_s += curve.whole_s
             whole.append(curve)
-    return (max(whole, key=lambda c: c.last), spent_s) if whole else None
+    return (max(whole, key=lambda c: c.accs[c.epochs]), spent_s) if whole else None
 
 
 @cache
 def compare_first(best: rows.Group, other: rows.Group) -> tuple[bool, float]:
     """Whether the other's test accuracy is not significantly lower than the best's, by the paired
     test of the first seed of each, and by how much its mean is lower."""
-    behind = best.mean("test_acc") - other.mean("test_acc")
+    if best is other:
+        return True, 0.0
     pair = tuple(rows.Group(group.config, (group.first(),)) for group in (best, other))
-    effect = compare.measure_effect([pair]) if best is not other else {"low": 0, "high": 0, "p": 1}
+    effect = compare.measure_effect([pair])
     worse = verdicts.leads((effect["low"], effect["high"])) > 0 and effect["p"] <= compare.ALPHA
-    return not worse, behind
-
-
-def judge(curves: list[Curve], end: End) -> tuple[float, bool, float] | None:
-    """The share of the grid's time; whether what is chosen is tied with the best of the grid, which
-    has the highest mean validation accuracy; how far it is behind that."""
-    if end is None:
-        return None
-    best = max((c.group for c in curves), key=lambda group: group.mean("val_acc"))
-    whole_s = sum(c.cost_s(c.epochs, 0) for c in curves)
-    return end[1] / whole_s, *compare_first(best, end[0].group)
+    return not worse, best.mean("test_acc") - other.mean("test_acc")
 
 
 def line(name: str, draws: list[list[Curve]], ends: list[End]) -> dict[str, Any]:
-    """A line of the table: means over the draws that the method takes on."""
-    known = [judge(*both) for both in zip(draws, ends, strict=True) if both[1]]
+    """A line of the table, of the draws that the method takes on: means of the share of the grid's
+    time; of whether what is chosen is tied with the best of the grid, which has the highest mean
+    validation accuracy; of how far it is behind that."""
+    known = []
+    for curves, end in zip(draws, ends, strict=True):
+        if end:
+            best = max((c.group for c in curves), key=lambda group: group.mean("val_acc"))
+            share = end[1] / sum(c.whole_s for c in curves)
+            known.append((share, *compare_first(best, end[0].group)))
     record = {"method": name, "draws": len(known), "refused": len(ends) - len(known)}
     if known:
         share, tied, behind = np.mean(known, axis=0)
@@ -179,27 +174,23 @@ def compare_methods(pool: list[list], rho: float, proof: Proof, optuna: Any) -> 
     """A line for each method and time; pruners where a race would not be refused, and all three."""
     random = np.random.default_rng(proof.seed)
     draws = [draw(pool, rho, random) for _ in range(proof.races)]
-    whole_s = [sum(c.cost_s(c.epochs, 0) for c in curves) for curves in draws]
+    whole_s = [sum(c.whole_s for c in curves) for curves in draws]
     halving, median = optuna.pruners.SuccessiveHalvingPruner, optuna.pruners.MedianPruner
-    pruners = {f"Optuna, halving by {n}": partial(halving, 1, n) for n in (2, 4)}
-    pruners["Optuna, median"] = partial(median, 5, 0)
-
-    def apply(method: Any, times_s: list[float]) -> list[End]:
-        return [method(*both) for both in zip(draws, times_s, strict=True)]
-
-    lines = [line("whole grid", draws, apply(run_random, whole_s))]
-    for name, make in pruners.items():
-        pruned = [run_pruner(curves, make, optuna) for curves in draws]
-        times_s = [spent_s for _, spent_s in pruned]
-        raced = apply(run_race, times_s)
-        searched = apply(run_random, times_s)
-        for each, ends in ((name, pruned), ("  race", raced), ("  random search", searched)):
-            kept = [end if ours else None for end, ours in zip(ends, raced, strict=True)]
-            lines.append(line(each if ends is pruned else f"{each}, in that time", draws, kept))
+    pruners = {f"halving by {n}": halving(1, n) for n in (2, 4)} | {"median": median(5, 0)}
+    lines = [line("whole grid", draws, list(map(run_random, draws, whole_s)))]
+    for name, pruner in pruners.items():
+        ends = {f"Optuna, {name}": [run_pruner(curves, pruner, optuna) for curves in draws]}
+        times_s = [spent_s for _, spent_s in ends[f"Optuna, {name}"]]
+        ends["  race, in that time"] = raced = list(map(run_race, draws, times_s))
+        ends["  random search, in that time"] = list(map(run_random, draws, times_s))
+        for method, own in ends.items():
+            kept = [end if ours else None for end, ours in zip(own, raced, strict=True)]
+            lines.append(line(method, draws, kept))
     times = {f"{share:.0%} of": [share * s for s in whole_s] for share in SHARES}
     times["a random part of"] = [random.uniform(0.2, 1) * s for s in whole_s]
     for name, times_s in times.items():
-        lines.append(line(f"race, {name} the grid's time", draws, apply(run_race, times_s)))
+        ends = list(map(run_race, draws, times_s))
+        lines.append(line(f"race, {name} the grid's time", draws, ends))
     return lines
 
 

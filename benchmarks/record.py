@@ -3,12 +3,11 @@
 Every seed trains from scratch in a fresh process; its time is of all but imports, the loading of
 images and its one test on the study's test images. The study's recipe, its best configuration of
 the data set, is projected from blocks of steps of notebook.py's loop, in turns with the seeds. A
-ratio is a projected time over the seeds' median. The last line is JSON.
+ratio is a projected time over the seeds' median.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from functools import partial
@@ -18,7 +17,7 @@ import notebook
 import torch
 import torch._dynamo  # which torch.optim imports at its first optimiser
 from scipy.stats import ttest_1samp
-from shared import print_json, print_machine, with_range
+from shared import print_json, print_table, with_range
 
 from common.base.cli import Validated, expand_grid, option, parse_command_line, run_script
 from common.base.config import TRAIN_PRESETS, TrainConfig
@@ -28,7 +27,6 @@ from common.speed.process import Process
 from common.train.run import Run
 
 DATASETS = ("mnist", "fashion")
-LOOPS = dict.fromkeys(("notebook fp32", "notebook bf16"), 1)  # each in one process
 STEPS = 10  # of the notebook loop between two seeds
 
 
@@ -66,35 +64,31 @@ def measure(dataset: str, options: Options) -> dict[str, Any]:
     study = TrainConfig(device="cpu", **recipe)
     preset = TRAIN_PRESETS["record"] | {"dataset": [dataset], "device": ["cpu"]}
     configs = expand_grid(TrainConfig, preset)[: options.seeds]
-    blocks, runs = notebook.time_blocks(study, options.data_dir, LOOPS, STEPS), []
+    loops = {name: [torch.get_num_threads()] for name in ("notebook fp32", "notebook bf16")}
+    blocks, runs = notebook.time_blocks(loops, STEPS, 0.0, study, options.data_dir), []
     for config in configs:
         step_s = next(blocks)
         runs.append(run_apart(config, options.data_dir))
     blocks.close()
     seconds, val, test, precision = zip(*runs, strict=True)
-    mean, sd = statistics.mean(test), statistics.stdev(test)
     low, high = ttest_1samp(test, 0).confidence_interval()  # Student's, 95 %
-    n = len(load_dataset(dataset, options.data_dir).labels) * 7 // 10
-    flops = notebook.step_flops(config) * n * config.epochs
-    steps = math.ceil(n / study.batch_size) * study.epochs
-    study_s = {name: statistics.median(own) * steps for name, own in step_s.items()}
+    flops = notebook.step_flops(config) * notebook.N_TRAIN * config.epochs
+    study_s = {name: notebook.project_s(study, own) for name, own in step_s.items()}
     ratio = {name: value / statistics.median(seconds) for name, value in study_s.items()}
-    beside = ", ".join(f"{name} {study_s[name]:.0f} s: 1/{ratio[name]:.0f}" for name in ratio)
-    print(
-        f"{dataset}: test accuracy {mean:.2%}, sd {sd:.2%} over {len(test)} seeds, 95 % interval "
-        f"of the mean {low:.2%} to {high:.2%} (published {best['test_acc']:.2%}); "
-        f"{with_range(seconds, 2)} s, {flops / 1e12:.2f} TFLOP in {precision[0]}; the study's "
-        f"recipe ({study.model} {study.opt}, {study.epochs} epochs) in the loop of {beside}",
-        flush=True,
-    )
+    line = {"data set": dataset, "seeds": len(test)}
+    line["test accuracy"] = f"{statistics.mean(test):.2%} ({low:.2%} to {high:.2%})"
+    line |= {"sd": f"{statistics.stdev(test):.2%}", "published": f"{best['test_acc']:.2%}"}
+    line |= {"seconds": with_range(seconds, 2), "TFLOP": f"{flops / 1e12:.2f} in {precision[0]}"}
+    for name, projected_s in study_s.items():
+        line[f"{study.model}, {name}"] = f"{projected_s:.0f} s: 1/{ratio[name]:.0f}"
+    print_table([line])
     results = {"dataset": dataset, "test_acc": test, "val_acc": val, "train_s": seconds}
-    results |= {"notebook_step_s": step_s, "train_flops": flops}
-    return results | {"study_s_extrapolated": study_s, "ratio": ratio}
+    results |= {"notebook_step_s": step_s, "train_flops": flops, "ratio": ratio}
+    return results | {"study_s_extrapolated": study_s}
 
 
 def main(argv: list[str] | None = None) -> int:
     _, options = parse_command_line(argv, __doc__, options_class=Options)
-    print_machine()
     print_json(results=[measure(dataset, options) for dataset in options.dataset])
     return 0
 

@@ -87,7 +87,7 @@ def test_the_notebook_loop_and_a_seed_of_the_record_are_prepared_as_ours(name, l
     if name == "record":
         assert record.run_apart(config, "data")[0] > 0
     else:
-        blocks = notebook.time_blocks(config, "data", {name: 1}, steps=1)
+        blocks = notebook.time_blocks({name: [2]}, 1, 0.0, config, "data")
         assert next(blocks)[name][0] > 0
         blocks.close()
     assert looked() == [(1, 2)]

@@ -2,7 +2,7 @@
 
 An OpenMP thread that waits for one without a core spins (pytorch/pytorch#57715): beside one other
 process that computes, steps of two threads on two cores took 5 to 50 times as long, and one thread
-a twentieth longer than alone (benchmarks/busy.py). So threads are given up while others compute,
+a twentieth longer than alone (benchmarks/RECORDS.md). So threads are given up while others compute,
 and taken back later. How many there are changes the last bits of a result: only a fixed number,
 by --threads or OMP_NUM_THREADS, promises the same bits.
 """
