@@ -1,4 +1,4 @@
-"""Processes that a test starts, watches and kills, and what their rows have in common."""
+"""Processes that a test starts, watches and kills, and what runs leave that are the same work."""
 
 import json
 import os
@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
 TIMES = {"train_ms", "eval_ms", "images_per_s", "fit_ms", "predict_ms", "features_ms"}
 
@@ -20,20 +21,22 @@ def outcome(row):
     return json.dumps([row["kind"], row["run_id"], row["status"], row["config"], figures])
 
 
-def start(*command, limits=(), cwd=ROOT, **env):
-    """Python with these arguments, in a process group of its own, its resources limited: pairs of a
-    resource's name and its limit."""
+def arrays_of(folder):
+    """The arrays of all predictions and checkpoints, by file."""
+    from common.train.checkpoint import load_checkpoint
 
-    def limit():
-        import resource  # where there is one
+    arrays = {f.relative_to(folder): dict(np.load(f)) for f in folder.rglob("*.npz")}
+    for file in folder.rglob("*.pt"):
+        weights = load_checkpoint(file)["model"]
+        arrays[file.relative_to(folder)] = {name: w.numpy() for name, w in weights.items()}
+    return arrays
 
-        for name, value in limits:
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
+def start(*command, line='exec "$@"', cwd=ROOT, **env):
+    """Python with these arguments, by a line of shell, in a process group of its own."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    streams |= {"preexec_fn": limit if limits else None, "start_new_session": True}
-    command = [sys.executable, *map(str, command)]
-    return subprocess.Popen(command, cwd=cwd, env=ENV | env, **streams)
+    command = ["sh", "-c", line, "sh", sys.executable, *map(str, command)]
+    return subprocess.Popen(command, cwd=cwd, env=ENV | env, start_new_session=True, **streams)
 
 
 def finish(process, status=0):

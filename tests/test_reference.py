@@ -1,21 +1,17 @@
 """The committed results: rows that are what they say, and a README and report made of them."""
 
 import hashlib
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import ROOT, finish, start
 
 import report
 from common.base.log import read_log, run_id
 from common.predict import load_model
 from common.report.documents import readme_results
 
-ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "reference"
 README = (ROOT / "README.md").read_text()
 
@@ -67,14 +63,12 @@ def test_the_committed_networks_are_files_of_the_rows_that_they_name(name, rows)
 
 @pytest.mark.slow
 def test_their_report_has_no_problem_and_the_same_bytes_in_every_process(tmp_path):
-    found = []
-    for seed in ("1", "2"):  # of Python's hashes, which order its sets
-        command = [sys.executable, report.__file__, "--results-dir", str(REFERENCE), "--no-pdf"]
-        command += ["--out", str(tmp_path / seed)]
-        env = os.environ | {"PYTHONHASHSEED": seed}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-        assert "problems in the log" not in done.stdout
-        files = (tmp_path / seed).rglob("*.*")
-        found.append({f.relative_to(tmp_path / seed): f.read_bytes() for f in files})
-    assert found[0] == found[1]
-    assert len(found[0]) > 30
+    folders = [tmp_path / "1", tmp_path / "2"]
+    command = [report.__file__, "--results-dir", REFERENCE, "--no-pdf", "--out"]
+    # By name: of Python's hashes, which order its sets.
+    processes = [start(*command, folder, PYTHONHASHSEED=folder.name) for folder in folders]
+    for process in processes:
+        assert "problems in the log" not in finish(process)[0]
+    files = [{f.relative_to(own): f.read_bytes() for f in own.rglob("*.*")} for own in folders]
+    assert files[0] == files[1]
+    assert len(files[0]) > 30

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
-from processes import ENV, ROOT, finish, outcome, start
+from processes import ROOT, finish, outcome, start
 
 from common.base.cli import Validated, option, parse_command_line
 from common.base.log import Log
-from common.base.machine import git_state
 
 FLAGS = [*TINY, "--image-size", "16", "--model", "vgg5", "--epochs", "1", "--threads", "1"]
+EXPORT = ["--export", "onnx", "torchscript"]
 # In every process: what is POSIX's alone is gone. portalocker and psutil know ways for each system.
 HIDDEN = """
 import os, sys
@@ -29,101 +29,90 @@ for name in ("fcntl", "resource", "termios", "pwd", "grp"):
 """
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory):
-    """The outcome of an undisturbed training."""
-    folder = tmp_path_factory.mktemp("expected")
-    finish(start("train.py", *FLAGS, "--results-dir", folder))
-    return [outcome(row) for row in Log(folder).read("train")]
-
-
 def trained(folder):
     return [outcome(row) for row in Log(folder).read("train")]
 
 
+def exports(folder):
+    """The files' content, without model cards, which name the commit."""
+    return {file.name: file.read_bytes() for file in (folder / "exports").glob("*[!d]")}
+
+
+def train_copy(folder, **env):
+    """Train and export in a copy of the project. Returns: the folder of the results."""
+    shutil.copytree(ROOT / "common", folder / "common")
+    shutil.copy(ROOT / "train.py", folder)
+    finish(start("train.py", *FLAGS, *EXPORT, cwd=folder, PYTHONPATH="", **env))
+    return folder / "results"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return train_copy(tmp_path_factory.mktemp("undisturbed"))
+
+
 @pytest.mark.slow
-def test_nothing_needs_what_posix_alone_has(tmp_path, expected):
+def test_posix_alone_foreign_modules_and_a_notebooks_backend_are_nothing_to_us(
+    tmp_path, undisturbed
+):
+    """Nor to a grid's workers, and the processes in which engines are timed: modules of another
+    project lie in the working directory, and where Python looks for some."""
+    here = tmp_path / "here"
+    for folder in (here, tmp_path):
+        (folder / "common").mkdir(parents=True)
+        (folder / "common" / "__init__.py").write_text("raise RuntimeError('theirs')")
+    for name in ("random", "torch"):
+        (here / f"{name}.py").write_text("raise RuntimeError('theirs')")
     (tmp_path / "sitecustomize.py").write_text(HIDDEN)
-    results = ["--results-dir", tmp_path / "results"]
-    for command in (
-        ["train.py", *FLAGS, "--opt", "sgd", "adam", "--jobs", "2"],
+    env = {"PYTHONPATH": str(tmp_path), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    speed = "--mode infer --quick --seconds 0.01 --scenario single --threads 1 --accept-noise"
+    for script, *flags in (
+        ["train.py", *FLAGS, "--opt", "sgd", "adam", "--jobs", "2", *EXPORT[:2]],
+        ["hw_bench.py", *speed.split(), "--engine", "onnxruntime"],
         ["svm.py", "--dataset", "digits", "--samples", "100", "--threads", "1"],
         ["flops.py"],
         ["report.py", "--no-pdf"],
     ):
-        out, err = finish(start(*command, *results, PYTHONPATH=f"{tmp_path}:{ROOT}"))
+        out, err = finish(start(ROOT / script, *flags, cwd=here, **env))
         assert "Traceback" not in out + err
-    rows = Log(tmp_path / "results").read("train")
-    assert sorted(row["config"]["opt"] for row in rows) == ["adam", "sgd"]
-    assert [outcome(row) for row in rows if row["config"]["opt"] == "sgd"] == expected
+    assert len(trained(here / "results")) == 2
+    assert set(trained(undisturbed)) < set(trained(here / "results"))
+    assert (here / "results" / "report" / "report.html").exists()
 
 
 @pytest.mark.parametrize(
-    "env",
+    ("closed", "env"),
     [
-        {"PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "error", "COLUMNS": "0", "TERM": "dumb"},
-        {"PYTHONOPTIMIZE": "2", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"},
+        ("", {"PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "error", "COLUMNS": "0", "TERM": "dumb"}),
+        ("2>&-", {"PYTHONOPTIMIZE": "2", "LC_ALL": "C", "PYTHONUTF8": "0"}),
+        ("<&- >&- 2>&-", {"PYTHONIOENCODING": "latin-1"}),
     ],
-    ids=lambda env: " ".join(env),
+    ids=str,
 )
-def test_the_environment_changes_no_training(tmp_path, expected, env):
-    _, err = finish(start("train.py", *FLAGS, "--results-dir", tmp_path, PYTHONPATH="", **env))
-    assert (trained(tmp_path), err) == (expected, "")
+def test_the_environment_and_closed_streams_change_no_training(tmp_path, undisturbed, closed, env):
+    flags = [*FLAGS, "--results-dir", tmp_path]
+    _, err = finish(start("train.py", *flags, line=f'exec "$@" {closed}', PYTHONPATH="", **env))
+    assert (trained(tmp_path), err) == (trained(undisturbed), "")
+    assert b"epoch 1/1" not in (tmp_path / "log.jsonl").read_bytes()  # in the place of a stream
 
 
-@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_cost_nothing_and_no_file_takes_their_place(tmp_path, expected, closed):
-    command = [sys.executable, "train.py", *FLAGS, "--results-dir", str(tmp_path)]
-    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], cwd=ROOT, env=ENV)
-    assert (done.returncode, trained(tmp_path)) == (0, expected)
-    assert b"epoch 1/1" not in (tmp_path / "log.jsonl").read_bytes()
-
-
-@pytest.mark.slow
-def test_modules_in_the_working_directory_and_in_others_are_not_imported(tmp_path, expected):
-    """By the grid, its workers, and the processes in which engines and steps are timed."""
-    for folder in ("here", "elsewhere"):
-        (tmp_path / folder / "common").mkdir(parents=True)
-        (tmp_path / folder / "common" / "__init__.py").write_text("raise RuntimeError('theirs')")
-    for name in ("random", "torch"):
-        (tmp_path / "here" / f"{name}.py").write_text("raise RuntimeError('theirs')")
-    own = {"cwd": tmp_path / "here", "PYTHONPATH": str(tmp_path / "elsewhere")}
-    grid = ["--opt", "sgd", "adam", "--jobs", "2", "--export", "torchscript"]
-    speed = "--mode infer --quick --seconds 0.01 --scenario single --threads 1 --accept-noise"
-    speed = [*speed.split(), "--engine", "torchscript"]
-    for command in ([ROOT / "train.py", *FLAGS, *grid], [ROOT / "hw_bench.py", *speed]):
-        finish(start(*command, "--results-dir", "results", **own))
-    assert expected[0] in trained(tmp_path / "here" / "results")
-
-
-def test_a_notebooks_backend_of_matplotlib_draws_no_figures_of_the_report(tmp_path):
-    Log(tmp_path).append("svm", {"dataset": "digits", "kernel": "rbf"}, {"test_acc": 0.5})
-    kernel = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    finish(start("report.py", "--no-pdf", "--results-dir", tmp_path, **kernel))
-    assert (tmp_path / "report" / "report.html").exists()
-
-
-def git(*command, cwd):
-    done = subprocess.run(["git", *command], cwd=cwd, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def test_the_commit_is_this_projects_or_none(tmp_path, monkeypatch):
-    git("init", "-q", cwd=tmp_path)
-    (tmp_path / "theirs.txt").write_text("theirs")
-    git("add", ".", cwd=tmp_path)
-    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    git(*author, "commit", "-qm", "theirs", cwd=tmp_path)
-    head = git("rev-parse", "HEAD", cwd=ROOT)
-    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
-    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
-    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / ".git" / "index"))
-    git_state.cache_clear()
-    assert git_state()["commit"] == head
-    shutil.copytree(ROOT / "common", tmp_path / "copy" / "common")
-    code = "from common.base.machine import git_state; print(git_state())"
-    out, _ = finish(start("-c", code, cwd=tmp_path / "copy", PYTHONPATH=""))
-    assert out == "{'commit': None, 'dirty': None}\n"
+def test_another_checkout_exports_the_same_bytes_and_no_commit_or_folder_of_others(
+    tmp_path, undisturbed
+):
+    """In somebody else's repository, one of whose hooks runs it; no folder of the libraries either
+    is in the files."""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["commit", "-qm", "theirs", "--allow-empty"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    hook = {"GIT_DIR": tmp_path / ".git", "GIT_WORK_TREE": tmp_path}
+    results = train_copy(tmp_path / "copy", **hook)
+    [row] = Log(results).read("train")
+    assert row["git"] == {"commit": None, "dirty": None}
+    files = exports(results)
+    assert len(files) == 2
+    assert files == exports(undisturbed)
+    folders = [str(folder).encode() for folder in (tmp_path, undisturbed, sys.prefix, ROOT)]
+    assert not any(folder in content for content in files.values() for folder in folders)
 
 
 class Paths(Validated):
@@ -139,23 +128,6 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_may_stand():
     flags = ["--out=~/x", "--files", "~/a b.png", "a~b", "--dataset", "folder:~/photos"]
     _, options = parse_command_line(flags, "", options_class=Paths)
     assert options == Paths("folder:~/photos", f"{home}/x", (f"{home}/a b.png", "a~b"))
-
-
-def test_two_checkouts_export_the_same_bytes_with_no_folder_in_them(tmp_path):
-    """Neither those of the project nor those of its libraries."""
-    copies, packages = [tmp_path / "one", tmp_path / "another" / "place"], Path(sys.prefix)
-    flags = [*FLAGS, "--export", "onnx", "torchscript", "--results-dir", "results"]
-    for copy in copies:
-        shutil.copytree(ROOT / "common", copy / "common")
-        shutil.copy(ROOT / "train.py", copy)
-    for process in [start("train.py", *flags, cwd=copy, PYTHONPATH="") for copy in copies]:
-        finish(process)
-    files = [c.glob("results/exports/*[!d]") for c in copies]  # without the .md of model cards
-    one, another = ({f.name: f.read_bytes() for f in own} for own in files)
-    assert len(one) == 2
-    assert one == another
-    folders = [str(folder).encode() for folder in (tmp_path, packages, ROOT)]
-    assert not any(folder in content for content in one.values() for folder in folders)
 
 
 def test_a_library_is_quoted_whole_below_a_line_of_our_own(tmp_path):
