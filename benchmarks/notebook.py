@@ -135,7 +135,7 @@ def compare(config: TrainConfig, options: Options) -> dict[str, list[float]]:
         line["ours / this"] = f"{np.median(own / ours):.2f}"
         share = f"{np.median(flops / np.array(own) / peak):.0%}"
         lines.append(line | {f"of {np.median(peak) / 1e9:.0f} GFLOP/s in bf16": share})
-    print_table(lines)
+    print_table(lines, disable_numparse=True)
     return step_s
 
 
