@@ -6,12 +6,10 @@
 Method: SVC on `samples` images of the training split, drawn by the seed, with pixels scaled to
 [0, 1]. Fit and prediction of the test split are timed apart, features and validation outside of
 both; matrix products give the answers of SVC.predict sooner. max_iter bounds the solver in each
-pair of classes, and an SVM stopped by it is marked as not converged; scikit-learn alone reports
-that. The other engines leave `converged` null, and their iterations are not scikit-learn's:
-max_iter bounds outer steps of many updates each in oneDAL.
+pair of classes (in oneDAL outer steps of many updates each); scikit-learn alone reports that it was
+stopped, the other engines leave `converged` null.
 
-Writes to --results-dir: log.jsonl (kind svm) and predictions/. A configuration that is in the log
-is skipped.
+Writes to --results-dir: log.jsonl (kind svm) and predictions/. What is in the log is skipped.
 """
 
 import importlib
@@ -74,9 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, (name, config) in enumerate(configs.items(), 1):
         label = f"[{number}/{len(configs)}] {labels[name]}"
         print(f"{label}: in the log" if name in done else label, flush=True)
-        rows.append(done.get(name) or measure_and_log(config, options, log, label))
-        if name not in done:
-            after(config)
+        if name in done:
+            rows.append(done[name])
+            continue
+        with log.failed_rows("svm", [as_dict(config)]) as new:
+            new.append(log.append("svm", as_dict(config), measure(config, options)))
+        rows += new
+        if new[0]["error"]:
+            print(f"{label}: failed, {new[0]['error']}", file=sys.stderr)
+        elif new[0]["metrics"]["converged"] is False:
+            stopped = f"in {new[0]['metrics']['pairs_stopped']} pairs of classes"
+            why = f"--max-iter {config.max_iter} stopped the solver before it converged, {stopped}"
+            print(f"{label}: warning: {why}", file=sys.stderr)
+        after(config)
     print(format_table(rows, names))
     options.print_next()
     return int(any(row["status"] != "ok" for row in rows))
@@ -92,27 +100,13 @@ def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
             need("skimage.feature", "--features hog", "scikit-image")
     for c in configs:
         n_train = len(load_split(c, data_dir)[1].train)
+        few = f"{n_train:,} training images, fewer than {c.samples:,}"
         if is_own(c.dataset) and n_train < c.samples == SvmConfig.samples:  # nobody asked for it
-            print(
-                f"{c.dataset}: all {n_train:,} training images, fewer than {c.samples:,}, are used"
-            )
+            print(f"{c.dataset}: all {few}, are used")
         elif c.samples > n_train:
-            few = f"{c.samples} is more than the {n_train} training images of {c.dataset}"
-            raise UsageError(f"--samples: {few}; ask for at most as many")
+            why = f"{c.samples} is more than the {n_train} training images of {c.dataset}"
+            raise UsageError(f"--samples: {why}; ask for at most as many")
     explain_images(configs, data_dir)
-
-
-def measure_and_log(config: SvmConfig, options: GridOptions, log: Log, label: str) -> dict:
-    with log.failed_rows("svm", [as_dict(config)]) as rows:
-        metrics = measure(config, options)
-        rows.append(log.append("svm", as_dict(config), metrics))
-    if rows[0]["error"]:
-        print(f"{label}: failed, {rows[0]['error']}", file=sys.stderr)
-    elif metrics["converged"] is False:
-        why = f"--max-iter {config.max_iter} stopped the solver before it converged"
-        why += f", in {metrics['pairs_stopped']} pairs of classes"
-        print(f"{label}: warning: {why}", file=sys.stderr)
-    return rows[0]
 
 
 def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
@@ -147,11 +141,11 @@ def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
         stopped = 0 if converged else int((model.n_iter_ >= config.max_iter).sum())
     file = f"predictions/{run_id('svm', as_dict(config))}.npz"
     save_predictions(Path(options.results_dir) / file, pred=pred, label=y["test"], **kept)
-    return {
-        "test_acc": float((pred == y["test"]).mean()),
-        "val_acc": float((val_pred == y["val"]).mean()),
-        **score_part(y["test"], pred, len(kept["classes"]), "test"),
-        **score_part(y["val"], val_pred, len(kept["classes"]), "val"),
+    scores = {}
+    for part, answers in (("test", pred), ("val", val_pred)):
+        scores[f"{part}_acc"] = float((answers == y[part]).mean())
+        scores |= score_part(y[part], answers, len(kept["classes"]), part)
+    return scores | {
         "fit_ms": (fitted - start) * 1e3,
         "predict_ms": (predicted - fitted) * 1e3,
         "predict_jobs": jobs,

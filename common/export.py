@@ -3,8 +3,7 @@
     python -m common.export 1a2b3c
     python -m common.export 1a2b3c --format onnx onnx-int8
 
-A file is kept only if it predicts the test split as the network does. It takes float32 pixels in
-[0, 1], already resized, and returns logits; what a user needs to know is in its metadata.
+A file is kept only if it predicts the test split as the network does.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for start in options.runs:
         named = [run for run in finished if run.startswith(start)]
         if len(named) != 1:
-            among = named or list(finished)
-            listed = ", ".join(among[:10]) + (", ..." if len(among) > 10 else "") or "none"
+            among = named or list(finished) or ["none"]
+            listed = ", ".join(among[:10] + ["..."] * (len(among) > 10))
             count = f"{len(named) or 'no'} finished trainings of {log.path} start so"
             raise UsageError(f"RUN {start}: {count}; choose from {listed}")
         rows.append(finished[named[0]])
@@ -47,13 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     for format in options.format:
         check_format(format)
-    failures = 0
-    for row, format in itertools.product(rows, options.format):
-        done = export_run(log, row, format, options.data_dir)
-        failures += done["status"] != "ok"
-        file = done["metrics"]["file"]
-        print(f"{row['run_id']} {format}: {log.folder / file if file else done['error']}")
-    return int(failures > 0)
+    pairs = itertools.product(rows, options.format)
+    done = [export_run(log, row, format, options.data_dir) for row, format in pairs]
+    return int(any(row["status"] != "ok" for row in done))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@
     python -m common.predict results/exports/1a2b3c4d5e6f.onnx photos --csv answers.csv
 
 Of a folder all files are answered, in a CSV file; where its folders have names of classes, what was
-taken for what is printed too.
-
-The file itself says what it was trained on: classes, image side, channels and how images are
-resized, which is done here as it was for training, without torch. Nothing is inverted: a network
-trained on MNIST, white strokes on black, reads ink on paper only after you have inverted it.
+taken for what is printed too. Images are prepared as they were for training, of which the ONNX file
+tells, without torch. Nothing is inverted: a network trained on MNIST, white strokes on black, reads
+ink on paper only after you have inverted it.
 
 Exit status: 0 all classified; 1 some files were no images; 2 the model cannot be used.
 """
@@ -35,8 +33,8 @@ from common.base import cli
 from common.base.cli import UsageError, Validated, option, printable
 from common.base.config import BACKGROUND, MAX_PIXELS
 from common.base.log import write_atomically
-from common.data.folders import iter_files
 from common.data.images import TOLD, Unreadable, decoding, open_image, to_inputs
+from common.data.own import iter_files
 
 NEEDED = {"classes": list, "image_size": int, "channels": int, "resized_as": str}
 MOST_COLUMNS = 20  # of a table of what was taken for what; the CSV file has them all
@@ -88,8 +86,8 @@ def find_files(names: Sequence[str], classes: Sequence[str]) -> dict[str, str | 
         root = Path(name)
         for file in sorted(iter_files(root)) if root.is_dir() else (root,):
             around = [root.resolve().name, *file.relative_to(root).parts[:-1]]
-            truth = [folder for folder in around if folder in classes] if root.is_dir() else []
-            files[str(file)] = truth[-1] if truth else None
+            known = [folder for folder in around if folder in classes and root.is_dir()]
+            files[str(file)] = known[-1] if known else None
     if not files:
         raise UsageError(f"{', '.join(names)}: no files in it")
     return files
@@ -109,16 +107,6 @@ def classify(
     name, probability = next(iter(ranked.items()))
     answer = {"file": file, "class": name, "probability": probability, "probabilities": ranked}
     return answer | {"told": sorted(told)}
-
-
-def write_csv(file: Path, answers: Sequence[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    columns = ["file", "class", "probability", *["truth"] * any(a["truth"] for a in answers)]
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(answers)
-    write_atomically(file, text.getvalue().encode(errors="surrogateescape"))
-    print(f"{len(answers):,} answers: {file}")
 
 
 def print_confusion(answers: Sequence[dict[str, Any]]) -> None:
@@ -142,11 +130,11 @@ def print_confusion(answers: Sequence[dict[str, Any]]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     _, options = cli.parse_command_line(argv, __doc__, options_class=PredictOptions)
     network, facts = load_model(Path(options.model))
-    answers = []
     try:
         files = find_files(options.images, facts["classes"])
     except (OSError, Unreadable) as error:  # of a folder
         raise UsageError(str(error)) from None
+    answers = []
     for file, truth in files.items():
         try:
             answer = classify(network, facts, file, options.max_pixels)
@@ -158,7 +146,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{n} of {len(answers)} images {text}", file=sys.stderr)
     several = any(map(os.path.isdir, options.images)) and not options.json
     if options.csv or several:
-        write_csv(Path(options.csv or "predictions.csv"), answers)
+        file, text = options.csv or "predictions.csv", io.StringIO()
+        columns = ["file", "class", "probability", *["truth"] * any(a["truth"] for a in answers)]
+        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(answers)
+        write_atomically(Path(file), text.getvalue().encode(errors="surrogateescape"))
+        print(f"{len(answers):,} answers: {file}")
     if options.json:
         print(json.dumps(answers, indent=1, ensure_ascii=False))
     elif several:

@@ -28,8 +28,9 @@ from common.base.cli import UsageError
 from common.base.config import DATASETS, OWN, TrainConfig
 from common.data import batches as batching
 from common.data import fetch
-from common.data.datasets import Dataset, load_dataset, split_dataset
+from common.data.datasets import load_dataset, split_dataset
 from common.data.fetch import PUBLISHED, read_dataset
+from common.data.images import Dataset
 from common.predict import load_model
 
 DATA = Path(__file__).parent.parent / "data"  # of make data
@@ -55,32 +56,25 @@ def sums(files, kind=hashlib.sha256):
 
 
 @pytest.fixture
-def publish(monkeypatch):
-    """A function: a data set is now these files of ours, to be had from these mirrors alone."""
+def publish(monkeypatch, tmp_path):
+    """A function: a data set is now these files of ours, to be had from these mirrors alone, some
+    of them on the disk already. Returns: their folder."""
 
-    def replace(name, files, mirrors=()):
+    def replace(name, files, mirrors=(), placed=None):
         entry = {k: v for k, v in PUBLISHED[name].items() if k != "package"}
         monkeypatch.setitem(PUBLISHED, name, entry | {"files": files, "mirrors": mirrors})
+        folder = tmp_path / entry["folder"] / "raw"
+        for file, content in (placed or {}).items():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(content)
+        return folder
 
-    replace("mnist", sums(FILES))
     return replace
 
 
-@pytest.fixture
-def raw(tmp_path, publish):
-    folder = tmp_path / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    return folder
-
-
-def place(folder, files):
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-
-
 @pytest.mark.parametrize("files", [FILES, PACKED], ids=["plain", "packed"])
-def test_files_in_torchvisions_layout_are_used_as_they_are(tmp_path, raw, files):
-    place(raw, files)
+def test_files_in_torchvisions_layout_are_used_as_they_are(tmp_path, publish, files):
+    raw = publish("mnist", sums(FILES), placed=files)
     dataset = read_dataset("mnist", tmp_path)
     assert {file.name for file in raw.iterdir()} == files.keys()
     assert np.array_equal(dataset.images[:, 0], PIXELS)
@@ -88,45 +82,37 @@ def test_files_in_torchvisions_layout_are_used_as_they_are(tmp_path, raw, files)
     assert (dataset.images.dtype, dataset.published_test) == (np.uint8, 10)
 
 
-SPOILED = [
-    lambda content: content[:-1],
-    lambda content: content[:-1] + b"\0",
-    lambda content: gzip.compress(content)[:-9],
-    lambda content: b"<html>404</html>",
-    lambda content: b"\x1f\x8bgarbage",
-]
-
-
-@pytest.mark.parametrize("spoil", SPOILED)
-def test_a_wrong_file_is_refused_with_what_to_place_where(tmp_path, raw, spoil):
-    place(raw, FILES | {FIRST: spoil(FILES[FIRST])})
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: content[:-1],
+        lambda content: content[:-1] + b"\0",
+        lambda content: gzip.compress(content)[:-9],
+        lambda content: b"<html>404</html>",
+        lambda content: b"\x1f\x8bgarbage",
+    ],
+)
+def test_a_wrong_file_is_refused_with_what_to_place_where(tmp_path, publish, spoil):
+    raw = publish("mnist", sums(FILES), placed=FILES | {FIRST: spoil(FILES[FIRST])})
     with pytest.raises(UsageError, match=f"no source has {FIRST} with") as error:
         read_dataset("mnist", tmp_path)
     assert str(raw) in str(error.value)
 
 
-class Mirror(http.server.BaseHTTPRequestHandler):
-    """/forbidden answers 403, /page a page of HTML with status 200, /noise what is no HTTP, /cut
-    less than it announced, /hang nothing, /good the files."""
+# What a mirror of some kind sends; /hang nothing for a second, any other the files.
+SENT = {"forbidden": b"HTTP/1.0 403 No\r\n\r\n", "noise": b"\0\0\0\n"}
+SENT["page"] = b"HTTP/1.0 200 OK\r\n\r\n<html>sign in</html>"
+SENT["cut"] = b"HTTP/1.0 200 OK\r\nContent-Length: 999\r\n\r\nabc"
 
+
+class Mirror(http.server.BaseHTTPRequestHandler):
     content: ClassVar[dict[str, bytes]] = {}
 
     def do_GET(self):
         _, kind, name = self.path.split("/")
-        if kind == "hang":
-            time.sleep(1)
-        elif kind == "noise":
-            self.wfile.write(b"\0\0\0\n")
-        elif kind == "cut":
-            self.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Length: 999\r\n\r\nabc")
-        else:
-            self.send_response(403 if kind == "forbidden" else 200)
-            self.end_headers()
-            page = b"<html>sign in</html>"
-            self.wfile.write(page if kind == "page" else self.content.get(name, b""))
-
-    def log_message(self, *args):
-        pass
+        time.sleep(kind == "hang")
+        whole = b"HTTP/1.0 200 OK\r\n\r\n" + self.content.get(name, b"")
+        self.wfile.write(SENT.get(kind, whole))
 
 
 @pytest.fixture
@@ -142,15 +128,15 @@ def mirror():
 
 
 def test_mirrors_that_forbid_lie_or_hang_are_passed_over(
-    tmp_path, raw, publish, mirror, monkeypatch, capsys
+    tmp_path, publish, mirror, monkeypatch, capsys
 ):
     """When all are, the error names each. A file that is rejected is left aside."""
-    publish("mnist", sums(FILES), mirror("forbidden", "page"))
+    raw = publish("mnist", sums(FILES), mirror("forbidden", "page"))
     with pytest.raises(UsageError, match=r"forbidden/: .*403.*page/: .*SHA-256"):
         read_dataset("mnist", tmp_path)
     assert not list(raw.iterdir())
-    (raw / FIRST).write_bytes(b"mine")
-    publish("mnist", sums(FILES), mirror("forbidden", "page", "noise", "cut", "hang", "good"))
+    mirrors = mirror("forbidden", "page", "noise", "cut", "hang", "good")
+    publish("mnist", sums(FILES), mirrors, {FIRST: b"mine"})
     monkeypatch.setattr(fetch, "DOWNLOAD_TIMEOUT_S", 0.3)
     start = time.monotonic()
     assert len(read_dataset("mnist", tmp_path).labels) == 40
@@ -162,15 +148,15 @@ def test_mirrors_that_forbid_lie_or_hang_are_passed_over(
 
 
 def test_processes_that_fetch_at_once_all_end_with_the_files(tmp_path, publish, mirror):
-    publish("mnist", sums(FILES), mirror("good"))
+    raw = publish("mnist", sums(FILES), mirror("good"))
     fork = multiprocessing.get_context("fork")  # so that they have the small files' checksums
     workers = [fork.Process(target=read_dataset, args=("mnist", tmp_path)) for _ in range(6)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-        assert worker.exitcode == 0
-    assert {file.name for file in (tmp_path / "MNIST" / "raw").iterdir()} == FILES.keys()
+    assert [worker.exitcode for worker in workers] == [0] * 6
+    assert {file.name for file in raw.iterdir()} == FILES.keys()
 
 
 def test_emnists_archive_is_stored_once_it_is_verified(tmp_path, publish, mirror):
@@ -190,10 +176,7 @@ def test_emnists_archive_is_stored_once_it_is_verified(tmp_path, publish, mirror
 
 
 def test_relatives_are_trusted_on_torchvisions_md5_alone(tmp_path, publish):
-    raw = tmp_path / "KMNIST" / "raw"
-    raw.mkdir(parents=True)
-    place(raw, PACKED)
-    publish("kmnist", PUBLISHED["kmnist"]["files"])
+    publish("kmnist", PUBLISHED["kmnist"]["files"], placed=PACKED)
     with pytest.raises(UsageError, match="MD5 of the content is"):
         read_dataset("kmnist", tmp_path)
     publish("kmnist", sums(PACKED, hashlib.md5))
@@ -230,7 +213,7 @@ def pool(n, published_test=None):
     return Dataset("pool", labels.view(n, 1, 1, 1), labels, ("a",), published_test)
 
 
-def test_study_split_is_70_10_20_of_the_pool_and_frozen():
+def test_study_split_is_70_10_20_of_the_pool_and_frozen_official_keeps_the_published_test_part():
     split = split_dataset(pool(70_000, 10_000), "study", 0)
     parts = [part.tolist() for part in vars(split).values()]
     assert [len(part) for part in parts] == [49_000, 7_000, 14_000]
@@ -240,15 +223,20 @@ def test_study_split_is_70_10_20_of_the_pool_and_frozen():
     few = split_dataset(pool(70_000), "study", 0, 7)
     assert few.train.tolist() == parts[0][:7]  # a limit takes training images only
     assert [few.val.tolist(), few.test.tolist()] == parts[1:]
-
-
-def test_official_split_keeps_the_published_test_part():
     split = split_dataset(pool(70_000, 10_000), "official", 0)
     assert split.test.tolist() == list(range(60_000, 70_000))
     assert len(split.val) == 6000
     assert sorted(split.train.tolist() + split.val.tolist()) == list(range(60_000))
     with pytest.raises(UsageError, match="no published test part"):
         split_dataset(pool(1797), "official", 0)
+
+
+def batches_of(images, size, std=1 / 255, name="fashion", mean=0.0):
+    """Batches of some images, each of a class of its own; unless told otherwise their pixels."""
+    images = torch.as_tensor(images)
+    dataset = Dataset(name, images, torch.arange(len(images)), ("a",) * len(images))
+    statistics = (torch.full((images.shape[1],), float(value)) for value in (mean, std))
+    return batching.Batches(dataset, tuple(statistics), size, CPU)
 
 
 def test_pixel_statistics_are_numpys_and_a_channel_that_never_varies_becomes_zeros():
@@ -268,9 +256,7 @@ def test_pixel_statistics_are_numpys_and_a_channel_that_never_varies_becomes_zer
 @pytest.mark.parametrize("size", [8, 13, 28, 64])
 def test_batches_are_pillows_bilinear_resize_normalised_and_repeated(size):
     images = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
-    dataset = Dataset("x", images, torch.arange(4), ("a",) * 4)
-    batches = batching.Batches(dataset, (torch.tensor([0.3]), torch.tensor([0.2])), size, CPU)
-    inputs, labels = batches.load(torch.tensor([2, 0]))
+    inputs, labels = batches_of(images, size, 0.2, mean=0.3).load(torch.tensor([2, 0]))
     assert inputs.shape == (2, 3, size, size)
     assert labels.tolist() == [2, 0]
     assert inputs.is_contiguous(memory_format=torch.channels_last)
@@ -305,17 +291,14 @@ def test_a_view_that_moves_nothing_is_the_image_wherever_it_is_gathered(staged):
     assert not torch.equal(shifted[0], plain[0])
 
 
-def test_epochs_are_permutations_of_seed_and_epoch():
+@pytest.mark.parametrize(
+    ("n", "size", "sizes"), [(10, 4, [4, 4, 2]), (9, 4, [4, 5]), (1, 4, [1]), (3, 1, [1, 1, 1])]
+)
+def test_every_image_is_in_one_batch_of_an_epoch_and_none_is_alone(n, size, sizes):
     orders = {(s, e): batching.epoch_order(50, s, e).tolist() for s in (0, 1) for e in (1, 2)}
     assert all(sorted(order) == list(range(50)) for order in orders.values())
     assert len({tuple(order) for order in orders.values()}) == 4
     assert batching.epoch_order(50, 1, 2).tolist() == orders[1, 2]
-
-
-@pytest.mark.parametrize(
-    ("n", "size", "sizes"), [(10, 4, [4, 4, 2]), (9, 4, [4, 5]), (1, 4, [1]), (3, 1, [1, 1, 1])]
-)
-def test_every_image_is_in_one_batch_and_none_is_alone(n, size, sizes):
     batches = batching.split_batches(torch.arange(n), size)
     assert [len(batch) for batch in batches] == sizes
     assert torch.cat(batches).tolist() == list(range(n))
@@ -379,9 +362,7 @@ def test_patches_are_drawn_as_random_erasing_says():
 def test_a_photo_is_changed_by_torchvision_from_seed_epoch_and_image_alone(channels):
     """Each by itself: here from a seed that is set as everybody sets it."""
     images = torch.randint(0, 256, (6, channels, 20, 30), dtype=torch.uint8)
-    dataset = Dataset("fashion", images, torch.arange(6), tuple("abcdef"))
-    unchanged = torch.zeros(channels), torch.full((channels,), 1 / 255)
-    batches, index = batching.Batches(dataset, unchanged, 16, CPU), torch.tensor([4, 1, 2])
+    batches, index = batches_of(images, 16), torch.tensor([4, 1, 2])
     views = draw(index, 2, augment="photo")
     before = torch.get_rng_state()
     inputs, labels = batches.load(views)
@@ -404,18 +385,15 @@ def test_a_digit_is_never_mirrored():
     images = torch.zeros(40, 1, 12, 12, dtype=torch.uint8)
     images[..., :3] = 255
     for name, mirrored in (("mnist", False), ("fashion", True)):
-        dataset = Dataset(name, images, torch.arange(40), ("a",) * 40)
-        unchanged = torch.zeros(1), torch.ones(1) / 255
         views = draw(torch.arange(40), dataset=name, augment="photo")
-        pixels = batching.Batches(dataset, unchanged, 12, CPU).load(views)[0]
+        pixels = batches_of(images, 12, name=name).load(views)[0]
         right = pixels[..., 6:].mean((1, 2, 3)) > pixels[..., :6].mean((1, 2, 3))
         assert right.any() == mirrored
 
 
 def test_an_erased_batch_has_the_mean_where_a_patch_is():
     batches, index = digits(8), torch.arange(4)
-    whole, _ = batches.load(index)
-    erased, _ = batches.load(draw(index, 1, (8, 8), erase=1.0))
+    whole, erased = (batches.load(i)[0] for i in (index, draw(index, 1, (8, 8), erase=1.0)))
     changed = (whole != erased).any(1)
     assert changed.flatten(1).any(1).all()
     assert erased.permute(0, 2, 3, 1)[changed].abs().max() < 0.501 * batches.scale.item()
@@ -434,9 +412,9 @@ def test_published_pixel_statistics_and_class_counts(real):
     mean, std = batching.measure_pixels(dataset.images[:60_000])
     published = {"mnist": (0.1307, 0.3081), "fashion": (0.2860, 0.3530)}[real]
     assert (mean.item(), std.item()) == pytest.approx(published, abs=5e-5)
-    counts = np.bincount(dataset.labels[60_000:])
     mnist = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert counts.tolist() == (mnist if real == "mnist" else [1000] * 10)
+    counts = np.bincount(dataset.labels[60_000:]).tolist()
+    assert counts == (mnist if real == "mnist" else [1000] * 10)
 
 
 def test_the_committed_network_answers_as_it_did(real):

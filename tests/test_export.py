@@ -4,6 +4,7 @@ import copy
 import hashlib
 import importlib.util
 import json
+import shutil
 import sys
 import warnings
 from dataclasses import replace
@@ -137,7 +138,7 @@ def test_one_whole_file_answers_as_the_network_does_and_says_what_it_is(format, 
         facts |= {name: json.loads(facts[name]) for name in NO_TEXTS}
     expected = {"classes": list("0123456789"), "mean": [0.3], "std": [0.4], "model": "tiny"}
     expected |= {"image_size": 16, "channels": 1, "train_run_id": run}
-    assert {name: facts[name] for name in expected} == expected
+    assert facts.items() >= expected.items()
     assert facts["fp32_test_acc"] > 0.5
     assert "[0, 1]" in facts["input"]
     assert "git_commit" in facts
@@ -164,14 +165,6 @@ def test_int8_rounds_no_logits_whatever_follows_the_classifier(name, mirrored, l
     last = max(i for i, kind in enumerate(kinds) if kind in ("Conv", "Gemm", "MatMul"))
     assert "QuantizeLinear" in kinds[:last]
     assert "QuantizeLinear" not in kinds[last:]
-
-
-def test_resnet18_exports_in_both_formats(log):
-    row = add_run(log, "resnet18", build_model("resnet18", 10, seed=1).state_dict())
-    for format in ("torchscript", "onnx"):
-        done = export.export_run(log, row, format, "data")
-        assert done["status"] == "ok", done["error"]
-        assert done["metrics"]["parity"]["max_abs_logit"] < export.MAX_ABS_LOGIT
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -229,16 +222,15 @@ def test_parity_counts_what_differs():
     assert parity_of([[2.0005, 1.0]], [[2.0, 1.0]])[1] is None
 
 
-@pytest.mark.parametrize("precision", ["bf16", "8 bits"])
-def test_a_lower_precision_may_move_logits_but_lose_no_accuracy(precision):
+def test_a_lower_precision_may_move_logits_but_lose_no_accuracy():
     reference, fault = [[2.0, 1.0]] * 1000, "accuracy falls by 0.30% (tolerance 0.2%)"
     # mcnemar_p: two tails of so many coins
     for lost, p, expected in ((2, 0.5, None), (3, 0.25, fault)):
         logits = [[1.0, 2.0]] * lost + [[9.0, 1.0]] * (1000 - lost)
-        parity, found = parity_of(logits, reference, precision)
+        parity, found = parity_of(logits, reference, "bf16")
         assert (parity["mcnemar_p"], found) == (p, expected)
     logits = [[float("nan"), 1.0], *reference[1:]]  # its class, and so the accuracy, may well stay
-    assert parity_of(logits, reference, precision)[1]
+    assert parity_of(logits, reference, "bf16")[1]
 
 
 @pytest.mark.parametrize("statistics", [([0.3], [0.4]), ([0.1, 0.2, 0.3], [0.5, 1.0, 2.0])])
@@ -341,19 +333,12 @@ def test_openvino_answers_as_the_network_does_and_keeps_no_answer(name, log, wei
     compare(engine, weights, "int8" in name, batches)
 
 
-@pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd"])
-def test_an_onnx_file_that_names_data_outside_its_folder_is_not_loaded(tmp_path, location):
+@pytest.mark.parametrize("name", ["outside_relative", "outside_absolute"])
+def test_an_onnx_file_that_names_data_outside_its_folder_is_not_loaded(tmp_path, name):
+    """An Add whose weight of ten numbers is in ../secret.bin, or in /etc/passwd."""
     (tmp_path / "secret.bin").write_bytes(bytes(40))
-    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    weight = onnx.TensorProto(name="weight", data_type=kind, dims=[10])
-    weight.data_location = onnx.TensorProto.EXTERNAL
-    weight.external_data.add(key="location", value=location)
-    ends = [helper.make_tensor_value_info(name, kind, [10]) for name in ("pixels", "logits")]
-    node = helper.make_node("Add", ["pixels", "weight"], ["logits"])
-    graph = helper.make_graph([node], "g", ends[:1], ends[1:], [weight])
-    file = tmp_path / "exports" / "run.onnx"
-    file.parent.mkdir()
-    file.write_bytes(helper.make_model(graph).SerializeToString())
+    (tmp_path / "exports").mkdir()
+    file = shutil.copy(Path(__file__).parent / f"odd/{name}.onnx", tmp_path / "exports")
     with pytest.raises(Exception, match="xternal data"):
         load_engine("onnxruntime", file, 1)
 

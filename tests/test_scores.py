@@ -1,6 +1,7 @@
 """Balanced accuracy, macro F1 and what hangs on them, against scikit-learn and by hand."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import train
 from common.base.cli import UsageError
 from common.base.config import TrainConfig
 from common.data import scores
-from common.deploy.card import write_card
+from common.deploy.export import write_card
 from common.judge import rows as judge
 from common.judge.compare import measure_effect, tie_records
 from common.judge.findings import answer_records, contest_records, sentences
@@ -227,9 +228,8 @@ def test_class_weights_are_scikit_learns(photos, tmp_path, rows):
 
 
 def test_a_race_goes_by_accuracy(photos):
-    with pytest.raises(
-        UsageError, match="--budget: a race goes by accuracy; leave out --metric f1"
-    ):
+    said = "--budget: a race goes by accuracy; leave out --metric f1"
+    with pytest.raises(UsageError, match=said):
         photos(train, "--budget", "1m", "--metric", "f1", "--image-size", "16", "--model", "vgg5")
 
 
@@ -254,14 +254,8 @@ def test_a_card_says_what_is_known_of_a_file_and_of_its_limits():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
     checkpoint = {"classes": ["a*b", "c"], "mean": [0.1] * 3}
     text = write_card([row, row, other, unlike], export, checkpoint, network)
-    for words in (
-        "# vgg5, trained on npz:x\\|y@3f2a9c1b2d3e", "90.0 % (95 % interval 69.9 % to 97.2 %",
-        "other seeds: 85.0 % (seed 2).", "80.0 % (60.0 % to 90.0 %), of the network before it was",
-        "right for 75.0 % of the test images: balanced 50.0 %", "| a\\*b | 60 | 9 | 15 |",
-        "Training took 2.5 s (3 epochs) on a CPU.", "an image takes 0.0 million",
-        "2 of the test images are, pixel for pixel,", "python -m common.predict a.int8.onnx",
-    ):  # fmt: skip
-        assert words.lower() in text.lower(), words
-    assert "licence" not in text
+    assert text == Path(__file__).with_name("card.md").read_text()
     published = row | {"config": config | {"weights": "imagenet"}}
-    assert "weights published for vgg5" in write_card([published], export, checkpoint, network)
+    more = write_card([published], export, checkpoint, network)
+    assert "weights published for vgg5" in more
+    assert "licence" in more

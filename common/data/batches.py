@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from common.base.config import TrainConfig, may_mirror
-from common.data.fetch import Dataset
+from common.data.images import Dataset
 
 ERASED_AREA = (0.02, 0.33)  # share of the image, uniform
 ERASED_RATIO = 3.3  # of the sides at most, log-uniform

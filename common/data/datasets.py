@@ -1,36 +1,40 @@
-"""Data sets as tensors, divided into training, validation and test, and described."""
+"""Data sets as tensors, divided into training, validation and test, and what is to be told of your
+own before they are trained on."""
 
 import functools
 import hashlib
-import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from common.base.cli import UsageError
 from common.base.config import DataConfig, is_own, name_in_log
-from common.data.fetch import Dataset, read_dataset
-from common.data.folders import some
-from common.data.images import TOLD
-from common.data.look import MOST_COMPARED, look
-from common.data.own import SETTINGS, pin_dataset
+from common.data.fetch import read_dataset
+from common.data.images import TOLD, Dataset
+from common.data.own import PARTS, SETTINGS, pin_dataset, some
 
 FEW_IMAGES = 400  # fewer know an accuracy of 50 % no better than to 5 points
+HASH_BITS = 6  # in which the hashes of two copies of an image may differ,
+CONTRAST = 0.05  # and the share of it by which they may: unlike images, too, may have one hash
+MOST_COMPARED = 30_000  # each with each other, in seconds
+ROWS = 64  # compared with all others at once, for memory
 
 
 def load_dataset(
     name: str, data_dir: str | Path = "data", side: int | None = None, **settings: Any
 ) -> Dataset:
-    """A data set as tensors, read once a process; `settings` are those of own.SETTINGS."""
-    if not is_own(name):
-        return _load_once(name, data_dir, None)
-    return _load_once(name_in_log(pin_dataset(name, data_dir, **settings)), data_dir, side)
+    """A data set as tensors, read once a process; `settings` are those of pin_dataset."""
+    pinned = name_in_log(pin_dataset(name, data_dir, **settings))
+    return _load_once(pinned, data_dir, side if is_own(name) else None)
 
 
 @functools.cache
@@ -64,20 +68,20 @@ def split_dataset(dataset: Dataset, split: str, seed: int, limit: int | None = N
     n, n_val, n_test = len(dataset.labels), dataset.published_val, dataset.published_test
     if split == "official" and n_test is None:
         raise UsageError(f"--split official: {dataset.name} has no published test part")
-    n_shuffled = n - n_val - n_test if split == "official" else n
+    n_shuffled = n if split == "study" else n - n_val - n_test
     # RandomState's stream is frozen by numpy's compatibility policy, Generator's is not.
     order = torch.from_numpy(np.random.RandomState(seed).permutation(n_shuffled))
-    if split == "study":
-        train, val, test = order.tensor_split([n * 7 // 10, n * 7 // 10 + n // 10])
-    else:
-        test = torch.arange(n - n_test, n)
-        val, train = order.tensor_split([0 if n_val else n_shuffled // 10])
-        if n_val:
-            val = torch.arange(n_shuffled, n - n_test)
-    if is_own(dataset.name) and split == "study":
+    _, val, test = torch.arange(n).tensor_split([n_shuffled, n - (n_test or 0)])
+    if split == "study" and is_own(dataset.name):
         train, test, val = stratify(dataset, order, (7, 2, 1))
-    elif is_own(dataset.name) and not n_val:
+    elif split == "study":
+        train, val, test = order.tensor_split([n * 7 // 10, n * 7 // 10 + n // 10])
+    elif n_val:
+        train = order
+    elif is_own(dataset.name):
         train, val = stratify(dataset, order, (9, 1))
+    else:
+        val, train = order.tensor_split([n_shuffled // 10])
     if not (len(train) and len(val) and len(test)):
         counts = f"{len(train)} would train, {len(val)} validate and {len(test)} test"
         raise UsageError(f"--split {split}: of {n} images {counts}; each part needs one")
@@ -114,86 +118,107 @@ def load_split(config: DataConfig, data_dir: str) -> tuple[Dataset, Split]:
 
 
 @functools.cache
+def find_twins(dataset: Dataset) -> np.ndarray:
+    """The first image that each is the same as, pixel for pixel. Shapes: (N,)."""
+    known: dict[bytes, int] = {}
+    digests = (hashlib.sha256(image.tobytes()).digest() for image in dataset.images.numpy())
+    return np.array([known.setdefault(digest, i) for i, digest in enumerate(digests)])
+
+
+@functools.cache
 def describe_split(dataset: Dataset, split: Split) -> dict[str, Any]:
     """What an accuracy is read with: the images of each class in each part, the test accuracy of
     always answering training's most frequent class, and the test images that are, pixel for pixel,
     among those trained or validated on; of your own images also what is told of how many."""
-    images, n = dataset.images.numpy(), len(dataset.classes)
-    counts, content = {}, {}
-    for name, part in vars(split).items():
-        counts[name] = dataset.labels[part].bincount(minlength=n).tolist()
-        content[name] = [hashlib.sha256(images[i].tobytes()).digest() for i in part.tolist()]
-    seen = {*content["train"], *content["val"]}
+    twins, n, parts = find_twins(dataset), len(dataset.classes), vars(split)
+    counts = {k: dataset.labels[part].bincount(minlength=n).tolist() for k, part in parts.items()}
+    seen, tested = twins[torch.cat([split.train, split.val])], twins[split.test]
     facts = {
         "class_counts": counts,
-        "majority_acc": counts["test"][int(np.argmax(counts["train"]))] / len(split.test),
-        "test_duplicates": sum(digest in seen for digest in content["test"]),
+        "majority_acc": counts["test"][int(np.argmax(counts["train"]))] / len(tested),
+        "test_duplicates": int(np.isin(tested, seen).sum()),
     }
     if is_own(dataset.name):
-        facts["distinct_images"] = len({*seen, *content["test"]})
+        facts["distinct_images"] = len({*seen, *tested})
         facts["told"] = {key: len(names) for key, names in look(dataset, split.test).items()}
         if dataset.groups:
-            parts = [{dataset.groups[i] for i in part.tolist()} for part in vars(split).values()]
-            facts["groups"] = len(set().union(*parts))
-            facts["test_groups_seen"] = len(parts[2] & (parts[0] | parts[1]))
+            train, val, test = (
+                {dataset.groups[i] for i in part.tolist()} for part in parts.values()
+            )
+            facts["groups"] = len(train | val | test)
+            facts["test_groups_seen"] = len(test & (train | val))
     return facts
+
+
+@functools.cache
+def look(dataset: Dataset, test: Tensor) -> dict[str, Sequence[str]]:
+    """Names of your own images, or of two that are alike, that something is to be told of, by key
+    of TOLD. Shapes: test (n,), the index of the test part."""
+    images, labels, name = dataset.images.numpy(), dataset.labels.numpy(), dataset.name_of
+    twins, index = find_twins(dataset), np.arange(len(images))
+    tested, constant = np.isin(index, test), (images == images[:, :, :1, :1]).all((1, 2, 3))
+    pairs: dict[str, dict[int, int]] = {"near_label_conflicts": {}, "near_test_duplicates": {}}
+    pairs["label_conflicts"] = {i: j for i, j in enumerate(twins) if labels[i] != labels[j]}
+    for i, j in _find_near(images, np.flatnonzero((twins == index) & ~constant)):
+        if labels[i] != labels[j]:
+            pairs["near_label_conflicts"].setdefault(j, i)
+        if tested[i] != tested[j]:
+            pairs["near_test_duplicates"].setdefault(*((i, j) if tested[i] else (j, i)))
+    told = {"constant": [name(i) for i in np.flatnonzero(constant)]}
+    told |= {k: [f"{name(i)} = {name(j)}" for i, j in of.items()] for k, of in pairs.items()}
+    return dict.fromkeys(TOLD, ()) | dataset.told | told  # in the order of TOLD
+
+
+def _find_near(images: np.ndarray, index: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Pairs of images, the earlier first, that are one in two files: saved again, or resized.
+
+    Source: difference hash (dHash) of 64 bits: which of two neighbours in 8x9 pixels is brighter.
+    """
+    if not 1 < len(index) <= MOST_COMPARED:
+        return
+    grey = (Image.fromarray(images[i].mean(0).round().astype(np.uint8)) for i in index)
+    small = np.stack([np.float32(image.resize((9, 8), Image.Resampling.BOX)) for image in grey])
+    brighter = small[:, :, :-1] > small[:, :, 1:]
+    hashes = np.packbits(brighter.reshape(-1, 64), axis=1).view(np.uint64)[:, 0]
+    for start in range(0, len(index), ROWS):
+        bits = np.bitwise_count(hashes[start : start + ROWS, None] ^ hashes[start:])
+        i, j = start + np.stack(np.nonzero(np.triu(bits <= HASH_BITS, 1)))
+        apart = np.abs(small[i] - small[j]).mean((1, 2))
+        close = apart <= CONTRAST * small[i].std((1, 2))
+        yield from zip(index[i[close]].tolist(), index[j[close]].tolist(), strict=True)
 
 
 def explain_images(configs: Iterable[DataConfig], data_dir: str) -> None:
     """Print what is to be read before training on your own images; nothing of a published set."""
-    keys = ("dataset", "image_size", "split", "split_seed", "limit")
-    own = {tuple(getattr(c, k, None) for k in keys): c for c in configs if is_own(c.dataset)}
-    for text in dict.fromkeys(_explain(config, data_dir) for config in own.values()):
-        print(text)
+    for text in dict.fromkeys(_explain(c, data_dir) for c in configs if is_own(c.dataset)):
+        print(text, end="")
 
 
 def _explain(config: DataConfig, data_dir: str) -> str:
     dataset, split = load_split(config, data_dir)
-    facts, (channels, height, width) = describe_split(dataset, split), dataset.images.shape[1:]
-    counts = facts["class_counts"]["train"]
-    by_share = sorted(zip(counts, dataset.classes, strict=True), key=lambda c: -c[0])
-    shares = [f"{label} {n / len(split.train):.1%}" for n, label in by_share]
+    facts, classes = describe_split(dataset, split), dataset.classes
+    parts, alike = [], defaultdict(list)
+    for key, name in PARTS.items():
+        counts = facts["class_counts"][key]
+        lacking = [label for label, n in zip(classes, counts, strict=True) if n == 0]
+        parts.append({"name": name, "n": sum(counts), "lacking": lacking})
+    pairs = zip(facts["class_counts"]["train"], classes, strict=True)
+    ranked = sorted(pairs, key=lambda pair: -pair[0])
+    shares = [f"{label} {n / len(split.train):.1%}" for n, label in ranked]
     if len(shares) > 12:
         shares[6:-5] = ["..."]
-    text = (
-        f"{dataset.name}: {len(split.train):,} training, {len(split.val):,} validation and "
-        f"{len(split.test):,} test images, {width}x{height}, "
-        f"{'colour' if channels == 3 else 'grey'}\n"
-        f"  {len(by_share)} classes, by share of training: {', '.join(shares)}; always answering "
-        f"{by_share[0][1]} is right for {facts['majority_acc']:.1%} of the test images"
-    )
-    if dataset.groups:
-        seen = f"{facts['test_groups_seen']} of them with images to test and others to train on"
-        text += f"\n  {facts['groups']:,} groups by --groups, {seen}"
-    return "\n  warning: ".join([text, *_iter_warnings(dataset, split, config.split)])
+    for label in classes:
+        alike[unicodedata.normalize("NFKC", label).casefold().strip()].append(ascii(label))
+    looked = [(TOLD[key], names) for key, names in look(dataset, split.test).items()]
+    channels, height, width = dataset.images.shape[1:]
+    facts = facts | {"channels": channels, "height": height, "width": width, "split": config.split}
+    facts |= {"dataset": dataset, "parts": parts, "shares": shares, "largest": ranked[0][1]}
+    facts |= {"looked": looked, "alike": alike.values(), "some": some}
+    facts |= {"few": FEW_IMAGES, "most_compared": MOST_COMPARED}
+    return render(Path(__file__).with_name("split.txt.j2"), facts)
 
 
-def _iter_warnings(dataset: Dataset, split: Split, name: str) -> Iterator[str]:
-    facts, n_test = describe_split(dataset, split), len(split.test)
-    if dataset.published_test is not None and name == "study":
-        why = "its own division is not used, images of its test part will be trained on"
-        yield f"{why}; --split official uses it"
-    for part, n in (("validation", len(split.val)), ("test", n_test)):
-        if n < FEW_IMAGES:
-            points = f"{98 / math.sqrt(n):.0f} points at worst (95 %)"
-            yield f"{n} {part} images know an accuracy to within {points}: what is closer is luck"
-    for part, key in (("training", "train"), ("validation", "val"), ("test", "test")):
-        pairs = zip(dataset.classes, facts["class_counts"][key], strict=True)
-        if lacking := [label for label, n in pairs if n == 0]:
-            yield f"no {part} image of {', '.join(lacking)}"
-    if n := facts["test_duplicates"]:
-        same = f"{n:,} of {n_test:,} test images are, pixel for pixel, among those trained"
-        yield f"{same} or validated on: what was learned by heart passes for skill"
-    for key, names in look(dataset, split.test).items():
-        if names:
-            text = TOLD[key].replace("--background", f"--background {dataset.background}")
-            yield f"{len(names):,} of {len(dataset.labels):,} images {text}: {some(names)}"
-    if len(dataset.labels) > MOST_COMPARED:
-        yield f"over {MOST_COMPARED:,} images are not looked through for near duplicates"
-    plain: dict[str, list[str]] = {}
-    for label in dataset.classes:
-        key = unicodedata.normalize("NFKC", label).casefold().strip()
-        plain.setdefault(key, []).append(ascii(label))
-    for labels in plain.values():
-        if len(labels) > 1:
-            yield f"{' and '.join(labels)} look alike: is each a class of its own?"
+def render(template: Path, facts: Mapping[str, Any], **filters: Callable[[Any], str]) -> str:
+    engine = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    engine.filters |= filters
+    return engine.from_string(template.read_text("utf-8")).render(facts)

@@ -18,9 +18,8 @@ import tomllib
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -28,38 +27,20 @@ from typing import Any
 import numpy as np
 
 from common.base.cli import UsageError
-from common.base.config import BACKGROUND, is_own
+from common.base.config import is_own
 from common.base.log import write_atomically
-from common.data import own
+from common.data.images import Dataset
+from common.data.own import read_own
 
 PUBLISHED = tomllib.loads(Path(__file__).with_name("published.toml").read_text("utf-8"))
 CONNECT_TIMEOUT_S = 10
 DOWNLOAD_TIMEOUT_S = 300  # for one file, since a mirror may also trickle
-CLIENTS = {"npm": ["npm", "pack", "--silent"], "apt": ["apt-get", "download"]}
-UNPACK = {"npm": ["cat"], "apt": ["dpkg-deb", "--fsys-tarfile"]}
+# What fetches a package, and what prints it as a tar archive.
+CLIENTS = {"npm": (["npm", "pack", "--silent"], ["cat"])}
+CLIENTS["apt"] = ["apt-get", "download"], ["dpkg-deb", "--fsys-tarfile"]
 # What a file that is not right, or a source that is not there, is met with.
 FAULTS = (ValueError, EOFError, KeyError, zlib.error, tarfile.TarError)
 FAULTS += (OSError, HTTPException, subprocess.TimeoutExpired)
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Images and labels in published order: tensors, or arrays where torch is not needed."""
-
-    name: str
-    images: Any  # (N, C, H, W) uint8
-    labels: Any  # (N,) int64
-    classes: Sequence[str]
-    published_test: int | None = None  # images at the end that are the test part, if there is one
-    published_val: int = 0  # those before them, to validate on
-    # Of your own images:
-    files: Sequence[str] = ()  # within their folder
-    groups: Sequence[str] = ()
-    background: str = BACKGROUND  # of transparent ones
-    told: Mapping[str, Sequence[str]] = field(default_factory=dict)  # files, by key of look.TOLD
-
-    def name_of(self, image: int) -> str:
-        return self.files[image] if self.files else f"#{image}"
 
 
 def read_dataset(
@@ -68,10 +49,7 @@ def read_dataset(
     """A data set as arrays. Your own images are brought to a square of `side`, if any; the
     published ones are resized while they train."""
     if is_own(name):
-        place, source, images, told = own.read_images(name, Path(data_dir), side)
-        _, val, test = source.sizes or (None, 0, None)
-        parts, known = (test, val), (source.files, source.groups, place.background, told)
-        return Dataset(name, images, source.labels, source.classes, *parts, *known)
+        return read_own(name, Path(data_dir), side)
     if name == "digits":
         from sklearn.datasets import load_digits  # slow, and only needed here
 
@@ -104,42 +82,40 @@ def _gunzip(data: bytes) -> bytes:
 
 def _read_files(spec: dict[str, Any], folder: Path, fetch: bool) -> list[bytes]:
     """Every stored file's verified bytes, each from the first source that has it right."""
-    sources = [("disk", lambda name: (folder / name).read_bytes())]
-    sources += [("disk", lambda name: (folder / f"{name}.gz").read_bytes())]
-    if fetch:
-        sources += [(url, functools.partial(_download, url)) for url in spec["mirrors"]]
-    if fetch and "package" in spec:
-        packed = functools.cache(lambda: _fetch_package(*spec["package"].split(" ")))
-        sources += [(spec["package"], lambda name: packed()[name])]
-    contents: dict[str, bytes] = {}
-    missing, problems = list(spec["files"]), []
-    for source, read in sources:
-        if missing and source != "disk":
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=folder).close()
-            except OSError as error:
-                why = f"cannot write {folder}: {error.strerror}"
-                raise UsageError(f"--data-dir: {why}") from None
-        for name in missing:
-            try:
-                contents[name] = _verify(read(name), spec["files"][name])
-            except FileNotFoundError:
-                continue
-            except FAULTS as error:
+    files, contents, problems = spec["files"], {}, []
+
+    def take(name: str, source: str, read: Callable[[], bytes]) -> bool:
+        try:
+            contents[name] = _verify(read(), files[name])
+        except FAULTS as error:
+            if source != "disk" or not isinstance(error, FileNotFoundError):
                 problems.append(f"{source}: {name}: {error}")
-                if source != "disk":
-                    break  # do not wait for this source four times
-            else:
-                if source != "disk":
-                    print(f"{folder / name}: from {source}, checksum right", file=sys.stderr)
-                    _place(folder / name, contents[name])
-        missing = [name for name in missing if name not in contents]
-    if missing:
+        return name in contents
+
+    for name in files:
+        places = (folder / name, folder / f"{name}.gz")
+        any(take(name, "disk", place.read_bytes) for place in places)
+    sources = [(url, functools.partial(_download, url)) for url in spec["mirrors"]]
+    if "package" in spec:
+        packed = functools.cache(_fetch_package)
+        sources.append((spec["package"], lambda name: packed(*spec["package"].split())[name]))
+    if fetch and len(contents) < len(files):
+        try:  # before a download that could not be kept
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise UsageError(f"--data-dir: cannot write {folder}: {error.strerror}") from None
+    for source, read in sources if fetch else ():
+        for name in [name for name in files if name not in contents]:
+            if not take(name, source, functools.partial(read, name)):
+                break  # do not wait for this source four times
+            print(f"{folder / name}: from {source}, checksum right", file=sys.stderr)
+            _place(folder / name, contents[name])
+    if missing := [name for name in files if name not in contents]:
         why = f"no source has {', '.join(missing)} with the right checksum"
         hint = f"place them (plain or .gz) in {folder}/"
         raise UsageError(f"{why}; {hint}. Tried: {'; '.join(problems) or 'nothing on disk'}")
-    return [contents[name] for name in spec["files"]]
+    return [contents[name] for name in files]
 
 
 def _verify(data: bytes, checksum: str) -> bytes:
@@ -173,12 +149,13 @@ def _download(mirror: str, name: str) -> bytes:
 
 def _fetch_package(manager: str, name: str) -> dict[str, bytes]:
     """The IDX files in a package, fetched by its registry's own client and only unpacked."""
+    client, unpack = CLIENTS[manager]
     with tempfile.TemporaryDirectory() as folder:
-        _run([*CLIENTS[manager], name], folder)
+        _run([*client, name], folder)
         files = [str(file) for file in Path(folder).iterdir()]
         if len(files) != 1:
             raise ConnectionError(f"{manager} left {len(files)} files of {name}")
-        archive = _run([*UNPACK[manager], *files], folder)
+        archive = _run([*unpack, *files], folder)
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         members = [member for member in tar if member.isfile() and "-ubyte" in member.name]
         return {Path(m.name).name.removesuffix(".gz"): tar.extractfile(m).read() for m in members}

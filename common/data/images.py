@@ -1,16 +1,21 @@
-"""One image file as pixels: what training on your own images and common.predict both do to it.
+"""Images as arrays: what a data set is, and how one file becomes pixels, which training on your own
+images and common.predict do alike.
 
-It is turned as EXIF says, laid on a background where it is transparent, made grey or RGB, and
+A file is turned as EXIF says, laid on a background where it is transparent, made grey or RGB, and
 squeezed to a square by Pillow's bilinear filter. Of several frames the first counts.
 """
 
 import io
+import math
 import re
 import tomllib
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
@@ -18,23 +23,44 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from common.base.cli import first_line
 from common.base.config import BACKGROUND, MAX_PIXELS
 
-TOLD = tomllib.loads(Path(__file__).with_name("told.toml").read_text("utf-8"))
+WORDS = tomllib.loads(Path(__file__).with_name("words.toml").read_text("utf-8"))
+TOLD = WORDS["told"]
 GREY_MODES = ("1", "L", "LA", "La")
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks that pixels are made of
 Image.MAX_IMAGE_PIXELS = None  # open_image has a limit of its own, which a flag lifts
+# Around open_image, in however many threads, for warnings are a process's: none of odd metadata.
+decoding = partial(warnings.catch_warnings, action="ignore")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and labels in published order: tensors, or arrays where torch is not needed."""
+
+    name: str
+    images: Any  # (N, C, H, W) uint8
+    labels: Any  # (N,) int64
+    classes: Sequence[str]
+    published_test: int | None = None  # images at the end that are the test part, if there is one
+    published_val: int = 0  # those before them, to validate on
+    # Of your own images:
+    files: Sequence[str] = ()  # within their folder
+    groups: Sequence[str] = ()
+    background: str = BACKGROUND  # of transparent ones
+    told: Mapping[str, Sequence[str]] = field(default_factory=dict)  # files, by key of TOLD
+
+    def name_of(self, image: int) -> str:
+        return self.files[image] if self.files else f"#{image}"
 
 
 class Unreadable(ValueError):
-    """No image, or none of 8 bits a channel; says why."""
+    """No image or no set of images that can be used; says why, and what to do."""
 
 
-@contextmanager
-def decoding() -> Iterator[None]:
-    """Around open_image, in however many threads, since warnings are a process's: odd metadata is
-    not warned of."""
-    with warnings.catch_warnings(action="ignore"):
-        yield
+def require(condition: object, why: str, **facts: Any) -> None:
+    """Raises: Unreadable, with that one of the refusals in words.toml."""
+    if not condition:
+        raise Unreadable(WORDS["refused"][why].format(**facts))
 
 
 def open_image(
@@ -54,7 +80,7 @@ def open_image(
     except Unreadable:
         raise
     except UnidentifiedImageError:
-        raise Unreadable("no image that Pillow can read") from None
+        raise Unreadable(WORDS["refused"]["no_image"]) from None
     except Exception as error:  # decoders meet damage with whatever they stumble over
         raise Unreadable(getattr(error, "strerror", None) or first_line(error)) from None
 
@@ -62,13 +88,11 @@ def open_image(
 def _decode(data: bytes, background: str, max_pixels: int) -> tuple[Image.Image, set[str]]:
     told = set()
     with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-        if width * height > max_pixels:
-            way_out = f"--max-pixels {width * height} reads it"
-            raise Unreadable(f"{width}x{height}, over {max_pixels / 1e6:.3g} megapixels: {way_out}")
-        if (bits := _bits_a_channel(image, data)) > 8:
-            why = "save it with 8, since which value is white is yours to say"
-            raise Unreadable(f"{bits} bits a channel: {why}")
+        (width, height), n = image.size, math.prod(image.size)
+        size = {"width": width, "height": height, "n": n}
+        require(n <= max_pixels, "too_large", **size, limit=max_pixels / 1e6)
+        bits = _bits_a_channel(image, data)
+        require(bits <= 8, "too_deep", bits=bits)
         with suppress(Exception):  # a later frame may be damaged; a phone's MPO hides a preview
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 told.add("several_frames")
@@ -104,13 +128,12 @@ def _bits_a_channel(image: Image.Image, data: bytes) -> int:
 
 def _without_metadata(png: bytes) -> bytes:
     """The chunks of a PNG file that its pixels are made of."""
-    kept, start = [PNG], len(PNG)
+    kept, start = bytearray(PNG), len(PNG)
     while start < len(png):
         end = start + 12 + int.from_bytes(png[start : start + 4])
-        if png[start + 4 : start + 8] in PNG_PIXELS:
-            kept.append(png[start:end])
+        kept += png[start:end] if png[start + 4 : start + 8] in PNG_PIXELS else b""
         start = end
-    return b"".join(kept)
+    return bytes(kept)
 
 
 def to_pixels(image: Image.Image, channels: int, side: int | None) -> np.ndarray:

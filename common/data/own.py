@@ -1,10 +1,12 @@
 """Your own images: a folder with one folder a class, or an .npz file in MedMNIST's layout.
 
+What could be meant in two ways is refused by name: nothing is guessed, nothing left out in silence.
 They are named by their content, so that changed images are other work in the log, and the same ones
 elsewhere are not: folder:~/x/photos is folder:photos@3f2a9c1b2d3e there, of the SHA-256 of every
 file's name and bytes, of how they are read, and of their groups.
 """
 
+import csv
 import functools
 import hashlib
 import io
@@ -13,10 +15,10 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -26,17 +28,31 @@ from PIL import Image, ImageColor
 from PIL import __version__ as pillow
 
 from common.base.cli import UsageError, flag_of, printable
-from common.base.config import BACKGROUND, MAX_PIXELS, is_own
+from common.base.config import BACKGROUND, MAX_PIXELS, is_own, name_in_log
 from common.base.log import write_atomically
-from common.data import folders
-from common.data.folders import PARTS, require
-from common.data.images import TOLD, Unreadable, decoding, open_image, to_pixels
+from common.data.images import (
+    TOLD,
+    WORDS,
+    Dataset,
+    Unreadable,
+    decoding,
+    open_image,
+    require,
+    to_pixels,
+)
 
 RULES = 2  # of reading and dividing: other rules are other work
 NAME = re.compile(r"(folder|npz):(.*?)(?:@([0-9a-f]{12}))?", re.DOTALL)  # kind, path, content
 SETTINGS = ("groups", "background", "max_pixels")
 SHOWN_FILES = 20  # of those that cannot be used
 LEAST_IMAGES = 10  # of which 70/10/20 leaves one to validate on
+PARTS = {"train": "training", "val": "validation", "test": "test"}
+SPELLINGS = dict.fromkeys(("valid", "validation", "dev"), "val")
+SPELLINGS |= {"training": "train", "testing": "test"}
+LITTER = ("__MACOSX", "Thumbs.db", "desktop.ini")  # of file managers, ignored as hidden files are
+Pixels = tuple[np.ndarray, dict[str, list[str]]]  # (N, C, H, W) uint8; Dataset.told
+# SHA-256; all but the pixels; how to read these, squeezed to a side unless that is None.
+Source = tuple[str, Dataset, Callable[[int | None], Pixels]]
 
 
 @dataclass(frozen=True)
@@ -53,49 +69,19 @@ class Place:
         return f"{self.kind}:{self.path}"
 
 
-@dataclass(frozen=True)
-class Source:
-    """Images that are there and hashed, in the order of PARTS."""
-
-    sha256: str
-    classes: tuple[str, ...]
-    labels: np.ndarray  # (N,) int64
-    sizes: tuple[int, ...] | None  # of the parts; None where they are not divided
-    # By side, None: as it is, to (N, C, H, W) uint8, and the files of what is to be told of.
-    read: Callable[[int | None], tuple[np.ndarray, dict[str, list[str]]]]
-    files: tuple[str, ...] = ()  # within the folder
-    groups: tuple[str, ...] = ()
+_places: dict[str, Place] = {}  # of what this process has pinned, by content
 
 
-_places: dict[str, Place] = {}  # of what this process has pinned
-
-
-@functools.cache  # hashes every byte once a process
-def find_images(place: Place) -> Source:
-    try:
-        place.path.encode()
-        source = {"folder": _find_folder, "npz": _find_npz}[place.kind](place)
-        classes, n = source.classes, len(source.labels)
-        for name in classes:
-            require(name.isprintable(), f"{name!r} would not print; rename it")
-        require(len(classes) > 1, f"only one class, {classes[0]}: it needs others")
-        require(n >= LEAST_IMAGES, f"{n} images; at least {LEAST_IMAGES} are needed to divide")
-        return source
-    except UnicodeEncodeError:
-        raise UsageError(f"--dataset {place}: the path is no UTF-8; rename it") from None
-    except Unreadable as error:
-        raise UsageError(f"{place}: {error}") from error.__cause__
-    except OSError as error:
-        what = f"{error.strerror}: {error.filename}; is the path right?"
-        raise UsageError(f"{place}: {what}") from None
+def some(names: Sequence[str]) -> str:
+    """The first names of many."""
+    return ", ".join([*names[:3], *["..."][: len(names) > 3]])
 
 
 def pin_datasets(grid: Mapping[str, list[Any]], data_dir: str) -> list[str]:
     """The names of a grid's data sets, each once, with the content of your own images in them."""
     settings = {name: grid[name][0] for name in SETTINGS}
-    for name in SETTINGS:
-        one = len(grid[name]) == 1 and (any(map(is_own, grid["dataset"])) or not settings[name])
-        if not one:
+    for name, value in settings.items():
+        if len(grid[name]) > 1 or (value and not any(map(is_own, grid["dataset"]))):
             raise UsageError(f"{flag_of(name)}: one value, and for --dataset folder:PATH alone")
     return list(dict.fromkeys(pin_dataset(n, data_dir, **settings) for n in grid["dataset"]))
 
@@ -103,28 +89,46 @@ def pin_datasets(grid: Mapping[str, list[Any]], data_dir: str) -> list[str]:
 def pin_dataset(name: str, data_dir: str | Path, **settings: Any) -> str:
     """The name with the place and the content of your own images in it; that of a published set as
     it is. `settings` are SETTINGS, unless the name has a content that is known."""
-    if not NAME.fullmatch(name):
+    if not is_own(name):
         return name
-    place, source = _find_place(name, Path(data_dir), settings)
-    return f"{place}@{source.sha256[:12]}"
+    place, (sha256, _, _) = _find(name, Path(data_dir), settings)
+    return f"{place}@{sha256[:12]}"
 
 
-def _find_place(name: str, data_dir: Path, settings: Mapping[str, Any]) -> tuple[Place, Source]:
+def read_own(name: str, data_dir: Path, side: int | None) -> Dataset:
+    """Your own images, squeezed to a square unless `side` is None. They are decoded once: the data
+    folder keeps them."""
+    place, (sha256, dataset, read) = _find(name, data_dir, {})
+    file = data_dir / "own" / f"{sha256[:32]}-{side or 'as-it-is'}-pillow{pillow}.npz"
+    # None yet, or a damaged one: read again.
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
+            images, told = stored["images"], json.loads(str(stored["told"]))
+        if images.dtype == np.uint8 and images.ndim == 4 and len(images) == len(dataset.labels):
+            return replace(dataset, images=images, told=told)
+    try:
+        images, told = read(side)
+    except Unreadable as error:
+        raise UsageError(f"{place}: {error}") from None
+    with suppress(UsageError):  # said of the name's file
+        write_atomically(file, lambda f: np.savez(f, images=images, told=json.dumps(told)))
+    return replace(dataset, images=images, told=told)
+
+
+def _find(name: str, data_dir: Path, settings: Mapping[str, Any]) -> tuple[Place, Source]:
+    """What a name means; its place, and how it is read, are kept for who has the content alone."""
     kind, path, pin = NAME.fullmatch(name).groups()
     given = {key: value for key, value in settings.items() if value is not None}
     if given.get("groups", "").lower().endswith(".csv"):
         given["groups"] = os.path.abspath(os.path.expanduser(given["groups"]))
-    try:
-        place = Place(kind, os.path.abspath(Path(path).expanduser()), **given)
-    except RuntimeError as error:  # of ~nobody
-        raise UsageError(f"{name}: {error}") from None
+    place = Place(kind, os.path.abspath(os.path.expanduser(path)), **given)
     if pin and not (given and os.path.exists(place.path)):
         with suppress(OSError, ValueError, TypeError):  # not kept, or not by us
             kept = data_dir / "own" / f"{pin}.json"
             known = _places.get(pin) or Place(**json.loads(kept.read_text("utf-8")))
             place = known if os.path.exists(known.path) else place
     source = find_images(place)
-    content = source.sha256[:12]
+    content = source[0][:12]
     if pin not in (None, content):
         changed = f"{place}: its images or how they are read have changed: they were @{pin}"
         raise UsageError(f"{changed} and are @{content}; bring them back, or train on these")
@@ -138,51 +142,48 @@ def _find_place(name: str, data_dir: Path, settings: Mapping[str, Any]) -> tuple
     return place, source
 
 
-def read_images(
-    name: str, data_dir: Path, side: int | None
-) -> tuple[Place, Source, np.ndarray, dict[str, list[str]]]:
-    """What a name means, its images, and the files that something is told of; decoded once: the
-    data folder keeps them."""
-    place, source = _find_place(name, data_dir, {})
-    file = data_dir / "own" / f"{source.sha256[:32]}-{side or 'as-it-is'}-pillow{pillow}.npz"
-    # None yet, or a damaged one: read again.
-    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
-            images, told = stored["images"], json.loads(str(stored["told"]))
-        if images.dtype == np.uint8 and images.ndim == 4 and len(images) == len(source.labels):
-            return place, source, images, told
+@functools.cache  # hashes every byte once a process
+def find_images(place: Place) -> Source:
     try:
-        images, told = source.read(side)
+        require(place.path.encode(errors="replace").decode() == place.path, "utf8")
+        sha256, dataset, read = {"folder": _find_folder, "npz": _find_npz}[place.kind](place)
+        classes, n = dataset.classes, len(dataset.labels)
+        for name in classes:
+            require(name.isprintable(), "unprintable", name=name)
+        require(len(classes) > 1, "one_class", name=classes[0])
+        require(n >= LEAST_IMAGES, "few_images", n=n, least=LEAST_IMAGES)
     except Unreadable as error:
-        raise UsageError(f"{place}: {error}") from None
-    with suppress(UsageError):  # said of the name's file
-        write_atomically(file, lambda f: np.savez(f, images=images, told=json.dumps(told)))
-    return place, source, images, told
+        raise UsageError(f"{place}: {error}") from error.__cause__
+    except OSError as error:
+        what = f"{error.strerror}: {error.filename}; is the path right?"
+        raise UsageError(f"{place}: {what}") from None
+    named = replace(dataset, name=name_in_log(f"{place}@{sha256[:12]}"))
+    return sha256, replace(named, background=place.background), read
 
 
 def _find_folder(place: Place) -> Source:
     root = Path(place.path)
-    parts, classes = folders.find_classes(root)
+    parts, classes = find_classes(root)
     below = [part / name for part, name in product(parts.values(), classes)]
-    groups = {path: sorted(folders.iter_files(path), key=os.fsencode) for path in below}
-    empty = [str(f.relative_to(root)) for f, files in groups.items() if not files and f.is_dir()]
-    require(not empty, f"no files in {', '.join(empty)}; fill or remove them")
-    files = list(chain(*groups.values()))
+    listed = {folder: sorted(iter_files(folder), key=os.fsencode) for folder in below}
+    empty = [str(f.relative_to(root)) for f, files in listed.items() if not files and f.is_dir()]
+    require(not empty, "no_files", folders=", ".join(empty))
+    files = list(chain(*listed.values()))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = dict(zip(files, pool.map(_hash_file, files), strict=True))
     raw = [os.fsencode(file.relative_to(root)) for file in files]
     names = tuple(printable(name.decode(errors="replace")) for name in raw)
-    grouped = folders.find_groups(place.groups, names) if place.groups else ()
+    groups = find_groups(place.groups, names) if place.groups else ()
     content = hashlib.sha256(repr((RULES, ImageColor.getrgb(place.background))).encode())
-    of_group = (group.encode() for group in grouped or [""] * len(files))
+    of_group = (group.encode() for group in groups or [""] * len(files))
     for name, digest, group in sorted(zip(raw, digests.values(), of_group, strict=True)):
         content.update(name + b"\0" + digest + group)
-    counts = np.array([len(group) for group in groups.values()]).reshape(len(parts), -1)
+    counts = np.reshape([len(files) for files in listed.values()], (len(parts), -1))
     labels = np.tile(np.arange(len(classes)), len(parts)).repeat(counts.ravel())
-    by_part = dict(zip(parts, counts.sum(1).tolist(), strict=True))
-    sizes = tuple(by_part.get(part, 0) for part in PARTS) if len(parts) > 1 else None
-    read = functools.partial(_read_files, place, digests, names)
-    return Source(content.hexdigest(), classes, labels, sizes, read, names, grouped)
+    sizes = dict(zip(parts, counts.sum(1).tolist(), strict=True))
+    published = sizes.get("test"), sizes.get("val", 0)
+    dataset = Dataset("", None, labels, classes, *published, names, groups)
+    return content.hexdigest(), dataset, functools.partial(_read_files, place, digests, names)
 
 
 def _hash_file(file: Path) -> bytes:
@@ -194,12 +195,12 @@ def _hash_file(file: Path) -> bytes:
 
 def _read_files(
     place: Place, digests: dict[Path, bytes], names: tuple[str, ...], side: int | None
-) -> tuple[np.ndarray, dict[str, list[str]]]:
+) -> Pixels:
     def read(file: Path) -> tuple[np.ndarray | str, set[str]]:
         try:
-            require(file.is_file() or not file.exists(), "no regular file")
+            require(file.is_file() or not file.exists(), "irregular")
             data = file.read_bytes()
-            require(hashlib.sha256(data).digest() == digests[file], "changed while it was read")
+            require(hashlib.sha256(data).digest() == digests[file], "changed")
             image, told = open_image(data, place.background, place.max_pixels)
         except (OSError, Unreadable) as error:
             return getattr(error, "strerror", None) or str(error), set()
@@ -207,69 +208,148 @@ def _read_files(
 
     with decoding(), ThreadPoolExecutor(os.cpu_count()) as pool:
         images, notes = zip(*pool.map(read, digests), strict=True)
-    pairs = zip(names, images, strict=True)
-    bad = [f"{name}: {why}" for name, why in pairs if isinstance(why, str)]
-    more = [f"and {len(bad) - SHOWN_FILES} more"] if len(bad) > SHOWN_FILES else []
-    hint = f"{len(bad)} of {len(digests)} files cannot be used; repair or remove them"
-    require(not bad, f"{hint}: {'; '.join(bad[:SHOWN_FILES] + more)}")
+    bad = [f"{n}: {why}" for n, why in zip(names, images, strict=True) if isinstance(why, str)]
+    shown = bad[:SHOWN_FILES] + [f"and {len(bad) - SHOWN_FILES} more"] * (len(bad) > SHOWN_FILES)
+    require(not bad, "bad_files", bad=len(bad), n=len(digests), files="; ".join(shown))
     sizes = sorted({image.shape[1:] for image in images})
     span = " to ".join(f"{width}x{height}" for height, width in (sizes[0], sizes[-1]))
-    require(len(sizes) == 1, f"images of {len(sizes)} sizes, {span}: give --image-size")
+    require(len(sizes) == 1, "sizes", n=len(sizes), span=span)
     pairs = list(zip(names, notes, strict=True))
     told = {key: [name for name, keys in pairs if key in keys] for key in TOLD}
     return np.stack(np.broadcast_arrays(*images)), told  # one in colour makes all so
 
 
+def find_classes(root: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """The folders that class folders are in, by their part if there is one, in the order of PARTS,
+    and the names of all classes. Raises: Unreadable, which says what to type."""
+    names = _folders_in(root)
+    by_name = {name: SPELLINGS.get(name.lower(), name.lower()) for name in names}
+    divided = [name for name in names if by_name[name] in PARTS]
+    if not divided or divided != names:
+        _check_no_other_level(root, names, divided)
+        return {"": root}, tuple(names)
+    parts = {part: root / name for part in PARTS for name in names if by_name[name] == part}
+    rename = ""
+    if parts.keys() == {"train", "val"}:
+        rename = f": rename {parts['val'].name}/ to test/, if it is what you would test on"
+    whole = len(parts) == len(names) and {"train", "test"} <= parts.keys()
+    require(whole, "division", names=" and ".join(f"{name}/" for name in names), rename=rename)
+    classes = {part: _folders_in(folder) for part, folder in parts.items()}
+    for part, folder in parts.items():
+        way_out = f"use folder:{parts['train']}, and common.predict for {folder.name}/"
+        way_out = "sort them into one folder a class" if part == "train" else way_out
+        require(classes[part], "unsorted", folder=folder.name, way_out=way_out)
+        more = ", ".join(sorted(set(classes[part]) - set(classes["train"])))
+        require(not more, "untrained", folder=parts["train"].name, classes=more)
+    return parts, tuple(classes["train"])
+
+
+def _check_no_other_level(root: Path, names: list[str], divided: list[str]) -> None:
+    """Whether folders are classes, and not what class folders are in."""
+    require(names, "no_folders")
+    below = {name: _list(root / name) for name in names}  # folders, files
+    others = some([f"{name}/" for name in names if name not in divided])
+    copies = any(below[name][0] for name in divided)
+    require(not copies, "second_copy", parts=some(divided), others=others)
+    first, inner = below[names[0]][0], root / names[0]
+    require(len(names) > 1 or not first, "outer_folder", name=names[0], inner=inner)
+    same = len(first) > 1 and all(lists == (first, []) for lists in below.values())
+    require(not same, "versions", names=some(names), first=some(first), inner=inner)
+
+
+def _list(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of its folders and of its files, in order, without hidden ones."""
+    entries = [e for e in os.scandir(folder) if e.name[0] != "." and e.name not in LITTER]
+    return tuple(sorted(e.name for e in entries if e.is_dir() == kind) for kind in (True, False))
+
+
+def _folders_in(folder: Path) -> list[str]:
+    """The names of its folders. Raises: Unreadable where images lie beside them."""
+    folders, files = _list(folder)
+    known = Image.registered_extensions()
+    images = [name for name in files if os.path.splitext(name)[1].lower() in known]
+    where = {"folder": folder.name, "images": some(images), "n": len(images)}
+    require(not (images and folders), "beside", **where)
+    return folders
+
+
+def iter_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files in a folder and in those below it, but for hidden ones."""
+    here = folder.resolve()
+    require(here not in above, "circle", folder=folder)
+    folders, files = _list(folder) if folder.is_dir() else ((), ())
+    yield from (folder / name for name in files)
+    for name in folders:
+        yield from iter_files(folder / name, (*above, here))
+
+
+def find_groups(rule: str, files: Sequence[str]) -> tuple[str, ...]:
+    """The group of each file, by a CSV file with the columns file and group, or by what a pattern
+    captures in its name. Raises: Unreadable."""
+    if rule.lower().endswith(".csv"):
+        with open(rule, encoding="utf-8-sig", errors="replace") as lines:
+            rows = list(csv.DictReader(lines))
+        columns = [str(name) for name in rows[0]] if rows else []
+        whole = {"file", "group"} <= set(columns)
+        require(whole, "group_columns", rule=rule, columns=", ".join(columns))
+        groups = {row["file"]: row["group"] for row in rows}
+        twice = [row["file"] for row in rows if groups[row["file"]] != row["group"]]
+        require(not twice, "two_groups", rule=rule, files=some(twice))
+    else:
+        try:
+            pattern = re.compile(rule)
+        except re.error as error:
+            require(False, "no_pattern", rule=rule, error=error)
+        require(pattern.groups == 1, "brackets", rule=rule)
+        groups = {name: match[1] for name in files if (match := pattern.search(name))}
+    lacking = [name for name in files if not groups.get(name)]
+    counts = {"n": len(lacking), "all": len(files)}
+    require(not lacking, "no_group", rule=rule, files=some(lacking), **counts)
+    return tuple(groups[name] for name in files)
+
+
 def _find_npz(place: Place) -> Source:
-    require(not place.groups, "--groups is for folders: the images of an .npz file have no names")
+    require(not place.groups, "npz_groups")
     content = Path(place.path).read_bytes()
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             arrays = dict(stored)
     except Exception as error:  # damage is met with whatever numpy stumbles over
-        raise Unreadable("no .npz file of plain arrays; numpy.savez writes one") from error
+        raise Unreadable(WORDS["refused"]["no_npz"]) from error
     parts = [part for part in PARTS if f"{part}_images" in arrays]
-    divided = not parts or {"train", "test"} <= set(parts)
-    require(divided, f"it has {', '.join(parts)}_images; train_ and test_ are needed")
+    require(not parts or {"train", "test"} <= set(parts), "npz_division", parts=", ".join(parts))
     pairs = [(f"{part}_images", f"{part}_labels") for part in parts] or [("X", "y")]
-    missing = ", ".join(name for name in chain(*pairs) if name not in arrays)
-    needed = "it needs train_images, train_labels, test_images and test_labels, or X and y"
-    require(not missing, f"it lacks {missing}; {needed}, and has {', '.join(arrays) or 'nothing'}")
+    missing, has = ", ".join(n for n in chain(*pairs) if n not in arrays), ", ".join(arrays)
+    require(not missing, "npz_lacks", names=missing, has=has or "nothing")
     images, labels = zip(*(_check_part(arrays, *pair) for pair in pairs), strict=True)
-    same = len({array.shape[1:] for array in images}) == 1
-    require(same, "its parts have images of different shapes")
+    require(len({array.shape[1:] for array in images}) == 1, "shapes")
     classes, codes = np.unique(np.concatenate(labels), return_inverse=True)
-    sizes = tuple(len(arrays.get(f"{part}_images", ())) for part in PARTS) if parts else None
+    sizes = {part: len(array) for part, array in zip(parts, images, strict=False)}
+    published = sizes.get("test"), sizes.get("val", 0)
     digest = hashlib.sha256(repr(RULES).encode() + content).hexdigest()
-    pool, codes = np.concatenate(images), codes.astype(np.int64)
-
-    def read(side: int | None) -> tuple[np.ndarray, dict[str, list[str]]]:
-        return resize_pixels(pool, side), {}
-
-    return Source(digest, tuple(map(str, classes)), codes, sizes, read)
+    dataset = Dataset("", None, codes.astype(np.int64), tuple(map(str, classes)), *published)
+    pool = np.concatenate(images)
+    return digest, dataset, lambda side: (resize_pixels(pool, side), {})
 
 
 def _check_part(arrays: dict[str, np.ndarray], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
     """Shapes: (N, H, W), (N, H, W, C) or (N, C, H, W); (N,), (N, 1), or (N, K) one-hot ->
     (N, C, H, W), (N,)."""
     images, labels = arrays[x], arrays[y]
-    hint = "from 0 to 255 (pixels in [0, 1]: (255 * X).round().astype('uint8'), without NaN)"
-    require(images.dtype == np.uint8, f"{x} is {images.dtype}; save it as uint8, {hint}")
+    require(images.dtype == np.uint8, "no_uint8", x=x, dtype=images.dtype)
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[-1] in (1, 3):
         images = images.transpose(0, 3, 1, 2)
     fits = images.ndim == 4 and images.size and images.shape[1] in (1, 3)
-    require(fits, f"{x} has shape {images.shape}, not (N, H, W) or (N, H, W, 3)")
+    require(fits, "no_images", x=x, shape=images.shape)
     n, kind = len(images), labels.dtype.kind
     if labels.ndim == 2 and labels.shape[1] > 1:
         one_hot = kind in "biuf" and np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all()
-        several = "not one-hot: one class an image is needed, several cannot be learned here"
-        require(one_hot, f"{y} has {labels.shape[1]} columns, {several}")
+        require(one_hot, "several_labels", y=y, n=labels.shape[1])
         labels = labels.argmax(1)
-    require(labels.shape in ((n,), (n, 1)), f"{y} has shape {labels.shape} for {n} images")
-    known = labels.dtype.kind in "biuU"
-    require(known, f"{y} is {labels.dtype}; whole numbers or text are needed")
+    require(labels.shape in ((n,), (n, 1)), "labels_shape", y=y, shape=labels.shape, n=n)
+    require(labels.dtype.kind in "biuU", "labels_type", y=y, dtype=labels.dtype)
     labels = labels.astype(np.int64) if labels.dtype.kind in "iu" else labels
     return images, labels.reshape(n)  # of one type in all parts: of two, numpy makes floats
 

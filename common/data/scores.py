@@ -1,8 +1,8 @@
 """How good answers are where classes are unequal: balanced accuracy is the mean recall of the
 classes, macro F1 the mean of their F1 scores; and how sure that is.
 
-All of it is of a count of answers, (C, C), true class by predicted one. Classes without images have
-no recall, those never predicted either no F1 score, as scikit-learn has it."""
+All is of counts of answers, (C, C), true class by predicted one. As scikit-learn has it, classes
+without images have no recall, those never predicted either no F1 score."""
 
 from collections.abc import Iterable, Mapping
 from statistics import NormalDist
@@ -15,8 +15,9 @@ from common.base.config import METRICS
 UNEQUAL = 1.5  # images of the largest class for one of the smallest
 Z = NormalDist().inv_cdf(0.975)
 PSEUDO_IMAGES = 4
-TO_BEAT = "\nto beat, always answering the largest class: accuracy {acc:.1%}, "
-TO_BEAT += "balanced accuracy {balanced:.1%}, macro F1 {f1:.1%}"
+TO_BEAT = """
+to beat, always answering the largest class: accuracy {acc:.1%}, balanced accuracy {balanced:.1%}, \
+macro F1 {f1:.1%}"""
 
 
 def count_answers(labels: Any, answers: Any, classes: int) -> np.ndarray:
@@ -49,10 +50,8 @@ def intervals(counts: np.ndarray) -> dict[str, list[float]]:
     """95 % intervals of both scores, over the test images of each class: of the normal distribution
     after four images were added, shared out among the classes, half of them answered rightly.
 
-    In simulations it holds the truth in 92 to 100 % of cases, a bootstrap within classes in as few
-    as 54 %, the classes' Wilson intervals joined (MOVER) in 87 %: benchmarks/coverage.py.
     Source: Price and Bonett, Computational Statistics & Data Analysis 45 (2004), 449-456, of
-    balanced accuracy; of F1 the same answers and the delta method.
+    balanced accuracy; of F1 the delta method. benchmarks/coverage.py simulates how often it holds.
     """
     scores, known = rate(counts), counts.sum(0) + counts.sum(1) > 0
     counts = counts[known][:, known]

@@ -2,15 +2,18 @@
 
 An exported graph takes float32 pixels in [0, 1], already resized, and returns logits; what a user
 needs to know is in the file: ONNX metadata_props, TorchScript's extra file metadata.json. Before a
-file gets its name, the engine that it is for answers the whole test split with it.
+file gets its name, the engine that it is for answers the whole test split with it. Beside each is a
+model card, whose words are in card.md.j2.
 """
 
 import hashlib
 import json
+import re
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -21,14 +24,16 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from common import cost
 from common.base.cli import UsageError, first_line, print_more
 from common.base.config import TrainConfig, TrainOptions, is_own
 from common.base.log import Log, Row, locate, write_together
 from common.base.machine import git_state
 from common.data.batches import Batches
-from common.data.datasets import Dataset, load_dataset, split_dataset
+from common.data.datasets import load_dataset, render, split_dataset
+from common.data.images import Dataset
+from common.data.scores import baseline
 from common.deploy import runtimes
-from common.deploy.card import write_card
 from common.train.device import compile_obstacle
 from common.train.grid import train_id
 from common.train.loop import EVAL_BATCH_SIZE, evaluate, score
@@ -42,10 +47,6 @@ CALIBRATION_BATCH = 16  # images whose least and greatest values are averaged wi
 
 Images = Iterable[Tensor]  # batches of pixels
 Facts = dict[str, Any]  # a file's metadata; image_size and channels give the input's shape
-
-
-class ExportMismatch(RuntimeError):
-    """An exported file does not predict as the network does."""
 
 
 def build_pixel_loader(dataset: Dataset, image_size: int) -> Callable[[Tensor], Tensor]:
@@ -72,7 +73,7 @@ def measure_parity(
     answers, before = logits.argmax(1), reference.argmax(1)
     flipped, right, right_before = answers != before, answers == labels, before == labels
     lost, won = int((right_before & ~right).sum()), int((right & ~right_before).sum())
-    distance = (logits.double() - reference.double()).abs().max().item()
+    distance, fault = (logits.double() - reference.double()).abs().max().item(), None
     parity = {
         "images": len(labels),
         "flips": int(flipped.sum()),
@@ -81,7 +82,6 @@ def measure_parity(
         "acc_delta": score(logits, labels)[1] - score(reference, labels)[1],
         "mcnemar_p": float(binomtest(won, won + lost).pvalue) if won + lost else 1.0,
     }
-    fault = None
     if precision == "fp32":
         best, second = reference.topk(2).values.unbind(1)
         wrong = int((flipped & ~(best - second <= NEAR_TIE)).sum())
@@ -94,23 +94,6 @@ def measure_parity(
         drop = (lost - won) / len(labels)
         fault = f"accuracy falls by {drop:.2%} (tolerance {MAX_ACC_DROP:.1%})"
     return parity, fault
-
-
-def export_all(configs: list[TrainConfig], log: Log, options: TrainOptions) -> int:
-    """Export every finished configuration in each format asked for. Returns: failures."""
-    rows, failures = log.finished("train"), 0
-    exported = {
-        (row["metrics"]["train_run_id"], row["config"]["format"]): row["metrics"]["file"]
-        for row in log.finished("export").values()
-    }
-    names = [name for name in dict.fromkeys(map(train_id, configs)) if name in rows]
-    for name, format in product(names, options.export):
-        file = exported.get((name, format))
-        if options.force or not (file and (log.folder / file).exists()):
-            row = export_run(log, rows[name], format, options.data_dir)
-            failures += row["status"] != "ok"
-            print(f"export {format}: {row['metrics'].get('file') or row['error']}")
-    return failures
 
 
 def _write_torchscript(network: nn.Module, file: Path, facts: Facts, images: Images) -> None:
@@ -252,30 +235,45 @@ def check_format(format: str) -> None:
         raise UsageError(f"aotinductor: {obstacle}")
 
 
+def export_all(configs: list[TrainConfig], log: Log, options: TrainOptions) -> int:
+    """Export every finished configuration in each format asked for. Returns: failures."""
+    rows, failures = log.finished("train"), 0
+    exported = [row["metrics"] for row in log.finished("export").values()]
+    files = {(m["train_run_id"], m["format"]): log.folder / m["file"] for m in exported}
+    names = [name for name in dict.fromkeys(map(train_id, configs)) if name in rows]
+    for name, format in product(names, options.export):
+        file = files.get((name, format))
+        if options.force or not (file and file.exists()):
+            row = export_run(log, rows[name], format, options.data_dir)
+            failures += row["status"] != "ok"
+    return failures
+
+
 def export_run(log: Log, row: Row, format: str, data_dir: str) -> Row:
     """Export the network of a train row. Returns: the `export` row, a failed one, and the file that
     was there stays, unless the new one could be made and predicts as the network does."""
     check_format(format)
     config, file = row["config"] | {"format": format}, row["run_id"] + FORMATS[format].suffix
     metrics = {"format": format, "train_run_id": row["run_id"], "file": None, "parity": None}
-    trained = runtimes.load_deployable(locate(log.folder, row["metrics"]["checkpoint"]))
+    network, checkpoint = runtimes.load_deployable(locate(log.folder, row["metrics"]["checkpoint"]))
+    path, failed = log.folder / "exports" / file, {}
     dataset = load_dataset(config["dataset"], data_dir, config["image_size"])
     try:
-        content, metrics["parity"], fault = write_draft(*trained, dataset, row, format)
+        content, metrics["parity"], fault = write_draft(network, checkpoint, dataset, row, format)
         if fault:
-            raise ExportMismatch(f"{file} refused: {fault}")
+            raise RuntimeError(f"{file} refused: {fault}")
         digest = hashlib.sha256(content).hexdigest()
         metrics |= {"file": f"exports/{file}", "size_bytes": len(content), "sha256": digest}
-        seeds = [row, *log.finished("train").values()]
-        card = write_card(seeds, metrics, trained[1], trained[0].model).encode()
-        path = log.folder / "exports" / file
+        rows = [row, *log.finished("train").values()]
+        card = write_card(rows, metrics, checkpoint, network.model).encode()
         write_together({path: content, path.with_name(f"{file}.md"): card})
     except UsageError:
         raise
     except Exception as error:  # exporters fail in many ways; none of them ends a grid
         print_more(error)
-        return log.append("export", config, metrics, status="failed", error=first_line(error))
-    return log.append("export", config, metrics)
+        failed = {"status": "failed", "error": first_line(error)}
+    print(f"{row['run_id']} {format}: {failed.get('error', path)}")
+    return log.append("export", config, metrics, **failed)
 
 
 def write_draft(
@@ -312,3 +310,24 @@ def write_draft(
         logits = predict(engine, load_pixels, split.test)
         precision = runtimes.ENGINES[how.engine].precision
         return draft.read_bytes(), *measure_parity(logits, reference, labels, precision)
+
+
+def write_card(rows: Sequence[Row], metrics: Row, checkpoint: Row, network: nn.Module) -> str:
+    """What is known of a file, in Markdown, by the metrics of its export; the first of the rows is
+    its training, of the others those of the same settings but seed and device are told too."""
+    row, parity, size = rows[0], metrics["parity"], rows[0]["config"]["image_size"]
+    facts: Row = {"row": row, "export": metrics, "checkpoint": checkpoint, "macs": None}
+    with suppress(Exception):  # a layer that cannot run on the meta device
+        facts["macs"] = cost.count_costs(network, (1, 3, size, size), "torch").macs
+    facts["interval"] = binomtest(parity["right"], parity["images"]).proportion_ci(method="wilson")
+    facts["baseline"] = baseline(row["metrics"])
+    recipes = [r["config"] | {"seed": None, "device": None} for r in rows]
+    others = [r for r, recipe in zip(rows, recipes, strict=True) if recipe == recipes[0]]
+    others = [r for r in others if r["run_id"] != row["run_id"]]
+    facts["seeds"] = {r["config"].get("seed"): r["metrics"]["test_acc"] for r in others}
+    return render(
+        Path(__file__).with_name("card.md.j2"),
+        facts,
+        md=lambda text: re.sub(r"[\\`*_\[\]<>|#]", r"\\\g<0>", str(text)),
+        percent=lambda share: f"{100 * share:.1f} %",
+    )
