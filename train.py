@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     from common.data.own import pin_datasets
     from common.deploy.export import check_format, export_all
     from common.train import workers
-    from common.train.run import check_configs
+    from common.train.check import check_configs
 
     world = workers.set_up(values, options)
     if world.rank:  # the first process decides, and alone writes
@@ -88,7 +88,7 @@ def train_grid(configs: list[TrainConfig], log: Log, options: TrainOptions, worl
     """Train what the log lacks, or print the commands or the plan. Returns: how many failed."""
     from common.judge.rows import print_leader
     from common.train import workers
-    from common.train.run import estimate_ms
+    from common.train.check import estimate_ms
 
     force = options.force and not options.best  # what --best finds is exported again, not trained
     shared, missing = ({}, configs) if force else grids.look_up(configs, log.finished("train"))

@@ -30,9 +30,9 @@ from common.base.config import TRAIN_PRESETS, TrainConfig
 from common.speed import peaks, timing
 from common.speed.process import Process
 from common.train import grid, loop
+from common.train.device import threads
 from common.train.notebook import notebook_steps
 from common.train.run import Run
-from common.train.threads import threads
 
 WARMUP_STEPS = 5
 SETTLE_S = 2.0  # before each block beside others: a side that slept has looked at nobody's load

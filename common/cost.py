@@ -6,11 +6,10 @@ a multiply-accumulate (MAC) is. FLOPs are 2 a MAC in each.
 - conv_linear: convolutions and linear layers only, as torchvision's published figures.
 - torch: half of what torch.utils.flop_counter sees while the network runs.
 
-A training step is a forward and a backward pass; the loss and the optimiser count 0. In thop and
-conv_linear a layer's backward pass is its forward pass once for the gradient of its input, unless
-the input needs none, as in the first layer, and once for that of its weights, if any are trained.
-Convention torch counts the operators of the backward pass: equal to conv_linear, except that it
-counts the weight gradient of a grouped convolution as though it were not grouped."""
+In thop and conv_linear a layer's backward pass is its forward pass once for the gradient of its
+input, unless that needs none, as in the first layer, and once for that of its weights, if they are
+trained; the loss and the optimiser count 0. Convention torch counts the backward pass's operators,
+the weight gradient of a grouped convolution as though it were not grouped."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -73,12 +72,9 @@ class Costs:
 
 
 def count_costs(model: nn.Module, input_shape: Sequence[int], convention: str) -> Costs:
-    """Count the costs of one forward pass and one training step: a copy of the model runs on the
-    meta device in evaluation mode.
-
-    Shapes: input_shape (B, C, H, W), or what else the model takes; every count is for all of B.
-    Raises: ValueError on an unknown convention, and in thop and conv_linear when the network
-        multiplies matrices outside its convolutions and linear layers, which they cannot see."""
+    """Costs of one forward pass and one training step on an input (B, C, H, W), all of B: a copy of
+    the model runs on the meta device in evaluation mode. Raises: ValueError where thop and
+    conv_linear cannot see matrices that are multiplied outside of the layers that they count."""
     if convention not in CONVENTIONS:
         raise ValueError(f"unknown convention {convention!r}; choose from {', '.join(CONVENTIONS)}")
     shape, params = tuple(input_shape), sum(p.numel() for p in model.parameters())
@@ -101,10 +97,9 @@ def count_costs(model: nn.Module, input_shape: Sequence[int], convention: str) -
             raise ValueError(why)
         macs = sum(layer.macs for layer in layers)
         step_macs = sum(layer.train_step_macs for layer in layers)
-    totals = {"activations": sum(layer.activations for layer in layers)}
-    totals |= {"params": params, "weight_bytes": 4 * params, "macs": macs, "flops": 2 * macs}
-    totals |= {"train_step_macs": step_macs, "train_step_flops": 2 * step_macs}
-    return Costs(convention, shape, layers, **totals)
+    activations = sum(layer.activations for layer in layers)
+    totals = params, 4 * params, activations, macs, 2 * macs, step_macs, 2 * step_macs
+    return Costs(convention, shape, layers, *totals)
 
 
 def _add_call(

@@ -1,9 +1,9 @@
 """The networks, by name. torchvision's need no more; one of our own has its name in MODELS of
 common/base/config.py, which --help shows, and what builds it here."""
 
-import functools
 import hashlib
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,15 +77,9 @@ def build_on_meta(name: str, classes: int, image_size: int) -> nn.Module:
         return build_model(name, classes, image_size=image_size).to("meta")
 
 
-def find_head(name: str, classes: int, image_size: int) -> list[str]:
-    """The weights, by name, whose shapes depend on the number of classes."""
-    one, other = (build_on_meta(name, n, image_size).state_dict() for n in (classes, classes + 1))
-    return [key for key in one if one[key].shape != other[key].shape]
-
-
 class Published(NamedTuple):
-    """A network's published weights: how images were prepared for them, what loads them, and what
-    to do where there is no network."""
+    """Published weights: how images were prepared for them, what loads them, and what to do where
+    there is no network."""
 
     name: str
     image_size: int
@@ -104,7 +98,7 @@ def find_published(name: str) -> Published:
         known = timm.get_pretrained_cfg(short := name.removeprefix("timm:"))
         if known.has_weights:
             images = known.input_size[-1], known.mean, known.std, known.interpolation
-            load = functools.partial(timm.create_model, short, pretrained=True)
+            load = partial(timm.create_model, short, pretrained=True)
             by_hand = f"elsewhere run hf download {known.hf_hub_id} and copy the folder HF_HOME"
             return Published(f"timm's {known.architecture}.{known.tag}", *images, load, by_hand)
     elif not MODELS.get(name):
@@ -113,7 +107,7 @@ def find_published(name: str) -> Published:
         # torchvision's own networks of these two normalise once more inside.
         halves = ([0.5] * 3, [0.5] * 3) if name in ("googlenet", "inception_v3") else None
         images = how.crop_size[0], *(halves or (how.mean, how.std)), how.interpolation.value
-        load = functools.partial(torchvision.models.get_model, name, weights=known)
+        load = partial(torchvision.models.get_model, name, weights=known)
         return Published(str(known), *images, load, f"place {known.url} in {folder}")
     why = f"{name} has no published weights; take a network that has, such as resnet18"
     raise UsageError(f"--weights {PUBLISHED}: {why}")
@@ -130,7 +124,7 @@ def load_published(name: str) -> dict[str, Tensor]:
         raise UsageError(f"--weights {PUBLISHED}: {why}") from error
 
 
-@functools.cache
+@cache
 def hash_published(name: str) -> str:
     """SHA-256 of the names and values of published weights."""
     digest = hashlib.sha256()

@@ -26,9 +26,9 @@ from common.judge.race import MOST_SEEDS, Candidate, makespan, rungs_of
 from common.judge.rows import describe_all, division, grouped, split_name
 from common.train import grid as grids
 from common.train import workers
+from common.train.check import estimate_ms
 from common.train.distributed import ALONE
 from common.train.grid import answers_file, state_file, train_id
-from common.train.run import estimate_ms
 
 USED = 0.95  # of the budget: the rest is for what was not foreseen
 LAST = 10**9  # an epoch that stands for a configuration's last

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
-from torch.nn import functional
+from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.convnext import LayerNorm2d
 
@@ -16,6 +16,7 @@ ignore_thops_warnings = pytest.mark.filterwarnings(
     "ignore:distutils Version classes are deprecated:DeprecationWarning",
     "ignore:This API is being deprecated:UserWarning:thop",
 )
+MOBILE = ("mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "efficientnet_b0")
 TINY, SMALL, LARGE = (1, 3, 8, 8), (1, 3, 64, 64), (1, 3, 224, 224)
 
 
@@ -32,36 +33,32 @@ def tiny_net():
     )
 
 
-# By hand, of tiny_net on 1x3x8x8: MACs of one forward pass by layer, parameters, activations.
+# By hand, of tiny_net on 1x3x8x8: parameters, activations, and MACs of one forward pass.
 CONV, NORM, GROUPED = 8 * 4 * 4 * 3 * 3 * 3, 8 * 4 * 4 * 4, 4 * 4 * 4 * 2
 AVERAGE, ADAPTIVE, LINEAR = 4 * 2 * 2, (2 * 2 + 1) * 4, 4 * 5
-PARAMS = {"0": 8 * 27 + 8, "1": 8 + 8, "3": 4 * 2, "4": 0, "5": 0, "7": 4 * 5 + 5}
-ACTIVATIONS = {"0": 128, "1": 0, "3": 64, "4": 0, "5": 0, "7": 5}
+LAYERS = {"0": (8 * 27 + 8, 128, CONV), "1": (8 + 8, 0, 0), "3": (4 * 2, 64, GROUPED)}
+LAYERS |= {"4": (0, 0, 0), "5": (0, 0, 0), "7": (4 * 5 + 5, 5, LINEAR)}
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_tiny_net_by_hand(convention):
-    costs = count_costs(tiny_net(), TINY, convention)
-    by_hand = {"0": CONV, "1": 0, "3": GROUPED, "4": 0, "5": 0, "7": LINEAR}
+    costs, by_hand = count_costs(tiny_net(), TINY, convention), LAYERS
     # The first layer's input needs no gradient.
     step = 2 * CONV + 3 * (GROUPED + LINEAR)
     if convention == "thop":
-        by_hand |= {"1": NORM, "4": AVERAGE, "5": ADAPTIVE}
+        by_hand = LAYERS | {"1": (16, 0, NORM), "4": (0, 0, AVERAGE), "5": (0, 0, ADAPTIVE)}
         step += 3 * NORM + 2 * (AVERAGE + ADAPTIVE)  # pools have no weights
     if convention == "torch":  # its weight gradient of the 4 groups is that of one group of all
         step += 3 * GROUPED
-    assert {layer.name: layer.macs for layer in costs.layers} == by_hand
-    assert {layer.name: layer.params for layer in costs.layers} == PARAMS
-    assert {layer.name: layer.activations for layer in costs.layers} == ACTIVATIONS
-    macs, params, activations = (sum(v.values()) for v in (by_hand, PARAMS, ACTIVATIONS))
+    assert {la.name: (la.params, la.activations, la.macs) for la in costs.layers} == by_hand
+    params, activations, macs = map(sum, zip(*by_hand.values(), strict=True))
     totals = params, 4 * params, activations, macs, 2 * macs, step, 2 * step
     assert costs == Costs(convention, TINY, costs.layers, *totals)
     with torch.no_grad():
         assert count_costs(tiny_net(), TINY, convention) == costs
     five = count_costs(tiny_net(), (5, *TINY[1:]), convention)
-    assert five.params == costs.params
-    for name in ("macs", "train_step_macs", "activations"):
-        assert getattr(five, name) == 5 * getattr(costs, name)
+    expected = params, 5 * activations, 5 * macs, 5 * step
+    assert (five.params, five.activations, five.macs, five.train_step_macs) == expected
 
 
 @pytest.mark.parametrize(
@@ -89,20 +86,13 @@ def test_thop_rule_of_each_layer(layer, shape, macs):
     assert counted == macs
 
 
-@pytest.mark.parametrize(
-    ("names", "shape"),
-    [
-        ("resnet18 resnet50", LARGE),
-        ("mobilenet_v3_small squeezenet1_1 shufflenet_v2_x0_5 efficientnet_b0 densenet121", SMALL),
-    ],
-)
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121", *MOBILE])
 @ignore_thops_warnings
-def test_equal_to_the_package_thop(names, shape):
+def test_equal_to_the_package_thop(name):
     thop = pytest.importorskip("thop")
-    for name in names.split():
-        expected, _ = thop.profile(build(name, device="cpu"), (torch.zeros(shape),), verbose=False)
-        costs = count_costs(build(name), shape, "thop")
-        assert costs.macs == sum(layer.macs for layer in costs.layers) == expected
+    expected, _ = thop.profile(build(name, device="cpu"), (torch.zeros(SMALL),), verbose=False)
+    costs = count_costs(build(name), SMALL, "thop")
+    assert costs.macs == sum(layer.macs for layer in costs.layers) == expected
 
 
 # Activations in millions: timm's benchmark tables, at 224x224 with 1000 classes.
@@ -124,39 +114,36 @@ def test_meta_device_counts_what_a_real_training_step_does():
     with FlopCounterMode(display=False) as counter:
         logits = model(torch.zeros(2, 3, 32, 32))
         forward = counter.get_total_flops()
-        functional.cross_entropy(logits, torch.tensor([0, 1])).backward()
+        cross_entropy(logits, torch.tensor([0, 1])).backward()
     for convention in ("torch", "conv_linear"):
         costs = count_costs(model, (2, 3, 32, 32), convention)
         assert (costs.flops, costs.train_step_flops) == (forward, counter.get_total_flops())
 
 
 def test_grouped_convolutions_are_counted_by_group():
-    costs = count_costs(build("mobilenet_v3_small"), SMALL, "conv_linear")
-    counted = count_costs(build("mobilenet_v3_small"), SMALL, "torch")
+    costs, counted = (
+        count_costs(build("mobilenet_v3_small"), SMALL, name) for name in ("conv_linear", "torch")
+    )
     assert costs.layers == counted.layers
     depthwise = next(layer for layer in costs.layers if layer.name == "features.1.block.0.0")
     assert depthwise.macs == 16 * 16 * 16 * 3 * 3  # 16 channels at 16x16, each its own group
     # All but the first layer take three passes; torch's counter takes groups for one.
-    assert costs.train_step_macs == 3 * costs.macs - costs.layers[0].macs
-    assert counted.train_step_macs > costs.train_step_macs
+    expected = 3 * costs.macs - costs.layers[0].macs
+    assert counted.train_step_macs > costs.train_step_macs == expected
 
 
-def test_frozen_weights_need_no_gradient():
-    model = build("resnet18").requires_grad_(False)
-    frozen = [count_costs(model, SMALL, convention) for convention in CONVENTIONS]
-    assert [c.train_step_macs for c in frozen] == [c.macs for c in frozen]
-    model.fc.weight.requires_grad = True
-    for convention in ("conv_linear", "torch"):
-        costs = count_costs(model, SMALL, convention)
-        assert costs.train_step_macs == costs.macs + 512 * 10
-
-
-def test_a_layer_called_twice_counts_twice_but_is_stored_once():
-    layer = nn.Linear(6, 6)
+def test_frozen_weights_need_no_gradient_and_a_layer_called_twice_counts_twice():
+    frozen, twice = build("resnet18").requires_grad_(False), nn.Linear(6, 6)
     for convention in CONVENTIONS:
-        costs = count_costs(nn.Sequential(layer, nn.ReLU(), layer), (1, 6), convention)
-        assert [(entry.macs, entry.params) for entry in costs.layers] == [(72, 42)]
+        costs = count_costs(frozen, SMALL, convention)
+        assert costs.train_step_macs == costs.macs
+        costs = count_costs(nn.Sequential(twice, nn.ReLU(), twice), (1, 6), convention)
+        assert [(layer.macs, layer.params) for layer in costs.layers] == [(72, 42)]
         assert (costs.macs, costs.activations, costs.params) == (72, 12, 42)
+    frozen.fc.weight.requires_grad = True
+    for convention in ("conv_linear", "torch"):
+        costs = count_costs(frozen, SMALL, convention)
+        assert costs.train_step_macs == costs.macs + 512 * 10
 
 
 class Gram(nn.Module):
@@ -178,9 +165,8 @@ def test_the_model_is_left_as_it_was_and_a_convention_must_be_known():
     model = tiny_net()
     before = copy.deepcopy(model.state_dict())
     count_costs(model, TINY, "thop")
-    assert all(module.training for module in model.modules())
+    assert all(m.training and not m._forward_hooks for m in model.modules())
     assert all(p.grad is None and p.device.type == "cpu" for p in model.parameters())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match="unknown convention 'fvcore'; choose from thop"):
         count_costs(model, TINY, "fvcore")

@@ -13,7 +13,6 @@ from processes import ROOT, finish, outcome, start, wait_for
 
 from common.base.config import TrainConfig
 from common.base.log import Log
-from common.train import loop
 from common.train.device import compile_obstacle
 from common.train.run import Run
 
@@ -65,7 +64,7 @@ def test_a_step_waits_for_nothing(opt, settings):
     try:
         for step, index in enumerate(order[:8]):
             torch.cuda.set_sync_debug_mode("error" if step >= 4 else "default")
-            loop.take_step(run.setup, *run.batches.load(index))
+            run.setup.step(run.setup, *run.batches.load(index))
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -19,7 +19,7 @@ from common.data.batches import Batches
 from common.models import MODELS
 from common.speed import samples, training
 from common.train import device, loop
-from common.train.notebook import notebook_loader, notebook_steps
+from common.train.notebook import PilImages, notebook_steps
 from common.train.run import Run
 
 EAGER = ["--dataset", "digits", "--model", "tiny", "--image-size", "16", "--threads", "1"]
@@ -316,9 +316,9 @@ def test_the_notebook_loop_is_a_variant_like_the_others(bench, rows):
 def test_the_notebook_loop_sees_the_images_and_learns_as_ours_does(monkeypatch):
     config = TrainConfig(**DIGITS, model="tiny", lr=0.05, amp=False)
     run = Run(config, "data")
-    inputs, labels = next(iter(notebook_loader(run)))
+    items = [PilImages(run)[i] for i in range(16)]
     ours, all_labels = run.batches.load(run.split.train)
-    for image, label in zip(inputs, labels, strict=True):
+    for image, label in items:
         # PIL rounds what it has resized to whole grey levels.
         distance = (ours - image).abs().amax((1, 2, 3))
         assert distance.min() < 1.01 / (255 * run.statistics[1].item())
@@ -379,7 +379,7 @@ def test_the_price_of_compiling_is_that_of_a_first_time(monkeypatch, tmp_path):
         model.register_forward_pre_hook(lambda *args: seen.append(Path(os.environ[folder])))
         return model
 
-    monkeypatch.setattr(loop, "prepare_forward", compile_nothing)
+    monkeypatch.setattr(loop, "Compiled", compile_nothing)
     variant_of(compile=True, warmup=2).warm_up()
     first, later = seen
     assert later == kept != first

@@ -1,5 +1,6 @@
 """Networks by name: torchvision's and timm's train, are counted, and are refused in one line."""
 
+import copy
 import importlib.util
 import sys
 import types
@@ -12,34 +13,43 @@ import train
 from common.base.cli import UsageError
 from common.base.config import TrainConfig
 from common.cost import count_costs
-from common.models import build_model, build_on_meta
+from common.models import MODELS, build_model, build_on_meta
 from common.train import loop, optim
-from common.train.run import check_network
+from common.train.check import check_network
+from common.train.conv import use_matmul
 
 # Depthwise convolutions, channel shuffles, two outputs in training, LayerNorm, attention.
+CLASSIFYING = torchvision.models.list_models(module=torchvision.models)
 SMALL = ("mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "googlenet", "swin_t")
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_a_network_of_torchvision_is_torchvisions(name):
-    ours = build_model(name, 7, seed=3, image_size=32)
-    extra = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
+@pytest.mark.parametrize("name", ["vgg5", "resnet14", "resnet18", *SMALL])
+def test_a_network_is_drawn_from_its_seed_alone_and_torchvisions_as_torchvision_does(name):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    ours, other = (build_model(name, 7, seed, image_size=32) for seed in (3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(3)
-    theirs = torchvision.models.get_model(name, weights=None, num_classes=7, **extra)
+    if MODELS.get(name):
+        theirs = MODELS[name](7)
+    else:
+        extra = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
+        theirs = torchvision.models.get_model(name, weights=None, num_classes=7, **extra)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
-    pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+    assert not torch.equal(next(ours.parameters()), next(other.parameters()))
+    assert ours.eval()(torch.randn(2, 3, 64, 64)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", SMALL)
 def test_a_step_trains_every_weight(name, precision):
     model = build_model(name, 10, image_size=64).to(memory_format=torch.channels_last).train()
-    before = [p.detach().clone() for p in model.parameters()]
-    forward = loop.prepare_forward(model, compile=False)
+    before = copy.deepcopy(list(model.parameters()))
+    use_matmul(model)
     optimizer = optim.build_optimizer(model, "adam", 1e-3, None)
     inputs = torch.randn(3, 3, 64, 64).to(memory_format=torch.channels_last)
-    setup = loop.Setup(forward, optimizer, None, precision)
+    setup = loop.Setup(model, optimizer, None, precision)
     loss, logits = loop.train_step(setup, inputs, torch.tensor([0, 5, 9]))
     assert (loss.isfinite().item(), logits.shape) == (True, (3, 10))
     moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
@@ -73,8 +83,7 @@ def test_resnet14_is_the_resnet_of_small_images_four_times_as_wide():
 def test_an_unknown_name_is_met_with_the_nearest(name, message):
     with pytest.raises(UsageError, match=message):
         TrainConfig(model=name)
-    for known in torchvision.models.list_models(module=torchvision.models):
-        assert TrainConfig(model=known).model == known
+    assert all(TrainConfig(model=known) for known in CLASSIFYING)
 
 
 @pytest.mark.parametrize(

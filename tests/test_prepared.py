@@ -70,12 +70,17 @@ def test_hw_bench_trains_in_a_prepared_process_as_the_hook_can_tell(looked, tmp_
     assert {row["metrics"]["freed_memory_kept"] for row in rows("hw_train")} == {True}
 
 
-def test_every_engine_has_a_prepared_process_and_so_have_the_peaks(looked, tiny, tmp_path, rows):
-    train.main([*tiny, "--model", "vgg5", "--epochs", "1", "--export", "onnx"])
+def test_all_that_trains_beside_others_or_answers_is_prepared_too(looked, tiny, tmp_path, rows):
+    """Processes of a grid, the one that shares the work out, each engine, and the peaks."""
+    flags = [*tiny, "--model", "vgg5", "--epochs", "1", "--device", "cpu", "--seed", "0", "1"]
+    run("train.py", *flags, "--jobs", "2", "--threads", "1")
+    assert set(looked()) == {(1, 1)}
+    assert (before := len(looked())) >= 2
+    train.main([*flags[:-1], "--export", "onnx"])
     flags = "--mode infer --engine eager onnxruntime --quick --seconds 0.01 --batch-size 4"
     flags += " --threads 2 --accept-noise --results-dir"
     run("hw_bench.py", *flags.split(), tmp_path / "results")
-    assert looked() == [(1, 2)] * 3
+    assert looked()[before:] == [(1, 2)] * 3
     assert {row["metrics"]["freed_memory_kept"] for row in rows("hw_infer")} == {True}
 
 
@@ -91,10 +96,3 @@ def test_the_notebook_loop_and_a_seed_of_the_record_are_prepared_as_ours(name, l
         assert next(blocks)[name][0] > 0
         blocks.close()
     assert looked() == [(1, 2)]
-
-
-def test_training_beside_others_is_prepared_as_training_alone(looked, tiny):
-    flags = [*tiny, "--model", "vgg5", "--epochs", "1", "--device", "cpu", "--seed", "0", "1"]
-    run("train.py", *flags, "--jobs", "2", "--threads", "1")
-    assert set(looked()) == {(1, 1)}
-    assert len(looked()) >= 2  # the process that shares the work out, too

@@ -22,8 +22,9 @@ from common import models
 from common.base.cli import UsageError
 from common.base.config import TrainConfig
 from common.train import loop
+from common.train.check import check_steps
 from common.train.checkpoint import load_checkpoint
-from common.train.run import Run, check_steps, to_cpu
+from common.train.run import Run
 
 GRID = ["--opt", "sgd", "adam", "--epochs", "1", "2", "--pin-memory", "false", "true"]
 RECIPE = shlex.split(
@@ -226,7 +227,7 @@ def test_what_fails_or_diverges_leaves_failed_rows_alone(tiny, rows, capsys, mon
 def test_what_a_run_compiled_is_let_go_after_it(tiny, rows, monkeypatch):
     """It keeps networks alive, and counts towards a limit of all compiled code."""
     resets = []
-    monkeypatch.setattr("common.train.run.compile_obstacle", lambda kind: None)
+    monkeypatch.setattr("common.train.check.compile_obstacle", lambda kind: None)
     monkeypatch.setattr(torch, "compile", lambda model, **settings: model)
     monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(len(rows("train"))))
     train.main([*tiny, "--epochs", "1", "--compile", "true", "--seed", "0", "1"])
@@ -252,14 +253,6 @@ def test_a_run_that_continues_on_another_card_says_so(tiny, rows, capsys, stoppi
     assert line.endswith(f"a run begun in {first}: the same to rounding, not to the bit")
     assert (f"torch {torch.__version__}, " in first, second) == (True, "another card")
     assert "places" not in rows("train")[0]["metrics"]
-
-
-def test_what_is_saved_is_on_the_cpu():
-    far = torch.zeros(2)
-    far.cpu = lambda: "near"
-    values = {"state": {0: {"momentum": far, "step": 1}}, "groups": [{"lr": far, "betas": (1, 2)}]}
-    near = {"state": {0: {"momentum": "near", "step": 1}}}
-    assert to_cpu(values) == near | {"groups": [{"lr": "near", "betas": (1, 2)}]}
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from common.models import build_model
 from common.speed import peaks, timing
 from common.speed.samples import Side
 from common.train import device, loop
+from common.train.check import check_steps
 from common.train.notebook import notebook_steps
-from common.train.run import Run, check_steps, explain_failure
+from common.train.run import Run, explain_failure
 
 Row = dict[str, Any]
 VISIT_SAMPLES = 2  # timed samples of a variant before it is the next one's turn
@@ -175,7 +176,7 @@ class Variant(Side):
         full = (index[:size] for order in orders for index in order if len(index) >= size)
 
         def step(lap: Callable[[str], None] = lambda phase: None) -> Tensor:
-            return loop.take_step(run.setup, *run.batches.load(next(full), lap), None, lap)[0]
+            return run.setup.step(run.setup, *run.batches.load(next(full), lap), None, lap)[0]
 
         self.run, self.step = run, step
 
@@ -240,7 +241,7 @@ class Variant(Side):
         run, order = self.run, self.run.order(1)
         untrained = copy.deepcopy(run.state())
         for index in (order[0], order[-1]) * 2:  # a CUDA graph is recorded at its second turn
-            loop.take_step(run.setup, *run.batches.load(index))
+            run.setup.step(run.setup, *run.batches.load(index))
         run.restore(untrained)
         epoch_ms = run.train_steps(1)["train_ms"]
         refreshed = loop.refresh_statistics(run.model, run.batches, run.split.train, len(order))

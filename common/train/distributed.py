@@ -1,8 +1,6 @@
-"""One training in several processes: torchrun --nproc-per-node 2 train.py --dataset fashion
-
-Each trains on its share of every batch; gradients are averaged before every step, so that all hold
-the same weights. The first process decides what is trained and alone writes. One that fails ends
-the job, for torchrun then ends the rest."""
+"""One training in several processes, by torchrun --nproc-per-node 2 train.py: each trains on its
+share of every batch; gradients are averaged before every step, so that all hold the same weights.
+The first decides what is trained and alone writes; one that fails has torchrun end the rest."""
 
 import atexit
 import os
@@ -34,21 +32,22 @@ class World:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def share(self, order: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[float | None]]:
+    def share(self, order: Sequence[Tensor]) -> list[tuple[Tensor, float | None]]:
         """This process's part of each batch, and what its summed loss is multiplied by: the average
-        over the processes is then the batch's mean, whatever the parts' sizes."""
+        over the processes is then the batch's mean, whatever the parts' sizes. None: one has all.
+        """
         if self.size == 1:
-            return order, [None] * len(order)
-        parts, scales = [], []
+            return [(batch, None) for batch in order]
+        shares = []
         for batch in order:
             # BatchNorm cannot train on a single 1x1 feature map, but for SyncBatchNorm, which
             # counts a part of no image rightly too. Whoever else gets none takes part with images
             # of another's, which count nothing.
             active = self.size if self.sync_bn else max(1, min(self.size, len(batch) // 2))
             counts = self.rank < active
-            parts.append(batch.tensor_split(active)[self.rank] if counts else batch[:2])
-            scales.append(self.size / len(batch) if counts else 0.0)
-        return parts, scales
+            part = batch.tensor_split(active)[self.rank] if counts else batch[:2]
+            shares.append((part, self.size / len(batch) if counts else 0.0))
+        return shares
 
     def sum(self, values: Tensor) -> Tensor:
         """Values added up over the processes."""
@@ -63,7 +62,7 @@ class World:
 
     def evaluate(self, forward: Callable[[Tensor], Tensor], index: Tensor, block: int) -> Tensor:
         """Outputs for every image, each computed in one process, in blocks as by one process.
-        Shapes: index (N,), forward (B,) -> (B, classes) on the CPU; returns (N, classes)."""
+        Shapes: index (N,), forward (B,) -> (B, classes) on the CPU; to (N, classes)."""
         if self.size == 1:
             return forward(index)
         blocks = index.split(block)
@@ -96,8 +95,8 @@ ALONE = World()
 
 
 def join_world(devices: Sequence[str]) -> World:
-    """Meet the other processes that torchrun started, if it did. On an accelerator each process of
-    a machine takes a device of its own. Raises: UsageError where there are too few of them."""
+    """Meet the other processes that torchrun started, if it did. On an accelerator each takes a
+    device of its own. Raises: UsageError where there are too few of them."""
     size = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
     if size == 1:
         return ALONE
@@ -105,9 +104,8 @@ def join_world(devices: Sequence[str]) -> World:
     for kind in {name for name in devices if name != "cpu"}:
         here, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.accelerator.device_count()
         if here > there:
-            want = f"{here} processes want a {kind} device each, and this machine has {there}"
-            hint = "start at most as many, or ask for --device cpu"
-            raise UsageError(f"--nproc-per-node: {want}; {hint}")
+            why = f"{here} processes want a {kind} each, and this machine has {there}"
+            raise UsageError(f"--nproc-per-node: {why}; start fewer, or give --device cpu")
         torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
         backend += f",{kind}:{dist.get_default_backend_for_device(kind)}"
     # Restarted processes meet in the store of those before (torch 2.14): each attempt has its part

@@ -1,7 +1,9 @@
 """The one training loop and the one evaluation, shared by whatever trains or measures."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +13,12 @@ from tqdm import tqdm
 
 from common.base.config import may_mirror
 from common.data.batches import Batches, split_batches
-from common.train.conv import use_matmul
-from common.train.device import autocast, now_ms, out_of_memory, tf32
+from common.train.device import autocast, now_ms, out_of_memory, tf32, threads
 from common.train.distributed import ALONE, World
-from common.train.graph import StepGraph
-from common.train.threads import threads
 
 EVAL_BATCH_SIZE = 256
 STATISTICS_IMAGES = 2048  # that running statistics are taken from again
+WARMUP_STEPS = 3  # of a CUDA graph
 CHECK_EVERY = 100  # steps between looks at the losses; each look waits for the device
 
 
@@ -32,7 +32,7 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclass
 class Setup:
-    """What a step trains with: the network as it is called, its optimiser, images and precision."""
+    """What a step trains with; `model` is the network as it is called, perhaps compiled."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -42,9 +42,9 @@ class Setup:
     class_weights: Tensor | None = None  # mean one over the training images
     world: World = ALONE
     cuda_graph: bool = False
-    graph: StepGraph | None = field(default=None, init=False)  # once a step was taken so
 
     def __post_init__(self) -> None:
+        self.step = StepGraph(train_step) if self.cuda_graph else train_step
         kind = next(self.model.parameters()).device.type
         # At work only where gradients could underflow.
         self.scaler = torch.amp.GradScaler(kind, enabled=self.precision == "fp16")
@@ -72,46 +72,33 @@ class Compiled(nn.Module):
         return self.compiled(inputs)
 
 
-def prepare_forward(model: nn.Module, compile: bool, channels_last: bool = True) -> nn.Module:
-    """The network as a training step calls it: compiled, or with convolutions by matrix products,
-    which keep to channels_last."""
-    if compile:
-        return Compiled(model)
-    if channels_last:
-        use_matmul(model)
-    return model
-
-
 def train_epoch(
     setup: Setup, order: Sequence[Tensor], lrs: Sequence[float] = (), label: str | None = None
 ) -> dict[str, float]:
     """Train once on each process's share of every batch of indices or views in `order`, at the
-    learning rate of each step, or at the optimiser's own. With a label a progress bar is shown.
-
+    learning rate of each step, or at the optimiser's own; a label has a progress bar shown.
     Returns: means over images, of the loss as evaluation has it; wall time of the steps.
-    Raises: NonFiniteLoss, on a CPU at most CHECK_EVERY steps late, else at the end of the epoch.
-    """
+    Raises: NonFiniteLoss, on a CPU at most CHECK_EVERY steps late, else at the end of the epoch."""
     setup.model.train()
     world, device = setup.world, setup.batches.device
     losses = torch.zeros(len(order), device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    shares, scales = world.share(order)
-    progress = tqdm(shares, desc=label, disable=None if label else True, leave=False)
+    progress = tqdm(world.share(order), desc=label, disable=None if label else True, leave=False)
     # On an accelerator a look at the losses would stall the queue: without a bar it waits for the
     # end. Processes look together: a bar, which only one of them has, must not make one look.
     stalls = device.type != "cpu" and (progress.disable or world.size > 1)
     start_ms = now_ms(device)
-    for step, index in enumerate(progress):
+    for step, (index, scale) in enumerate(progress):
         threads.look()
         for group in setup.optimizer.param_groups if lrs else ():
             lr = lrs[step] * group.get("lr_share", 1)
-            if setup.graph:  # which reads it there
+            if isinstance(group["lr"], Tensor):  # a CUDA graph reads it there
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
         inputs, labels = setup.batches.load(index)
-        losses[step], logits = take_step(setup, inputs, labels, scales[step])
-        if scales[step] != 0:
+        losses[step], logits = setup.step(setup, inputs, labels, scale)
+        if scale != 0:
             correct += (logits.argmax(1) == labels).sum()
         if (step + 1) % CHECK_EVERY == 0 and not stalls:
             check_finite(world.mean(losses[: step + 1]))
@@ -127,42 +114,25 @@ def train_epoch(
     return {"train_loss": mean_loss, "train_acc": acc, "train_ms": train_ms}
 
 
-def take_step(
-    setup: Setup, inputs: Tensor, labels: Tensor, scale: float | None = None, *lap: Callable
-) -> tuple[Tensor, Tensor]:
-    """train_step; under --cuda-graph, on batches of the first one's size, as a graph of it."""
-    if setup.cuda_graph and not setup.graph:
-        setup.graph = StepGraph(train_step, setup, inputs, labels)
-    if setup.graph and setup.graph.inputs.shape == inputs.shape:
-        return setup.graph(inputs, labels)
-    return train_step(setup, inputs, labels, scale, *lap)
-
-
 def train_step(
-    setup: Setup,
-    inputs: Tensor,
-    labels: Tensor,
-    scale: float | None = None,
-    lap: Callable[[str], None] = lambda phase: None,
+    setup: Setup, inputs: Tensor, labels: Tensor, scale: float | None = None, lap=lambda phase: None
 ) -> tuple[Tensor, Tensor]:
     """One step on the mean loss, or on the summed loss times `scale`; `lap` is called with the name
-    of each phase at its end. Shapes: (B, 3, S, S), (B,) -> (), (B, classes).
-    Returns: the loss without smoothing and class weights, as evaluation has it; not finite where
-    either is not.
-    """
+    of each phase at its end. Shapes: (B, 3, S, S), (B,) -> (), (B, classes). Returns: the loss
+    without smoothing and weights, as evaluation has it, not finite where either is not; logits."""
 
-    def loss_of(logits: Tensor, **how: Any) -> Tensor:
-        if scale is None and how.get("weight") is None:
-            return cross_entropy(logits, labels, **how)
+    def loss_of(logits: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+        if scale is None and weights is None:
+            return cross_entropy(logits, labels, label_smoothing=smoothing)
         # Not over the batch's weights, as torch's mean is: rare classes shall count more.
         share = 1 / len(labels) if scale is None else scale
-        return cross_entropy(logits, labels, reduction="sum", **how) * share
+        how = {"reduction": "sum", "label_smoothing": smoothing}
+        return cross_entropy(logits, labels, weights, **how) * share
 
     with autocast(inputs.device, setup.precision):
         logits = setup.model(inputs)
     logits = logits.float()
-    how = {"label_smoothing": setup.label_smoothing, "weight": setup.class_weights}
-    loss = loss_of(logits, **how)
+    loss = loss_of(logits, setup.class_weights, setup.label_smoothing)
     lap("forward")
     setup.optimizer.zero_grad(set_to_none=True)
     setup.scaler.scale(loss).backward()
@@ -183,25 +153,90 @@ def check_finite(losses: Tensor) -> None:
         raise NonFiniteLoss(step + 1, losses[step - 1].item() if step else None)
 
 
+class StepGraph:
+    """A training step as one CUDA graph, recorded at its first batch and launched for all of that
+    shape: a small batch's few hundred kernels take longer to launch than to run. What it reads
+    stays where it is: inputs, labels, and each learning rate, which becomes a tensor. Never run on
+    a card yet. Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
+    """
+
+    def __init__(self, step: Callable) -> None:
+        self.step, self.state = step, None
+
+    def __call__(self, setup: Setup, inputs: Tensor, labels: Tensor, *eager: Any) -> Any:
+        """Take the step. Returns: what `step` does, overwritten by the next one."""
+        if self.state is not setup.optimizer.state:  # none was recorded, or another state loaded
+            self.state = setup.optimizer.state
+            self.inputs, self.labels = inputs.clone(), labels.clone()
+            for group in setup.optimizer.param_groups:
+                group["lr"] = torch.tensor(float(group["lr"]), device=inputs.device)
+                if "capturable" in group:  # Adam's count of steps is on the device then
+                    group["capturable"] = True
+            self.launch = record(partial(self.step, setup, self.inputs, self.labels), setup)
+        if inputs.shape != self.inputs.shape:
+            return self.step(setup, inputs, labels, *eager)
+        self.inputs.copy_(inputs)
+        self.labels.copy_(labels)
+        return self.launch()
+
+
+def record(work: Callable, setup: Setup) -> Callable:
+    """Record what `work` launches as a graph. Returns: a function that launches it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with unchanged(setup), torch.cuda.stream(stream):
+        for _ in range(WARMUP_STEPS):  # in which libraries choose their kernels
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = work()
+
+    def launch() -> tuple[Tensor, Tensor]:
+        graph.replay()
+        return outputs
+
+    return launch
+
+
+@contextmanager
+def unchanged(setup: Setup) -> Iterator[None]:
+    """What steps inside change is as before in the end, in the same memory, random numbers too."""
+    weights = [*setup.model.parameters(), *setup.model.buffers()]
+
+    def tensors() -> list[Tensor]:
+        states = setup.optimizer.state.values()
+        return weights + [value for state in states for value in state.values()]
+
+    before = {id(tensor): tensor.detach().clone() for tensor in tensors()}
+    scale = setup.scaler.state_dict()
+    with torch.random.fork_rng([tensor.device for tensor in weights[:1] if tensor.is_cuda]):
+        yield
+    setup.scaler.load_state_dict(scale)
+    with torch.no_grad():
+        for tensor in tensors():
+            # An optimiser that had taken no step begins at zero.
+            tensor.copy_(before.get(id(tensor), torch.zeros_like(tensor)))
+
+
 def refresh_statistics(model: nn.Module, batches: Batches, train: Tensor, steps: int) -> int | None:
     """Where a normalisation's running statistics lag behind its weights after so many steps, take
     them again, as means over batches of the first images of `train`; nothing is drawn.
 
     A running average looks back over 1 / momentum steps. It lags where that is over a hundredth of
     all: at momentum 0.01 and 400 steps a network that has learnt answers at chance.
-    Returns: how many images that took, None where the running statistics stay.
-    Source: torch.optim.swa_utils.update_bn.
-    """
+    Returns: how many images that took, if any. Source: torch.optim.swa_utils.update_bn."""
     # The common base of BatchNorm, SyncBatchNorm and InstanceNorm; torch has no public one.
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     momenta = {layer: layer.momentum for layer in norms if layer.running_mean is not None}
-    lagging = {n: m for n, m in momenta.items() if m is None or (m < 0.1 and m * steps < 100)}
+    slow = min(0.1, 100 / steps)
+    lagging = {layer: m for layer, m in momenta.items() if m is None or m < slow}
     if not lagging:
         return None
     model.eval()
     index = batches.place(train[:STATISTICS_IMAGES])
 
-    def take(size: int) -> int:
+    def take(size: int) -> None:
         for layer in lagging:
             layer.reset_running_stats()
             layer.train()
@@ -211,27 +246,26 @@ def refresh_statistics(model: nn.Module, batches: Batches, train: Tensor, steps:
             for layer in lagging:  # InstanceNorm has no cumulative average of its own
                 layer.momentum = len(part) / images
             model(batches.load(part)[0])
-        return images
 
     with torch.no_grad():
-        images = within_memory(batches, take)
+        within_memory(batches, take)
     for layer, momentum in lagging.items():
         layer.momentum = momentum
-    return images
+    return len(index)
 
 
 def within_memory(batches: Batches, work: Callable[[int], Any]) -> Any:
     """What `work` returns, given how many images to evaluate at once: EVAL_BATCH_SIZE, or where
     memory does not suffice, half as many, and so on, which then stays so for these batches."""
     while True:
+        size = batches.eval_batch_size or EVAL_BATCH_SIZE
         try:
-            return work(batches.eval_batch_size or EVAL_BATCH_SIZE)
+            return work(size)
         except Exception as error:
-            size = (batches.eval_batch_size or EVAL_BATCH_SIZE) // 2
-            if not (out_of_memory(error) and size):
+            if size == 1 or not out_of_memory(error):
                 raise
+        batches.eval_batch_size = size = size // 2
         print(f"  out of memory: {size} images at once are evaluated from now on", flush=True)
-        batches.eval_batch_size = size
 
 
 class MirrorMean(nn.Module):

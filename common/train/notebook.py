@@ -1,6 +1,6 @@
 """The training loop of tutorials and notebooks, which train.py's is measured against."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -16,11 +16,15 @@ from common.train.run import Run
 
 
 class PilImages(Dataset):
-    """A run's training images, each made a PIL image and transformed when asked for."""
+    """A run's training images as torchvision's tutorials prepare each when it is asked for."""
 
-    def __init__(self, run: Run, prepare: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(self, run: Run) -> None:
         self.images, self.labels = run.dataset.images, run.dataset.labels
-        self.index, self.prepare = run.split.train.tolist(), prepare
+        self.index, mean_std = run.split.train.tolist(), (s.expand(3) for s in run.statistics)
+        prepare = [transforms.Resize((run.config.image_size, run.config.image_size))]
+        prepare += [transforms.Grayscale(3)] if self.images.shape[1] == 1 else []
+        prepare += [transforms.ToTensor(), transforms.Normalize(*map(Tensor.tolist, mean_std))]
+        self.prepare = transforms.Compose(prepare)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -31,27 +35,16 @@ class PilImages(Dataset):
         return self.prepare(Image.fromarray(pixels)), int(self.labels[index])
 
 
-def notebook_loader(run: Run) -> DataLoader:
-    """A run's preprocessing as torchvision's tutorials write it; a last part of a batch is left."""
-    mean, std = (s.expand(3).tolist() for s in run.statistics)
-    prepare = [transforms.Resize((run.config.image_size, run.config.image_size))]
-    prepare += [transforms.Grayscale(3)] if run.dataset.images.shape[1] == 1 else []
-    prepare += [transforms.ToTensor(), transforms.Normalize(mean, std)]
-    images = PilImages(run, transforms.Compose(prepare))
-    return DataLoader(images, run.config.batch_size, shuffle=True, drop_last=True)
-
-
 def notebook_steps(run: Run, precision: str) -> Iterator[Tensor]:
     """One training step of a run at each turn, which gives its loss: NCHW, torch's own optimiser,
     loss.item() at every step, autocast around the forward pass. The network is built before."""
     config, device, classes = run.config, run.device, len(run.dataset.classes)
-    model = build_model(config.model, classes, config.seed, image_size=config.image_size)
-    model = model.to(device).train()
+    model = build_model(config.model, classes, config.seed, config.image_size).to(device).train()
     kinds = {"sgd": partial(torch.optim.SGD, momentum=MOMENTUM), "adam": torch.optim.Adam}
     optimizer = kinds[config.opt](model.parameters(), lr=config.lr)
     criterion = torch.nn.CrossEntropyLoss()
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    loader = notebook_loader(run)
+    loader = DataLoader(PilImages(run), config.batch_size, shuffle=True, drop_last=True)
 
     def steps() -> Iterator[Tensor]:
         running_loss = 0.0

@@ -11,13 +11,8 @@ from torch import Tensor, nn
 MOMENTUM = 0.9
 MUON_MOMENTUM = 0.75  # by validation of --preset record on FashionMNIST
 WARMUP = 0.2  # share of a triangular schedule before its peak
-NEWTON_SCHULZ_STEPS = 3
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-PROBE_IMAGES = 3  # two would be normalised to -1 and 1 whatever they were
 PROBE_SIDE = 64
-# Of the sum of all weights' shares: of 17 networks, a scale that is normalised away gave at most
-# 1e-11, any other at least 2e-6.
-SCALE_MATTERS = 1e-8
+SCALE_MATTERS = 1e-8  # share of <w, dL/dw>: of 17 networks at most 1e-11, or else at least 2e-6
 BODY_LR = 0.1  # of --lr, for weights that were trained before, under a head that is new
 NOTICED = 5e-4  # relative change of logits
 
@@ -25,9 +20,8 @@ NOTICED = 5e-4  # relative change of logits
 def build_optimizer(
     model: nn.Module, opt: str, lr: float, weight_decay: float | None, image_size: int = PROBE_SIDE
 ) -> torch.optim.Optimizer:
-    """An optimiser by name; weight_decay None leaves its own default. nesterov and muon spare
-    biases and BatchNorm; muon orthogonalises the steps of hidden convolutions and sets their scale.
-    """
+    """An optimiser by name; weight_decay None leaves its own default. nesterov and muon decay no
+    biases and BatchNorm; muon orthogonalises the steps of hidden convolutions."""
     settings = {"lr": lr} | ({} if weight_decay is None else {"weight_decay": weight_decay})
     if opt in ("adam", "adamw"):
         kind = torch.optim.Adam if opt == "adam" else torch.optim.AdamW
@@ -38,18 +32,18 @@ def build_optimizer(
         return torch.optim.SGD(model.parameters(), **sgd)
     if opt not in ("nesterov", "muon"):
         raise ValueError(f"unknown optimiser {opt!r}")
-    params = dict(model.named_parameters())
-    names = find_hidden(model, image_size) if opt == "muon" else []
-    hidden = [params.pop(name) for name in names]
+    hidden = find_hidden(model, image_size) if opt == "muon" else []
+    other = [p for name, p in model.named_parameters() if name not in hidden]
     groups = [
-        {"params": [p for p in params.values() if p.ndim > 1]},
-        {"params": [p for p in params.values() if p.ndim == 1], "weight_decay": 0.0},
+        {"params": [p for p in other if p.ndim > 1]},
+        {"params": [p for p in other if p.ndim == 1], "weight_decay": 0.0},
     ]
     if opt == "nesterov":
         return torch.optim.SGD(groups, nesterov=True, **sgd)
-    if norms_are_noticed(model, names, image_size):
-        set_norms(hidden)
-    groups.insert(0, {"params": hidden, "orthogonal": True, "weight_decay": 0.0})
+    weights = [model.get_parameter(name) for name in hidden]
+    if norms_are_noticed(model, hidden, image_size):
+        set_norms(weights)
+    groups.insert(0, {"params": weights, "orthogonal": True, "weight_decay": 0.0})
     return Muon(groups, momentum=MUON_MOMENTUM, **settings)
 
 
@@ -67,10 +61,10 @@ def schedule_lr(schedule: str, lr: float, step: int, steps: int) -> float:
     for WARMUP of the run, then down to zero just after its end, and never above lr."""
     if schedule == "constant":
         return lr
-    if schedule == "triangular":
-        warmup = WARMUP * steps
-        return lr * min((step + 1) / warmup, 1.0, (steps - step) / (steps - warmup))
-    raise ValueError(f"unknown schedule {schedule!r}")
+    if schedule != "triangular":
+        raise ValueError(f"unknown schedule {schedule!r}")
+    warmup = WARMUP * steps
+    return lr * min((step + 1) / warmup, 1.0, (steps - step) / (steps - warmup))
 
 
 class Muon(torch.optim.Optimizer):
@@ -135,12 +129,12 @@ def orthogonalize_each(weights: list[Tensor], together: bool) -> list[Tensor]:
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Matrices, their singular values brought near one by Newton-Schulz iterations in bf16.
     Shapes: (rows, columns) or (N, rows, columns), kept."""
-    a, b, c = COEFFICIENTS
+    a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.bfloat16()
     if tall := x.shape[-2] > x.shape[-1]:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
+    for _ in range(3):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return (x.mT if tall else x).to(matrices.dtype)
@@ -187,14 +181,18 @@ def _copy_in_double(model: nn.Module) -> nn.Module:
     # In evaluation mode, but normalisations take their statistics from what they are given.
     probe = copy.deepcopy(model).cpu().double().eval()
     for layer in probe.modules():
-        if getattr(layer, "running_mean", None) is not None:
-            layer.train()
+        layer.training = getattr(layer, "running_mean", None) is not None
     return probe
 
 
 def _answer(probe: nn.Module, image_size: int) -> Tensor:
     """Logits of noise: of small images, or where the network takes no such, of its own size."""
-    settings = {"generator": torch.Generator().manual_seed(0), "dtype": torch.float64}
+
+    def answer(side: int) -> Tensor:
+        noise = torch.Generator().manual_seed(0)
+        # Of two images, each value would be normalised to -1 or 1 whatever it was.
+        return probe(torch.randn(3, 3, side, side, generator=noise, dtype=torch.float64))
+
     with suppress(Exception):  # each network refuses in its own way
-        return probe(torch.randn(PROBE_IMAGES, 3, PROBE_SIDE, PROBE_SIDE, **settings))
-    return probe(torch.randn(PROBE_IMAGES, 3, image_size, image_size, **settings))
+        return answer(PROBE_SIDE)
+    return answer(image_size)

@@ -1,12 +1,10 @@
 """One training run in memory: images, network, optimiser and history, saved and restored whole."""
 
 import copy
-import math
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.base.cli import UsageError, as_dict, first_line, format_time
+from common.base.cli import as_dict, first_line, format_time
 from common.base.config import METRICS, PUBLISHED, TrainConfig
 from common.base.log import save_predictions
 from common.base.machine import describe_machine
 from common.data import datasets, scores
 from common.data.batches import Batches, draw_views, epoch_order, measure_pixels, split_batches
-from common.models import build_model, build_on_meta, find_head, find_published, load_published
+from common.models import find_published
 from common.train import loop
-from common.train.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from common.train.device import compile_obstacle, now_ms, out_of_memory, resolve_precision
+from common.train.checkpoint import new_model, save_checkpoint
+from common.train.conv import use_matmul
+from common.train.device import now_ms, out_of_memory, resolve_precision, threads
 from common.train.distributed import ALONE, World
 from common.train.grid import answers_file
-from common.train.optim import BODY_LR, build_optimizer, find_hidden, schedule_lr, slow_body
-from common.train.threads import threads
+from common.train.optim import build_optimizer, schedule_lr, slow_body
 
-TIMED_S = 2.0  # of steps of a kind, from which an estimate is made
 Metrics = dict[str, Any]
 # Settings that what a frozen body answers depends on.
-FEATURES: dict[Any, Any] = {}  # of the last frozen network
 BODY = ("dataset", "split", "split_seed", "limit", "image_size", "model", "weights_sha256")
+FEATURES: dict[Any, Any] = {}  # of the last frozen network, which other seeds have too
 
 
 class Features(Batches):
@@ -65,41 +62,41 @@ class Run:
         self.dataset, self.split = datasets.load_split(config, data_dir)
         self.statistics = measure_pixels(self.dataset.images[self.split.train])
         if config.weights == PUBLISHED:
-            known = map(torch.tensor, find_published(config.model)[2:4])
-            grey = len(self.statistics[0]) == 1
-            self.statistics = tuple(s.mean(0, keepdim=True) if grey else s for s in known)
-        size, placed = config.image_size, (config.data_on, config.pin_memory, config.channels_last)
-        self.batches = Batches(self.dataset, self.statistics, size, self.device, *placed)
+            known, grey = find_published(config.model), len(self.statistics[0]) == 1
+            known = torch.tensor([known.mean, known.std])
+            self.statistics = tuple(known.mean(1, keepdim=True) if grey else known)
+        placed = config.image_size, self.device, config.data_on, config.pin_memory
+        self.batches = Batches(self.dataset, self.statistics, *placed, config.channels_last)
         torch.manual_seed(config.seed)
-        self.model, head = new_model(config, len(self.dataset.classes))
+        self.model, head, new = new_model(config, len(self.dataset.classes))
         self.model.to(self.device, memory_format=self.batches.memory_format)
-        last = self.freeze() if config.freeze else None
-        cpu = config.device == "cpu"  # else its random numbers are a module's, such as torch.cuda
-        self.generator = torch if cpu else torch.get_device_module(self.device)
-        decay = config.weight_decay
-        optimizer = build_optimizer(last or self.model, config.opt, config.lr, decay, size)
-        if head and not last:
+        self.trained = self.freeze(head[0].rpartition(".")[0]) if config.freeze else self.model
+        settings = config.opt, config.lr, config.weight_decay, config.image_size
+        optimizer = build_optimizer(self.trained, *settings)
+        if new and not config.freeze:
             slow_body(optimizer, [self.model.get_parameter(name) for name in head])
-        if config.sync_bn:  # the same parameters
+        if config.sync_bn:  # in place: the same parameters
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.trained = last or self.model
-        forward = loop.prepare_forward(self.trained, config.compile, config.channels_last)
+        forward = self.trained
+        if config.compile:
+            forward = loop.Compiled(forward)
+        elif config.channels_last:  # which matrix products keep to
+            use_matmul(forward)
         if world.size > 1:  # BatchNorm's statistics are averaged once an epoch, not at every step
             forward = nn.parallel.DistributedDataParallel(forward, forward_sync_buffers=False)
-        settings = {"precision": self.precision, "label_smoothing": config.label_smoothing}
-        if config.class_weight == "balanced":
-            settings["class_weights"] = self.weigh_classes()
-        settings |= {"world": self.world, "cuda_graph": config.cuda_graph}
-        self.setup = loop.Setup(forward, optimizer, self.batches, **settings)
+        balanced = self.weigh_classes() if config.class_weight == "balanced" else None
+        settings = self.precision, config.label_smoothing, balanced, self.world, config.cuda_graph
+        self.setup = loop.Setup(forward, optimizer, self.batches, *settings)
         self.tested = loop.as_tested(self.trained, as_dict(config))
+        cpu = config.device == "cpu"  # else its random numbers are a module's, such as torch.cuda
+        self.generator = torch if cpu else torch.get_device_module(self.device)
         self.history: list[Metrics] = []
         self.best: dict[str, Any] = {}  # the weights that were best on validation so far
         self.places: list[str] = []  # where it has trained, in order: place_of
         self.answers: Tensor | None = None  # logits on the validation images, of the last epoch
 
-    def freeze(self) -> nn.Linear:
+    def freeze(self, name: str) -> nn.Module:
         """From now on batches are of what is before the last layer. Returns: that layer."""
-        name = find_last(self.config.model, len(self.dataset.classes), self.config.image_size)
         last = self.model.get_submodule(name)
         key = (*(getattr(self.config, setting) for setting in BODY), self.device)
         if key not in FEATURES:
@@ -145,7 +142,7 @@ class Run:
         """Train and validate the next epoch, and print how it went, the first process alone.
         Returns: its metrics, which join the history."""
         epoch, started = len(self.history) + 1, time.monotonic()
-        trained = self.train_steps(epoch)
+        metrics = {"epoch": epoch} | self.train_steps(epoch)
         steps = epoch * len(split_batches(self.split.train, self.config.batch_size))
         refreshed = loop.refresh_statistics(self.trained, self.batches, self.split.train, steps)
         for buffer in self.model.buffers() if self.world.size > 1 else ():
@@ -153,9 +150,8 @@ class Run:
                 buffer.copy_(self.world.mean(buffer))
         start_ms = now_ms(self.device)
         val_loss, val_acc, self.answers = self.test(self.split.val)
-        trained["eval_ms"] = now_ms(self.device) - start_ms
-        metrics = {"epoch": epoch, **trained, "val_loss": val_loss, "val_acc": val_acc}
-        metrics |= self.score(self.answers, "val")
+        metrics["eval_ms"] = now_ms(self.device) - start_ms
+        metrics |= {"val_loss": val_loss, "val_acc": val_acc, **self.score(self.answers, "val")}
         metrics["bn_statistics"] = refreshed  # training images they are of; None: running ones
         metrics["threads"] = threads.take_used()  # the least and the most
         self.places = list(dict.fromkeys([*self.places, place_of(self.config.device)]))
@@ -176,68 +172,64 @@ class Run:
         logits = self.world.evaluate(answer, index, loop.EVAL_BATCH_SIZE)
         return *loop.score(logits, self.dataset.labels[index]), logits
 
-    def pause(self, folder: Path) -> None:
-        """Keep the answers on the validation images, for paired tests; nothing is tested."""
-        file = answers_file(folder, self.config, len(self.history))
-        answers, index = self.answers, self.split.val
-        if answers is None:  # it was restored
-            answers = self.test(index)[2]
-        labels = self.dataset.labels[index]
-        save_predictions(file, pred=answers.argmax(1), label=labels, index=index)
-
     def score(self, logits: Tensor, part: str) -> Metrics:
         labels = self.dataset.labels[getattr(self.split, part)]
         return scores.score_part(labels, logits.argmax(1), len(self.dataset.classes), part)
 
+    def pause(self, folder: Path) -> None:
+        """Keep the answers on the validation images, for paired tests; nothing is tested."""
+        index = self.split.val
+        logits = self.test(index)[2] if self.answers is None else self.answers  # it was restored
+        file = answers_file(folder, self.config, len(self.history))
+        labels = self.dataset.labels[index]
+        save_predictions(file, pred=logits.argmax(1), label=labels, index=index)
+
     def finish(self, folder: Path | None, name: str) -> Metrics:
         """Test the weights, once, and keep them and their predictions in a results folder.
         Returns: what a row of the run so far holds."""
-        start_ms = now_ms(self.device)
-        test_loss, test_acc, logits = self.test(self.split.test)
+        start_ms, index = now_ms(self.device), self.split.test
+        test_loss, test_acc, logits = self.test(index)
         eval_ms = now_ms(self.device) - start_ms
+        n = {f"n_{part}": len(own) for part, own in vars(self.split).items()}
+        train_loss, train_acc, _ = self.test(self.split.train[: n["n_val"]])  # what it was shown
+        train_ms = sum(epoch["train_ms"] for epoch in self.history)
+        used = [count for epoch in self.history for count in epoch.get("threads", ())]
         files = {"predictions": f"predictions/{name}.npz", "checkpoint": f"checkpoints/{name}.pt"}
         files["best_checkpoint"] = f"checkpoints/{name}.best.pt"
-        n = {f"n_{part}": len(index) for part, index in vars(self.split).items()}
-        train_loss, train_acc, _ = self.test(self.split.train[: n["n_val"]])  # what it was shown
-        best = self.history[self.best["epoch"] - 1]
-        train_ms = sum(metrics["train_ms"] for metrics in self.history)
-        used = [n for metrics in self.history for n in metrics.get("threads", ())]
         if folder:
-            predictions, last, best_so_far = (folder / file for file in files.values())
-            index, classes = self.split.test, self.dataset.classes
-            images = {"label": self.dataset.labels[index], "index": index, "classes": classes}
+            own = {"label": self.dataset.labels[index], "classes": self.dataset.classes}
             if self.dataset.files:
-                images["files"] = [self.dataset.files[i] for i in index]
-            save_predictions(predictions, pred=logits.argmax(1), logits=logits, **images)
-            save_checkpoint(last, self.weights())
-            save_checkpoint(best_so_far, self.best)
-        return {
-            **{k: v for k, v in self.history[-1].items() if k == "bn_statistics" or "val_" in k},
-            **{"best_epoch": best["epoch"], "best_val_acc": best["val_acc"]},
-            **{"best_by": self.config.metric, **self.score(logits, "test")},
-            **{"test_acc": test_acc, "test_loss": test_loss, "eval_ms": eval_ms},
-            **{"train_acc": train_acc, "train_loss": train_loss, "train_ms": train_ms},
-            "images_per_s": n["n_train"] * len(self.history) / train_ms * 1e3,
-            "params": sum(p.numel() for p in self.model.parameters()),
-            "precision": self.precision,
-            "threads": [min(used), max(used)] if used else None,
-            **n,
-            "split_sha256": self.split.sha256(),
-            **datasets.describe_split(self.dataset, self.split),
-            **files,
-        } | ({"places": self.places} if len(self.places) > 1 else {})  # resumed elsewhere
+                own["files"] = [self.dataset.files[i] for i in index]
+            own |= {"pred": logits.argmax(1), "logits": logits, "index": index}
+            save_predictions(folder / files["predictions"], **own)
+            save_checkpoint(folder / files["checkpoint"], self.weights())
+            save_checkpoint(folder / files["best_checkpoint"], self.best)
+        last, best = self.history[-1], self.history[self.best["epoch"] - 1]
+        metrics = {k: v for k, v in last.items() if k == "bn_statistics" or k.startswith("val_")}
+        metrics |= {"best_epoch": best["epoch"], "best_val_acc": best["val_acc"]}
+        metrics |= {"best_by": self.config.metric, **self.score(logits, "test")}
+        metrics |= {"test_acc": test_acc, "test_loss": test_loss, "eval_ms": eval_ms}
+        metrics |= {"train_acc": train_acc, "train_loss": train_loss, "train_ms": train_ms}
+        metrics["images_per_s"] = n["n_train"] * len(self.history) / train_ms * 1e3
+        metrics["params"] = sum(p.numel() for p in self.model.parameters())
+        metrics |= {"precision": self.precision, "split_sha256": self.split.sha256(), **n, **files}
+        metrics["threads"] = [min(used), max(used)] if used else None
+        if len(self.places) > 1:  # it was resumed elsewhere
+            metrics["places"] = self.places
+        return metrics | datasets.describe_split(self.dataset, self.split)
 
     def weights(self) -> dict[str, Any]:
         """A checkpoint's content: the weights, and what is needed to use them."""
         mean, std = self.statistics
         images = {"classes": list(self.dataset.classes), "mean": mean.tolist(), "std": std.tolist()}
         done = {"config": as_dict(self.config), "epoch": len(self.history)}
-        return {"model": to_cpu(self.model.state_dict()), **images, **done}
+        weights = {name: value.cpu() for name, value in self.model.state_dict().items()}
+        return {"model": weights, **images, **done}
 
     def state(self) -> dict[str, Any]:
         """What a resumed run continues from, bit for bit."""
         return self.weights() | {
-            "optimizer": to_cpu(self.setup.optimizer.state_dict()),
+            "optimizer": self.setup.optimizer.state_dict(),
             "scaler": self.setup.scaler.state_dict(),
             "history": self.history,
             "best": self.best,
@@ -251,9 +243,7 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.setup.optimizer.load_state_dict(state["optimizer"])
         self.setup.scaler.load_state_dict(state["scaler"])
-        self.history, self.best = state["history"], state["best"]
-        self.setup.graph = None  # which knows the old optimiser's memory
-        self.places = state.get("places", [state.get("arithmetic")])  # as it was called before
+        self.history, self.best, self.places = state["history"], state["best"], state["places"]
         here = place_of(self.config.device)
         if self.places and self.places[-1] != here:
             begun = f"a run begun in {', then '.join(self.places)}"
@@ -298,165 +288,3 @@ def place_of(device: str) -> str:
     if device == "cpu":
         name += f", {threads}, {torch.backends.cpu.get_cpu_capability()}"
     return f"torch {torch.__version__}, {name}"
-
-
-def to_cpu(values: Any) -> Any:
-    """The same values, of whatever dictionaries and lists, with every tensor on the CPU."""
-    if isinstance(values, dict):
-        return {name: to_cpu(value) for name, value in values.items()}
-    if isinstance(values, list):
-        return [to_cpu(value) for value in values]
-    return values.cpu() if isinstance(values, Tensor) else values
-
-
-def new_model(config: TrainConfig, classes: int) -> tuple[nn.Module, list[str]]:
-    """The network before its first step: drawn from the seed, or read from --weights. Returns also
-    which weights are drawn all the same, for they are those of other classes."""
-    model = build_model(config.model, classes, config.seed, image_size=config.image_size)
-    if not config.weights:
-        return model, []
-    head = find_head(config.model, classes, config.image_size)
-    if config.weights == PUBLISHED:  # without the second outputs, which only training has
-        kept = model.state_dict().keys() - set(head)
-        content = {k: v for k, v in load_published(config.model).items() if k in kept}
-    else:
-        content = load_checkpoint(config.weights)
-    return model, head if load_weights(model, content, config.weights, head) else []
-
-
-def find_last(model: str, classes: int, image_size: int) -> str:
-    """The name of the one linear layer whose shape depends on the classes. Raises: UsageError."""
-    layers = {name.rpartition(".")[0] for name in find_head(model, classes, image_size)}
-    network = build_on_meta(model, classes, image_size)
-    if len(layers) > 1 or not isinstance(network.get_submodule(min(layers)), nn.Linear):
-        why = f"{model} does not end in one linear layer"
-        raise UsageError(f"--freeze: {why}; take another network, such as resnet18")
-    return min(layers)
-
-
-def explain_weights(config: TrainConfig, classes: int) -> str:
-    """What is to be known of --weights before training. Raises: UsageError."""
-    _, new = new_model(config, classes)
-    texts, side = [f"{config.model} starts from {config.weights}"], config.image_size
-    if config.weights == PUBLISHED:
-        name, size, *_, interpolation = find_published(config.model)[:5]
-        texts = [f"{config.model} starts from {name} and normalises images as for that"]
-        if side != size:
-            texts.append(f"--image-size {side} wins over their {size}")
-        if interpolation != "bilinear":
-            texts.append(f"images are resized by bilinear, not {interpolation} interpolation")
-    texts += [f"the last layer is new, for {classes} classes"] if new else []
-    if config.freeze:
-        find_last(config.model, classes, side)
-        texts.append("the last layer alone is trained")
-    elif new:
-        texts.append(f"the rest learns at {BODY_LR:g} of --lr")
-    return "; ".join(texts)
-
-
-def check_configs(configs: Sequence[TrainConfig], data_dir: str) -> None:
-    """Say what is to be known of images and weights, before training. Raises: UsageError."""
-    starts: dict[str, None] = {}
-    for config in configs:
-        precision = resolve_precision(config.amp, config.amp_dtype, torch.device(config.device))
-        if config.compile and (obstacle := compile_obstacle(config.device)):
-            raise UsageError(f"--compile true: {obstacle}")
-        check_steps(config, precision, bf16_way_out="--amp false")
-        dataset, _ = datasets.load_split(config, data_dir)
-        if config.weights:
-            starts[explain_weights(config, len(dataset.classes))] = None
-        if config.amp and precision == "fp32":
-            why = "for this CPU has no fast bf16; --amp changes nothing"
-            print(f"{config.describe()}: fp32, {why}")
-    print(*starts, sep="\n", end="\n" * bool(starts))
-    datasets.explain_images(configs, data_dir)
-
-
-def check_steps(config: TrainConfig, precision: str, bf16_way_out: str) -> None:
-    """Say what processes, a CUDA graph or the network cannot do; `bf16_way_out` is the flag that
-    leaves bf16. Raises: UsageError."""
-    kind, size, images = config.device, config.world_size, config.batch_size
-    sync_bn, graph = config.sync_bn, config.cuda_graph
-    refused = (
-        (sync_bn and size == 1, "--sync-bn: one process has nothing to synchronise; start several "
-         "with torchrun, or leave it out"),
-        (sync_bn and kind == "cpu", "--sync-bn: torch's SyncBatchNorm needs an accelerator; leave "
-         "it out on a CPU, where BatchNorm takes its statistics from each process's share"),
-        (size > 1 and images < 2 * size, f"--batch-size {images}: is over all {size} processes, "
-         f"and each needs two images a step; use {2 * size} or more, or fewer processes"),
-        (config.compile and size > 1, "--compile: one process only; leave it out under torchrun"),
-        (graph and kind != "cuda", f"--cuda-graph: needs CUDA; leave it out on {kind}"),
-        (graph and config.compile, "--cuda-graph: --compile makes graphs too; leave one out"),
-        (graph and size > 1, "--cuda-graph: one process only; leave it out under torchrun"),
-        (graph and (config.opt, precision) == ("muon", "fp16"), "--cuda-graph: Muon waits for the "
-         "device at every step in fp16; use --amp-dtype bf16"),
-    )  # fmt: skip
-    for broken, why in refused:
-        if broken:
-            raise UsageError(why)
-    way_out = bf16_way_out if (kind, precision) == ("cpu", "bf16") else None
-    check_network(config.model, config.image_size, config.opt, min(2, images), way_out)
-
-
-@cache
-def check_network(
-    model: str, image_size: int, opt: str, images: int = 2, bf16_way_out: str | None = None
-) -> None:
-    """Raises: UsageError when the network cannot be trained so on batches of so many images of that
-    size: BatchNorm needs two values of a channel. In bf16 on a CPU, which `bf16_way_out` avoids, a
-    strided convolution may not be wider than its input of one pixel: oneDNN (torch 2.14) returns
-    uninitialised memory as the weight gradient of the taps that only ever meet padding."""
-    unset = []  # convolutions of whose gradient a part would be
-
-    def look(name: str, conv: nn.Conv2d, inputs: tuple[Tensor]) -> None:
-        if min(inputs[0].shape[-2:]) == 1 and max(conv.kernel_size) > 1 and max(conv.stride) > 1:
-            unset.append(name)
-
-    try:
-        network = build_on_meta(model, 10, image_size).train()
-        for name, layer in network.named_modules():
-            if isinstance(layer, nn.Conv2d):
-                layer.register_forward_pre_hook(partial(look, name))
-        network(torch.empty(images, 3, image_size, image_size, device="meta"))
-    except Exception as error:  # each network fails in its own way
-        raise UsageError(
-            f"--model {model} cannot train at --image-size {image_size} on {images} images: "
-            "try another size (most take 64 and 224) or larger batches"
-        ) from error
-    if opt == "muon" and not find_hidden(build_model(model, 10, image_size=image_size), image_size):
-        raise UsageError(
-            f"--opt muon: {model} has no convolution after its first whose scale a normalisation "
-            "takes away, which muon is for; use adamw"
-        )
-    if unset and bf16_way_out:
-        raise UsageError(
-            f"--image-size {image_size}: {unset[0]} would see a single pixel, where oneDNN "
-            f"leaves part of its bf16 weight gradient unset; use larger images or {bf16_way_out}"
-        )
-
-
-def estimate_ms(configs: Iterable[TrainConfig], data_dir: str) -> dict[TrainConfig, np.ndarray]:
-    """Time of an epoch's steps, of its validation and of the test, from a few of each kind."""
-    timed, epoch_ms = {}, {}
-    for config in configs:
-        # At a negligible learning rate, so that one that diverges does so in its own run.
-        sample = replace(config, seed=0, split_seed=0, lr=1e-9, epochs=1, limit=None)
-        kind = replace(sample, dataset="mnist")
-        if kind not in timed:
-            timed[kind] = math.nan, math.nan  # what fails here will fail, and be logged, in its run
-            with suppress(Exception):
-                run, begun, times = Run(sample, data_dir), time.monotonic(), []
-                seen = run.split.val[: loop.EVAL_BATCH_SIZE]
-                # The least of some: the first steps, and those beside other work, take longer.
-                while len(times) < 2 or (len(times) < 10 and time.monotonic() - begun < TIMED_S):
-                    order = run.order(len(times) + 1)[:3]
-                    step_ms = loop.train_epoch(run.setup, order)["train_ms"] / len(order)
-                    start_ms = now_ms(run.device)
-                    run.test(seen)
-                    times.append((step_ms, (now_ms(run.device) - start_ms) / len(seen)))
-                timed[kind] = np.min(times, axis=0)
-        _, split = datasets.load_split(config, data_dir)
-        step_ms, image_ms = timed[kind]
-        steps, seen = len(split.train) / config.batch_size, len(split.val) + len(split.test)
-        epoch_ms[config] = np.array([step_ms * steps, image_ms * len(split.val), image_ms * seen])
-    return epoch_ms

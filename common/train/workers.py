@@ -30,7 +30,6 @@ from common.base.log import Log, Row, run_id
 from common.train import device
 from common.train.distributed import World, join_world
 from common.train.grid import answers_file
-from common.train.threads import threads
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIES = 3  # of a command that ends before its work does
@@ -51,7 +50,7 @@ def set_up(values: dict[str, list[Any]], options: TrainOptions) -> World:
     device.prepare_process(options.threads or torch.get_num_threads())
     compiled = True in values["compile"]  # whose kernels have their number of threads in them
     if not (options.threads or compiled or "OMP_NUM_THREADS" in os.environ):
-        threads.adapt()
+        device.threads.adapt()
     if options.deterministic:
         # Source: https://docs.pytorch.org/docs/stable/notes/randomness.html
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
