@@ -1,7 +1,6 @@
 """The training loop against plain torch, and what it does when numbers go wrong."""
 
 import copy
-import pickle
 import subprocess
 import sys
 
@@ -16,7 +15,6 @@ from common.data.batches import Batches, draw_views, measure_pixels, split_batch
 from common.data.datasets import load_dataset
 from common.models import build_model
 from common.train import device, loop, optim
-from common.train.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from common.train.run import Run
 
 CPU = torch.device("cpu")
@@ -194,8 +192,9 @@ def test_evaluation_is_fp32_in_eval_mode_and_changes_nothing(batches):
     inputs, labels = batches.load(index)
     with torch.no_grad():
         assert torch.allclose(logits, model.eval()(inputs), atol=1e-5)
-    expected = cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).float().mean()
-    assert loop.score(logits, labels) == pytest.approx(expected)
+    right = sum(a == b for a, b in zip(logits.argmax(1), labels, strict=True)).item()
+    expected = cross_entropy(logits, labels).item(), right / 600
+    assert loop.score(logits, labels) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("words", [None, "DefaultCPUAllocator: can't allocate memory: 9 bytes"])
@@ -287,28 +286,3 @@ def test_precision_says_what_it_will_really_use(monkeypatch):
         loss, logits = loop.train_step(setup, torch.randn(2, 4), torch.tensor([0, 1]))
         assert loss.dtype == logits.dtype == torch.float32
     assert seen == [torch.bfloat16, torch.float32]
-
-
-class Malicious:
-    def __reduce__(self):
-        return (print, ("executed",))
-
-
-def test_a_checkpoint_that_is_truncated_or_not_data_is_refused_unexecuted(tmp_path, capsys):
-    file = tmp_path / "some.pt"
-    torch.save({"model": Malicious()}, file)
-    contents = [file.read_bytes(), pickle.dumps(Malicious(), protocol=2), b"hello world"]
-    save_checkpoint(file, {"model": small_net().state_dict()})
-    whole = file.read_bytes()
-    contents += [whole[:size] for size in (0, 10, len(whole) // 2, len(whole) - 1)]
-    for content in contents:
-        file.write_bytes(content)
-        with pytest.raises(UsageError, match="cannot load"):
-            load_checkpoint(file)
-    assert "executed" not in capsys.readouterr().out
-    file.write_bytes(whole)
-    load_weights(small_net(1), load_checkpoint(file), file)
-    save_checkpoint(tmp_path / "odd.pt", {"model": 1})
-    for other in (file, tmp_path / "odd.pt"):
-        with pytest.raises(UsageError, match="does not fit"):
-            load_weights(nn.Linear(3, 3), load_checkpoint(other), other)

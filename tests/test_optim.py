@@ -207,9 +207,8 @@ def test_which_weights_have_no_scale_is_known_of_small_networks(layers, free):
     assert find_hidden(model, 16) == [name for name, yes in zip(names, free, strict=True) if yes]
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "regnet_y_400mf"])
-def test_which_weights_have_no_scale_is_seen_by_scaling_them(name):
-    model = build_model(name, 10).double().eval()
+def test_which_weights_have_no_scale_is_seen_by_scaling_them():
+    model = build_model("mobilenet_v3_small", 10).double().eval()
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.train()

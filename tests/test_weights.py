@@ -1,7 +1,9 @@
 """--weights and --freeze: published weights and files as people keep them, against torch itself."""
 
+import pickle
 import sys
 import types
+from dataclasses import replace
 from urllib.error import URLError
 
 import pytest
@@ -15,7 +17,6 @@ from common.base.cli import UsageError
 from common.base.config import TrainConfig
 from common.train import grid, run
 from common.train.checkpoint import load_checkpoint, new_model
-from common.train.optim import BODY_LR
 
 NAME = "mobilenet_v3_small"  # whose default weights are for 224x224
 HEAD = ["classifier.3.weight", "classifier.3.bias"]
@@ -73,17 +74,12 @@ def test_published_weights_train_are_said_and_are_part_of_the_identity(
 
 def test_the_body_learns_at_a_tenth(published):
     """Plain SGD's first step is the learning rate times the gradient."""
-    config, moved = config_of(weights="imagenet", image_size=32, lr=0.1), []
-    for share in (1, BODY_LR):
-        one = run.Run(config, "data")
-        for group in one.setup.optimizer.param_groups if share == 1 else ():
-            group["lr_share"] = 1
-        before = {n: p.detach().clone() for n, p in one.model.named_parameters()}
-        run.loop.train_epoch(one.setup, one.order(1)[:1], [0.1])
-        moved.append({n: p.detach() - before[n] for n, p in one.model.named_parameters()})
-    for name, step in moved[0].items():
-        factor = 1 if name in HEAD else 0.1
-        torch.testing.assert_close(moved[1][name], factor * step, rtol=1e-2, atol=1e-7)
+    one = run.Run(config_of(weights="imagenet", image_size=32, lr=0.1), "data")
+    before = {name: p.detach().clone() for name, p in one.model.named_parameters()}
+    run.loop.train_epoch(one.setup, one.order(1)[:1], [0.1])
+    for name, p in one.model.named_parameters():
+        step = p.grad * (-0.1 if name in HEAD else -0.01)
+        torch.testing.assert_close(p.detach() - before[name], step, rtol=1e-2, atol=1e-7)
 
 
 def test_frozen_features_are_computed_once_and_train_the_last_layer_alone(published, monkeypatch):
@@ -93,9 +89,8 @@ def test_frozen_features_are_computed_once_and_train_the_last_layer_alone(publis
     one = run.Run(config, "data")
     body = one.batches.body
     body.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    metrics = [one.train_one_epoch(), one.train_one_epoch()]
-    images = torch.cat([one.split.train, one.split.val])
-    assert sum(seen) == len(images)
+    _, metrics = one.train_one_epoch(), one.train_one_epoch()
+    assert sum(seen) == len(one.split.train) + len(one.split.val)
     # By hand: the start's own features, a linear layer and SGD.
     batches = run.Batches(one.dataset, one.statistics, 32, one.device)
     layer = start.classifier[3]
@@ -108,17 +103,14 @@ def test_frozen_features_are_computed_once_and_train_the_last_layer_alone(publis
         optimizer.zero_grad()
         nn.functional.cross_entropy(layer(features), labels).backward()
         optimizer.step()
+    for value, expected in zip(one.trained.parameters(), layer.parameters(), strict=True):
+        torch.testing.assert_close(value, expected)
     for name, value in one.model.state_dict().items():
-        expected = dict(zip(HEAD, (layer.weight, layer.bias), strict=True)).get(name)
-        if expected is None:
-            assert torch.equal(value, published[name]), name
-        else:
-            torch.testing.assert_close(value, expected.detach())
+        assert name in HEAD or torch.equal(value, published[name]), name
     whole = run.loop.evaluate(one.model, batches, one.split.val)
-    assert run.loop.score(whole, one.dataset.labels[one.split.val])[1] == metrics[1]["val_acc"]
-    again = run.Run(TrainConfig(**vars(config) | {"seed": 1}), "data")
-    again.train_one_epoch()
-    assert sum(seen) == len(images)  # of another seed too
+    assert run.loop.score(whole, one.dataset.labels[one.split.val])[1] == metrics["val_acc"]
+    run.Run(replace(config, seed=1), "data").train_one_epoch()
+    assert sum(seen) == len(one.split.train) + len(one.split.val)  # of another seed too
 
 
 def prefixed(prefix, state):
@@ -150,16 +142,36 @@ def test_a_state_dict_is_read_as_people_keep_it(tmp_path, keep, classes):
         assert torch.equal(value, (drawn if new and name in head else theirs)[name]), name
 
 
-def test_files_that_are_no_state_dict_are_refused_in_our_words(tmp_path):
-    pointer, whole, other = (tmp_path / name for name in ("pointer.pt", "whole.pt", "other.pt"))
-    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
-    torch.save(nn.Linear(3, 3), whole)
-    torch.save(models.build_model("resnet14", 3).state_dict(), other)
-    for file, why in ((pointer, "git lfs pull"), (whole, r"torch.save\(model.state_dict\(\)")):
+class Malicious:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_files_that_do_not_fit_are_refused_unexecuted_in_our_words(tmp_path, capsys):
+    file, parts = tmp_path / "some.pt", []
+    names = "resnet14", "squeezenet1_1"
+    other, convolution = (models.build_model(name, 10).state_dict() for name in names)
+    for content in ({"model": Malicious()}, nn.Linear(3, 3), {"model": other}):
+        torch.save(content, file)
+        parts.append(file.read_bytes())
+    malicious, network, whole = parts
+    parts = [whole[:size] for size in (0, 10, len(whole) // 2, len(whole) - 1)]
+    parts += [malicious, pickle.dumps(Malicious(), protocol=2), b"hello world"]
+    refused = dict.fromkeys(parts, "cannot load")
+    refused |= {b"version https://git-lfs.github.com/spec/v1\noid sha256:00": "git lfs pull"}
+    refused |= {network: r"torch.save\(model.state_dict\(\)"}
+    for content, why in refused.items():
+        file.write_bytes(content)
         with pytest.raises(UsageError, match=why):
             load_checkpoint(file)
-    with pytest.raises(UsageError, match="does not fit the network"):
-        new_model(config_of(model="vgg5", weights=str(other)), 10)
+    assert "executed" not in capsys.readouterr().out
+    for content in (other, {"model": 1}):
+        torch.save(content, file)
+        with pytest.raises(UsageError, match="does not fit the network"):
+            new_model(config_of(model="vgg5", weights=str(file)), 10)
+    torch.save(convolution, file)
+    with pytest.raises(UsageError, match="squeezenet1_1 does not end in one linear layer"):
+        new_model(config_of(model="squeezenet1_1", weights=str(file), freeze=True), 10)
 
 
 @pytest.mark.parametrize(
@@ -183,13 +195,6 @@ def test_what_cannot_be_had_is_one_line_before_any_work(
         train.main([*tiny, *flags.split()])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "results/checkpoints").exists()
-
-
-def test_only_a_last_linear_layer_is_trained_alone(tmp_path):
-    file = tmp_path / "w.pt"
-    torch.save(models.build_model("squeezenet1_1", 10).state_dict(), file)
-    with pytest.raises(UsageError, match="squeezenet1_1 does not end in one linear layer"):
-        new_model(config_of(model="squeezenet1_1", weights=str(file), freeze=True), 10)
 
 
 def test_timm_is_asked_for_its_pretrained_network(monkeypatch):

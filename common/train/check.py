@@ -64,14 +64,13 @@ def check_steps(config: TrainConfig, precision: str, bf16_way_out: str) -> None:
     """Say what processes, a CUDA graph or the network cannot do; `bf16_way_out` is the flag that
     leaves bf16. Raises: UsageError."""
     kind, size, images = config.device, config.world_size, config.batch_size
-    sync_bn, graph, several = config.sync_bn, config.cuda_graph, config.world_size > 1
+    sync_bn, graph, several, cpu = config.sync_bn, config.cuda_graph, size > 1, kind == "cpu"
     alone = "one process only; leave it out under torchrun"
     least = f"is over all {size} processes, each of which needs two; use {2 * size} or more"
     waits = "Muon waits for the device at every step in fp16; use --amp-dtype bf16"
     refused = {
         "--sync-bn: one process has nothing to synchronise; leave it out": sync_bn and not several,
-        "--sync-bn: torch's SyncBatchNorm needs an accelerator; leave it out": sync_bn
-        and kind == "cpu",
+        "--sync-bn: torch's SyncBatchNorm needs an accelerator; leave it out": sync_bn and cpu,
         f"--batch-size {images}: {least}": several and images < 2 * size,
         f"--compile: {alone}": config.compile and several,
         f"--cuda-graph: needs CUDA; leave it out on {kind}": graph and kind != "cuda",
@@ -81,7 +80,7 @@ def check_steps(config: TrainConfig, precision: str, bf16_way_out: str) -> None:
     }
     for why in (why for why, applies in refused.items() if applies):
         raise UsageError(why)
-    way_out = bf16_way_out if (kind, precision) == ("cpu", "bf16") else None
+    way_out = bf16_way_out if cpu and precision == "bf16" else None
     check_network(config.model, config.image_size, config.opt, min(2, images), way_out)
 
 

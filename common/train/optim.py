@@ -127,7 +127,7 @@ def orthogonalize_each(weights: list[Tensor], together: bool) -> list[Tensor]:
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Matrices, their singular values brought near one by Newton-Schulz iterations in bf16.
+    """Matrices, their singular values brought near one by three Newton-Schulz iterations in bf16.
     Shapes: (rows, columns) or (N, rows, columns), kept."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.bfloat16()
