@@ -26,7 +26,7 @@ from common.base.cli import Validated, option, parse_command_line, run_script
 from common.data import scores
 from common.judge import compare, stats
 from common.judge.rows import accuracy_record, by_seed
-from common.judge.verdicts import BEATS, MARGIN, SEEDS, judge, more_data
+from common.judge.stats import BEATS, MARGIN, SEEDS, judge, more_data
 
 MEAN, IMAGE_SD, LUCK_SD = 1.9, 1.25, 0.35  # 92.8 % right; two seeds disagree on 5 % of images
 WIDE = float(np.hypot(IMAGE_SD, LUCK_SD))

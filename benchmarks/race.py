@@ -26,7 +26,7 @@ from shared import print_json, print_table
 
 from common.base.cli import Validated, need, option, parse_command_line, run_script
 from common.base.log import read_log
-from common.judge import compare, race, rows, verdicts
+from common.judge import compare, race, rows, stats
 from common.judge.mistakes import load_predictions
 from common.judge.race import Candidate
 
@@ -148,7 +148,7 @@ def compare_first(best: rows.Group, other: rows.Group) -> tuple[bool, float]:
         return True, 0.0
     pair = tuple(rows.Group(group.config, (group.first(),)) for group in (best, other))
     effect = compare.measure_effect([pair])
-    worse = verdicts.leads((effect["low"], effect["high"])) > 0 and effect["p"] <= compare.ALPHA
+    worse = stats.leads((effect["low"], effect["high"])) > 0 and effect["p"] <= compare.ALPHA
     return not worse, best.mean("test_acc") - other.mean("test_acc")
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import precision_recall_fscore_support
 
 from common.base.cli import as_dict
 from common.base.config import SvmConfig, TrainConfig
@@ -39,23 +40,21 @@ def drawn():
 
 
 def test_classes_are_counted(drawn):
-    label, pred = drawn["label"], drawn["pred"]
-    matrix = mistakes.confusion(drawn)
+    matrix = np.zeros((4, 4), int)
+    np.add.at(matrix, (drawn["label"], drawn["pred"]), 1)
+    assert (mistakes.confusion(drawn) == matrix).all()
+    precision, recall, _, images = precision_recall_fscore_support(drawn["label"], drawn["pred"])
     for i, record in enumerate(mistakes.class_records(drawn)):
-        right = ((label == i) & (pred == i)).sum()
-        assert record["images"] == (label == i).sum()
-        assert record["recall"] == right / (label == i).sum()
-        ends = wilson_interval(int(right), int((label == i).sum()))
+        assert (record["images"], record["recall"]) == (images[i], pytest.approx(recall[i]))
+        assert record["class_precision"] == pytest.approx(precision[i])
+        ends = wilson_interval(int(matrix[i, i]), int(images[i]))
         assert (record["recall_low"], record["recall_high"]) == ends
-        assert record["class_precision"] == right / (pred == i).sum()
-        counts = [((label == i) & (pred == j)).sum() for j in range(4)]
-        assert list(matrix[i]) == counts
-        worst = max((n, -j) for j, n in enumerate(counts) if j != i)
-        assert record["confused_with"] == f"c{-worst[1]} ({worst[0]})"
+        wrong = np.where(np.arange(4) == i, 0, matrix[i])
+        assert record["confused_with"] == f"c{wrong.argmax()} ({wrong.max()})"
     # A class without images, or without predictions, has nulls.
-    _, one, two = mistakes.class_records(predictions_of([0, 0], [0, 1]))
-    assert (one["recall"], one["class_precision"], one["confused_with"]) == (None, 0.0, None)
-    assert (two["recall"], two["class_precision"], two["confused_with"]) == (None, None, None)
+    _, *others = mistakes.class_records(predictions_of([0, 0], [0, 1]))
+    shown = [(r["recall"], r["class_precision"], r["confused_with"]) for r in others]
+    assert shown == [(None, 0.0, None), (None, None, None)]
 
 
 def test_pairs_are_counted_in_both_directions():
@@ -71,9 +70,10 @@ def test_pairs_are_counted_in_both_directions():
 def test_confidence_is_the_softmax_of_the_predicted_class(drawn):
     expected = np.exp(drawn["logits"].astype(float))
     expected = (expected / expected.sum(axis=1, keepdims=True)).max(axis=1)
-    assert mistakes.confidences(drawn) == pytest.approx(expected, abs=1e-12)
     huge = predictions_of([0], [0], logits=np.array([[6e4, -6e4, 0]], "float16"))
-    assert mistakes.confidences(huge) == pytest.approx([1.0])
+    for answers, confidence in ((drawn, expected), (huge, [1.0])):
+        ((m,), _) = found_in([row_of("a")], {"a": answers})
+        assert m.confidence == pytest.approx(confidence, abs=1e-12)
 
 
 def test_calibration_by_hand():
@@ -115,9 +115,9 @@ def test_without_logits_the_report_says_that_confidence_is_not_stored():
 
 def test_the_most_confident_mistakes_come_first():
     predictions = predictions_of([0, 1, 2, 0], [1, 1, 0, 2])
-    found = mistakes.confident_mistakes(predictions, np.array([0.6, 0.99, 0.8, 0.7]))
-    assert [r["index"] for r in found] == [2, 3, 0]
-    assert found[0] == {"index": 2, "class": "c2", "taken_for": "c0", "confidence": 0.8}
+    first, *rest = mistakes.confident_mistakes(predictions, np.array([0.6, 0.99, 0.8, 0.7]))
+    assert first == {"index": 2, "class": "c2", "taken_for": "c0", "confidence": 0.8}
+    assert [record["index"] for record in rest] == [3, 0]
 
 
 def test_images_that_every_model_gets_wrong():
@@ -129,7 +129,7 @@ def test_images_that_every_model_gets_wrong():
     assert mistakes.wrong_everywhere(runs[0], runs[:1]) == []
 
 
-def test_only_runs_tested_on_the_same_images_vote():
+def test_each_model_tested_on_the_same_images_votes_once():
     elsewhere = predictions_of([0, 0], [1, 0]) | {"index": np.array([7, 8])}
     rows = [row_of("a", val_acc=0.9), row_of("b"), row_of("c", kind="svm"), row_of("d", "mnist")]
     right, half, wrong = (predictions_of([0, 0], pred) for pred in ([0, 0], [0, 1], [1, 1]))
@@ -138,13 +138,9 @@ def test_only_runs_tested_on_the_same_images_vote():
     assert [r["index"] for r in m.nobody] == [1]
     assert tables["nobody_digits_a"].notes[0].startswith("1 of 2 test images are missed by all 2")
     assert [r["nobody"] for r in tables["calibration"].records if r["run_id"] == "a"] == [1]
-
-
-def test_a_run_votes_once_however_many_rows_share_it():
-    alone, other = row_of("a"), row_of("b", shared_with="a")
-    other["config"]["pin_memory"] = True
-    predictions = predictions_of([0, 0], [1, 1])
-    (m,), _ = found_in([alone, other], {"a": predictions, "b": predictions})
+    alone, pinned = row_of("a"), row_of("b", shared_with="a")
+    pinned["config"]["pin_memory"] = True
+    (m,), _ = found_in([alone, pinned], {"a": wrong, "b": wrong})
     assert (m.run_id, len(m.nobody)) == ("a", 0)  # of one model nothing is "by all"
 
 

@@ -1,15 +1,12 @@
-"""Configurations compared on the test images that both answered: matched pairs, the predeclared
-contrasts, what the noise leaves open, and the tables of all of it.
-
-Configurations are chosen on validation images and compared on test images; rows that share a
-training are one. Every contrast is named here, before any row is read."""
+"""Configurations, chosen on validation images, compared on the test images that both answered: by
+matched pairs, and the contrasts that study.toml names before any row is read."""
 
 import hashlib
 import itertools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,8 +16,8 @@ import numpy as np
 from common.data import scores
 from common.judge import rows, stats
 from common.judge.rows import PROTOCOLS, Group, Row, best_of, division, grouped, join_notes, number
+from common.judge.stats import MARGIN, SEEDS, leads
 from common.judge.tables import Table, make_table
-from common.judge.verdicts import MARGIN, SEEDS, dependence, leads
 
 ALPHA = 0.05
 PRECISE = 10**8
@@ -97,6 +94,27 @@ def _usable(runs: Sequence[Row], load: Load, reasons: Counter[str]) -> list[Row]
     return usable
 
 
+def dependence(rule: stats.Rule, levels: Mapping[str, Sequence[Row]], other="") -> dict[str, bool]:
+    """The levels between which the effect crosses the rule's edge (of a range: zero), in words, and
+    whether surely so: by the intervals too, on enough seeds."""
+
+    def words(effect: Row, other: str, unit: str) -> str:
+        value, known = effect["difference"], {1: ("more", "than"), -1: ("less", "than")}
+        much, to = known.get(leads((value, value)), ("about as", "as"))
+        beside = f" {to} {other}" if other else ""
+        return f"{much} accurate{beside} {effect['level']} ({100 * value:+.2f}{unit})"
+
+    edge, apart = rule[0] if math.isinf(rule[1]) else 0.0, {}
+    for effects in levels.values():
+        low, *_, high = sorted(effects, key=lambda effect: effect["difference"])
+        if low["difference"] < edge < high["difference"]:
+            enough = min(low["seeds"], high["seeds"]) >= SEEDS
+            surely = enough and low["high"] < edge < high["low"]
+            text = f"{words(high, other, ' points')} and {words(low, '', '')}"
+            apart[text if surely else f"{text}, which may be noise"] = surely
+    return apart
+
+
 def main_recipe(groups: Iterable[tuple[Group, ...]]) -> list[Any]:
     """Those of one recipe, all but what the study varied: the study's own, else that of most."""
     recipes = grouped(groups, lambda pair: pair[0].without(*PROTOCOLS[pair[0].kind][1]))
@@ -145,11 +163,11 @@ def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = (), score="ri
         one_seed = "settings of one seed are taken to vary as those of several do"
     trainings = {(_family(g), row["config"].get("seed")) for g in weights for row in g.rows}
     means = [(rights[first].mean(0), rights[second].mean(0)) for first, second in pairs]
-    record |= {"difference": value, "pairs": len(pairs), "trajectories": len(trainings)}
-    record |= zip(("low", "high"), estimate.interval(), strict=True)
-    record |= zip(("image_low", "image_high"), image, strict=True)
     exact = score == "right" and not spreads
-    record["p"] = stats.sign_flip_test(sums) if exact else estimate.p()
+    record |= {"difference": value, "p": stats.sign_flip_test(sums) if exact else estimate.p()}
+    ends = "low", "high", "image_low", "image_high"
+    record |= zip(ends, (*estimate.interval(), *image), strict=True)
+    record |= {"pairs": len(pairs), "trajectories": len(trainings)}
     record["first_only"] = round(sum(float((a * (1 - b)).sum()) for a, b in means))
     record["second_only"] = round(sum(float((b * (1 - a)).sum()) for a, b in means))
     record["setups"] = [first.protocol for first, _ in pairs]
@@ -183,15 +201,15 @@ def _spreads(shares: Mapping[Group, float], rights: Mapping[Group, np.ndarray]):
     return stats.lend(known, [shares[g] ** 2 for g in shares if len(g.rows) == 1]), by_image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contrast:
     """Two levels of a factor, each at its own best, on validation, of what is `tuned`."""
 
     kind: str
     factor: str
-    levels: tuple[Any, Any]
+    levels: Sequence[Any]
     command: str
-    tuned: tuple[str, ...] = ()
+    tuned: Sequence[str] = ()
 
     def __str__(self) -> str:
         return " minus ".join(rows.say(self.factor, level) for level in self.levels)
@@ -216,16 +234,14 @@ class Contrast:
 
     def reversals(self, evidence: Evidence, dataset: str) -> list[str]:
         """The other recipes in which it came out the other way round, with both accuracies."""
-        sign, said = self.measure(evidence, dataset).get("difference", 0.0), {}
+        sign, found = self.measure(evidence, dataset).get("difference", 0.0), {}
         main = self.pairs(evidence, dataset)
         for pair in (p for p in self.pairs(evidence, dataset, every=True) if p not in main):
             first, second = (group.mean("test_acc") for group in pair)
             if (first - second) * sign < 0 and abs(first - second) > MARGIN:
-                both = f"{100 * first:.2f} against {100 * second:.2f} %"
-                said.setdefault(
-                    f"the other way round with {pair[0].protocol.partition(': ')[2]}", both
-                )
-        return [f"{where} ({both})" for where, both in said.items()]
+                both = f"({100 * first:.2f} against {100 * second:.2f} %)"
+                found.setdefault(pair[0].protocol.partition(": ")[2], both)
+        return [f"the other way round with {where} {both}" for where, both in found.items()]
 
     @cache  # noqa: B019 - for claims and tables alike; the process ends with the report
     def measure(self, evidence: Evidence, dataset: str) -> Row:
@@ -243,13 +259,7 @@ class Contrast:
         return measure_effect(pairs) | {"tuned": tuned, "averaged": average, "levels": levels}
 
 
-CONTRASTS = (
-    Contrast("train", "model", ("resnet18", "resnet50"), "make q1a", ("lr",)),
-    Contrast("train", "opt", ("sgd", "adam"), "make q1a", ("lr",)),
-    Contrast("train", "epochs", (5, 3), "make q1a", ("lr",)),
-    Contrast("train", "lr", (1e-3, 1e-4), "make q1a"),
-    Contrast("svm", "kernel", ("rbf", "poly"), "make q1b"),
-)
+CONTRASTS = [Contrast(**entry) for entry in rows.STUDY["contrast"]]
 
 
 def best_pairs(evidence: Evidence, dataset: str) -> list[Pair]:
@@ -262,8 +272,9 @@ def best_pairs(evidence: Evidence, dataset: str) -> list[Pair]:
     return [pair] if all(pair) and len({g.rows[0]["images"] for g in pair}) == 1 else []
 
 
-def add_holm(records: list[Row]) -> list[Row]:
+def add_holm(records: Iterable[Row]) -> list[Row]:
     """Adjust the p-values of a table, which is one family."""
+    records = list(records)
     tested = [record for record in records if "p" in record]
     for record, p in zip(tested, stats.holm([record["p"] for record in tested]), strict=True):
         record["p_holm"] = p
@@ -293,9 +304,8 @@ def contrast_records(evidence: Evidence) -> list[Row]:
     return sorted(add_holm(records), key=lambda record: "apart" not in record)
 
 
-def interaction_records(evidence: Evidence) -> list[Row]:
+def interaction_records(evidence: Evidence) -> Iterator[Row]:
     """How the effect of one factor changes with another, by matched fours."""
-    records = []
     couples = list(itertools.combinations([c for c in CONTRASTS if c.kind == "train"], 2))
     for dataset, (one, other) in itertools.product(evidence.datasets, couples):
         factors, pairs = (one.factor, other.factor), one.pairs(evidence, dataset, tuned=False)
@@ -305,20 +315,17 @@ def interaction_records(evidence: Evidence) -> list[Row]:
         if both:
             sides = ([there[key, level] for key in both] for level in other.levels)
             name = "{}: by how much more with {} than with {}".format(one, *other.sides)
-            records.append(measure_effect(*sides) | {"dataset": dataset, "contrast": name})
-    return add_holm(records)
+            yield measure_effect(*sides) | {"dataset": dataset, "contrast": name}
 
 
-def pair_records(evidence: Evidence) -> list[Row]:
+def pair_records(evidence: Evidence) -> Iterator[Row]:
     """Each matched pair of configurations behind the contrasts."""
-    records = []
     for dataset, contrast in itertools.product(evidence.datasets, CONTRASTS):
         for pair in contrast.pairs(evidence, dataset, tuned=False):
-            first, second = (float(np.mean([r["right"] for r in side.rows])) for side in pair)
-            record = measure_effect([pair]) | {"first_acc": first, "second_acc": second}
-            record |= {"dataset": dataset, "contrast": str(contrast)}
-            records.append(record | {"setting": pair[0].name(contrast.factor)})
-    return add_holm(records)
+            record = {"dataset": dataset, "contrast": str(contrast)} | measure_effect([pair])
+            for name, side in zip(("first_acc", "second_acc"), pair, strict=True):
+                record[name] = float(np.mean([row["right"] for row in side.rows]))
+            yield record | {"setting": pair[0].name(contrast.factor)}
 
 
 def tie_records(evidence: Evidence) -> list[Row]:
@@ -344,19 +351,16 @@ def compare_with_chosen(groups: Sequence[Group]) -> list[Row]:
     return sorted(records, key=lambda r: (r["tied"] != "chosen", -(r["group"].val() or 0)))
 
 
-def optimism_records(train: Sequence[Row]) -> list[Row]:
+def optimism_records(train: Sequence[Row]) -> Iterator[Row]:
     """How much the validation accuracy of a chosen configuration promised too much."""
-    tried = Counter(division(group.config) for group in rows.configurations(train))
-    records = []
-    for group in rows.pick_best(train):
-        record = group.config | rows.accuracy_record(group)
-        record |= {"where": rows.split_name(group.config), "tried": tried[division(group.config)]}
-        images = [number(group.rows[0], "metrics", name) for name in ("n_val", "n_test")]
-        if all(images) and record["test_acc"] is not None:
+    for groups in rows.contests(train).values():
+        group = best_of(groups)
+        images = [number(group and group.rows[0], "metrics", name) for name in ("n_val", "n_test")]
+        if all(images) and group.mean("test_acc") is not None:
+            record = group.config | rows.accuracy_record(group)
             gap = stats.difference_of([record["val_acc"]], [record["test_acc"]], images)
-            record |= {"optimism": gap.value, "low": gap.image[0], "high": gap.image[1]}
-            records.append(record)
-    return records
+            record |= {"where": rows.split_name(group.config), "tried": len(groups)}
+            yield record | {"optimism": gap.value, "low": gap.image[0], "high": gap.image[1]}
 
 
 def seeds_table(train: Sequence[Row]) -> Table:
@@ -380,8 +384,8 @@ def comparison_tables(evidence: Evidence, contrasts, ties, train: Sequence[Row])
     reasons = [{"reason": text, "rows": n} for text, n in evidence.reasons.items()]
     return [
         make_table("contrasts", contrasts, missing=all("p" not in each for each in contrasts)),
-        make_table("interactions", interaction_records(evidence)),
-        make_table("pairs", pair_records(evidence)),
+        make_table("interactions", add_holm(interaction_records(evidence))),
+        make_table("pairs", add_holm(pair_records(evidence))),
         make_table("tied", ties, alpha=ALPHA, points=100 * MARGIN, seeds=SEEDS),
         make_table("optimism", optimism_records(train)),
         seeds_table(train),

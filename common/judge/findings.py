@@ -13,10 +13,10 @@ from common.base.config import TRAIN_PRESETS, TrainConfig
 from common.base.machine import machine_of
 from common.judge import claims, compare, published, race, rows
 from common.judge.mistakes import Mistakes, confused_pairs
+from common.judge.published import speedup_interval
 from common.judge.rows import Row, get, grouped, number
-from common.judge.tables import WORDS, Table, make_table, significant
-from common.judge.times import speedup_interval
-from common.judge.verdicts import SEEDS, VERDICTS, leads
+from common.judge.stats import SEEDS, VERDICTS, leads
+from common.judge.tables import WORDS, Table, fields, make_table, significant
 from common.train.grid import group_trajectories, look_up, time_epochs
 
 Claims = Sequence[claims.Claim]
@@ -36,20 +36,16 @@ TEMPLATES.globals |= {"SEEDS": SEEDS, "significant": significant}
 def judged_tables(log: Rows, load: compare.Load, errors: Sequence[Mistakes] = ()) -> list[Table]:
     """Every table that concludes something, the sentences of the report first."""
     evidence = compare.collect(log, load)
-    train, svm = rows.latest_ok(log, "train"), rows.latest_ok(log, "svm")
-    results = claims.judge_claims(evidence)
+    train, svm, timed = (rows.latest_ok(log, kind) for kind in ("train", "svm", "hw_train"))
+    results, races = claims.judge_claims(evidence), race.race_records(log)
     contrasts, ties = compare.contrast_records(evidence), compare.tie_records(evidence)
     training, inference = (list(fastest(log, f"fastest_{k}")) for k in ("training", "inference"))
-    contests, needs = contest_records(ties), needs_of(results)
-    races = race.race_records(log)
+    contests, lacks = contest_records(ties), missing_records(results, log)
     answers = answer_records([*train, *svm], contests)
     settings = [row["config"] for row in (*train, *svm)]
     has = {name: {c.get(name) for c in settings} for name in ("dataset", "split", "model", "opt")}
     factors, svms = ([r for r in contrasts if r.get("kind") == kind] for kind in ("train", "svm"))
-    confused = [
-        (m.where, m.right.size - m.right.sum(), confused_pairs(m.predictions)) for m in errors
-    ]
-    lacks = missing_records(needs, log)
+    confused = [(m.where, (~m.right).sum(), confused_pairs(m.predictions)) for m in errors]
     lines = {
         "study": sentences("study", has),
         "answer": sentences("answers", answers),
@@ -58,7 +54,7 @@ def judged_tables(log: Rows, load: compare.Load, errors: Sequence[Mistakes] = ()
         "statistics": sentences("preferences", *preferences(factors)),
         "errors": sentences("calibration", errors) + sentences("confused", confused),
         "q1b": sentences("preferences", *preferences(svms)),
-        "q2": sentences("variants", training[:MOST_READ], rows.latest_ok(log, "hw_train")),
+        "q2": sentences("variants", training[:MOST_READ], timed),
         "infer": sentences("engines", inference[:MOST_ENGINES]),
         "log": sentences("unlike", list(unlike_records(log))),
     }
@@ -83,35 +79,27 @@ def sentences(macro: str, *values: Any) -> list[str]:
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
-def needs_of(results: Claims) -> dict[str, list[str]]:
-    """What would decide claims, or open parts of them: the claims of each need."""
-    needs: dict[str, list[str]] = {}
+def missing_records(results: Claims, log: Rows) -> list[Row]:
+    """What would decide claims, or open parts of them: of each need the claims, what is lacking in
+    words, the command, and how long it takes."""
+    needs: dict[str | None, list[str]] = {}
     for result in results:
         for need, parts in grouped(result.parts, lambda part: part.needs).items():
             some = " in part" if len(parts) < len(result.parts) else ""
             needs.setdefault(need, []).append(f"{result.number}{some}")
-    needs = {need: names for need, names in needs.items() if need}
+    needs.pop(None, None)
     for need in [*needs]:  # what one command trains, the longer one trains too
         longer = need.replace("make q1a ARGS", "make q1a q1b ARGS")
         if longer != need and longer in needs:
-            needs[longer] += needs.pop(need)
-            needs[longer].sort(key=lambda name: int(name.split()[0]))
-    return needs
-
-
-def missing_records(needs: dict[str, list[str]], log: Rows) -> list[Row]:
-    """Of each need the claims, what is lacking in words, the command, and how long it takes."""
+            numbers = needs[longer] + needs.pop(need)
+            needs[longer] = sorted(numbers, key=lambda name: int(name.split()[0]))
     records = []
     for need, numbers in needs.items():
         head, _, last = need.rpartition(": ")
         command = last if last.startswith(("make ", "python ")) else None
-        lacks = [head if command else need, "a CUDA card" if " cuda" in (command or "") else ""]
-        record = {
-            "claims": ", ".join(numbers),
-            "lacks": rows.join_notes(*lacks),
-            "command": command,
-        }
-        records.append(record | {"time": time_of(need, log)})
+        card = "a CUDA card" if command and " cuda" in command else ""
+        record = {"lacks": rows.join_notes(head if command else need, card), "command": command}
+        records.append(record | {"claims": ", ".join(numbers), "time": time_of(need, log)})
     return records
 
 
@@ -143,8 +131,7 @@ def answer_records(runs: Rows, contests: Rows) -> list[Row]:
                 record |= {"cheaper": best["setting"], "times_cheaper": best["ratio"]}
                 record["rival"] = [best[k] for k in ("difference", "low", "high")]
             if figure := published.best_published(group):
-                record |= published.difference_record(group, figure)
-                record["published_test_acc"] = figure["test_acc"]
+                record |= published.beside(figure, group)
             records.append(record)
     return sorted(records, key=lambda record: order.index(record["dataset"]))
 
@@ -158,14 +145,12 @@ def contest_records(ties: Rows) -> list[Row]:
         equal = [r for r in rivals if r["tied"] and not leads((r["low"], r["high"]))]
         least = chosen["group"].val() - NEAR
         near = [r for r in rivals if (r["group"].val() or 0.0) >= least]
-        states = [r["tied"] for r in rivals]
         contest = {"name": rows.split_name(chosen["group"].config), "chosen": chosen}
-        contest["metric"] = chosen["chosen_by"] or "accuracy"
-        contest |= {"n": len(rivals), "open": states.count(None)}
-        contest |= {"tied": [r for r in rivals if r["tied"]]}
-        contest |= {"told": [r for r in rivals if r["tied"] is False]}
-        contest |= {"cheapest_tied": cheapest(chosen, equal)}
-        contests.append(contest | {"cheapest_near": cheapest(chosen, near)})
+        contest |= {"metric": chosen["chosen_by"] or "accuracy", "n": len(rivals)}
+        states = {"tied": True, "told": False, "open": None}
+        contest |= {k: [r for r in rivals if r["tied"] is state] for k, state in states.items()}
+        costs = {"cheapest_tied": cheapest(chosen, equal), "cheapest_near": cheapest(chosen, near)}
+        contests.append(contest | costs)
     return contests
 
 
@@ -204,30 +189,25 @@ def preferences(contrasts: Rows) -> tuple[list[Row], list[Row]]:
 
 def fastest(log: Rows, table: str) -> Iterator[Row]:
     """Of each work the fastest variant or engine that surely beats the first, and what is near."""
-    kind, name, work, first = (WORDS[table][k] for k in ("kind", "variant", "work", "first"))
+    words = WORDS[table]
 
-    def values(row: Row, paths: str) -> tuple[Any, ...]:
-        return tuple(get(row, *path.split(".")) for path in paths.split())
+    def values(row: Row, key: str) -> tuple[Any, ...]:
+        return tuple(get(row, *path.split(".")) for path in words[key].split())
 
-    whole = [row for row in rows.latest_ok(log, kind) if not get(row, "metrics", "quick")]
-    whole = [row | {"interval": speedup_interval(row) or (0.0, 0.0)} for row in whole]
-    for group in grouped(whole, lambda r: (machine_of(r["env"]), values(r, work))).values():
+    whole = [r for r in rows.latest_ok(log, words["kind"]) if not get(r, "metrics", "quick")]
+    whole = [row | {"interval": list(speedup_interval(row) or (0.0, 0.0))} for row in whole]
+    for group in grouped(whole, lambda r: (machine_of(r["env"]), values(r, "work"))).values():
         if not (sure := [row for row in group if row["interval"][0] > 1]):
             continue
         best = max(sure, key=lambda row: number(row, "metrics", "images_per_s") or 0.0)
-        alike = [row for row in group if values(row, first) == values(best, first)]
+        alike = [row for row in group if values(row, "first") == values(best, "first")]
         near = [r for r in alike if r["interval"][1] >= best["interval"][0]]
-        names = dict.fromkeys(get(row, "metrics", name) for row in (best, *near))
-        more = {"near": "; ".join([*names][1:]) or None, "note": rows.noise_note(best) or None}
-        more |= zip(("speedup_low", "speedup_high"), best["interval"], strict=True)
-        more["device_name"] = get(best, "env", "device")
-        more["p50_ms"] = get(best, "metrics", "latency_ms", "p50")
-        ratio, over = (get(best, "metrics", "speedup", k) for k in ("ratio", "baseline_label"))
-        more["speedup"] = ratio or get(best, "metrics", "speedup_vs_eager")
-        more["over"] = over or ("eager" if kind == "hw_infer" else "the first")
+        names = dict.fromkeys(get(row, "metrics", words["variant"]) for row in (best, *near))
         eager = [row["metrics"] for row in alike if get(row, "metrics", "engine") == "eager"]
+        more = {"near": "; ".join([*names][1:]) or None, "note": rows.noise_note(best) or None}
+        more["over"] = get(best, "metrics", "speedup", "baseline_label") or words["over"]
         more["eager"] = eager[0] if eager else None
-        yield best["config"] | best["metrics"] | more
+        yield best["config"] | best["metrics"] | fields(best, table) | more
 
 
 def unlike_records(log: Rows) -> Iterator[Row]:

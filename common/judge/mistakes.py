@@ -1,7 +1,5 @@
-"""Stored predictions on the test images, and where the chosen networks err.
-
-Predictions are arrays: label, pred and index by image, logits where they were stored, and classes.
-The images themselves come from the data folder, and are never fetched."""
+"""Where the chosen networks err on the test images, by stored predictions: arrays label, pred and
+index by image, logits where they were stored, and classes."""
 
 import io
 import itertools
@@ -41,9 +39,8 @@ def load_predictions(folder: Path, row: Row, logits: bool = False) -> Loaded:
     try:
         content = io.BytesIO(locate(folder, name).read_bytes())
         with np.load(content, allow_pickle=False) as saved:
-            more = [*["logits"] * logits, "files"]
-            wanted = [*ARRAYS, *(key for key in more if key in saved)]
-            arrays = {key: saved[key] for key in wanted}
+            more = {"files", "logits"} if logits else {"files"}
+            arrays = {key: saved[key] for key in (*ARRAYS, *(more & set(saved)))}
         if len({len(array) for key, array in arrays.items() if key != "classes"}) > 1:
             raise ValueError("its arrays are not of one length")
         if arrays["index"].shape != arrays["label"].shape:
@@ -68,7 +65,7 @@ class Mistakes:
     run_id: str
     predictions: Predictions
     right: np.ndarray
-    confidence: np.ndarray | None
+    confidence: np.ndarray | None  # softmax probability of each predicted class
     bins: list[Row]
     worst: list[Row]
     nobody: list[Row]
@@ -97,14 +94,14 @@ def find_mistakes(
         nobody = wrong_everywhere(own, votes)
         right, confidence, bins, worst = own["pred"] == own["label"], None, [], []
         if "logits" in own:
-            confidence = confidences(own)
+            chances = softmax(own["logits"].astype(np.float64), axis=1)
+            confidence = chances[np.arange(len(chances)), own["pred"]]
             bins, worst = reliability(confidence, right), confident_mistakes(own, confidence)
         shown = {record["index"] for record in [*worst, *nobody[:GALLERY]]}
-        size = group.config.get("image_size")
-        pixels = load_images(dataset, size, own, shown, data_dir)
+        pixels = load_images(dataset, group.config.get("image_size"), own, shown, data_dir)
         names = f"{slug(dataset)}_{slug(run)}", split_name(group.config), run
-        wrong = worst, nobody, len(votes)
-        found.append(Mistakes(*names, own, right, confidence, bins, *wrong, *pixels))
+        known = own, right, confidence, bins, worst, nobody, len(votes)
+        found.append(Mistakes(*names, *known, *pixels))
     return found
 
 
@@ -140,12 +137,6 @@ def confused_pairs(predictions: Predictions) -> list[Row]:
             record = {"class": str(names[i]), "other_class": str(names[j]), "mistakes": both}
             records.append(record | {"there": there, "back": back, "share": both / mistakes})
     return sorted(records, key=lambda record: -record["mistakes"])[:PAIRS]
-
-
-def confidences(predictions: Predictions) -> np.ndarray:
-    """Softmax probability of each predicted class."""
-    odds = softmax(predictions["logits"].astype(np.float64), axis=1)
-    return odds[np.arange(len(odds)), predictions["pred"]]
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[Row]:
@@ -202,7 +193,7 @@ def wrong_everywhere(own: Predictions, voters: Sequence[Predictions]) -> list[Ro
 def load_images(
     dataset: str, image_size: int | None, own: Predictions, wanted: set[int], data_dir: str | Path
 ) -> tuple[Images, str]:
-    """Pixels of some images, or one line that says why there are none."""
+    """Pixels of some images, never fetched, or one line that says why there are none."""
     if not wanted:
         return {}, ""
     try:

@@ -1,17 +1,23 @@
-"""What the study published, beside what was measured: the nearest runs, and why they differ."""
+"""What the study published, beside what was measured: the nearest runs and why they differ; and of
+hw_bench.py which rows stand for a device, which may be compared, and how."""
 
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from common.base.machine import machine_of
 from common.judge import rows
 from common.judge.rows import PROTOCOLS, Group, Row, deviations, get, grouped, join_notes, number
-from common.judge.stats import difference_of
+from common.judge.stats import Interval, difference_of, median_ratio_interval
 from common.judge.tables import Table, make_table
+from common.speed.samples import ratio_interval
 
 STUDY_TEST_IMAGES = 14_000
+# The study's question 2; claims on ratios are tested on no other work.
+TIMED = {"dataset": "fashion", "image_size": 224, "batch_size": 16}
+COMMAND = "make q2 ARGS='--device cpu cuda'"
 # Every figure of the study's tables; accuracies are fractions, times are milliseconds.
 FIGURES = json.loads(Path(__file__).with_name("published.json").read_text("utf-8"))
 
@@ -22,7 +28,7 @@ def published(part: str, **where: object) -> list[Row]:
     return [figure for figure in FIGURES if where.items() <= figure.items()]
 
 
-def unmeasured_note(command: str, reason: str = "no finished run of it in the log") -> str:
+def unmeasured(command: str, reason: str = "no finished run of it in the log") -> str:
     """Why nothing stands beside a published figure, and what would."""
     return f"not measured, {reason}: {command} measures it"
 
@@ -30,38 +36,34 @@ def unmeasured_note(command: str, reason: str = "no finished run of it in the lo
 def side_by_side(part: str, runs: Sequence[Row], **where: object) -> list[Row]:
     """What was measured, the study's protocol first, beside published figures; then those alone."""
     protocol, factors = PROTOCOLS["svm" if part == "q1b" else "train"]
-    groups, records = rows.by_seed(runs), []
+    groups, records, met = rows.by_seed(runs), [], set()
     figures = {tuple(f[name] for name in factors): f for f in published(part, **where)}
-    waiting = dict(figures)
-
-    def beside(figure: Row) -> Row:
-        return {f"published_{name}": figure.get(name) for name in ("test_acc", "fit_ms")}
-
     varying = rows.varying_settings([g.config for g in groups], {*factors, *protocol})
     for group in groups:
         other, key = deviations(group.config, protocol), tuple(map(group.config.get, factors))
         record = {name: group.config.get(name) for name in (*factors, *protocol)}
         record |= rows.accuracy_record(group) | {"group": group}
         if not other and key in figures:
-            record |= beside(figures[key]) | difference_record(group, figures[key])
-            waiting.pop(key, None)
+            record |= beside(figures[key], group)
+            met.add(key)
         notes = [other, *rows.in_words(group.config, varying), *map(rows.busy_note, group.rows)]
         record["note"] = join_notes(*notes, record.pop("disagreement", ""))
         records.append((bool(other), rows.order_of(group.config), record))
-    for figure in waiting.values():
-        record = {k: figure[k] for k in (*factors, "samples") if k in figure} | beside(figure)
-        record["note"] = unmeasured_note(f"make {part}")
-        records.append((2, rows.order_of(figure), record))
+    for key in figures.keys() - met:
+        record = {k: v for k, v in figures[key].items() if k in (*factors, "samples")}
+        record |= beside(figures[key]) | {"note": unmeasured(f"make {part}")}
+        records.append((2, rows.order_of(figures[key]), record))
     return [record for *_, record in sorted(records, key=lambda item: item[:2])]
 
 
-def difference_record(group: Group, figure: Row) -> Row:
-    """Mean test accuracy minus the published one; and why, where the interval leaves out zero."""
-    values, images = group.values("test_acc"), number(group.rows[0], "metrics", "n_test")
-    if not values:
-        return {}
-    record: Row = {"difference": statistics.fmean(values) - figure["test_acc"]}
-    if not images:
+def beside(figure: Row, group: Group | None = None) -> Row:
+    """A published figure; what the mean test accuracy differs by, and why, where the interval of
+    the difference leaves out zero."""
+    record: Row = {f"published_{name}": figure.get(name) for name in ("test_acc", "fit_ms")}
+    if not group or not (values := group.values("test_acc")):
+        return record
+    record["difference"] = statistics.fmean(values) - figure["test_acc"]
+    if not (images := number(group.rows[0], "metrics", "n_test")):
         return record
     estimate = difference_of(values, [figure["test_acc"]], (int(images), STUDY_TEST_IMAGES))
     low, high = estimate.interval()
@@ -102,19 +104,14 @@ def best_published(group: Group) -> Row | None:
 
 def results_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
     """The best of each data set: of the study's grid, other recipes of several seeds, and SVMs."""
-    networks, svms = (
-        grouped(rows.configurations(runs), lambda group: rows.division(group.config)).values()
-        for runs in (train, svm)
-    )
-    contests = []
-    for groups in networks:
+    order, contests = rows.datasets_of([*train, *svm]), []
+    for groups in rows.contests(train).values():
         # Others than the study's with a single seed only where there is nothing else.
         kept = [group for group in groups if len(group.rows) > 1 or not group.protocol]
         recipes = grouped(kept or groups, lambda group: group.protocol)
         contests += [recipes[name] for name in sorted(recipes)]  # the study's is ""
-    contests += svms
+    contests += rows.contests(svm).values()
     devices = rows.devices_note(row for groups in contests for g in groups for row in g.rows)
-    order = rows.datasets_of([*train, *svm])
     contests.sort(key=lambda groups: order.index(str(groups[0].config.get("dataset"))))
     records = [_result_record(group) for group in filter(None, map(rows.best_of, contests))]
     return make_table("results", records, devices, missing=not records)
@@ -153,7 +150,7 @@ def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
         factors = [name for name in ("model", "opt", "lr", "epochs", "kernel") if name in figure]
         record = {"dataset": figure["dataset"], "published_test_acc": figure["test_acc"]}
         record["setting"] = ", ".join(rows.in_words(figure, factors))
-        record["note"] = unmeasured_note(f"make {part}")
+        record["note"] = unmeasured(f"make {part}")
 
         def distance(group: Group, protocol: Row = protocol) -> tuple:
             other = sum(group.config.get(k, value) != value for k, value in protocol.items())
@@ -161,7 +158,7 @@ def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
 
         near = [group for group in groups[part] if same.items() <= group.config.items()]
         if group := min(near, key=distance, default=None):
-            record |= rows.accuracy_record(group) | difference_record(group, figure)
+            record |= rows.accuracy_record(group) | beside(figure, group)
             noise = "test images and seeds" if record["seeds"] > 1 else "test images"
             other = deviations(group.config, protocol)
             within = f"within the noise of {noise}{f', in spite of {other}' if other else ''}"
@@ -169,3 +166,68 @@ def published_table(train: Sequence[Row], svm: Sequence[Row]) -> Table:
             record["runs"] = group.first()["run_id"]
         records.append(record)
     return make_table("published", records)
+
+
+def study_rows(log: Iterable[Row], **where: object) -> list[Row]:
+    """The finished measurements of the study's work, of these settings."""
+    settings = (TIMED | where).items()
+    return [row for row in rows.latest_ok(log, "hw_train") if settings <= row["config"].items()]
+
+
+def sides(timed: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows of the CPU, and of accelerators."""
+    cpu = [row for row in timed if row["config"].get("device") == "cpu"]
+    return cpu, [row for row in timed if row["config"].get("device") not in ("cpu", "auto", None)]
+
+
+def plainness(row: Row) -> tuple[object, ...]:
+    """Sorting key of a device's variants: our plain loop on most threads, then the surest times."""
+    config, noise = row["config"], number(row, "metrics", "noise") or 0.0
+    steps = number(row, "metrics", "step_ms", "n") or 0
+    sped_up = bool(config.get("compile") or config.get("cuda_graph"))
+    other = config.get("loop", "ours") != "ours", sped_up
+    slow = -(number(config, "threads") or 0), config.get("precision") in ("fp32", "tf32")
+    return *other, *slow, bool(config.get("accept_noise")), -steps, noise, row["run_id"]
+
+
+def seeds_of(timed: Sequence[Row]) -> list[Row]:
+    """The plainest of a device's variants, with every seed on one machine."""
+    variants = grouped(timed, lambda row: (rows.settings_of(row, "seed"), comparable(row))).values()
+    plainest = min(variants, key=lambda same: min(map(plainness, same)), default=())
+    return list({row["config"].get("seed"): row for row in plainest}.values())
+
+
+def comparable(row: Row) -> tuple[object, ...]:
+    """What two rows must share for their times to be compared."""
+    return *machine_of(row["env"]), get(row, "env", "torch")
+
+
+def speedup_interval(row: Row) -> Interval | None:
+    """The interval of a row's speed-up, of training or of an engine, where it has one."""
+    ends = get(row, "metrics", "speedup_interval") or get(row, "metrics", "speedup", "interval")
+    sound = isinstance(ends, list) and len(ends) == 2
+    return tuple(ends) if sound and all(type(end) in (int, float) for end in ends) else None
+
+
+def rounds_of(*timed: Row) -> list[list[float]] | None:
+    """Each row's times of the rounds that all were measured in, on one machine, or None."""
+    groups = {(get(row, "metrics", "rounds", "group"), comparable(row)) for row in timed}
+    times = [get(row, "metrics", "rounds", "step_ms") for row in timed]
+    if len(groups) > 1 or get(timed[0], "metrics", "rounds", "group") is None:
+        return None
+    whole = all(isinstance(each, list) and len(each) == len(times[0]) > 1 for each in times)
+    sound = whole and all(isinstance(ms, int | float) and ms > 0 for each in times for ms in each)
+    return times if sound else None
+
+
+def time_ratio(slow: Row, fast: Row) -> tuple[float, Interval] | None:
+    """How many times as long one's steps take as the other's, with its interval, if comparable."""
+    if comparable(slow) != comparable(fast):
+        return None
+    if rounds := rounds_of(slow, fast):
+        return ratio_interval(*rounds)
+    steps = [get(row, "metrics", "step_ms") for row in (slow, fast)]
+    steps = [[number(step, name) for name in ("median", "iqr", "n")] for step in steps]
+    if any(None in step or step[0] <= 0 or step[2] < 2 for step in steps):
+        return None
+    return steps[0][0] / steps[1][0], median_ratio_interval(*steps)

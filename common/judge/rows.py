@@ -179,8 +179,8 @@ def split_name(config: Row) -> str:
     """A data set, its split and what is chosen by, as a heading."""
     dataset, split = str(config.get("dataset")), config.get("split", "study")
     kind = "the study's" if dataset in STUDY_DATASETS else "random"
-    name = f"{kind if split == 'study' else split} split"
-    name = f"{display(dataset)}, {name} {config.get('split_seed') or ''}".rstrip()
+    kind = kind if split == "study" else split
+    name = f"{display(dataset)}, {kind} split {config.get('split_seed') or ''}".rstrip()
     return f"{name}, by {chosen_by(config)}" if chosen_by(config) else name
 
 
@@ -195,10 +195,14 @@ def best_of(groups: Iterable[Group]) -> Group | None:
     return min((g for g in groups if g.val() is not None), key=rank, default=None)
 
 
+def contests(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Group]]:
+    """The configurations that compete: networks, or SVMs, of one data set and split."""
+    return grouped(configurations(rows), lambda group: (group.kind, *division(group.config)))
+
+
 def pick_best(rows: Sequence[Row]) -> list[Group]:
     """The best network, and the best SVM, of each data set and split."""
-    contests = grouped(configurations(rows), lambda group: (group.kind, *division(group.config)))
-    return [best for groups in contests.values() if (best := best_of(groups))]
+    return [best for groups in contests(rows).values() if (best := best_of(groups))]
 
 
 def print_leader(log: Log, kind: str, configs: Iterable[Any], run: Any) -> None:
@@ -211,10 +215,10 @@ def print_leader(log: Log, kind: str, configs: Iterable[Any], run: Any) -> None:
     for best in pick_best(rows):
         n, data, by = len(best.rows), display(best.config["dataset"]), chosen_by(best.config)
         name = describe(best.config, [setting for setting in varying if setting not in NAMED])
-        mean = f", mean of {n} seeds" if n > 1 else ""
-        score = f"{100 * best.val():.2f} % {by}".rstrip()
-        text = f"  leads on {data}, {score} on validation{mean}: {name}"
-        print(f"{text} ({len(rows)} of {len(rivals)} done)", flush=True)
+        score = f"{100 * best.val():.2f} % {by}".rstrip() + " on validation"
+        score += f", mean of {n} seeds" if n > 1 else ""
+        done_of = f"({len(rows)} of {len(rivals)} done)"
+        print(f"  leads on {data}, {score}: {name} {done_of}", flush=True)
 
 
 def trajectory(run: Row, epochs: Iterable[Row]) -> list[Row]:
@@ -227,41 +231,37 @@ def trajectory(run: Row, epochs: Iterable[Row]) -> list[Row]:
 def accuracy_record(group: Group) -> Row:
     """Mean accuracies; of test images the sd over seeds, and the 95 % interval of both noises; and
     so of balanced accuracy and macro F1 where classes are unequal, or it is chosen by them."""
-    values, base = group.values("test_acc"), baseline(group.rows[0]["metrics"])
+    values, metrics = group.values("test_acc"), group.rows[0]["metrics"]
+    base, images = baseline(metrics), number(metrics, "n_test")
     record: Row = dict.fromkeys(("test_acc", "test_acc_low", "test_acc_high"))
     record["test_acc_sd"] = statistics.stdev(values) if len(values) > 1 else None
     record |= {"seeds": len(group.rows), "val_acc": group.mean("val_acc")}
     shown = ["balanced", "f1"] if base or metric_of(group.config) != "acc" else []
     for name in ("acc", *shown):
-        if values := group.values(f"test_{name}"):
-            mean = statistics.fmean(values)
-            record |= {f"test_{name}": mean, f"val_{name}": group.mean(f"val_{name}")}
-            if image := image_interval(group, name, mean):
-                low, high = Estimate(mean, image, sample_spread(values)).interval()
-                record |= {f"test_{name}_low": max(low, 0.0), f"test_{name}_high": min(high, 1.0)}
+        if not (values := group.values(f"test_{name}")):
+            continue
+        mean = statistics.fmean(values)
+        record |= {f"test_{name}": mean, f"val_{name}": group.mean(f"val_{name}")}
+        known = [get(row, "metrics", f"test_{name}_interval") for row in group.rows]
+        if name == "acc" and images:
+            known = [wilson_interval(round(mean * images), int(images))]
+        if all(known):
+            image = tuple(map(statistics.fmean, zip(*known, strict=True)))
+            low, high = Estimate(mean, image, sample_spread(values)).interval()
+            record |= {f"test_{name}_low": max(low, 0.0), f"test_{name}_high": min(high, 1.0)}
     return record | {f"always_{name}": value for name, value in base.items()}
-
-
-def image_interval(group: Group, name: str, mean: float) -> Sequence[float] | None:
-    """95 % interval, over test images alone, of a score that is `mean` over the seeds."""
-    if name == "acc":
-        total = number(group.rows[0], "metrics", "n_test")
-        return wilson_interval(round(mean * total), int(total)) if total else None
-    known = [get(row, "metrics", f"test_{name}_interval") for row in group.rows]
-    return [statistics.fmean(ends) for ends in zip(*known, strict=True)] if all(known) else None
 
 
 def choice_record(group: Group) -> Row:
     """A configuration in words and numbers; of its cost the mean over seeds."""
-    row, ms, device = group.first(), group.cost_ms(), get(group.first(), "env", "device")
+    row, ms, env = group.first(), group.cost_ms(), group.first()["env"]
+    threads = number(env, "threads") if env.get("device") == env.get("cpu") else None
+    cost = "unknown time" if ms is None else format_time(ms / 1e3)
+    cost += ", busy machine" if any(map(busy_note, group.rows)) else ""
     record = accuracy_record(group) | {"protocol": group.protocol, "run_id": row["run_id"]}
     record |= {"name": ("SVM, " if group.kind == "svm" else "") + group.name(), "cost_ms": ms}
-    record |= {"n_test": number(row, "metrics", "n_test"), "device": device}
-    on_cpu = device == get(row, "env", "cpu")
-    record["threads"] = number(row, "env", "threads") if on_cpu else None
-    cost = "unknown time" if ms is None else format_time(ms / 1e3)
-    busy = ", busy machine" if any(map(busy_note, group.rows)) else ""
-    return record | {"cost": cost + busy, "machine": timed_on(row["env"])}
+    record |= {"n_test": number(row, "metrics", "n_test"), "device": env.get("device")}
+    return record | {"threads": threads, "cost": cost, "machine": timed_on(env)}
 
 
 def slug(text: str) -> str:
@@ -283,12 +283,11 @@ def display(dataset: str) -> str:
 def spell(name: str, value: Any) -> str:
     """The value of a setting as people write it."""
     text = "default" if value is None else str(value)
-    if isinstance(value, bool):
-        return text.lower()
     if name == "dataset":
         return display(text)
-    known = STUDY["spelled"].get(text) or re.sub(r"^resnet(\d+)$", r"ResNet-\1", text)
-    return known if name in ("model", "opt", "kernel", "features") else text
+    if name in ("model", "opt", "kernel", "features"):
+        return STUDY["spelled"].get(text) or re.sub(r"^resnet(\d+)$", r"ResNet-\1", text)
+    return text.lower() if isinstance(value, bool) else text
 
 
 def say(name: str, value: Any, prose: bool = False) -> str:
@@ -324,8 +323,10 @@ def varying_settings(configs: Sequence[Row], shown: Collection[str]) -> list[str
 
 def describe(config: Row, names: Iterable[str]) -> str:
     """A run in words: its model, and of its other settings those named."""
-    head = in_words(config, ("model", "opt", "lr") if "model" in config else ("kernel",))
-    return ", ".join([*([] if "model" in config else ["SVM"]), *head, *in_words(config, names)])
+    head = ["SVM", *in_words(config, ["kernel"])]
+    if "model" in config:
+        head = in_words(config, ("model", "opt", "lr"))
+    return ", ".join([*head, *in_words(config, names)])
 
 
 def describe_all(configs: Sequence[Row]) -> list[str]:

@@ -1,9 +1,9 @@
-"""Statistics of the report: how far an accuracy, a difference or a ratio can be trusted.
+"""How far an accuracy, a difference or a ratio can be trusted, and what that says to a rule.
 
 Paired statistics take the sum over matched pairs of (first is right) - (second is right) for each
-test image, so that an image counts once, however many pairs meet it.
-"""
+test image, so that an image counts once, however many pairs meet it."""
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +17,16 @@ Interval = tuple[float, float]
 Count = tuple[int, int]  # of images: those that are right, and all
 Timing = tuple[float, float, int]  # median, interquartile range, samples
 
+Rule = Interval  # a claim holds where low < effect < high, and fails elsewhere
+
 RESAMPLES = 10_000
 MOST_SUMS = 400  # that a bootstrap tells apart
+MARGIN = 0.001  # a smaller difference of accuracies is none that a choice should rest on
+SEEDS = 3  # of every setting: a conclusion about accuracy rests on no fewer
+POWER = 0.8
+MOST_SEEDS = 100  # more is no advice
+BEATS: Rule = (MARGIN, math.inf)
+VERDICTS = ("supported", "contradicted", "mixed", "inconclusive", "not measured")
 
 
 @cache  # tables and figures ask for the same ones
@@ -186,11 +194,47 @@ class Estimate:
 
 
 def difference_of(
-    first: Sequence[float], second: Sequence[float], images: tuple[int, int]
+    first: Sequence[float], second: Sequence[float], images: Sequence[int], confidence=0.95
 ) -> Estimate:
     """Of two recipes' mean accuracies, as if on different images; one seed varies as the others."""
     means = [float(np.mean(values)) for values in (first, second)]
     counts = [(round(mean * n), n) for mean, n in zip(means, images, strict=True)]
     known = [*sample_spread(first), *sample_spread(second)]
     singles = [1.0] * sum(len(values) == 1 for values in (first, second))
-    return Estimate(means[0] - means[1], newcombe_interval(*counts), lend(known, singles))
+    image = newcombe_interval(*counts, confidence)
+    return Estimate(means[0] - means[1], image, lend(known, singles))
+
+
+def judge(rule: Rule, interval: Interval) -> str:
+    """The verdict of an interval: that of both of its ends, or none."""
+    (low, high), (above, below) = interval, rule
+    if above < low and high < below:
+        return "supported"
+    return "contradicted" if high < above or low > below else "inconclusive"
+
+
+def leads(interval: Interval) -> int:
+    """Which side of a difference surely leads by what counts: 1 the first, -1 the second, or 0."""
+    low, high = interval
+    return (low > MARGIN) - (-high > MARGIN)
+
+
+def more_data(rule: Rule, estimate: Estimate, seeds: int, images: int) -> str:
+    """How many seeds of every setting, or images, would decide with a power of 80 %."""
+    value, edges = estimate.value, (-math.inf, *rule, math.inf)
+    if value in rule:
+        return "at the criterion's edge"
+    side = bisect.bisect(edges, value)
+    ends = edges[side - 1 : side + 1]
+    for n in range(seeds + 1, MOST_SEEDS + 1):
+        if estimate.at(n).power(*ends) >= POWER:
+            return f"about {n} seeds of each setting would decide, in place of {seeds}"
+    for factor in 1.02 ** np.arange(350):
+        image = tuple(value + (end - value) / math.sqrt(factor) for end in estimate.image)
+        if Estimate(value, image).power(*ends) >= POWER:
+            if factor == 1:
+                return f"too near the criterion's edge: more than {MOST_SEEDS} seeds would decide"
+            size = 10 ** max(0, len(str(int(images * factor))) - 2)  # two digits are meant
+            more = f"about {math.ceil(images * factor / size) * size:,} images would be needed"
+            return f"cannot be decided on this data set: {more}, in place of {images:,}"
+    return "too near the criterion's edge to decide"

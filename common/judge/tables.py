@@ -29,15 +29,12 @@ class Table:
     def brief(self) -> "Table | None":
         """The few columns and rows of it that answer its section's question, if it is the one."""
         words, all_rows = WORDS[self.name], len(self.records)
-        notes = [words["short_notes"]] if words.get("short_notes") and self.records else []
+        if "short" not in words:
+            return None
+        notes = [words["short_notes"]] if "short_notes" in words and all_rows else []
         notes += [f"The first {BRIEF} of {all_rows} rows."] if all_rows > BRIEF else []
-        short = tuple(words.get("short", "").split())
-        parts = {
-            "columns": short,
-            "records": self.records[:BRIEF],
-            "notes": (" ".join(notes),) if notes else (),
-        }
-        return replace(self, **parts) if short else None
+        notes, columns = (" ".join(notes),) if notes else (), tuple(words["short"].split())
+        return replace(self, columns=columns, records=self.records[:BRIEF], notes=notes)
 
 
 def make_table(

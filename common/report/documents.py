@@ -21,8 +21,8 @@ from common.base.cli import UsageError
 from common.base.log import write_atomically
 from common.judge import claims, compare, findings, mistakes, published
 from common.judge.rows import Row, grouped, latest_ok
+from common.judge.stats import VERDICTS
 from common.judge.tables import Table
-from common.judge.verdicts import VERDICTS
 from common.report.columns import shown
 
 TEMPLATES = Path(__file__).parent / "templates"

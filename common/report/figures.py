@@ -14,8 +14,8 @@ from common.judge import rows as log
 from common.judge.mistakes import Mistakes, confusion
 from common.judge.published import best_published
 from common.judge.rows import Row, number
+from common.judge.stats import SEEDS
 from common.judge.tables import Table
-from common.judge.verdicts import SEEDS
 from common.report import drawing
 
 STYLE = Path(__file__).with_name("figures.mplstyle")

@@ -10,10 +10,9 @@ from common.judge import mistakes as judge
 from common.judge import rows as log
 from common.judge.findings import judged_tables
 from common.judge.mistakes import GALLERY, Mistakes, Predictions, load_predictions
-from common.judge.published import published, side_by_side, unmeasured_note
+from common.judge.published import COMMAND, plainness, published, side_by_side, sides, unmeasured
 from common.judge.rows import Group, Row, get, join_notes, number, slug
 from common.judge.tables import WORDS, Table, fields, make_table
-from common.judge.times import COMMAND, representative, sides
 
 MOST_PROBLEMS = 200
 
@@ -230,11 +229,11 @@ def q2_published_table(rows: Sequence[Row]) -> Table:
         cpu, gpu = sides([row for row in rows if work.items() <= row["config"].items()])
         here = gpu if figure["device"] == "gpu" else cpu
         tested = [row for row in here if number(row, "metrics", "test_acc") is not None]
-        if row := representative(tested or here):
+        if row := min(tested or here, key=plainness, default=None):
             note = None if tested else "no whole epoch was run: hw_bench.py --full-epoch does"
         else:
             missing = (COMMAND, "needs a GPU") if figure["device"] == "gpu" else ("make q2",)
-            note = unmeasured_note(*missing)
+            note = unmeasured(*missing)
         records.append(fields(figure | (row or {}), "q2_published") | {"note": note})
     return make_table("q2_published", records)
 
@@ -250,7 +249,7 @@ def flops_table(rows: Sequence[Row]) -> Table:
             difference = record["macs"] - macs if record["macs"] is not None else None
             record |= {"published_macs": macs, "macs_difference": difference}
         records.append(record)
-    note = unmeasured_note("make flops")
+    note = unmeasured("make flops")
     for (model, size), macs in waiting.items():
         records.append({"model": model, "image_size": size, "published_macs": macs, "note": note})
     records.sort(key=lambda record: (str(record["model"]), record["image_size"] or 0))
