@@ -23,7 +23,6 @@ from sklearn.datasets import load_digits
 from torchvision.transforms import v2
 from torchvision.transforms.functional import erase
 
-import train
 from common.base.cli import UsageError
 from common.base.config import DATASETS, OWN, TrainConfig
 from common.data import batches as batching
@@ -32,6 +31,7 @@ from common.data.datasets import load_dataset, split_dataset
 from common.data.fetch import PUBLISHED, read_dataset
 from common.data.images import Dataset
 from common.predict import load_model
+from common.train.run import Run
 
 DATA = Path(__file__).parent.parent / "data"  # of make data
 CPU = torch.device("cpu")
@@ -429,7 +429,7 @@ def test_the_committed_network_answers_as_it_did(real):
         assert (np.array(answers) != saved["pred"]).sum() <= 2
 
 
-def test_a_short_training_learns(real, tmp_path, rows):
-    flags = ["--dataset", real, "--limit", "3000", "--image-size", "32", "--epochs", "1"]
-    train.main([*flags, "--data-dir", str(DATA), "--results-dir", str(tmp_path / "results")])
-    assert rows("train")[0]["metrics"]["test_acc"] > {"mnist": 0.85, "fashion": 0.65}[real]
+def test_a_short_training_learns(real):
+    config = TrainConfig(dataset=real, limit=3000, image_size=32, device="cpu")
+    val_acc = Run(config, str(DATA)).train_one_epoch()["val_acc"]
+    assert val_acc > {"mnist": 0.85, "fashion": 0.65}[real]

@@ -503,8 +503,6 @@ def test_a_comparison_on_your_own_images(tmp_path, rows, capsys, kind, colour):
     speed += " --loop ours notebook --accept-noise"  # of a busy machine
     assert train.main([*flags.split(), *where]) == 0
     assert svm.main(["--samples", "150", *where]) == 0
-    assert hw_bench.main([*speed.split(), *where]) == 0
-    assert report.main(where[:2]) == 0
     pinned = name_in_log(pin_dataset(name, data))
     trained, machine = rows("train") + rows("svm")
     assert trained["config"]["dataset"] == machine["config"]["dataset"] == pinned
@@ -523,11 +521,14 @@ def test_a_comparison_on_your_own_images(tmp_path, rows, capsys, kind, colour):
     server = Server("eager", results / metrics["checkpoint"], 1, trained["config"], data, True)
     kept = np.load(results / metrics["predictions"])["logits"]
     np.testing.assert_allclose(server.answer()[1], kept, rtol=1e-3, atol=1e-4)
-    written = (results / "report" / "report.md").read_text()
-    assert pinned[-12:] in written
-    assert dataset.classes[0] in (results / "report" / "csv" / "datasets.csv").read_text()
-    assert str(tmp_path) not in written
-    assert "& <i>" not in (results / "report" / "report.tex").read_text()
+    if kind == "folder":  # whose name is the worse; what follows is alike
+        assert hw_bench.main([*speed.split(), *where]) == 0
+        assert report.main(where[:2]) == 0
+        written = (results / "report" / "report.md").read_text()
+        assert pinned[-12:] in written
+        assert dataset.classes[0] in (results / "report" / "csv" / "datasets.csv").read_text()
+        assert str(tmp_path) not in written
+        assert "& <i>" not in (results / "report" / "report.tex").read_text()
     train.main([*flags.split(), *where, "--dry-run"])
     assert "configurations: 1, in the log: 1;" in capsys.readouterr().out
     if kind == "folder":

@@ -154,8 +154,9 @@ def describe_split(dataset: Dataset, split: Split) -> dict[str, Any]:
 def look(dataset: Dataset, test: Tensor) -> dict[str, Sequence[str]]:
     """Names of your own images, or of two that are alike, that something is to be told of, by key
     of TOLD. Shapes: test (n,), the index of the test part."""
-    images, labels, name = dataset.images.numpy(), dataset.labels.numpy(), dataset.name_of
-    twins, index = find_twins(dataset), np.arange(len(images))
+    images, labels, twins = dataset.images.numpy(), dataset.labels.numpy(), find_twins(dataset)
+    index = np.arange(len(images))
+    name = dataset.files or [f"#{i}" for i in index]
     tested, constant = np.isin(index, test), (images == images[:, :, :1, :1]).all((1, 2, 3))
     pairs: dict[str, dict[int, int]] = {"near_label_conflicts": {}, "near_test_duplicates": {}}
     pairs["label_conflicts"] = {i: j for i, j in enumerate(twins) if labels[i] != labels[j]}
@@ -164,8 +165,8 @@ def look(dataset: Dataset, test: Tensor) -> dict[str, Sequence[str]]:
             pairs["near_label_conflicts"].setdefault(j, i)
         if tested[i] != tested[j]:
             pairs["near_test_duplicates"].setdefault(*((i, j) if tested[i] else (j, i)))
-    told = {"constant": [name(i) for i in np.flatnonzero(constant)]}
-    told |= {k: [f"{name(i)} = {name(j)}" for i, j in of.items()] for k, of in pairs.items()}
+    told = {"constant": [name[i] for i in np.flatnonzero(constant)]}
+    told |= {k: [f"{name[i]} = {name[j]}" for i, j in of.items()] for k, of in pairs.items()}
     return dict.fromkeys(TOLD, ()) | dataset.told | told  # in the order of TOLD
 
 

@@ -49,9 +49,6 @@ class Dataset:
     background: str = BACKGROUND  # of transparent ones
     told: Mapping[str, Sequence[str]] = field(default_factory=dict)  # files, by key of TOLD
 
-    def name_of(self, image: int) -> str:
-        return self.files[image] if self.files else f"#{image}"
-
 
 class Unreadable(ValueError):
     """No image or no set of images that can be used; says why, and what to do."""
@@ -88,10 +85,8 @@ def open_image(
 def _decode(data: bytes, background: str, max_pixels: int) -> tuple[Image.Image, set[str]]:
     told = set()
     with Image.open(io.BytesIO(data)) as image:
-        (width, height), n = image.size, math.prod(image.size)
-        size = {"width": width, "height": height, "n": n}
-        require(n <= max_pixels, "too_large", **size, limit=max_pixels / 1e6)
-        bits = _bits_a_channel(image, data)
+        n, bits = math.prod(image.size), _bits_a_channel(image, data)
+        require(n <= max_pixels, "too_large", size=image.size, n=n, limit=max_pixels / 1e6)
         require(bits <= 8, "too_deep", bits=bits)
         with suppress(Exception):  # a later frame may be damaged; a phone's MPO hides a preview
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":

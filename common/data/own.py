@@ -30,16 +30,7 @@ from PIL import __version__ as pillow
 from common.base.cli import UsageError, flag_of, printable
 from common.base.config import BACKGROUND, MAX_PIXELS, is_own, name_in_log
 from common.base.log import write_atomically
-from common.data.images import (
-    TOLD,
-    WORDS,
-    Dataset,
-    Unreadable,
-    decoding,
-    open_image,
-    require,
-    to_pixels,
-)
+from common.data.images import WORDS, Dataset, Unreadable, decoding, open_image, require, to_pixels
 
 RULES = 2  # of reading and dividing: other rules are other work
 NAME = re.compile(r"(folder|npz):(.*?)(?:@([0-9a-f]{12}))?", re.DOTALL)  # kind, path, content
@@ -215,7 +206,7 @@ def _read_files(
     span = " to ".join(f"{width}x{height}" for height, width in (sizes[0], sizes[-1]))
     require(len(sizes) == 1, "sizes", n=len(sizes), span=span)
     pairs = list(zip(names, notes, strict=True))
-    told = {key: [name for name, keys in pairs if key in keys] for key in TOLD}
+    told = {key: [name for name, keys in pairs if key in keys] for key in set().union(*notes)}
     return np.stack(np.broadcast_arrays(*images)), told  # one in colour makes all so
 
 
@@ -229,19 +220,18 @@ def find_classes(root: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
         _check_no_other_level(root, names, divided)
         return {"": root}, tuple(names)
     parts = {part: root / name for part in PARTS for name in names if by_name[name] == part}
-    rename = ""
-    if parts.keys() == {"train", "val"}:
-        rename = f": rename {parts['val'].name}/ to test/, if it is what you would test on"
+    facts = {"names": " and ".join(f"{name}/" for name in names), "parts": parts}
+    require(parts.keys() != {"train", "val"}, "no_test", **facts)
     whole = len(parts) == len(names) and {"train", "test"} <= parts.keys()
-    require(whole, "division", names=" and ".join(f"{name}/" for name in names), rename=rename)
-    classes = {part: _folders_in(folder) for part, folder in parts.items()}
-    for part, folder in parts.items():
-        way_out = f"use folder:{parts['train']}, and common.predict for {folder.name}/"
-        way_out = "sort them into one folder a class" if part == "train" else way_out
-        require(classes[part], "unsorted", folder=folder.name, way_out=way_out)
-        more = ", ".join(sorted(set(classes[part]) - set(classes["train"])))
-        require(not more, "untrained", folder=parts["train"].name, classes=more)
-    return parts, tuple(classes["train"])
+    require(whole, "division", **facts)
+    classes = _folders_in(parts["train"])
+    require(classes, "unsorted", **facts)
+    for folder in parts.values():
+        tested = _folders_in(folder)
+        require(tested, "unlabelled", folder=folder, **facts)
+        more = ", ".join(sorted(set(tested) - set(classes)))
+        require(not more, "untrained", classes=more, **facts)
+    return parts, tuple(classes)
 
 
 def _check_no_other_level(root: Path, names: list[str], divided: list[str]) -> None:
@@ -268,8 +258,8 @@ def _folders_in(folder: Path) -> list[str]:
     folders, files = _list(folder)
     known = Image.registered_extensions()
     images = [name for name in files if os.path.splitext(name)[1].lower() in known]
-    where = {"folder": folder.name, "images": some(images), "n": len(images)}
-    require(not (images and folders), "beside", **where)
+    beside = images and folders
+    require(not beside, "beside", folder=folder.name, images=some(images), n=len(images))
     return folders
 
 
@@ -303,8 +293,8 @@ def find_groups(rule: str, files: Sequence[str]) -> tuple[str, ...]:
         require(pattern.groups == 1, "brackets", rule=rule)
         groups = {name: match[1] for name in files if (match := pattern.search(name))}
     lacking = [name for name in files if not groups.get(name)]
-    counts = {"n": len(lacking), "all": len(files)}
-    require(not lacking, "no_group", rule=rule, files=some(lacking), **counts)
+    counts = f"{len(lacking)} of {len(files)}"
+    require(not lacking, "no_group", rule=rule, counts=counts, names=some(lacking))
     return tuple(groups[name] for name in files)
 
 
