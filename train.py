@@ -109,8 +109,12 @@ def train_grid(configs: list[TrainConfig], log: Log, options: TrainOptions, worl
     count = workers.count_workers(options, configs[0].device, len(todo), job_s)
     if todo and not (workers.in_worker() or options.shard):  # else it is a part of a grid
         grids.write_plan(log.folder, todo, count)
-    afresh = configs if force and not workers.in_worker() else set(configs) - set(missing)
-    grids.begin(log, afresh, shared)
+    # What is left of those that are finished, by a kill before their end, or are done afresh.
+    for config in configs if force and not workers.in_worker() else set(configs) - set(missing):
+        grids.state_file(log.folder, config).unlink(missing_ok=True)
+    for config, row in shared.items():
+        name = row["metrics"]["shared_with"] or row["run_id"]
+        grids.append_row(log, config, row["metrics"], name, git=row["git"], env=row["env"])
     after = partial(print_leader, log, "train", configs)
     here, jobs = partial(train_all, todo, log, options, world, after), [t.job for t in todo]
     return workers.share_out("train", jobs, log, options, count, after, here)

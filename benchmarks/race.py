@@ -25,6 +25,7 @@ from scipy.stats import multivariate_normal, norm
 from shared import print_json, print_table
 
 from common.base.cli import Validated, need, option, parse_command_line, run_script
+from common.base.config import TrainConfig
 from common.base.log import read_log
 from common.judge import compare, race, rows, stats
 from common.judge.mistakes import load_predictions
@@ -65,8 +66,11 @@ def measure_curves(evidence: compare.Evidence, epochs: list[dict], dataset: str)
             run = [epoch["metrics"] for epoch in rows.trajectory(row, epochs)]
             accs = {epoch["epoch"]: epoch["val_acc"] for epoch in run}
             if len(accs) == group.config["epochs"]:
-                epoch_s = sum(epoch["train_ms"] for epoch in run) / 1e3 / len(run)
-                curves.append(Curve(row["config"], epoch_s, accs=accs, group=group))
+                config, epoch_s = (
+                    TrainConfig(**row["config"]),
+                    sum(m["train_ms"] for m in run) / 1e3,
+                )
+                curves.append(Curve(config, epoch_s / len(run), accs=accs, group=group))
         length = group.config["schedule"] != "constant" and group.config["epochs"]
         name = group.without("epochs") + str(length)  # shorter ones are parts of the longest
         known[name] = curves or known.get(name, [])
@@ -101,16 +105,16 @@ def run_race(curves: list[Curve], budget_s: float) -> End:
     needed_s = sum(c.epoch_s for c in curves) + max(c.cost_s(c.epochs, 1) for c in curves)
     if needed_s > budget_s:
         return None
-    racing, spent_s = {str(i): replace(c, right={}) for i, c in enumerate(curves)}, 0.0
+    racing, spent_s = [replace(c, right={}) for c in curves], 0.0
     rungs = race.rungs_of(max(c.epochs for c in curves))
     for rung in rungs:
-        spent_s += sum(c.cost_s(rung, c.done) for c in racing.values())
-        for c in racing.values():
+        spent_s += sum(c.cost_s(rung, c.done) for c in racing)
+        for c in racing:
             done = min(rung, c.epochs)
             c.right[done] = c.answers[done - 1]
         left = race.who_leaves(racing, rung, budget_s - spent_s, len(rungs))
-        racing = {run: c for run, c in racing.items() if run not in left}
-    return max(racing.values(), key=lambda c: c.acc), spent_s
+        racing = [c for c in racing if c not in left]
+    return max(racing, key=lambda c: c.acc), spent_s
 
 
 def run_pruner(curves: list[Curve], pruner: Any, optuna: Any) -> End:

@@ -8,14 +8,7 @@ from dataclasses import replace
 import pytest
 from processes import ROOT
 
-from common.base.cli import (
-    UsageError,
-    as_dict,
-    expand_grid,
-    parse_command_line,
-    print_next,
-    run_script,
-)
+from common.base.cli import UsageError, as_dict, expand_grid, parse_command_line, run_script
 from common.base.config import TRAIN_PRESETS, Options, TrainConfig, TrainOptions
 from common.train.grid import canonical, group_trajectories
 
@@ -23,6 +16,11 @@ from common.train.grid import canonical, group_trajectories
 def parse(text):
     grid, options = parse_command_line(text.split(), "", TrainConfig, TrainOptions, TRAIN_PRESETS)
     return expand_grid(TrainConfig, grid), options
+
+
+def settings(text, *names):
+    """Some settings of each configuration that these flags give."""
+    return [tuple(getattr(config, name) for name in names) for config in parse(text)[0]]
 
 
 def test_defaults_are_the_studys_protocol():
@@ -45,39 +43,32 @@ def test_q1a_is_64_configurations_in_16_trajectories_on_a_cpu_and_32_on_an_accel
 
 
 def test_explicit_flag_beats_preset_beats_default_and_a_value_given_twice_counts_once():
-    configs, _ = parse("--preset demo --opt adamw --limit 5 5 --flip")
-    settings = {(c.opt, c.limit, c.image_size, c.batch_size, c.flip) for c in configs}
-    assert settings == {("adamw", 5, 32, 16, True)}  # a bare flag means true
-    assert len(configs) == 2
+    flags = "--preset demo --opt adamw --limit 5 5 --flip"  # a bare flag means true
+    found = settings(flags, "opt", "limit", "image_size", "batch_size", "flip")
+    assert found == [("adamw", 5, 32, 16, True)] * 2
 
 
 def test_a_preset_may_be_made_of_parts_whose_values_a_flag_replaces_in_all():
-    configs, _ = parse("--preset photos --dataset digits")
-    kinds = [(c.model, c.weights, c.freeze, c.epochs, c.opt) for c in configs]
+    flags, names = "--preset photos --dataset digits", ("model", "weights", "freeze", "epochs")
     nets = ("resnet18", "mobilenet_v3_large")
-    frozen, tuned = ([(n, "imagenet", f, e, "adamw") for n in nets] for f, e in ((1, 50), (0, 15)))
-    assert kinds == [*frozen, *tuned, ("vgg5", None, False, 60, "adamw")]
-    configs, _ = parse("--preset photos --dataset digits --epochs 2 --model resnet50")
-    assert [(c.model, c.epochs, c.freeze) for c in configs if c.weights] == [
-        ("resnet50", 2, True),
-        ("resnet50", 2, False),
-    ]
+    frozen, tuned = ([(n, "imagenet", f, e) for n in nets] for f, e in ((1, 50), (0, 15)))
+    assert settings(flags, *names) == [*frozen, *tuned, ("vgg5", None, False, 60)]
+    replaced = settings(f"{flags} --epochs 2 --model resnet50", *names)
+    part = "resnet50", "imagenet"
+    assert replaced == [(*part, True, 2), (*part, False, 2), ("resnet50", None, False, 2)]
 
 
 def test_a_presets_values_may_depend_on_the_data_set():
-    configs, _ = parse("--preset record --seed 0")
-    of = [(c.dataset, c.epochs, c.translate) for c in configs]
-    assert of == [("mnist", 2, 1), ("fashion", 3, 0)]
-    explicit, _ = parse("--preset record --seed 0 --epochs 1 4")
-    of = [(c.dataset, c.epochs) for c in explicit]
-    assert of == [("mnist", 1), ("mnist", 4), ("fashion", 1), ("fashion", 4)]
+    found = settings("--preset record --seed 0", "dataset", "epochs", "translate")
+    assert found == [("mnist", 2, 1), ("fashion", 3, 0)]
+    found = settings("--preset record --seed 0 --epochs 1 4", "dataset", "epochs")
+    assert found == [("mnist", 1), ("mnist", 4), ("fashion", 1), ("fashion", 4)]
     with pytest.raises(UsageError, match=r"--dataset digits: .* give --translate and --epochs too"):
         parse("--preset record --dataset digits")
 
 
 def test_a_trajectory_trains_its_longest_configuration():
-    configs, _ = parse("--epochs 5 3 --pin-memory true false --device cpu")
-    [trajectory] = group_trajectories(configs)
+    [trajectory] = group_trajectories(parse("--epochs 5 3 --pin-memory true false --device cpu")[0])
     assert trajectory.trained.epochs == 5
     assert [config.epochs for config in trajectory.configs] == [3, 3, 5, 5]
 
@@ -136,10 +127,8 @@ def test_how_a_script_ends(raised, status, printed, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as it sets it itself
     with pytest.raises(SystemExit) as end:
         run_script(main)
-    assert end.value.code == status
     error = capsys.readouterr().err
-    assert printed in error
-    assert error.count("\n") <= 1
+    assert (end.value.code, printed in error, error.count("\n") <= 1) == (status, True, True)
 
 
 @pytest.mark.parametrize("active", [True, False])
@@ -148,11 +137,11 @@ def test_the_next_command_is_said_unless_make_goes_on(active, monkeypatch, capsy
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)
     if active:
         monkeypatch.setenv("VIRTUAL_ENV", os.path.abspath(".venv"))
-    print_next("a.py", "b c")
+    Options().print_next("a.py", "b c")
     python = "python" if active else ".venv/bin/python"
     assert capsys.readouterr().out == f"next: {python} a.py 'b c'\n"
     monkeypatch.setenv("BAKEOFF_NEXT", "no")
-    print_next("a.py")
+    Options().print_next("a.py")
     assert capsys.readouterr().out == ""
 
 
@@ -167,7 +156,6 @@ def test_make_alone_says_first_what_to_type_and_a_chain_once_at_its_end_what_nex
     assert new.startswith("New here? Type: make demo ")
     assert (" or: make smoke " in smoke, "results/demo/report/report.html" in page) == (True,) * 2
     assert (empty, first.split()[0]) == ("", "help")
-    demo = lines("-n", "demo")
+    *_, report, last, _ = demo = lines("-n", "demo")
+    assert ("report.py" in report, "next: " in last) == (True, True)
     assert sum("next: " in line for line in demo) == 1
-    assert "next: " in demo[-2]
-    assert "report.py" in demo[-3]

@@ -33,18 +33,15 @@ RECIPE = shlex.split(
 )
 
 
-def assert_same_weights(ours, our_row, theirs, their_row):
-    """Of two results folders, the last weights and the best."""
-    for key in ("checkpoint", "best_checkpoint"):
-        one = load_checkpoint(ours / our_row["metrics"][key])["model"]
-        other = load_checkpoint(theirs / their_row["metrics"][key])["model"]
-        assert one.keys() == other.keys()
-        assert all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-def assert_same_arrays(ours, theirs):
-    ours, theirs = np.load(ours), np.load(theirs)
-    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+def assert_same_training(ours, our_row, theirs, their_row):
+    """Of two results folders, the last weights and the best, and the predictions."""
+    for key in ("checkpoint", "best_checkpoint", "predictions"):
+        files = ours / our_row["metrics"][key], theirs / their_row["metrics"][key]
+        one, other = (np.load(f) if key == "predictions" else load_checkpoint(f) for f in files)
+        if key != "predictions":
+            one, other = one["model"], other["model"]
+        assert set(one) == set(other)
+        assert all(np.array_equal(one[name], other[name]) for name in other)
 
 
 @pytest.fixture
@@ -80,18 +77,17 @@ def test_a_shared_three_epoch_row_equals_that_configuration_trained_alone(tiny, 
     assert alone["run_id"] == shared["run_id"]
     for name in ("val_acc", "val_loss", "test_acc", "test_loss", "best_epoch", "split_sha256"):
         assert alone["metrics"][name] == shared["metrics"][name], name
-    assert_same_weights(results, shared, alone_dir, alone)
-    ours, theirs = (row["metrics"]["predictions"] for row in (shared, alone))
-    assert_same_arrays(results / ours, alone_dir / theirs)
+    assert_same_training(results, shared, alone_dir, alone)
 
 
 def test_a_row_holds_what_the_run_was_and_the_screen_each_epoch(tiny, rows, tmp_path, capsys):
     train.main([*tiny, "--epochs", "2"])
-    [row] = rows("train")
+    [row], epochs = rows("train"), rows("epoch")
     shown, err = capsys.readouterr()
-    one, two = (line for line in shown.splitlines() if line.startswith("  epoch "))
-    for number, line, epoch in ((1, one, rows("epoch")[0]), (2, two, rows("epoch")[1])):
+    one, two = lines = [line for line in shown.splitlines() if line.startswith("  epoch ")]
+    for number, line, epoch in zip((1, 2), lines, epochs, strict=True):
         m, words = epoch["metrics"], line.split()
+        assert (epoch["run_id"], m["epoch"]) == (row["run_id"], number)
         assert (words[1], words[3]) == (f"{number}/2", f"{m['train_loss']:.3f}")
         assert words[5:9:3] == [f"{100 * m[k]:.2f}" for k in ("train_acc", "val_acc")]
         assert (words[11], len(line) <= 80) == ("img/s", True)
@@ -101,15 +97,11 @@ def test_a_row_holds_what_the_run_was_and_the_screen_each_epoch(tiny, rows, tmp_
     assert (m["n_train"], m["n_val"], m["n_test"]) == (48, 179, 361)
     assert m["params"] == 11_181_642  # torchvision's 11,689,512, less 990 classes' 512 + 1
     assert m["pin_memory_effect"].startswith("none")
-    epochs = rows("epoch")
-    assert [e["metrics"]["epoch"] for e in epochs] == [1, 2]
-    assert {e["run_id"] for e in epochs} == {row["run_id"]}
     assert m["train_ms"] == pytest.approx(sum(e["metrics"]["train_ms"] for e in epochs))
     assert m["val_acc"] == epochs[-1]["metrics"]["val_acc"]
     saved = np.load(tmp_path / "results" / m["predictions"])
     assert (saved["pred"] == saved["label"]).mean() == pytest.approx(m["test_acc"])
-    assert saved["logits"].shape == (361, 10)
-    assert saved["logits"].dtype == np.float16
+    assert (saved["logits"].shape, saved["logits"].dtype) == ((361, 10), np.float16)
     assert len(set(saved["index"].tolist())) == 361
     assert not list((tmp_path / "results" / "checkpoints").glob("*.state.pt"))
 
@@ -214,12 +206,10 @@ def test_what_fails_or_diverges_leaves_failed_rows_alone(tiny, rows, capsys, mon
     assert train.main([*tiny, *grid, "--image-size", "16", "--amp", "false"]) == 1
     assert "unknown, for some steps fail" in capsys.readouterr().out
     one, diverged, other, done = rows("train")
-    assert "out of memory" in one["error"]
-    assert "out of memory" in other["error"]
+    assert all("out of memory" in row["error"] for row in (one, other))
     assert "NonFiniteLoss" in diverged["error"]
     assert {row["status"] for row in (one, diverged, other)} == {"failed"}
-    assert done["status"] == "ok"
-    assert diverged["metrics"]["epoch"] == 1
+    assert (done["status"], diverged["metrics"]["epoch"]) == ("ok", 1)
     assert diverged["metrics"]["step"] >= 2
     assert np.isfinite(diverged["metrics"]["last_finite_loss"])
 
@@ -234,12 +224,15 @@ def test_what_a_run_compiled_is_let_go_after_it(tiny, rows, monkeypatch):
     assert resets == [1, 2]
 
 
-def test_a_resumed_run_draws_on_from_the_devices_generator():
+def test_a_card_leaves_what_a_cpu_can_load_and_its_generator_goes_on():
     """As torch.cuda's: dropout there draws from a generator of its own."""
-    run, drawn = Run(TrainConfig("digits", model="vgg5", limit=16, device="cpu"), ""), []
+    run, drawn, far = Run(TrainConfig("digits", model="vgg5", limit=16), ""), [], torch.zeros(2)
     run.generator = SimpleNamespace(get_rng_state=lambda: 5, set_rng_state=drawn.append)
     run.restore(run.state())
-    assert drawn == [5]
+    far.cpu = lambda: "near"
+    values = {"state": {0: {"momentum": far, "step": 1}}, "groups": [{"lr": far, "betas": (1, 2)}]}
+    near = {"state": {0: {"momentum": "near", "step": 1}}}
+    assert (drawn, to_cpu(values)) == ([5], near | {"groups": [{"lr": "near", "betas": (1, 2)}]})
 
 
 def test_a_run_that_continues_on_another_card_says_so(tiny, rows, capsys, stopping, monkeypatch):
@@ -301,23 +294,33 @@ def test_a_grid_killed_after_every_line_ends_with_the_same_rows(tiny, rows, tmp_
         expected = {outcome(row) for row in rows(kind)}
         assert {outcome(row) for row in rows(kind, "killed")} == expected
         assert len(rows(kind, "killed")) == len(expected) == count
-    for file in (tmp_path / "results").glob("predictions/*.npz"):
-        assert_same_arrays(killed / "predictions" / file.name, file)
+    theirs = {row["run_id"]: row for row in rows("train", "killed")}
+    for row in rows("train"):
+        assert_same_training(tmp_path / "results", row, killed, theirs[row["run_id"]])
     assert not list(killed.rglob("*.state.pt"))
 
 
 def test_a_recipe_that_is_interrupted_ends_in_the_same_weights(tiny, rows, tmp_path, stopping):
+    """And in TensorBoard with every epoch once."""
+    pytest.importorskip("tensorboard", reason="pip install tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     whole = [*tiny, *RECIPE, "--epochs", "3"]
     assert train.main(whole) == 0
-    apart = [*tiny[:-1], str(tmp_path / "apart"), *RECIPE, "--epochs", "3"]
+    apart = [*whole, "--results-dir", str(tmp_path / "apart"), "--tensorboard"]
     stopping(1, apart)
     stopping(2, apart)
     assert train.main(apart) == 0
     [one], [other] = rows("train"), [r for r in rows("train", "apart") if r["status"] == "ok"]
     assert outcome(one) == outcome(other)
-    assert_same_weights(tmp_path / "results", one, tmp_path / "apart", other)
-    lrs = [row["metrics"]["lr"] for row in rows("epoch")]
+    assert_same_training(tmp_path / "results", one, tmp_path / "apart", other)
+    epochs = [row["metrics"] for row in rows("epoch")]
+    lrs = [m["lr"] for m in epochs]
     assert lrs == pytest.approx([0.1 * 7 / 7.2, 0.1 * 4 / 7.2, 0.1 / 7.2])
+    events = EventAccumulator(str(tmp_path / "apart" / "tensorboard" / one["run_id"])).Reload()
+    for name in ("val_acc", "train_loss"):
+        points = np.array([(e.step, e.value) for e in events.Scalars(name)])
+        assert points == pytest.approx(np.array([(m["epoch"], m[name]) for m in epochs]), rel=1e-6)
 
 
 def lagging_network(classes):
@@ -344,7 +347,7 @@ def test_statistics_that_lag_are_new_ones_when_tested(rows, tmp_path, monkeypatc
     assert [row["metrics"]["bn_statistics"] for row in rows("train") + rows("epoch")] == [640] * 4
     for ours, theirs, folder in ((one, alone, "alone"), (two, resumed, "apart")):
         assert ours["metrics"]["test_loss"] == theirs["metrics"]["test_loss"]
-        assert_same_weights(tmp_path / "results", ours, tmp_path / folder, theirs)
+        assert_same_training(tmp_path / "results", ours, tmp_path / folder, theirs)
     with torch.no_grad():
         model = lagging_network(10).eval()
         content = load_checkpoint(tmp_path / "results" / two["metrics"]["checkpoint"])
@@ -409,19 +412,3 @@ def test_best_takes_the_configuration_of_highest_validation_accuracy(tiny, rows,
     assert shown.count("digits resnet18") == 1
     assert train.main([*tiny, *grid, "--best", "--force"]) == 0  # forces exports alone
     assert len(rows("train")) == 2
-
-
-def test_tensorboard_gets_every_epoch_of_a_resumed_run_once(tiny, rows, tmp_path, stopping):
-    pytest.importorskip("tensorboard", reason="pip install tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    flags = [*tiny, "--epochs", "3", "--tensorboard"]
-    stopping(2, flags)
-    assert train.main(flags) == 0
-    [folder] = (tmp_path / "results" / "tensorboard").iterdir()
-    events = EventAccumulator(str(folder)).Reload()
-    assert folder.name == rows("epoch")[0]["run_id"]
-    for name in ("val_acc", "train_loss"):
-        points = [(e.step, e.value) for e in events.Scalars(name)]
-        logged = [(e["metrics"]["epoch"], e["metrics"][name]) for e in rows("epoch")]
-        assert np.array(points) == pytest.approx(np.array(logged), rel=1e-6)

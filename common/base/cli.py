@@ -12,37 +12,36 @@ import math
 import operator
 import os
 import re
-import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from configparser import ConfigParser
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 BOUNDS = {"above": (operator.gt, "greater than"), "minimum": (operator.ge, "at least")}
 BOUNDS |= {"maximum": (operator.le, "at most")}
-TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+TRUTH = ConfigParser.BOOLEAN_STATES  # true, 1, yes, on; false, 0, no, off
 PARTS = "parts"  # of a grid: grids that a preset is made of, whose values replace its own
 # What a notebook's kernel or somebody's shell leaves for its own programs.
 FOREIGN = ("MPLBACKEND", "PYTHONOPTIMIZE", "PYTHONWARNINGS")
 
 
 class UsageError(ValueError):
-    """Bad usage or bad input: one line that says what was wrong and what to do; exit status 2. What
-    a library said to it, its __cause__, is printed whole below that line."""
+    """Bad usage or bad input: one line that says what was wrong and what to do; exit status 2. Its
+    __cause__, what a library said to it, is printed whole below."""
 
     def __init__(self, message: str) -> None:  # what would not print, or not on one line: escaped
         super().__init__(printable(message))
 
 
 def printable(text: str) -> str:
-    """A text on one line, and no command to a terminal: what would not print is escaped."""
+    """A text on one line, and no command to a terminal."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def whole(error: BaseException) -> str:
-    """An error's type and all of its message."""
     return f"{type(error).__name__}: {error}".rstrip(": \n")
 
 
@@ -59,8 +58,7 @@ def print_more(error: BaseException) -> None:
 
 def format_time(seconds: float) -> str:
     """In the unit that suits it: 0.45 s, 24.3 min, 2.4 h."""
-    units = (("h", 3600), ("min", 60), ("s", 1))
-    unit, length = next((u for u in units if seconds >= 1.5 * u[1]), units[-1])
+    unit, length = ("h", 3600) if seconds >= 5400 else ("min", 60) if seconds >= 90 else ("s", 1)
     return f"{seconds / length:.{'2g' if seconds < 100 else '1f'}} {unit}"
 
 
@@ -135,14 +133,6 @@ def run_script(main: Callable[[], int]) -> None:
     sys.exit(status)
 
 
-def print_next(*command: str) -> None:
-    """A finished command's last line: what to do next, unless make's next step is that."""
-    if os.environ.get("BAKEOFF_NEXT") != "no":
-        own = os.path.relpath(sys.executable) if "VIRTUAL_ENV" not in os.environ else "python"
-        python = own if own == ".venv/bin/python" else "python"  # make's, which is not activated
-        print("next:", shlex.join([python, *command]))
-
-
 def option(default: Any, help: str, choices: Iterable[str] = (), **rules: Any) -> Any:
     """Declare a field that becomes a flag or, where its default is MISSING, is given without one.
 
@@ -176,11 +166,6 @@ class Validated:
                         raise UsageError(f"{flag}: {item} must be {words} {rules[bound]}")
 
 
-def defaults_of(config_class: type) -> dict[str, Any]:
-    """The defaults of all settings: what a row meant that is older than one."""
-    return vars(config_class())
-
-
 def as_dict(config: Any) -> dict[str, Any]:
     """All fields of a configuration, as the log holds them."""
     kept = {}
@@ -202,9 +187,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _truth(text: str) -> bool:
-    if text.lower() not in (*TRUE, *FALSE):
+    if text.lower() not in TRUTH:
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() in TRUE
+    return TRUTH[text.lower()]
 
 
 # No shell expands the ~ of --out=~/x; the one in folder:~/photos, which names a run, stays.
@@ -220,9 +205,8 @@ def _texts(value: Any) -> list[str]:
 def _add_flags(parser: argparse.ArgumentParser, cls: type, several: bool) -> None:
     group = parser.add_argument_group(cls.__doc__.splitlines()[0].rstrip("."))
     for f in (f for f in fields(cls) if f.metadata["flag"]):
-        text = f.metadata["help"].replace("%", "%%")
-        if choices := f.metadata["choices"]:
-            text += f" ({', '.join(choices)})"
+        text, choices = f.metadata["help"].replace("%", "%%"), ", ".join(f.metadata["choices"])
+        text += f" ({choices})" if choices else ""
         if f.default not in (None, (), MISSING):
             text += f" [{' '.join(_texts(f.default))}]"
         kind = TYPES[re.match(r"(tuple\[)?(\w+)", f.type)[2]]  # "int | None", "tuple[str, ...]"
@@ -265,8 +249,7 @@ def parse_command_line(
     # A bare flag means true, and a value that is given twice counts once.
     grid |= {n: list(dict.fromkeys(v or [True])) for n, v in given.items() if n in grid}
     if PARTS in grid:
-        parts = grid[PARTS]
-        grid[PARTS] = [{n: v for n, v in part.items() if n not in given} for part in parts]
+        grid[PARTS] = [{n: v for n, v in part.items() if n not in given} for part in grid[PARTS]]
     return grid, options_class(**options)
 
 
@@ -274,22 +257,17 @@ def expand_grid(config_class: type, grid: Mapping[str, Any]) -> list[Any]:
     """The product of the values, or defaults, in the order of the fields, of each of a preset's
     parts; of each data set its own where a preset's values depend on it. Raises: UsageError where
     it has none for a data set."""
-    parts = [_expand_part(config_class, {**grid, **part}) for part in grid.get(PARTS, [{}])]
-    return list(dict.fromkeys(itertools.chain(*parts)))
-
-
-def _expand_part(config_class: type, grid: Mapping[str, Any]) -> list[Any]:
-    grid = {f.name: grid.get(f.name, [f.default]) for f in fields(config_class)}
-    configs = []
-    for dataset in grid.get("dataset", [None]):
-        own = {n: v.get(dataset) if isinstance(v, dict) else v for n, v in grid.items()}
-        if missing := [flag_of(name) for name, values in own.items() if values is None]:
-            why = "the preset has values for its own data sets alone"
-            raise UsageError(f"--dataset {dataset}: {why}; give {' and '.join(missing)} too")
-        if dataset is not None:
-            own["dataset"] = [dataset]
-        configs += [config_class(*values) for values in itertools.product(*own.values())]
-    return configs
+    configs: list[Any] = []
+    for part in grid.get(PARTS, [{}]):
+        values = {f.name: {**grid, **part}.get(f.name, [f.default]) for f in fields(config_class)}
+        for dataset in values.get("dataset", [None]):
+            own = {n: v.get(dataset) if isinstance(v, dict) else v for n, v in values.items()}
+            if missing := [flag_of(name) for name, known in own.items() if known is None]:
+                why = "the preset has values for its own data sets alone"
+                raise UsageError(f"--dataset {dataset}: {why}; give {' and '.join(missing)} too")
+            own |= {"dataset": [dataset]} if "dataset" in own else {}
+            configs += itertools.starmap(config_class, itertools.product(*own.values()))
+    return list(dict.fromkeys(configs))
 
 
 def to_flags(settings: Sequence[Any], several: bool) -> list[str]:

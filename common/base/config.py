@@ -6,7 +6,10 @@ What the names stand for is in the rooms above: --help knows them and imports no
 from __future__ import annotations
 
 import functools
+import os
 import re
+import shlex
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -248,9 +251,13 @@ class Options(Validated):
     force: bool = option(False, "do the work again, even where the log has it")
 
     def print_next(self, *command: str) -> None:
-        """As cli.print_next; without a command the report of what it wrote."""
+        """A finished command's last line: what to do next, else the report of what it wrote, unless
+        make's next step is that."""
         folders = cli.to_flags([Options(self.results_dir, self.data_dir)], several=False)
-        cli.print_next(*(command or ["report.py", *folders]))
+        own = os.path.relpath(sys.executable) if "VIRTUAL_ENV" not in os.environ else "python"
+        python = own if own == ".venv/bin/python" else "python"  # make's, which is not activated
+        if os.environ.get("BAKEOFF_NEXT") != "no":
+            print("next:", shlex.join([python, *(command or ["report.py", *folders])]))
 
 
 class GridOptions(Options):
@@ -307,11 +314,10 @@ class HwOptions(Options):
 
 def preset_of(config: Mapping[str, Any]) -> str | None:
     """The preset of train.py that a row's configuration is one of, whatever its seed and device."""
-    whole = cli.defaults_of(TrainConfig) | config | {"seed": 0, "device": "auto"}
-    return next((name for name, known in _preset_configs().items() if whole in known), None)
+    whole = vars(TrainConfig()) | config | {"seed": 0, "device": "auto"}
+    return next((name for name in TRAIN_PRESETS if whole in _expand_preset(name)), None)
 
 
 @functools.cache
-def _preset_configs() -> dict[str, list[dict[str, Any]]]:
-    grids = {name: cli.expand_grid(TrainConfig, grid) for name, grid in TRAIN_PRESETS.items()}
-    return {name: [vars(config) for config in configs] for name, configs in grids.items()}
+def _expand_preset(name: str) -> list[dict[str, Any]]:
+    return [vars(config) for config in cli.expand_grid(TrainConfig, TRAIN_PRESETS[name])]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from common.base.config import TrainConfig
 from common.judge.compare import ALPHA, compare_with_chosen
 from common.judge.rows import Group, Row, accuracy_record, division, grouped, latest_ok
 from common.judge.stats import holm, sign_flip_test
@@ -27,17 +28,18 @@ class Candidate:
     accuracy by epoch. Units: seconds of an epoch with its validation, of the test at the end, and
     of whatever else it takes to begin a training or to go on. Shapes: right (N,) bool."""
 
-    config: Row
-    epoch_s: float
+    config: TrainConfig
+    epoch_s: float = 0.0
     test_s: float = 0.0
     start_s: float = 0.0
+    run: str = ""  # its id
     name: str = ""
     right: dict[int, np.ndarray] = field(default_factory=dict)
     accs: dict[int, float] = field(default_factory=dict)
 
     @property
     def epochs(self) -> int:
-        return self.config["epochs"]
+        return self.config.epochs
 
     @property
     def done(self) -> int:
@@ -91,9 +93,8 @@ def ranked(racing: Iterable[Candidate]) -> list[Candidate]:
     """By accuracy, but in turn from each schedule and length: early epochs tell what is good among
     those of one, not among those of several."""
 
-    def kind(c: Candidate) -> tuple[str, int]:
-        schedule = c.config.get("schedule", "constant")
-        return schedule, 0 if schedule == "constant" else c.epochs
+    def kind(c: Candidate) -> int:
+        return 0 if c.config.schedule == "constant" else c.epochs
 
     order = sorted(racing, key=lambda c: (-c.acc, c.epoch_s * c.epochs))
     return [c for turn in itertools.zip_longest(*grouped(order, kind).values()) for c in turn if c]
@@ -110,16 +111,16 @@ def time_to_end(order: Sequence[Candidate], workers: int) -> float:
 
 
 def who_leaves(
-    racing: Mapping[str, Candidate], rung: int, left_s: float, looks: int, workers: int = 1
-) -> dict[str, Row]:
+    racing: Sequence[Candidate], rung: int, left_s: float, looks: int, workers: int = 1
+) -> dict[Candidate, Row]:
     """Which of those that raced to a rung leave, why, and how far they trail the leader; `looks` is
     the number of all rungs.
 
     Told apart: by the exact paired test, at 5 % over all pairs (Holm), for the leader is known only
     when all are seen, and over all looks. No time: from the last up, until the rest can be paid
     for. One stays, unless all failed."""
-    known = {c: run for run, c in racing.items() if min(rung, c.epochs) in c.right}
-    left = {run: {"why": "failed", "trails": None} for run, c in racing.items() if c not in known}
+    known = [c for c in racing if min(rung, c.epochs) in c.right]
+    left = {c: {"why": "failed", "trails": None} for c in racing if c not in known}
     order = sorted(known, key=lambda c: -c.acc)
     right, luck = {c: c.right[c.done].astype(int) for c in known}, luck_of(known)
     pairs = itertools.combinations(order, 2)  # the first ones are the leader's
@@ -132,8 +133,8 @@ def who_leaves(
         staying.pop()
     for c in (c for c in order if c not in staying):
         why = "told apart" if c in told else "no time"
-        left[known[c]] = {"why": why, "trails": order[0].acc - c.acc}
-    return {run: {"rung": rung} | end for run, end in left.items()}
+        left[c] = {"why": why, "trails": order[0].acc - c.acc}
+    return {c: {"rung": rung, "name": c.name} | end for c, end in left.items()}
 
 
 def next_seeds(counts: Mapping[Candidate, int], left_s: float, workers: int) -> list[Candidate]:
@@ -152,26 +153,26 @@ def next_seeds(counts: Mapping[Candidate, int], left_s: float, workers: int) -> 
 
 
 def standings(
-    known: Mapping[str, Candidate], rungs: Mapping[str, Row], seeds: Mapping[str, Sequence[Row]]
+    racing: Sequence[Candidate], rungs: Mapping[str, Row], seeds: Mapping[Candidate, list[Row]]
 ) -> list[Row]:
     """How each candidate ended, the chosen one first: after which rung it left and why, or, of a
     finalist, whether it is tied with the chosen one on the validation images, over all its seeds.
     """
-    groups = {Group(own[0]["config"], tuple(own)): run for run, own in seeds.items() if own}
+    groups = {Group(own[0]["config"], tuple(own)): c for c, own in seeds.items() if own}
     ends = {groups[r["group"]]: r for r in (compare_with_chosen(list(groups)) if groups else [])}
     for end in ends.values():  # chosen by these very images: any pair might have been it
         if end["tied"] is False:
             end["tied"] = end["p"] * math.comb(len(ends), 2) > ALPHA
     records = []
-    for run, c in known.items():
+    for c in racing:
         places = [(own["at_s"], min(int(rung), c.epochs)) for rung, own in rungs.items()]
         points = [(at_s, n, float(c.right[n].mean())) for at_s, n in places if n in c.right]
-        record = {"run_id": run, "name": c.name, "cost_s": c.cost_s(c.epochs, 0)}
+        record = {"run_id": c.run, "name": c.name, "cost_s": c.cost_s(c.epochs, 0)}
         record |= {"points": points, "val_acc": points[-1][2] if points else None}
         for own in rungs.values():
-            record |= own["left"].get(run, {})
+            record |= own["left"].get(c.run, {})
         shown = ("val_acc", "tied", "difference", "low", "high", "seeds")
-        records.append(record | {key: ends[run].get(key) for key in shown if run in ends})
+        records.append(record | {key: ends[c].get(key) for key in shown if c in ends})
     records.sort(key=lambda r: (r.get("rung", math.inf), r["val_acc"] or 0.0), reverse=True)
     return sorted(records, key=lambda r: r.get("tied") != "chosen")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.base.cli import as_dict, defaults_of, format_time
+from common.base.cli import as_dict, format_time
 from common.base.config import METRICS, NOISY, SvmConfig, TrainConfig, may_mirror, preset_of
 from common.base.log import TIMINGS, Log, Row, run_id
 from common.base.machine import machine_of, timed_on
@@ -21,7 +21,8 @@ from common.judge.stats import Estimate, sample_spread, wilson_interval
 
 STUDY = tomllib.loads(Path(__file__).with_name("study.toml").read_text("utf-8"))
 STUDY_DATASETS = STUDY["datasets"]
-DEFAULTS = {"train": defaults_of(TrainConfig), "svm": defaults_of(SvmConfig)}
+# What a row meant that is older than a setting.
+DEFAULTS = {"train": vars(TrainConfig()), "svm": vars(SvmConfig())}
 # By kind of run: what the study held fixed, with its values, and what it varied.
 PROTOCOLS = {
     kind: ({name: DEFAULTS[kind][name] for name in STUDY[kind]["fixed"]}, STUDY[kind]["factors"])

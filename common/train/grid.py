@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,13 +20,12 @@ from tabulate import tabulate
 
 from common.base.cli import UsageError, as_dict, expand_grid, format_time
 from common.base.config import PUBLISHED, TrainConfig, may_mirror
-from common.base.log import Log, log_files, read_log, run_id, write_atomically
+from common.base.log import Log, Row, log_files, read_log, run_id, write_atomically
 
 INTERVAL_S = 2.0  # between looks at a grid that is watched
 # Settings that leave the time of an epoch as it is.
 FREE = {"dataset", "seed", "split_seed", "lr", "epochs", "pin_memory", "schedule", "weights"}
 FREE |= {"class_weight", "metric"}
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,10 @@ def group_trajectories(configs: Sequence[TrainConfig]) -> list[Trajectory]:
 
 def canonical(config: TrainConfig) -> TrainConfig:
     """The same training, with every setting that changes nothing in it at its default."""
-    config = replace(config, metric="accuracy")
-    if pin_memory_effect(config):
-        config = replace(config, pin_memory=False, data_on="device")
-    return config if may_mirror(config.dataset) else replace(config, flip=False, tta=False)
+    idle = {"metric": "accuracy"}
+    idle |= {"pin_memory": False, "data_on": "device"} if pin_memory_effect(config) else {}
+    idle |= {} if may_mirror(config.dataset) else {"flip": False, "tta": False}
+    return replace(config, **idle)
 
 
 def pin_memory_effect(config: TrainConfig) -> str | None:
@@ -95,10 +94,10 @@ def name_weights(config: TrainConfig) -> TrainConfig:
         digest = models.hash_published(config.model)
         return replace(config, image_size=size, weights_sha256=digest)
     try:
-        content = Path(config.weights).read_bytes()
+        digest = hashlib.sha256(Path(config.weights).read_bytes()).hexdigest()
     except OSError as error:
         raise UsageError(f"--weights: cannot load {config.weights}: {error.strerror}") from None
-    return replace(config, weights_sha256=hashlib.sha256(content).hexdigest())
+    return replace(config, weights_sha256=digest)
 
 
 def look_up(configs: Sequence[TrainConfig], rows: dict[str, Row]) -> tuple[dict, list]:
@@ -130,16 +129,6 @@ def append_row(log: Log, config: TrainConfig, metrics: Row, shared_with: str | N
     if metrics.get("best_by", "accuracy") != config.metric:  # the best by this was not kept
         own |= dict.fromkeys(("best_epoch", "best_val_acc", "best_by", "best_checkpoint"))
     log.append("train", as_dict(config), metrics | own, device=config.device, **by)
-
-
-def begin(log: Log, afresh: Iterable[TrainConfig], shared: Mapping[TrainConfig, Row]) -> None:
-    """Take away what is left of configurations that are finished, by a kill before their end, or
-    done afresh, and write the rows of those whose training is in the log under another one."""
-    for config in afresh:
-        state_file(log.folder, config).unlink(missing_ok=True)
-    for config, row in shared.items():
-        trained = row["metrics"]["shared_with"] or row["run_id"]
-        append_row(log, config, row["metrics"], trained, git=row["git"], env=row["env"])
 
 
 def check_values(values: dict[str, list[Any]]) -> None:
@@ -212,8 +201,12 @@ def progress(plan: Plan, rows: Sequence[Row]) -> str:
     for running in waiting[: plan.workers]:  # they are begun in this order
         done = running.epochs - left[running]
         text += f"; {running.describe()}: {done} of {running.epochs} epochs"
+    left_ms = time_epochs(left, rows)
+    left_s, untimed = sum(left_ms) / 1e3 / min(plan.workers, len(left)), len(left) - len(left_ms)
+    parts = [f"about {format_time(left_s)} left"] if left_ms else []
+    parts += [f"{untimed} trainings not timed yet"] if untimed else []
     last = max([plan.started, *(row["time_utc"] for row in rows)])
-    return f"{text}; {time_left(left, rows, plan.workers)}; last row {last[11:19]} UTC"
+    return f"{text}; {' and '.join(parts)}; last row {last[11:19]} UTC"
 
 
 def time_epochs(epochs: dict[TrainConfig, int], rows: Sequence[Row]) -> list[float]:
@@ -228,15 +221,6 @@ def time_epochs(epochs: dict[TrainConfig, int], rows: Sequence[Row]) -> list[flo
             times_ms[kind(row["config"])].append(row["metrics"]["train_ms"])
     timed = [(n, times_ms.get(kind(as_dict(config)))) for config, n in epochs.items()]
     return [n * statistics.median(ms) for n, ms in timed if ms]
-
-
-def time_left(epochs: dict[TrainConfig, int], rows: Sequence[Row], workers: int) -> str:
-    """In words how long it takes to train so many epochs."""
-    if not (left_ms := time_epochs(epochs, rows)):
-        return "time left unknown until an epoch is timed"
-    text = format_time(sum(left_ms) / 1e3 / min(workers, len(epochs)))
-    untimed = len(epochs) - len(left_ms)
-    return f"about {text} left" + (f" and {untimed} trainings not timed yet" if untimed else "")
 
 
 def watch(folder: Path) -> int:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -26,10 +26,9 @@ from joblib import cpu_count
 
 from common.base.cli import UsageError, as_dict, first_line, need, to_flags
 from common.base.config import GridOptions, TrainOptions
-from common.base.log import Log, Row, run_id
+from common.base.log import Log, run_id
 from common.train import device
 from common.train.distributed import World, join_world
-from common.train.grid import answers_file
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIES = 3  # of a command that ends before its work does
@@ -116,63 +115,53 @@ def share_out(
     if isinstance(options, TrainOptions):
         own["export"] = ()  # comes when all are done
     options = replace(options, threads=options.threads or share, **own)
+    pausing = getattr(options, "pause_after", None)  # which leaves no row
     machines = Processes() if local else Cluster(options.cluster, workers)
-    rows_before = len(log.read(script))
+    rows_before, failures = len(log.read(script)), 0
 
-    def work_off(number: int, name: str, configs: Sequence[Any]) -> bool:
-        """Run a job's command until all its rows are there. Returns: whether one is failed."""
-        command = command_of(script, configs, options)
-        configs = {run_id(script, as_dict(config)): config for config in configs}
-        label = f"[{number}/{len(jobs)}] {name}"
+    def work_off(number: int, name: str, configs: Sequence[Any]) -> str | None:
+        """Run a job's command until all its rows are there. Returns: why one of them is failed."""
+        command, label = command_of(script, configs, options), f"[{number}/{len(jobs)}] {name}"
+        runs = {run_id(script, as_dict(config)): as_dict(config) for config in configs}
         print(label, flush=True)
         for _ in range(TRIES):
             status, errors = machines.run(command, number)
             if machines.stopped:
-                return False
+                return None
             if status == 2:
                 line, _, more = errors.partition(f"{script}.py: ")[2].strip().partition("\n")
                 raise UsageError(line) from (ChildProcessError(more) if more else None)
             *_, last = errors.strip().splitlines() or ["it left no row"]
             sys.stderr.write(errors)  # whole, and no progress bars in between
-            rows = ended_runs(script, configs, log, options, rows_before)
-            missing = [run for run in configs if run not in rows]
-            if not missing:
-                break
+            # What is not to be done again may be finished by another process.
+            known = {} if options.force else dict.fromkeys(log.finished(script))
+            known |= dict.fromkeys(runs if pausing and status == 0 else ())
+            new = [r for r in log.read(script)[rows_before:] if r["status"] != "interrupted"]
+            known |= {row["run_id"]: row["error"] for row in new}
+            if runs.keys() <= known.keys():
+                return next((known[run] for run in runs if known[run]), None)
             why = f"its worker died ({signal.Signals(-status).name})" if status < 0 else last
             print(f"  {label}: {why}; what it left is begun again", flush=True)
-        for run in missing:
-            config, error = as_dict(configs[run]), f"tried {TRIES} times: {why}"
-            end = {"status": "failed", "error": error, "device": config.get("device")}
-            rows[run] = log.append(script, config, {}, **end)
-        failed = [rows[run]["error"] for run in configs if rows[run]["status"] != "ok"]
-        if failed:
-            print(f"  failed: {name}: {failed[0]}", flush=True)
-        else:
-            after(next(iter(configs.values())))
-        return bool(failed)
+        why = f"tried {TRIES} times: {why}"
+        for config in (config for run, config in runs.items() if run not in known):
+            device = config.get("device")
+            log.append(script, config, {}, status="failed", error=why, device=device)
+        return why
 
     with ThreadPoolExecutor(workers) as pool:
         try:
-            work = [pool.submit(work_off, number, *job) for number, job in enumerate(jobs, 1)]
-            return sum(future.result() for future in as_completed(work))
+            work = {pool.submit(work_off, n, *job): job for n, job in enumerate(jobs, 1)}
+            for done in as_completed(work):
+                name, configs = work[done]
+                if error := done.result():
+                    failures += 1
+                    print(f"  failed: {name}: {error}", flush=True)
+                else:
+                    after(configs[0])
+            return failures
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             machines.stop()
-
-
-def ended_runs(
-    script: str, configs: Mapping[str, Any], log: Log, options: GridOptions, rows_before: int
-) -> dict[str, Row]:
-    """The row of each run that has ended, since the first `rows_before` rows where work is done
-    again; of one that is to pause, its answers on the disk count."""
-    # What is not to be done again may be finished by another process.
-    rows = {} if options.force else log.finished(script)
-    new = log.read(script)[rows_before:]
-    rows |= {row["run_id"]: row for row in new if row["status"] != "interrupted"}
-    if pause := getattr(options, "pause_after", None):
-        files = {run: answers_file(log.folder, c, pause) for run, c in configs.items()}
-        rows |= {run: {"status": "ok"} for run, file in files.items() if file.exists()}
-    return rows
 
 
 class Processes:
@@ -186,20 +175,19 @@ class Processes:
         status, and what it wrote to stderr."""
         # In a session, on Windows a group, of its own: a terminal's Ctrl-C is for this one alone.
         group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
-        own = {"start_new_session": True, "creationflags": group} | PIPES
+        own = {"start_new_session": True, "creationflags": group}
+        command = as_worker(command, os.getpid())
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-            own |= {"stdout": subprocess.PIPE, "stderr": errors}
-            process = subprocess.Popen(as_worker(command, os.getpid()), **own)
-            self.begun.append(process)
-            if self.stopped:  # meanwhile
-                process.terminate()
-            with process.stdout as lines:
-                for line in lines:
+            own |= PIPES | {"stdout": subprocess.PIPE, "stderr": errors}
+            with subprocess.Popen(command, **own) as process:
+                self.begun.append(process)
+                if self.stopped:  # meanwhile
+                    process.terminate()
+                for line in process.stdout:
                     if line.startswith("  epoch"):
                         print(f"[{number}]{line}", end="", flush=True)
-            status = process.wait()
             errors.seek(0)
-            return status, errors.read()
+            return process.returncode, errors.read()
 
     def stop(self) -> None:
         """End what runs, as SIGTERM ends it, and run nothing more."""
