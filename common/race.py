@@ -212,8 +212,9 @@ class Race:
                 continue
             end = own["rungs"].get(str(rung))
             if not end:
+                begun = any(self.answers(c.config, rung) is not None for c in racing)
                 needed_s = rules.time_to_end(racing, count)
-                if rung > 1 and self.spent_s + needed_s > own["until_s"]:
+                if rung > 1 and not begun and self.spent_s + needed_s > own["until_s"]:
                     return []
                 self.go_on([c.config for c in racing], rung)
             for c in racing:

@@ -16,7 +16,7 @@ def log(tmp_path):
     return Log(tmp_path)
 
 
-def test_a_row_comes_back_as_it_was_written(log):
+def test_a_row_comes_back_as_it_was_written_but_for_what_json_lacks(log):
     row = log.append("train", {"dataset": "digits", "seed": 0}, {"test_acc": 0.5, "note": "é\n"})
     assert read_rows(log.path) == ([row], [])
     assert row["run_id"] == run_id("train", {"seed": 0, "dataset": "digits"})
@@ -24,27 +24,21 @@ def test_a_row_comes_back_as_it_was_written(log):
     assert len(others - {row["run_id"]}) == 2
     assert (len(row["git"]["commit"]), type(row["git"]["dirty"])) == (40, bool)
     assert len(row["env"]["load_average"]) == 3
+    text = dumps_strict({"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": -float("inf")}})
+    assert text == '{"a": null, "b": [null, 1.5], "c": {"d": null}}'
 
 
 def test_shards_are_read_as_one_log_but_by_who_writes_one(tmp_path):
-    times = {None: "2026-01-02", "b": "2026-01-03", "a": "2026-01-01"}
-    for shard, day in times.items():
+    for shard, day in {None: "2026-01-02", "b": "2026-01-03", "a": "2026-01-01"}.items():
         log = Log(tmp_path, shard)
         row = log.append("svm", {"seed": 0}, {"day": day}) | {"time_utc": day}
         log.path.write_text(json.dumps(row) + "\nbroken\n")
     rows, problems = base.read_log(tmp_path)
-    assert [row["metrics"]["day"] for row in rows] == sorted(times.values())
+    assert [row["metrics"]["day"][-1] for row in rows] == ["1", "2", "3"]
     files = [problem.split(":")[0].rsplit("/", 1)[1] for problem in problems]
     assert files == ["log.jsonl", "log.a.jsonl", "log.b.jsonl"]
-    [last] = Log(tmp_path).finished("svm").values()
-    [own] = Log(tmp_path, "a").read("svm")
-    assert [row["metrics"]["day"] for row in (last, own)] == ["2026-01-03", "2026-01-01"]
-
-
-def test_nan_and_infinity_become_null():
-    text = dumps_strict({"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": -float("inf")}})
-    finite = {"a": None, "b": [None, 1.5], "c": {"d": None}}
-    assert json.loads(text, parse_constant=pytest.fail) == finite
+    [last], [own] = Log(tmp_path).finished("svm").values(), Log(tmp_path, "a").read("svm")
+    assert [row["metrics"]["day"][-1] for row in (last, own)] == ["3", "1"]
 
 
 def test_the_last_successful_row_counts_and_a_line_cut_off_costs_nothing_else(log):

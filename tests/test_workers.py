@@ -51,37 +51,33 @@ def training(folder):
     return len({row["run_id"] for row in rows})
 
 
-def test_flags_of_a_configuration_give_it_back():
+def test_flags_of_settings_give_them_back():
     factors = {"lr": 1 / 3, "amp": False, "flip": True, "epochs": 1, "weight_decay": 5e-4}
-    config = TrainConfig("digits", device="cpu", seed=7, **factors)
-    grid, options = parse_command_line(to_flags([config], True), "", TrainConfig, TrainOptions)
-    assert expand_grid(TrainConfig, grid) == [config]
-    machine = SvmConfig(max_iter=-1, C=0.1)
-    grid, _ = parse_command_line(to_flags([machine], True), "", SvmConfig)
-    assert expand_grid(SvmConfig, grid) == [machine]
+    for config in (TrainConfig("digits", device="cpu", seed=7, **factors), SvmConfig(C=0.1)):
+        grid, _ = parse_command_line(to_flags([config], True), "", type(config))
+        assert expand_grid(type(config), grid) == [config]
     options = TrainOptions(results_dir="it's", force=True, resume=False, export=("onnx",))
-    _, same = parse_command_line(to_flags([options], False), "", TrainConfig, TrainOptions)
+    _, same = parse_command_line(to_flags([options], False), "", options_class=TrainOptions)
     assert same == options
 
 
 def test_listed_commands_run_alone_leave_the_grids_log(tmp_path, rows, capsys):
     """In a folder whose name a shell would take apart."""
-    folder = "it's a $HOME; really"
-    flags = [*TINY, *GRID, "--threads", "1"]
-    assert train.main([*flags, "--results-dir", str(tmp_path / "grid")]) == 0
-    capsys.readouterr()
-    listing = [*flags, "--results-dir", str(tmp_path / folder), "--list-commands", "--jobs", "2"]
-    assert train.main(listing) == 0
-    commands = capsys.readouterr().out.splitlines()
-    assert len(commands) == 2
-    assert subprocess.run(commands[1], shell=True, env=ENV, check=False).returncode == 0
-    train.main(listing)
-    assert capsys.readouterr().out.splitlines()[-1:] == commands[:1]
-    _, script, *rest = shlex.split(commands[0])
+    folder, flags = "it's a $HOME; really", [*TINY, *GRID, "--threads", "1", "--results-dir"]
+
+    def listed():
+        capsys.readouterr()
+        train.main([*flags, str(tmp_path / folder), "--list-commands", "--jobs", "2"])
+        return [line for line in capsys.readouterr().out.splitlines() if "train.py" in line]
+
+    assert train.main([*flags, str(tmp_path / "grid")]) == 0
+    first, second = listed()
+    assert subprocess.run(second, shell=True, env=ENV, check=False).returncode == 0
+    assert listed() == [first]
+    _, script, *rest = shlex.split(first)
     assert script == str(ROOT / "train.py")
     assert train.main(rest) == 0
-    train.main(listing)
-    assert "train.py" not in capsys.readouterr().out
+    assert listed() == []
     ours = outcomes(rows, folder, "train", "epoch")
     assert ours == outcomes(rows, "grid", "train", "epoch")
     assert len(ours) == 8 + 4
@@ -108,10 +104,8 @@ def test_two_workers_one_of_them_killed_leave_the_log_of_one(tmp_path, rows):
     alone = [*flags, "--results-dir", str(tmp_path / "one"), "--threads", str(SHARE)]
     assert train.main(alone) == 1
     out, err = finish(grid, 1)
-    assert err == ""
-    assert "leads on digits, " in out
-    assert "its worker died (SIGKILL); what it left is begun again" in out
-    assert "NonFiniteLoss" in out
+    said = ("leads on digits, ", "its worker died (SIGKILL); what it left is begun again")
+    assert (err, all(text in out for text in (*said, "NonFiniteLoss"))) == ("", True)
     assert re.search(r"^\[\d\]  epoch 3/3  loss ", out, re.MULTILINE)
     assert_same_log(rows, tmp_path)
     ends = [{(r["run_id"], r["status"]) for r in rows("train", name)} for name in ("one", "two")]
@@ -140,12 +134,15 @@ def test_what_another_process_finished_is_done_and_bad_input_ends_all(tmp_path, 
 def test_jobs_that_last_share_the_cores_and_the_memory(monkeypatch):
     monkeypatch.setattr(workers, "cpu_count", lambda: 8)
     monkeypatch.setattr(workers.psutil, "virtual_memory", lambda: SimpleNamespace(available=11e9))
-
-    def count(n, job_s, **options):
-        return workers.count_workers(TrainOptions(**options), "cpu", n, job_s)
-
-    assert [count(16, 59.0), count(16, 61.0), count(3, 61.0), count(0, 61.0)] == [1, 5, 3, 1]
-    assert [count(16, 0.0, jobs="7"), count(16, 0.0, backend="dask")] == [7, 5]
+    for n, job_s, options, count in (
+        (16, 59.0, {}, 1),
+        (16, 61.0, {}, 5),
+        (3, 61.0, {}, 3),
+        (0, 61.0, {}, 1),
+        (16, 0.0, {"jobs": "7"}, 7),
+        (16, 0.0, {"backend": "dask"}, 5),
+    ):
+        assert workers.count_workers(TrainOptions(**options), "cpu", n, job_s) == count
 
 
 DEADLY = """

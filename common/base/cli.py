@@ -211,14 +211,10 @@ def _add_flags(parser: argparse.ArgumentParser, cls: type, several: bool) -> Non
             text += f" [{' '.join(_texts(f.default))}]"
         kind = TYPES[re.match(r"(tuple\[)?(\w+)", f.type)[2]]  # "int | None", "tuple[str, ...]"
         how: dict[str, Any] = {"type": kind, "metavar": f.name.upper()}
-        if several and kind is _truth:  # a bare --pin-memory means true, as everywhere else
-            how["nargs"] = "*"
+        if several or f.type.startswith("tuple"):
+            how["nargs"] = "*" if kind is _truth else "+"  # a bare --pin-memory means true
         elif kind is _truth:
             how = {"action": argparse.BooleanOptionalAction}
-        elif several or f.type.startswith("tuple"):
-            how["nargs"] = "+"
-        if f.default is not MISSING:
-            how["default"] = argparse.SUPPRESS
         group.add_argument(f.name if f.default is MISSING else flag_of(f.name), help=text, **how)
 
 
@@ -233,16 +229,17 @@ def parse_command_line(
     """Returns: ({field: [value, ...]} of config_class, of a flag, else a preset, else the default;
     options)."""
     form = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(description=description, formatter_class=form, allow_abbrev=False)
+    how = {"formatter_class": form, "argument_default": argparse.SUPPRESS, "allow_abbrev": False}
+    parser = _Parser(description=description, **how)
     if presets:
         text = f"a named set of flag values ({', '.join(presets)})"
         text += f", which replace the defaults below [{default_preset}]" if default_preset else ""
-        parser.add_argument("--preset", default=default_preset, help=text)
+        parser.add_argument("--preset", help=text)
     _add_flags(parser, config_class, several=True)
     _add_flags(parser, options_class, several=False)
     given = vars(parser.parse_args(argv))
     grid = {f.name: [f.default] for f in fields(config_class)}
-    if (preset := given.pop("preset", None)) is not None:
+    if (preset := given.pop("preset", default_preset)) is not None:
         check_name("--preset", preset, tuple(presets))
         grid |= presets[preset]
     options = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items() if n not in grid}

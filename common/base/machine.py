@@ -21,16 +21,13 @@ def git_state() -> dict[str, Any]:
     and in a copy that lies in another repository."""
     root = Path(__file__).parents[2]  # whose .git is named, and not looked for
     command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
-    command += ["status", "--porcelain=v2", "--branch", "-uno"]
+    command += ["describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    facts: list[list[str]] = []  # of the branch, and of each change
-    with suppress(OSError):  # no git
-        done = subprocess.run(command, capture_output=True, env=env)
-        facts = [line.split() for line in done.stdout.decode(errors="replace").splitlines()]
-    commit = next((words[2] for words in facts if words[1] == "branch.oid"), "(initial)")
-    if commit == "(initial)":  # nothing is committed yet
-        return {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": any(words[0] != "#" for words in facts)}
+    with suppress(OSError, subprocess.CalledProcessError):  # no git; nothing is committed yet
+        done = subprocess.run(command, capture_output=True, env=env, check=True, text=True)
+        commit, _, dirty = done.stdout.strip().partition("-")
+        return {"commit": commit, "dirty": bool(dirty)}
+    return {"commit": None, "dirty": None}
 
 
 def describe_machine(device: str | None = None) -> dict[str, Any]:

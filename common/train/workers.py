@@ -73,9 +73,8 @@ def set_up(values: dict[str, list[Any]], options: TrainOptions) -> World:
 
 def count_workers(options: GridOptions, device: str, jobs: int, job_s: float) -> int:
     """How many of so many jobs are under way at once, of which one takes so many seconds. auto: one
-    an accelerator; on a CPU one a core, which does more an hour than one of all threads (measured
-    in benchmarks/RECORDS.md), where they last long enough to pay for processes and memory has room.
-    """
+    an accelerator; on a CPU one a core, which does more an hour than one of all threads
+    (benchmarks/RECORDS.md), where they last and memory has room."""
     if options.jobs != "auto":
         return int(options.jobs)
     if device != "cpu":
