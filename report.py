@@ -43,26 +43,27 @@ def write_report(rows: list[dict], problems: list[str], out: Path, options: Repo
     """Write all but the PDF, or nothing where there is no room for all; print what it holds."""
     from common.judge.race import race_records
     from common.judge.rows import latest_ok
-    from common.report.documents import csv_text, gather, render
-    from common.report.figures import build_figures, curves_of
-    from common.report.page import render_page
+    from common.report import figures
+    from common.report.documents import csv_text, gather, render, render_page
     from common.report.tables import build_tables
 
     folder = Path(options.results_dir)
     tables, mistakes, problems = build_tables(rows, problems, folder, options.data_dir)
     runs = [*latest_ok(rows, "train"), *latest_ok(rows, "svm")]
-    curves = curves_of(latest_ok(rows, "epoch"))
-    facts = gather(tables, build_figures(runs, curves, mistakes, tables, race_records(rows)))
+    curves = figures.curves_of(latest_ok(rows, "epoch"))
+    drawn = figures.build_figures(runs, curves, mistakes, tables, race_records(rows))
+    facts = gather(tables, drawn)
     content = b"".join(file.read_bytes() for file in log_files(folder) if file.exists())
     facts |= {"n_rows": len(rows), "log_sha256": hashlib.sha256(content).hexdigest()[:12]}
     facts["last"] = max(row["time_utc"] for row in rows)
     files = {out / "csv" / f"{table.key}.csv": csv_text(table).encode() for table in tables}
     for figure in (figure for section in facts["sections"] for figure in section["figures"]):
-        for extension, drawn in figure.to_bytes("png", "pdf").items():
-            files[out / "figures" / f"{figure.key}.{extension}"] = drawn
+        for extension, content in figure.to_bytes("png", "pdf").items():
+            files[out / "figures" / f"{figure.key}.{extension}"] = content
     for extension in ("md", "tex"):
         files[out / f"report.{extension}"] = render(extension, **facts).encode()
-    files[out / "report.html"] = render_page(curves, facts).encode()
+    page = render_page(figures.build_panels(curves), figures.SHOWN_CURVES, facts)
+    files[out / "report.html"] = page.encode()
     write_together(files)
     screen = render("txt", **facts).splitlines()
     print("\n".join(fill(line, WIDTH) for line in screen))

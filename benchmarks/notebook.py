@@ -28,7 +28,7 @@ from common import cost, models
 from common.base.cli import Validated, expand_grid, option, parse_command_line, run_script
 from common.base.config import TRAIN_PRESETS, TrainConfig
 from common.speed import peaks, timing
-from common.speed.process import Process
+from common.speed.timing import Process
 from common.train import grid, loop
 from common.train.device import threads
 from common.train.notebook import notebook_steps

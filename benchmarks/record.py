@@ -23,7 +23,7 @@ from common.base.cli import Validated, expand_grid, option, parse_command_line, 
 from common.base.config import TRAIN_PRESETS, TrainConfig
 from common.data.datasets import load_dataset
 from common.judge.published import published
-from common.speed.process import Process
+from common.speed.timing import Process
 from common.train.run import Run
 
 DATASETS = ("mnist", "fashion")

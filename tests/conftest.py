@@ -45,6 +45,14 @@ def tiny(tmp_path):
 
 
 @pytest.fixture
+def bench(tmp_path):
+    """A function: hw_bench with some flags, writing under tmp_path/results."""
+    import hw_bench
+
+    return lambda *flags: hw_bench.main([*flags, "--results-dir", str(tmp_path / "results")])
+
+
+@pytest.fixture
 def rows(tmp_path):
     """A function: the log's rows of one kind."""
 
@@ -53,6 +61,15 @@ def rows(tmp_path):
         return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """The report of a log that has everything."""
+    from tests.test_report import LogBuilder, add_digits, fill
+
+    folder = tmp_path_factory.mktemp("whole") / "results"
+    return fill(add_digits(LogBuilder(folder))).report()
 
 
 @pytest.fixture

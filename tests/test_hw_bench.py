@@ -68,12 +68,6 @@ def quick(monkeypatch, small_peaks):
         monkeypatch.setitem(MODELS, name, lambda n, kind=kind: kind(*tiny_network(n)))
 
 
-@pytest.fixture
-def bench(tmp_path):
-    """A function: hw_bench with some flags, writing under tmp_path/results."""
-    return lambda *flags: hw_bench.main([*flags, "--results-dir", str(tmp_path / "results")])
-
-
 def labels(*flags):
     """The variants of the only group of these flags."""
     [group] = training.expand_groups(parse_command_line(flags, "", HwTrainConfig)[0], "data")
@@ -163,17 +157,16 @@ def test_what_the_compiler_of_a_device_lacks_is_found_out(kind, tool, monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in ("CC", "CXX"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 1))
     monkeypatch.setattr(device.sysconfig, "get_path", lambda name: str(tmp_path))
-    if kind == "cuda":
-        monkeypatch.setattr(device, "find_spec", lambda name: None)
-        assert device.compile_obstacle(kind).endswith(
-            "on cuda, which is not there: pip install triton"
-        )
-        monkeypatch.setattr(device, "find_spec", lambda name: name)
-        assert "compute capability 7.0" in device.compile_obstacle(kind)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
-    assert f"{tool} is not there: apt-get install {tool}" in device.compile_obstacle(kind)
+    for triton, capability, lacks in (
+        (None, (7, 0), "on cuda, which is not there: pip install triton"),
+        ("triton", (6, 1), "compute capability 7.0"),
+        ("triton", (7, 0), f"{tool} is not there: apt-get install {tool}"),
+    ):
+        monkeypatch.setattr(device, "find_spec", lambda name, triton=triton: triton)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda known=capability: known)
+        assert kind == "cpu" or lacks in device.compile_obstacle(kind)
+    assert lacks in device.compile_obstacle(kind)
     for name in (tool, "clang++"):
         (tmp_path / name).touch(mode=0o755)
     assert "python3-dev" in device.compile_obstacle(kind)
@@ -224,10 +217,7 @@ def test_energy_is_of_whole_periods_of_its_counter(monkeypatch):
         ("--model resnet18 --precision bf16", "would see a single pixel"),
         ("--precision fp16 --device cpu", "--precision fp16"),
         ("--precision tf32 --device cpu", "--precision tf32: CUDA alone has it, and this is cpu"),
-        (
-            "--cuda-graph true --device cpu",
-            "--cuda-graph: needs CUDA; leave it out on cpu",
-        ),
+        ("--cuda-graph true --device cpu", "--cuda-graph: needs CUDA; leave it out on cpu"),
         ("--steps 1", "--steps: 1 must be at least 2"),
         ("--batch-size 1 --model resnet18 --image-size 32", "larger batches"),
         ("--loop notebook --compile true", "the notebook loop is never compiled"),
@@ -256,22 +246,22 @@ def test_variants_take_turns_and_each_is_compared_with_the_first_of_its_optimise
     assert bench(*EAGER, "--opt", "sgd", "adam", "--precision", "fp32", "bf16", "--steps", "5") == 0
     assert turns == [*["sgd", "adam"] * 2, *["adam", "sgd"] * 2, *["sgd", "adam"] * 2]
     written = rows("hw_train")
-    assert [(row["config"]["precision"], row["config"]["opt"]) for row in written] == [
-        (precision, opt) for precision in ("fp32", "bf16") for opt in ("sgd", "adam")
-    ]
+    variants = [(row["config"]["precision"], row["config"]["opt"]) for row in written]
+    assert variants == list(itertools.product(("fp32", "bf16"), ("sgd", "adam")))
     assert len({row["metrics"]["rounds"]["group"] for row in written}) == 1
+    costs = count_costs(tiny_network(10), (16, 3, 16, 16), "conv_linear")
     for row, first in zip(written, written[:2] * 2, strict=True):
         m, config = row["metrics"], row["config"]
         assert row["run_id"] == run_id("hw_train", config)
         assert (config["device"], config["threads"], row["env"]["threads"]) == ("cpu", 1, 1)
         assert m["label"] == f"cpu, 1 thread, {config['precision']}, eager"
-        step_ms, times = m["step_ms"], m["rounds"]["step_ms"]
-        assert (step_ms["n"], step_ms["median"] > 0, len(times)) == (5, True, 3)  # two in a round
-        assert m["images_per_s"] == pytest.approx(16e3 / step_ms["median"])
-        assert m["epoch_ms"] == pytest.approx(step_ms["median"] * 79)  # 1257 images by 16
+        step_ms, times, median_ms = m["step_ms"], m["rounds"]["step_ms"], m["step_ms"]["median"]
+        assert (step_ms["n"], median_ms > 0, len(times)) == (5, True, 3)  # two in a round
+        assert m["images_per_s"] == pytest.approx(16e3 / median_ms)
+        assert m["epoch_ms"] == pytest.approx(median_ms * 79)  # 1257 images by 16
         assert (m["extrapolated"], m["test_acc"], m["compile_ms"]) == (True, None, None)
         assert m["first_step_ms"] > 0
-        assert m["noise"] == step_ms["iqr"] / step_ms["median"]
+        assert m["noise"] == step_ms["iqr"] / median_ms
         phases = m["phase_ms"]
         assert list(phases) == ["data", "copy", "forward", "backward", "optimizer"]
         assert phases.pop("copy") is None  # the images are where they are used
@@ -283,16 +273,13 @@ def test_variants_take_turns_and_each_is_compared_with_the_first_of_its_optimise
         assert speedup["ratio"] == pytest.approx(np.exp(logs.mean()))
         low, high = speedup["interval"]
         assert 0 < low <= speedup["ratio"] <= high
-        costs = count_costs(tiny_network(10), (16, 3, 16, 16), "conv_linear")
-        speed = costs.train_step_flops / step_ms["median"] * 1e3
-        assert m["mfu"] == pytest.approx(speed / m["roofline"]["peak_flops_per_s"])
-        bound_ms = m["roofline"]["bound_ms"]
-        assert m["roofline"]["fraction"] == pytest.approx(bound_ms / step_ms["median"])
+        bound_ms, peak = m["roofline"]["bound_ms"], m["roofline"]["peak_flops_per_s"]
+        assert m["mfu"] == pytest.approx(costs.train_step_flops / median_ms * 1e3 / peak)
+        assert m["roofline"]["fraction"] == pytest.approx(bound_ms / median_ms)
 
 
-@pytest.mark.parametrize("steps", ["2", "4"])  # one round, and two
-def test_what_was_measured_in_other_rounds_is_measured_again_together(steps, bench, rows, capsys):
-    flags = [*FP32, "--steps", steps, "--accept-noise", "--opt"]
+def test_what_was_measured_in_other_rounds_is_measured_again_together(bench, rows, capsys):
+    flags = [*FP32, "--steps", "4", "--accept-noise", "--opt"]
     for opts in (["sgd"], ["adam"], ["sgd", "adam"], ["sgd", "adam"], ["adam"]):
         assert bench(*flags, *opts) == 0
     groups = [row["metrics"]["rounds"]["group"] for row in rows("hw_train")]
@@ -304,13 +291,16 @@ def test_what_was_measured_in_other_rounds_is_measured_again_together(steps, ben
     assert len(rows("hw_train")) == 5
 
 
-def test_the_notebook_loop_is_a_variant_like_the_others(bench, rows):
+def test_the_notebook_loop_is_a_variant_like_the_others_and_all_is_printed(bench, rows, capsys):
     assert bench(*FP32, "--loop", "notebook", "ours") == 0
     notebook, ours = rows("hw_train")
     assert notebook["metrics"]["label"] == "cpu, 1 thread, fp32, notebook loop"
     assert notebook["metrics"]["phase_ms"] is None
-    assert ours["metrics"]["speedup"]["baseline"] == notebook["run_id"]
-    assert ours["metrics"]["speedup"]["ratio"] > 0
+    speedup = ours["metrics"]["speedup"]
+    assert speedup["baseline"] == notebook["run_id"]
+    lines = capsys.readouterr().out.splitlines()
+    [line] = [line for line in lines if "eager" in line and f"{speedup['ratio']:.2f}x" in line]
+    assert f"{ours['metrics']['images_per_s']:,.3g}"[:2] in line
 
 
 def test_the_notebook_loop_sees_the_images_and_learns_as_ours_does(monkeypatch):
@@ -371,12 +361,11 @@ def test_a_whole_epoch_does_and_draws_what_train_does(model, bench, rows, loaded
 
 
 def test_the_price_of_compiling_is_that_of_a_first_time(monkeypatch, tmp_path):
-    kept, seen = tmp_path / "kept", []
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(kept))
+    name, kept, seen = "TORCHINDUCTOR_CACHE_DIR", tmp_path / "kept", []
+    monkeypatch.setenv(name, str(kept))
 
     def compile_nothing(model, *args):  # compiling takes a minute
-        folder = "TORCHINDUCTOR_CACHE_DIR"
-        model.register_forward_pre_hook(lambda *args: seen.append(Path(os.environ[folder])))
+        model.register_forward_pre_hook(lambda *args: seen.append(Path(os.environ[name])))
         return model
 
     monkeypatch.setattr(loop, "Compiled", compile_nothing)
@@ -387,7 +376,7 @@ def test_the_price_of_compiling_is_that_of_a_first_time(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("order", [["fp32", "bf16"], ["bf16", "fp32"]])
-def test_a_variant_that_fails_or_diverges_leaves_the_others(order, bench, rows, capsys):
+def test_a_variant_that_fails_leaves_the_others(order, bench, rows, capsys):
     assert bench(*EAGER, "--model", "fails", "--precision", *order) == 1
     by_precision = {row["config"]["precision"]: row for row in rows("hw_train")}
     failed, good = by_precision["bf16"], by_precision["fp32"]
@@ -395,25 +384,24 @@ def test_a_variant_that_fails_or_diverges_leaves_the_others(order, bench, rows, 
     assert (failed["status"], failed["error"][: len(advice)]) == ("failed", advice)
     assert "step_ms" not in failed["metrics"]
     assert good["status"] == "ok"
-    expected = 1.0 if order[0] == "fp32" else None
-    assert good["metrics"]["speedup"]["ratio"] == expected
+    assert good["metrics"]["speedup"]["ratio"] == (1.0 if order[0] == "fp32" else None)
     assert "cpu, 1 thread, fp32, eager" in capsys.readouterr().out
+
+
+def test_a_variant_that_diverges_fails(bench, rows):
     assert bench(*FP32, "--lr", "1e30") == 1
-    assert rows("hw_train")[-1]["status"] == "failed"
-    assert "loss nan" in rows("hw_train")[-1]["error"]
+    [row] = rows("hw_train")
+    assert row["status"] == "failed"
+    assert "loss nan" in row["error"]
 
 
-def test_times_are_shown_with_three_significant_digits():
-    for ms, text in ((0.01234, "0.0123"), (0.5, "0.5"), (12.345, "12.3"), (2345.6, "2350")):
-        assert hw_bench.digits(ms) == text
-
-
-def test_a_busy_machine_is_said_to_be(monkeypatch, capsys):
+@pytest.mark.parametrize(("load", "warns"), [(1.9, False), (2.1, True)])
+def test_a_busy_machine_is_said_to_be(load, warns, bench, monkeypatch, capsys):
     monkeypatch.setattr(hw_bench.os, "cpu_count", lambda: 4)
-    for load, warns in ((1.9, False), (2.1, True)):
-        monkeypatch.setattr(hw_bench.psutil, "getloadavg", lambda load=load: (load, 0.0, 0.0))
-        hw_bench.warn_if_busy()
-        assert ("warning: load average 2.1 on 4 cores" in capsys.readouterr().out) == warns
+    monkeypatch.setattr(hw_bench.psutil, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(hw_bench, "measure", lambda *args: 0)
+    bench(*FP32)
+    assert ("warning: load average 2.1 on 4 cores" in capsys.readouterr().out) == warns
 
 
 def test_a_noisy_clock_is_refused_unless_accepted(bench, rows, monkeypatch):

@@ -12,17 +12,15 @@ import pytest
 from common.base.cli import as_dict
 from common.base.config import TrainConfig
 from common.base.log import save_predictions
-from common.data.datasets import load_dataset
 from common.judge.findings import judged_tables
 from common.judge.stats import wilson_interval
 from common.judge.tables import make_table
-from common.report import documents, figures, page
+from common.report import documents, figures
 from common.report.tables import build_tables
 from tests.invented import Invented
-from tests.test_report import MARKUP, LogBuilder, fill
+from tests.test_report import EVIL, MARKUP, LogBuilder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}"
 VOID = {"meta", "link", "img", "input", "br"}
 
 
@@ -54,33 +52,10 @@ class Checker(html.parser.HTMLParser):
         self.text += data
 
 
-def add_digits(log):
-    """Real images: two runs on the digits whose mistakes are known, with logits, of classes whose
-    names are markup."""
-    label = load_dataset("digits").labels[:300].numpy()
-    for seed in (0, 1):
-        pred = label.copy()
-        pred[:12] = (label[:12] + 1) % 10
-        logits = np.random.default_rng(seed).normal(size=(300, 10))
-        logits[np.arange(300), pred] += 9
-        arrays = {"pred": pred, "label": label, "index": np.arange(300), "logits": logits}
-        file = f"predictions/seed{seed}.npz"
-        save_predictions(log.folder / file, classes=[f"{EVIL}{c}" for c in range(10)], **arrays)
-        config = {"dataset": "digits", "seed": seed, "opt": "adam", "lr": 0.02}
-        run = log.train(288 / 300, val_acc=0.91, file=file, **config)
-        for epoch in (1, 2, 3):
-            metrics = {"epoch": epoch, "train_loss": 1 / epoch, "train_acc": 0.5 + epoch / 10,
-                       "val_loss": 1.1 / epoch, "val_acc": 0.4 + epoch / 10 + seed / 100,
-                       "lr": 1e-3, "train_ms": 7e5}  # fmt: skip
-            log.add("epoch", as_dict(TrainConfig(**config)), metrics, name=run)
-
-
 @pytest.fixture(scope="module")
-def file(tmp_path_factory):
+def file(whole):
     """A page of a log that has everything, class names with markup among it."""
-    log = LogBuilder(tmp_path_factory.mktemp("page") / "results")
-    add_digits(log)
-    return fill(log).report().folder / "report.html"
+    return whole.folder / "report.html"
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +150,7 @@ def test_a_report_of_320_runs_is_small(tmp_path):
         epochs += [base | {"metrics": metrics} for metrics in curves]
     facts = documents.gather(build_tables(runs, [], tmp_path, "data")[0], [])
     facts |= {"n_rows": 1, "log_sha256": "0", "last": "now"}
-    text = page.render_page(figures.curves_of(epochs), facts)
+    text = documents.render_page(figures.build_panels(figures.curves_of(epochs)), 8, facts)
     assert text.count('type="checkbox"') == 320
     assert len(text.encode()) < 3e6
 
@@ -183,10 +158,10 @@ def test_a_report_of_320_runs_is_small(tmp_path):
 def test_labels_hold_only_what_tells_the_runs_apart():
     same = {"dataset": "mnist", "model": "resnet18", "opt": "sgd", "lr": 0.1, "weight_decay": 0.0}
     configs = [same | {"seed": 0}, same | {"seed": 1}, same | {"opt": "adam", "weight_decay": 0.1}]
-    assert page.short_labels([c | {"seed": c.get("seed", 0)} for c in configs]) == [
+    assert figures.short_labels([c | {"seed": c.get("seed", 0)} for c in configs]) == [
         "ResNet-18, SGD, seed 0", "ResNet-18, SGD, seed 1", "ResNet-18, Adam, seed 0",
     ]  # fmt: skip
-    assert page.short_labels(configs[:1]) == ["ResNet-18"]
+    assert figures.short_labels(configs[:1]) == ["ResNet-18"]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import report
 from common.base.cli import UsageError, as_dict
 from common.base.config import FlopsConfig, HwInferConfig, HwTrainConfig, SvmConfig, TrainConfig
 from common.base.log import append_line, dumps_strict, read_rows, run_id, save_predictions
+from common.data.datasets import load_dataset
 from common.judge.tables import make_table
 from common.report import columns, documents
 from common.report.tables import build_tables
@@ -26,6 +27,7 @@ from tests.invented import Invented, only
 
 ROOT = Path(report.__file__).parent
 MARKUP = r"a_b & 50% #1 <b>x</b> | $y$ ^~ {z} \w `c` *d* --e [f](g) → é"
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}"
 CLASSES = ["no_shoe", "a & b", "<b>", "x | y"]
 N_TEST = 14_000
 WAITING = "not measured, no finished run of it in the log: make {} measures it"
@@ -72,6 +74,13 @@ class LogBuilder(Invented):
         tables, *_ = build_tables(*read_rows(self.path), self.folder, "data")
         return {t.key: list(csv.DictReader(io.StringIO(documents.csv_text(t)))) for t in tables}
 
+    def texts(self):
+        """The report as Markdown and LaTeX, without figures."""
+        tables, *_ = build_tables(*read_rows(self.path), self.folder, "data")
+        facts = documents.gather(tables, [])
+        facts |= {"n_rows": 1, "log_sha256": "0", "last": "now"}
+        return [documents.render(extension, **facts) for extension in ("md", "tex")]
+
     def report(self, *flags):
         assert report.main(["--results-dir", str(self.folder), "--no-pdf", *flags]) == 0
         return Written(self.folder / "report")
@@ -99,11 +108,12 @@ class Written:
         files = (path for path in self.folder.rglob("*") if path.is_file())
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
 
-    def section(self, title):
-        """What Markdown and LaTeX say in a section."""
-        md = re.search(rf"^## {re.escape(title)}$(.*?)(?=^## |\Z)", self.md, re.M | re.S)[1]
-        head = re.escape(rf"\section{{{title}}}")
-        return md, re.search(rf"{head}(.*?)(?=\\section|\\end{{document}})", self.tex, re.S)[1]
+
+def section(title, md, tex):
+    """What Markdown and LaTeX say in a section."""
+    head = re.escape(rf"\section{{{title}}}")
+    own = re.search(rf"^## {re.escape(title)}$(.*?)(?=^## |\Z)", md, re.M | re.S)[1]
+    return own, re.search(rf"{head}(.*?)(?=\\section|\\end{{document}})", tex, re.S)[1]
 
 
 def cells_of(table):
@@ -157,10 +167,26 @@ def fill(log):
     return log
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The report of a log that has everything."""
-    return fill(LogBuilder(tmp_path_factory.mktemp("whole") / "results")).report()
+def add_digits(log):
+    """Real images: two runs on the digits whose mistakes are known, with logits, of classes whose
+    names are markup."""
+    label = load_dataset("digits").labels[:300].numpy()
+    for seed in (0, 1):
+        pred = label.copy()
+        pred[:12] = (label[:12] + 1) % 10
+        logits = np.random.default_rng(seed).normal(size=(300, 10))
+        logits[np.arange(300), pred] += 9
+        arrays = {"pred": pred, "label": label, "index": np.arange(300), "logits": logits}
+        file = f"predictions/seed{seed}.npz"
+        save_predictions(log.folder / file, classes=[f"{EVIL}{c}" for c in range(10)], **arrays)
+        config = {"dataset": "digits", "seed": seed, "opt": "adam", "lr": 0.02}
+        run = log.train(288 / 300, val_acc=0.91, file=file, **config)
+        for epoch in (1, 2, 3):
+            metrics = {"epoch": epoch, "train_loss": 1 / epoch, "train_acc": 0.5 + epoch / 10,
+                       "val_loss": 1.1 / epoch, "val_acc": 0.4 + epoch / 10 + seed / 100,
+                       "lr": 1e-3, "train_ms": 7e5}  # fmt: skip
+            log.add("epoch", as_dict(TrainConfig(**config)), metrics, name=run)
+    return log
 
 
 BEST = run_id("train", as_dict(TrainConfig(dataset="fashion", opt="adam", pin_memory=True)))
@@ -192,10 +218,10 @@ NO_RUN = {part: WAITING.format(part) for part in ("q1a", "q1b", "flops")}
         ("infer", {"engine": "onnxruntime"},
          {"p50_ms": 5.25, "p90_ms": 6.5, "p99_ms": 7.75, "flips": 7, "test_acc": 0.9211}),
         ("export", {"format": "onnx"}, {"flips": 3, "acc_delta": -0.0001, "sha256": "ab" * 32}),
-        ("log", {"kind": "train"}, {"ok": 4, "failed": 1, "interrupted": 0, "superseded": 0}),
-        ("commits", {"commit": "000000000000"}, {"rows": 14, "dirty": "False"}),
+        ("log", {"kind": "train"}, {"ok": 6, "failed": 1, "interrupted": 0, "superseded": 0}),
+        ("commits", {"commit": "000000000000"}, {"rows": 22, "dirty": "False"}),
         ("failed", {"kind": "train"}, {"error": MARKUP}),
-        ("environment", {"property": "cpu"}, {"value": "A_CPU & more", "rows": 14}),
+        ("environment", {"property": "cpu"}, {"value": "A_CPU & more", "rows": 22}),
     ],
 )  # fmt: skip
 def test_csv_holds_the_raw_values(whole, key, where, expected):
@@ -206,15 +232,15 @@ def test_csv_holds_the_raw_values(whole, key, where, expected):
 
 
 @pytest.mark.parametrize(
-    ("section", "shown"),
+    ("title", "shown"),
     [
         ("Which network?", ["92.12 % (91.66 to 92.56)", "91.54 %", "25.0 min"]),
         ("How good are support vector machines?", ["86.12", "85.54", "85.67", "7.12"]),
         ("What does a network cost?", ["1.8235", "1.8240", "11.18"]),
     ],
 )
-def test_markdown_and_latex_show_the_values(whole, section, shown):
-    md, tex = whole.section(section)
+def test_markdown_and_latex_show_the_values(whole, title, shown):
+    md, tex = section(title, whole.md, whole.tex)
     for text in shown:
         assert re.search(rf"\| +{re.escape(text)} +\|", md), text
         text = documents.escape_tex(text).replace("-{}", "-")
@@ -246,7 +272,7 @@ def test_the_report_is_short(whole):
 def test_a_section_shows_one_figure_and_one_brief_table(whole):
     html = (whole.folder / "report.html").read_text()
     for key, title in ((k, w["title"]) for k, w in documents.WORDS["sections"].items()):
-        md, tex = whole.section(title)
+        md, tex = section(title, whole.md, whole.tex)
         for text, extension in ((md, "png"), (tex, "pdf")):
             shown = re.findall(rf"figures/\w+\.{extension}", text)
             assert len(shown) <= 1 or key == "errors"  # a gallery for each data set
@@ -261,10 +287,9 @@ def test_a_section_shows_one_figure_and_one_brief_table(whole):
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("limit", 100, "100 training images"), ("image_size", 32, "image size 32"),
-        ("batch_size", 64, "batch size 64"), ("amp", False, "no mixed precision"),
-        ("split", "official", "official split"), ("weight_decay", 0.1, "weight decay 0.1"),
-        ("weights", "w.pt", "weights w.pt"), ("erase", 0.5, "random erasing (share 0.5)"),
+        ("limit", 100, "100 training images"), ("amp", False, "no mixed precision"),
+        ("split", "official", "official split"), ("weights", "w.pt", "weights w.pt"),
+        ("erase", 0.5, "random erasing (share 0.5)"),
         ("schedule", "triangular", "warm-up and linear decay"),
         ("translate", 2, "random shift by up to 2 px"),
     ],
@@ -278,12 +303,8 @@ def test_each_part_of_the_protocol_counts_and_is_said_in_words(log, name, value,
 
 
 def test_what_the_study_left_open_does_not(log):
-    for accuracy, same in (
-        (0.97, {"seed": 3}),
-        (0.98, {"data_on": "host"}),
-        (0.99, {"compile": True}),
-    ):
-        log.train(accuracy, dataset="mnist", **same)
+    for acc, same in ((0.97, {"seed": 3}), (0.98, {"data_on": "host"}), (0.99, {"compile": True})):
+        log.train(acc, dataset="mnist", **same)
     rows = [row for row in log.tables()["q1a_mnist"] if row["test_acc"]]
     assert [row["published_test_acc"] for row in rows] == ["0.9933"] * len(rows)
 
@@ -331,24 +352,26 @@ def test_published_speeds_stand_beside_ours_or_what_would_measure_them(log):
     )
 
 
+MEASURED_BY = {
+    "Which network?": ("make q1a", ["train", "svm"]),
+    "How good are support vector machines?": ("make q1b", ["svm"]),
+    "How fast does it train?": ("make q2", ["hw_train"]),
+    "What does a network cost?": ("make flops", ["flops"]),
+    "How fast does it answer?": ("make best bench", ["hw_infer", "export"]),
+}
+
+
 @pytest.mark.parametrize("kept", [None, "train", "svm", "hw_train", "flops", "hw_infer", "export"])
 def test_a_missing_part_is_named_with_the_command_that_measures_it(log, kept):
     known = f'"kind": "{kept}"', '"status": "failed"'
     fill(log).rewrite(lambda lines: [line for line in lines if any(k in line for k in known)])
-    sections = {
-        "Which network?": ("make q1a", ["train", "svm"]),
-        "How good are support vector machines?": ("make q1b", ["svm"]),
-        "How fast does it train?": ("make q2", ["hw_train"]),
-        "What does a network cost?": ("make flops", ["flops"]),
-        "How fast does it answer?": ("make best bench", ["hw_infer", "export"]),
-    }
-    written = log.report()
-    for title, (command, kinds) in sections.items():
-        md, tex = written.section(title)
+    texts = log.texts()
+    for title, (command, kinds) in MEASURED_BY.items():
+        md, tex = section(title, *texts)
         missing = kept not in kinds
         assert (f"Not measured. `{command}` measures it." in md) is missing
         assert (rf"Not measured. \texttt{{{command}}}" in tex) is missing
-        assert (f"- {title} Not measured: {command}\n" in written.md) is missing
+        assert (f"- {title} Not measured: {command}\n" in texts[0]) is missing
 
 
 def test_seeds_are_shown_as_mean_and_spread_never_as_the_best(log):
@@ -498,13 +521,12 @@ def test_latex_special_characters_are_escaped(whole):
 
 
 @pytest.mark.skipif(
-    not any(map(shutil.which, documents.TEX)),
+    not any(map(shutil.which, documents.WORDS["tex"])),
     reason="no TeX here: apt-get install texlive-latex-base",
 )
-def test_the_pdf_is_compiled_aside_and_twice_the_same(whole, tmp_path):
-    out = tmp_path / "report"
-    shutil.copytree(whole.folder, out)
-    written = []
+def test_the_pdf_is_compiled_aside_and_twice_the_same(log, tmp_path):
+    out, written = fill(log).report().folder, []  # class names here are no longer than a line
+    files = Written(out).files().keys()
     for _ in range(2):
         assert documents.write_pdf(out).startswith("report.pdf: by ")
         written.append((out / "report.pdf").read_bytes())
@@ -512,12 +534,10 @@ def test_the_pdf_is_compiled_aside_and_twice_the_same(whole, tmp_path):
         flags = ["-interaction=nonstopmode", f"-output-directory={tmp_path}"]
         subprocess.run(["pdflatex", *flags, "report.tex"], cwd=out, capture_output=True, check=True)
         warned = (tmp_path / "report.log").read_text(errors="replace")
-        assert not {"Overfull", "Missing character"} & set(
-            re.findall("Overfull|Missing character", warned)
-        )
+        assert not re.findall("Overfull|Missing character", warned)
     assert written[0] == written[1]
     assert written[0].startswith(b"%PDF")
-    assert Written(out).files().keys() == whole.files().keys() | {"report.pdf"}
+    assert Written(out).files().keys() == files | {"report.pdf"}
     (out / "report.tex").write_text(r"\documentclass{article}\begin{document}\nonsense")
     assert re.search(r"^no report.pdf: \w+ failed, .*", documents.write_pdf(out))
     assert not (out / "report.pdf").exists()  # not an older one either
@@ -531,10 +551,11 @@ def test_without_tex_it_says_so_and_leaves_no_older_pdf(tmp_path, monkeypatch):
     assert not (tmp_path / "report.pdf").exists()
 
 
-def test_the_same_log_gives_the_same_bytes(log):
-    first = fill(log).report().files()
-    log.report("--out", str(log.folder / "again"))
-    assert Written(log.folder / "again").files() == first
+def test_the_same_log_gives_the_same_bytes(whole, tmp_path):
+    folders = ["--results-dir", str(whole.folder.parent), "--out", str(tmp_path)]
+    assert report.main([*folders, "--no-pdf"]) == 0
+    first = whole.files()
+    assert Written(tmp_path).files() == first
     assert len(first) > 30
 
 

@@ -55,17 +55,15 @@ def shown(table: Table) -> tuple[list[Column], list[list[str]]]:
         values = [record[name] for record in table.records if record[name] is not None]
         number = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
         if values:
-            width_mm = ENTRIES["widths"].get(name)
-            heading = ENTRIES["headings"].get(f"{table.name}.{name}") or heading_of(name)
-            columns.append(Column(name, heading, number, width_mm, table.name))
+            look = heading_of(name, table.name), number, ENTRIES["widths"].get(name)
+            columns.append(Column(name, *look, table.name))
     return columns, [[c.show(record[c.name]) for c in columns] for record in table.records]
 
 
-def heading_of(name: str) -> str:
-    if name in ENTRIES["headings"]:
-        return ENTRIES["headings"][name]
-    if name.endswith(("low", "high")):
-        return "95 % from" if name.endswith("low") else "95 % to"
+def heading_of(name: str, table: str) -> str:
+    known, end = ENTRIES["headings"], name.rpartition("_")[2]
+    if heading := known.get(f"{table}.{name}") or known.get(name) or ENTRIES["ends"].get(end):
+        return heading
     words = " ".join(ENTRIES["words"].get(word, word) for word in name.split("_"))
     if words.endswith(" ms") and format_of(name)[0] == 1e-3:
         words = f"{words.removesuffix('ms')}s"

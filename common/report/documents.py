@@ -1,6 +1,8 @@
-"""The report as Markdown, LaTeX, PDF and CSV."""
+"""The report as a page, Markdown, LaTeX, PDF and CSV."""
 
+import base64
 import csv
+import hashlib
 import io
 import os
 import re
@@ -8,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import tomllib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,23 +28,12 @@ from common.judge.stats import VERDICTS
 from common.judge.tables import Table
 from common.report.columns import shown
 
+SCRIPTS = ("vendor/tablesort.min.js", "page.js")  # of the page
+ALIKE = ("dataset", "model", "opt", "lr", "epochs", "note")  # in rows of one configuration
 TEMPLATES = Path(__file__).parent / "templates"
 WORDS = tomllib.loads(Path(__file__).with_name("sections.toml").read_text("utf-8"))
-TEX_SPECIAL = str.maketrans({
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
-    "#": r"\#", "_": r"\_\allowbreak{}", "^": r"\^{}", "~": r"\~{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\`{}", "/": r"/\allowbreak{}", "-": "-{}",
-})  # fmt: skip
 # LaTeX's default encoding can set ASCII, and grave to diaeresis on the letters of Latin-1.
 TEX_UNKNOWN = re.compile("[^ -~À-ÄÈ-ÏÑ-ÖÙ-Ýà-äè-ïñ-öù-ýÿ]")
-TEX = {
-    "pdflatex": ["-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "report.tex"],
-    "tectonic": ["report.tex"],
-}
-SYNTAX = {
-    "block_start_string": "[%", "block_end_string": "%]", "variable_start_string": "<<<",
-    "variable_end_string": ">>>", "comment_start_string": "[##", "comment_end_string": "##]",
-}  # fmt: skip
 
 
 def escape_markdown(value: Any) -> str:
@@ -53,7 +45,7 @@ def escape_markdown(value: Any) -> str:
 def escape_tex(value: Any) -> str:
     """Text that LaTeX shows as it is; a character that it cannot set becomes its code point."""
     text = TEX_UNKNOWN.sub(lambda c: f"[U+{ord(c[0]):04X}]", " ".join(str(value).split()))
-    return text.translate(TEX_SPECIAL)
+    return text.translate(str.maketrans(WORDS["tex_characters"]))
 
 
 def csv_text(table: Table) -> str:
@@ -77,29 +69,25 @@ def gather(tables: Sequence[Table], figures: Sequence[Any]) -> dict[str, Any]:
     """What every form of the report shows: known tables, what is said of each part, its sections;
     of a section's figures the first of each data set, the others and its tables, by the heads of
     their names, are folded away."""
-    known, said = (
-        {table.key: table for table in tables},
-        {"study": [], "answer": [], "missing": [], "unmeasured": []},
-    )
+    known, said, sections = {table.key: table for table in tables}, defaultdict(list), []
     for record in known["findings"].records:
-        said.setdefault(record["section"], []).append(record["finding"])
-    facts = {"title": WORDS["title"], "known": known, "said": said, "sections": []}
-    facts |= {"claims": known["claims"].records, "verdicts": VERDICTS}
+        said[record["section"]].append(record["finding"])
     for key, words in WORDS["sections"].items():
         own = [table for table in tables if table.section == key]
         whole = next(table for table in own if table.brief)
         measured = any(t.records and not t.missing for t in own if not t.key.endswith("_published"))
-        section = words | {"key": key, "tables": own, "whole": whole, "reading": said.get(key, [])}
-        section["missing"] = whole.missing or not measured
-        if section["missing"]:
+        missing = whole.missing or not measured
+        if missing:
             said["unmeasured"].append(f"{words['title']} Not measured: {words['command']}")
         drawn = [figure for figure in figures if figure.section == key]
-        shown = [same[0] for same in grouped(drawn, lambda figure: figure.dataset).values()]
-        items = [(figure.caption, figure) for figure in drawn if figure not in shown]
+        first = [same[0] for same in grouped(drawn, lambda figure: figure.dataset).values()]
+        items = [(figure.caption, figure) for figure in drawn if figure not in first]
         items += [(table.title, table) for table in own if table.records]
-        section["folded"] = grouped(items, lambda item: item[0].partition(": ")[0])
-        facts["sections"].append(section | {"figures": shown})
-    return facts
+        section = {"key": key, "tables": own, "whole": whole, "reading": said[key]}
+        section |= {"folded": grouped(items, lambda item: item[0].partition(": ")[0])}
+        sections.append(words | section | {"figures": first, "missing": missing})
+    facts = {"title": WORDS["title"], "known": known, "said": said, "sections": sections}
+    return facts | {"claims": known["claims"].records, "verdicts": VERDICTS}
 
 
 def readme_results(rows: Sequence[Row], folder: Path) -> str:
@@ -123,17 +111,54 @@ def render(extension: str, **content: Any) -> str:
         settings["autoescape"] = True
     else:
         escape = {"md": escape_markdown, "tex": escape_tex, "txt": str}[extension]
-        settings |= SYNTAX | {"keep_trailing_newline": True}
+        settings |= WORDS["syntax"] | {"keep_trailing_newline": True}
         settings["finalize"] = lambda value: value if isinstance(value, Markup) else escape(value)
     engine = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), **settings)
     engine.filters |= {"shown": shown, "raw": Markup, "markdown": markdown_table}
     return engine.get_template(f"report.{extension}.j2").render(**content)
 
 
+def inline_svg(figure: Any) -> Markup:
+    """A figure as SVG within the page: groups that are what their gid or url says, no name that
+    another figure has too, and coordinates to a hundredth of a point."""
+    drawing = figure.to_bytes("svg")["svg"].decode()
+    drawing = drawing[drawing.index("<svg ") + 5 :]
+    named = r'<g class="\1" data-name="\2"><title>\2</title>'
+    for pattern, new in (
+        (r'<a xlink:href="([^":]*):([^"]*)"[^>]*>', named),
+        ("</a>", "</g>"),
+        (r'<g id="dot:([^"]*)">', r"<g><title>\1</title>"),
+        (r'<g id="[^"]*"(/?)>', r"<g\1>"),
+        (r'(id="|href="#|url\(#)(?=[a-z])', rf"\1{figure.key}-"),
+    ):
+        drawing = re.sub(pattern, new, drawing)
+    places = r' (?:d|x|y|transform)="[^"]*"'
+    drawing = re.sub(places, lambda place: re.sub(r"(?<=\.\d\d)\d+", "", place[0]), drawing)
+    kind = "drawn photographs" if "<title>Test image " in drawing else "drawn"
+    head = '<svg class="{}" role="img" aria-label="{}" '
+    return Markup(head).format(kind, figure.caption) + Markup(drawing)
+
+
+def render_page(panels: Sequence[Row], shown_curves: int, facts: Row) -> str:
+    """The text of report.html, one file that asks the network for nothing; `facts` are those of the
+    other forms of the report, `panels` of curves, of which so many are shown at first."""
+    script = Markup("\n".join((TEMPLATES / name).read_text("utf-8").strip() for name in SCRIPTS))
+    answers, runs = [], facts["known"]["runs"].records
+    for answer in facts["known"]["answers"].records:
+        chosen = next(run for run in runs if run["run_id"] == answer["run_id"])
+        same = [run for run in runs if all(run[k] == chosen[k] for k in ALIKE)]
+        answers.append(answer | {"runs": sorted(same, key=lambda run: str(run["seed"]))})
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style = Markup((TEMPLATES / "page.css").read_text("utf-8"))
+    parts = {"script": script, "script_digest": digest, "style": style, "svg": inline_svg}
+    parts |= {"answers": answers, "curves": panels, "shown_curves": shown_curves}
+    return render("html", **facts, **parts)
+
+
 def write_pdf(out: Path) -> str:
     """Compile report.tex, aside, and keep the PDF alone; say in one line what came of it."""
     (out / "report.pdf").unlink(missing_ok=True)  # one of an older report would be taken for this
-    engine = next(filter(shutil.which, TEX), None)
+    engine = next(filter(shutil.which, WORDS["tex"]), None)
     if engine is None:
         return "no report.pdf: neither pdflatex nor tectonic is installed"
     # The text comes from a log, which may come from anywhere: no file but the report's is in reach.
@@ -146,7 +171,7 @@ def write_pdf(out: Path) -> str:
             if (out / "figures").exists():  # a log may carry none
                 shutil.copytree(out / "figures", Path(folder) / "figures")
             for _ in range(3 if engine == "pdflatex" else 1):  # until references settle
-                done = subprocess.run([engine, *TEX[engine]], cwd=folder, **how)
+                done = subprocess.run([engine, *WORDS["tex"][engine]], cwd=folder, **how)
                 if done.returncode != 0:
                     lines = (done.stdout + done.stderr).splitlines() or ["it printed nothing"]
                     faults = [line for line in lines if line.startswith(("!", "error"))]

@@ -15,6 +15,7 @@ from common.judge.rows import Group, Row, get, join_notes, number, slug
 from common.judge.tables import WORDS, Table, fields, make_table
 
 MOST_PROBLEMS = 200
+MEANS = ("train_ms", "fit_ms", "predict_ms", "n_support")  # that are shown over seeds
 
 
 def build_tables(
@@ -33,9 +34,9 @@ def build_tables(
         *log_tables(rows, done, problems),
         runs_table(rows),
         datasets_table(runs, predictions),
-        *(q1a_table(dataset, train) for dataset in log.datasets_of(train)),
+        *(accuracy_table("q1a", train, dataset) for dataset in log.datasets_of(train)),
         *(epochs_table(group, done["epoch"]) for group in log.pick_best(train)),
-        q1b_table(svm),
+        accuracy_table("q1b", svm),
         speed_table("q2", timed, log.devices_note(timed)),
         speed_table("q2_phases", timed),
         q2_published_table(timed),
@@ -53,12 +54,10 @@ def build_tables(
 def log_tables(rows: Sequence[Row], done: Mapping, problems: Sequence[str]) -> list[Table]:
     """What the log holds, the commits it was measured at, and what could not be used."""
     counts = Counter((row["kind"], row["status"]) for row in rows)
-    kinds = [
-        {"kind": kind, "superseded": counts[kind, "ok"] - len(done[kind])}
-        | {status: counts[kind, status] for status in STATUSES}
-        for kind in KINDS
-    ]
-    commits = []
+    kinds, commits = [], []
+    for kind in KINDS:
+        record = {"kind": kind} | {status: counts[kind, status] for status in STATUSES}
+        kinds.append(record | {"superseded": record["ok"] - len(done[kind])})
     states = log.grouped(rows, lambda row: (get(row, "git", "commit"), get(row, "git", "dirty")))
     for (commit, dirty), same in states.items():
         times = sorted(row["time_utc"] for row in same)
@@ -113,10 +112,9 @@ def failed_table(rows: Sequence[Row]) -> Table:
     names = ("dataset", "model", "kernel", "opt", "lr", "epochs", "engine", "scenario", "seed")
     records = []
     for row in (row for row in rows if row["status"] != "ok"):
-        config = row["config"]
-        words = ", ".join(log.in_words(config, [name for name in names if name in config]))
+        words = log.in_words(row["config"], [name for name in names if name in row["config"]])
         retried = "done" if (row["kind"], row["run_id"]) in done else None
-        records.append(row | {"config": words, "retried": retried})
+        records.append(row | {"config": ", ".join(words), "retried": retried})
     return make_table("failed", records)
 
 
@@ -135,36 +133,31 @@ def environment_table(rows: Sequence[Row]) -> Table:
     return make_table("environment", records)
 
 
-def q1a_table(dataset: str, train: Sequence[Row]) -> Table:
-    rows = [row for row in train if get(row, "config", "dataset") == dataset]
-    records = side_by_side("q1a", rows, dataset=dataset)
+def epochs_table(group: Group, epochs: Sequence[Row]) -> Table:
+    """The epochs of one run of what was chosen."""
+    run, config = group.first(), group.config
+    curve = [epoch["metrics"] for epoch in log.trajectory(run, epochs)]
+    key = f"epochs_{slug(str(config.get('dataset')))}_{slug(run['run_id'])}"
+    title = f"{log.split_name(config)}, run {run['run_id']}: {WORDS['epochs']['title']}"
+    return make_table("epochs", curve, key=key, title=title)
+
+
+def accuracy_table(part: str, runs: Sequence[Row], dataset: str | None = None) -> Table:
+    """Every configuration beside what the study published: networks of a data set, or SVMs."""
+    order, names = log.datasets_of(runs), {}
+    if dataset:
+        title = f"{log.display(dataset)}: {WORDS[part]['title']}"
+        names = {"key": f"{part}_{slug(dataset)}", "title": title}
+        runs = [row for row in runs if row["config"].get("dataset") == dataset]
+    records = side_by_side(part, runs, **{"dataset": dataset} if dataset else {})
     for record in records:
         if group := record.get("group"):
-            record["train_ms"] = group.mean("train_ms")
+            record |= {name: group.mean(name) for name in MEANS}
+            record["engine"] = group.config.get("engine")
             record["runs"] = ", ".join(row["run_id"] for row in group.rows)
             for name in ("shared_with", "precision"):
                 values = dict.fromkeys(get(row, "metrics", name) for row in group.rows)
                 record[name] = ", ".join(filter(None, values)) or None
-    title = f"{log.display(dataset)}: {WORDS['q1a']['title']}"
-    names = {"key": f"q1a_{slug(dataset)}", "title": title}
-    return make_table("q1a", records, log.devices_note(rows), missing=not rows, **names)
-
-
-def epochs_table(group: Group, epochs: Sequence[Row]) -> Table:
-    """The epochs of one run of what was chosen."""
-    run, title = group.first(), f"{log.split_name(group.config)}, run "
-    curve = [epoch["metrics"] for epoch in log.trajectory(run, epochs)]
-    key = f"epochs_{slug(str(group.config.get('dataset')))}_{slug(run['run_id'])}"
-    title += f"{run['run_id']}: {WORDS['epochs']['title']}"
-    return make_table("epochs", curve, key=key, title=title)
-
-
-def q1b_table(svm: Sequence[Row]) -> Table:
-    order, records = log.datasets_of(svm), side_by_side("q1b", svm)
-    for record in records:
-        if group := record.get("group"):
-            record |= {name: group.mean(name) for name in ("fit_ms", "predict_ms", "n_support")}
-            record["engine"] = group.config.get("engine")
             ended = [get(row, "metrics", "converged") for row in group.rows]
             some = f"{ended.count(True)} of {len(ended)}"
             record["converged"] = ended[0] if len(set(ended)) == 1 else some
@@ -173,7 +166,7 @@ def q1b_table(svm: Sequence[Row]) -> Table:
                 record["note"] = join_notes(record["note"], stopped)
     plain = log.DEFAULTS["svm"]["engine"]  # the faster implementation first, if there are two
     records.sort(key=lambda r: (r.get("engine") == plain, order.index(str(r["dataset"]))))
-    return make_table("q1b", records, log.devices_note(svm), missing=not svm)
+    return make_table(part, records, log.devices_note(runs), missing=not runs, **names)
 
 
 def mistake_tables(mistakes: Sequence[Mistakes]) -> list[Table]:
@@ -187,21 +180,15 @@ def mistake_tables(mistakes: Sequence[Mistakes]) -> list[Table]:
         record["weakest"] = f"{worst['class']}: taken for {worst['confused_with']}"
         if m.bins:
             record |= {"confidence": m.confidence.mean(), "ece": judge.calibration_error(m.bins)}
-        if m.voters > 1:
-            record |= {"nobody": len(m.nobody), "voters": m.voters}
-        summary.append(record)
-        content = {
-            "classes": (classes,),
-            "class_pairs": (judge.confused_pairs(m.predictions),),
-            "reliability": (m.bins,),
-            "worst": (m.worst, m.no_images),
-            "nobody": (m.nobody[:GALLERY],),
-        }
-        values = {"nobody": len(m.nobody), "voters": m.voters, "gallery": GALLERY}
+        shared = {"nobody": len(m.nobody), "voters": m.voters}
+        summary.append(record | (shared if m.voters > 1 else {}))
+        content = {"classes": (classes,), "class_pairs": (judge.confused_pairs(m.predictions),)}
+        content |= {"reliability": (m.bins,), "worst": (m.worst, m.no_images)}
+        content["nobody"] = (m.nobody[:GALLERY],)
+        values = shared | {"images": len(m.right), "gallery": GALLERY}
         for name, shown in content.items():
-            words = {"key": f"{name.removeprefix('class_')}_{m.key}", "images": len(m.right)}
-            words["title"] = f"{m.name}: {WORDS[name]['title']}"
-            details.append(make_table(name, *shown, **words, **values))
+            key, title = f"{name.removeprefix('class_')}_{m.key}", WORDS[name]["title"]
+            details.append(make_table(name, *shown, key=key, title=f"{m.name}: {title}", **values))
     named = {"bins": judge.BINS, "missing": not mistakes}
     return [make_table("calibration", summary, **named), *details]
 
@@ -229,12 +216,11 @@ def q2_published_table(rows: Sequence[Row]) -> Table:
         cpu, gpu = sides([row for row in rows if work.items() <= row["config"].items()])
         here = gpu if figure["device"] == "gpu" else cpu
         tested = [row for row in here if number(row, "metrics", "test_acc") is not None]
-        if row := min(tested or here, key=plainness, default=None):
-            note = None if tested else "no whole epoch was run: hw_bench.py --full-epoch does"
-        else:
-            missing = (COMMAND, "needs a GPU") if figure["device"] == "gpu" else ("make q2",)
-            note = unmeasured(*missing)
-        records.append(fields(figure | (row or {}), "q2_published") | {"note": note})
+        missing = (COMMAND, "needs a GPU") if figure["device"] == "gpu" else ("make q2",)
+        note = None if tested else "no whole epoch was run: hw_bench.py --full-epoch does"
+        note = note if here else unmeasured(*missing)
+        row = min(tested or here, key=plainness, default={})
+        records.append(fields(figure | row, "q2_published") | {"note": note})
     return make_table("q2_published", records)
 
 
@@ -249,8 +235,8 @@ def flops_table(rows: Sequence[Row]) -> Table:
             difference = record["macs"] - macs if record["macs"] is not None else None
             record |= {"published_macs": macs, "macs_difference": difference}
         records.append(record)
-    note = unmeasured("make flops")
     for (model, size), macs in waiting.items():
-        records.append({"model": model, "image_size": size, "published_macs": macs, "note": note})
+        record = {"model": model, "image_size": size, "published_macs": macs}
+        records.append(record | {"note": unmeasured("make flops")})
     records.sort(key=lambda record: (str(record["model"]), record["image_size"] or 0))
     return make_table("flops", records, missing=not rows)

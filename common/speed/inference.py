@@ -15,15 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.base.cli import UsageError, as_dict, expand_grid
+from common.base.cli import UsageError, expand_grid
 from common.base.config import HwInferConfig
-from common.base.log import Log, locate, run_id
+from common.base.log import Log, locate
 from common.data.datasets import load_dataset, split_dataset
 from common.deploy.export import build_pixel_loader, measure_parity, predict
 from common.deploy.runtimes import ENGINES, check_packages, load_engine
 from common.models import build_model
 from common.speed import peaks, timing
-from common.speed.process import Process
 from common.speed.samples import Side
 from common.train import device, loop
 
@@ -39,14 +38,15 @@ SETTLE_S = 0.1
 
 
 def find_files(wanted: list[str | None], log: Log, pick_best: Callable) -> list[tuple[Row, Row]]:
-    """The train rows to measure, each with the file of every engine, relative to the results;
+    """The train rows to measure, each with its files by what engines read, relative to the results;
     `pick_best` chooses among those that have files where none is wanted by name."""
     trained, exports = log.finished("train"), log.finished("export")
-    files: dict[str, dict[str, str]] = {}
+    files: dict[str, Row] = {}
     for m in (row["metrics"] for row in exports.values()):
         run, file = m.get("train_run_id"), m.get("file")
         if run in trained and file and locate(log.folder, file).exists():
-            files.setdefault(run, {})[m["format"]] = file
+            checkpoint = trained[run]["metrics"]["checkpoint"]
+            files.setdefault(run, {"checkpoint": checkpoint})[m["format"]] = file
     how = "python train.py ... --export torchscript onnx"
     if not files:
         gone = f"the files of its {len(exports)} exports are not there"
@@ -54,28 +54,22 @@ def find_files(wanted: list[str | None], log: Log, pick_best: Callable) -> list[
         raise UsageError(f"{log.path}: {why}; {best}, and {how} a run of your own")
     if wanted == [None]:
         wanted = [g.first()["run_id"] for g in pick_best([trained[name] for name in files])]
-    chosen = []
     for name in wanted:
         if name not in files:
             what = "is not exported" if name in trained else f"is no finished run in {log.path}"
             among = f"choose from {', '.join(files)}, or export it with {how}"
             raise UsageError(f"--train-run-id: {name} {what}; {among}")
-        checkpoint = trained[name]["metrics"]["checkpoint"]
-        if not locate(log.folder, checkpoint).exists():
-            raise UsageError(f"{log.folder / checkpoint} is missing: eager inference needs it")
-        own = files[name] | {"checkpoint": checkpoint}
-        engines = {key: own[e.reads] for key, e in ENGINES.items() if e.reads in own}
-        chosen.append((trained[name], engines))
-    return chosen
+        if not (checkpoint := locate(log.folder, files[name]["checkpoint"])).exists():
+            raise UsageError(f"{checkpoint} is missing: eager inference needs it")
+    return [(trained[name], files[name]) for name in wanted]
 
 
-def expand_queries(grid: Row, run: str, files: dict[str, str]) -> list[HwInferConfig]:
+def expand_queries(grid: Row, run: str, files: Row) -> list[HwInferConfig]:
     """Each engine in each scenario; one that cannot run is a fault only where asked for by name."""
-    by_name = grid["engine"] != [None]
-    engines = []
+    by_name, engines = grid["engine"] != [None], []
     for name in grid["engine"] if by_name else ENGINES:
         try:
-            if name not in files:
+            if ENGINES[name].reads not in files:
                 again = f"python -m common.export {run} --format {ENGINES[name].reads}"
                 raise UsageError(f"{run} has no export for {name}: {again}")
             check_packages(name, ENGINES[name].packages)
@@ -160,69 +154,69 @@ class Group:
         self, run: Row, folder: Path, files: Row, configs: list[HwInferConfig], data_dir: str
     ) -> None:
         self.trained, self.configs, self.data_dir = run["config"], configs, data_dir
-        self.threads, names = configs[0].threads, {k: self.trained[k] for k in ("dataset", "model")}
+        self.folder, self.threads = folder, configs[0].threads
+        names = {k: self.trained[k] for k in ("dataset", "model")}
         self.title = f"{' '.join(names.values())}, run {run['run_id']}, threads {self.threads}"
         # By the engine's name; eager is the first, for the others are compared with it.
-        self.paths, self.facts, self.errors, self.processes = {}, {}, {}, {}
+        self.facts, self.errors, self.processes = {}, {}, {}
         for name in dict.fromkeys(["eager", *(config.engine for config in configs)]):
-            self.paths[name] = folder / files[name]
-            digest = hashlib.sha256(self.paths[name].read_bytes()).hexdigest()
-            self.facts[name] = names | {"file": files[name], "sha256": digest}
-            self.facts[name] |= dict.fromkeys(UNKNOWN)
+            file = files[ENGINES[name].reads]
+            digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+            self.facts[name] = names | {"file": file, "sha256": digest} | dict.fromkeys(UNKNOWN)
 
     def obsolete(self, rows: list[Row]) -> str | None:
         """Why its rows of the log are not what measuring would give, or None."""
         now = [self.facts[config.engine]["sha256"] for config in self.configs]
         return None if now == [row["metrics"]["sha256"] for row in rows] else "of other files"
 
-    def measure(self) -> Iterator[tuple[HwInferConfig, Row, str | None]]:
-        """Returns: the configuration, metrics and error of each row."""
-        trained, scenarios = self.trained, {}
+    def measure(self) -> Iterator[tuple[Side, Row]]:
+        """Each engine in each scenario, and the metrics of its row."""
+        trained, scenarios, rounds = self.trained, {}, uuid4().hex
         dataset = load_dataset(trained["dataset"], self.data_dir, trained["image_size"])
         test = split_dataset(dataset, trained["split"], trained["split_seed"]).test
         for config in self.configs:
             scenarios.setdefault(replace(config, engine=None), []).append(Side(config))
-        launches, queries, seconds = self.configs[0].effort()
+        launches, *effort = self.configs[0].effort()
         for launch in range(launches):
             print(f"  launch {launch + 1} of {launches}", flush=True)
             try:
                 self.launch(dataset.labels[test], launch == 0)
                 for sides in scenarios.values():
-                    self.take_turns(sides, queries, seconds)
+                    self.take_turns(sides, *effort)
             finally:
                 for process in self.processes.values():
                     process.close()
-        rounds = uuid4().hex
         for sides in scenarios.values():
             for own in sides:
                 own.judge()
             eager = next((own for own in sides if own.config.engine == "eager"), None)
             for own in sides:
-                yield own.config, self.row(own, eager, rounds, len(dataset.classes)), own.error
+                yield own, self.row(own, eager, rounds, len(dataset.classes))
 
     def launch(self, labels: Tensor, first: bool) -> None:
         """Start a fresh process of every engine and compare its answers to eager's. The cold start
         is the first launch's: later the file, and what compiling it left on the disk, may be warm.
         Shapes: labels (N,) of the test split."""
         reference = None
-        for name, path in self.paths.items():
+        for name, facts in self.facts.items():
             if name in self.errors:
                 continue
             try:
-                args = name, path, self.threads, self.trained, self.data_dir, first
-                process = self.processes[name] = Process(Server, *args, threads=self.threads)
-                facts, answers = process.call("answer")
+                args = name, self.folder / facts["file"], self.threads, self.trained, self.data_dir
+                process = timing.Process(Server, *args, first, threads=self.threads)
+                self.processes[name] = process
+                known, answers = process.call("answer")
                 if not first:
-                    del facts["cold_start_ms"]
-                logits, own = torch.from_numpy(answers), self.facts[name]
-                own |= facts | {"freed_memory_kept": process.freed_memory_kept}
-                own["test_acc"] = loop.score(logits, labels)[1]
+                    del known["cold_start_ms"]
+                logits = torch.from_numpy(answers)
+                facts |= known | {"freed_memory_kept": process.freed_memory_kept}
+                facts["test_acc"] = loop.score(logits, labels)[1]
                 reference = logits if name == "eager" else reference
                 if reference is None:
                     raise RuntimeError("cannot be checked: eager failed")
                 precision = ENGINES[name].precision
-                own["parity"], fault = measure_parity(logits, reference, labels, precision)
-                own["flips"] = own["parity"]["flips"]
+                facts["parity"], fault = measure_parity(logits, reference, labels, precision)
+                facts["flips"] = facts["parity"]["flips"]
                 if fault:
                     raise RuntimeError(fault)
             except RuntimeError as error:
@@ -231,34 +225,32 @@ class Group:
     def take_turns(self, sides: list[Side], queries: int, seconds: float) -> None:
         """Put the same queries to every engine without an error, in alternating rounds."""
         share = math.ceil(queries / ROUNDS), seconds / ROUNDS
-        for number in range(ROUNDS):
-            for own in timing.alternate(sides, number):
-                engine, size = own.config.engine, own.config.batch_size
-                own.error = own.error or self.errors.get(engine)
-                if own.error:
-                    continue
-                time.sleep(SETTLE_S)
-                meter, turn = timing.open_meter(CPU), (size, len(own.samples_ms), *share)
-                try:
-                    latencies_ms, own.peak_bytes = self.processes[engine].call("time", *turn)
-                    images = size * (len(latencies_ms) + 1)  # of one query before them, too
-                    own.add(latencies_ms, meter(), images)
-                except RuntimeError as error:  # out of memory at this batch size
-                    own.error = str(error)
+        for own in (own for n in range(ROUNDS) for own in timing.alternate(sides, n)):
+            engine, size = own.config.engine, own.config.batch_size
+            own.error = own.error or self.errors.get(engine)
+            if own.error:
+                continue
+            time.sleep(SETTLE_S)
+            meter, turn = timing.open_meter(CPU), (size, len(own.samples_ms), *share)
+            try:
+                latencies_ms, own.peak_bytes = self.processes[engine].call("time", *turn)
+                images = size * (len(latencies_ms) + 1)  # of one query before them, too
+                own.add(latencies_ms, meter(), images)
+            except RuntimeError as error:  # out of memory at this batch size
+                own.error = str(error)
 
     def row(self, own: Side, eager: Side | None, rounds: str, classes: int) -> Row:
         """The metrics of an engine in one scenario; its speed-up is by the rounds' medians."""
         config, n = own.config, len(own.samples_ms)
         metrics = {k: getattr(config, k) for k in ("engine", "scenario", "batch_size", "quick")}
+        over = own.over(eager, "hw_infer", config.effort()[0])
         metrics |= self.facts[config.engine]
-        metrics["baseline"] = eager and run_id("hw_infer", as_dict(eager.config))
-        metrics["baseline_label"] = eager and eager.config.describe()
+        metrics |= {name: over[name] for name in ("baseline", "baseline_label")}
         metrics |= {} if own.noise is None else {"noise": own.noise}
         if own.error:  # a refused speed is none
             return metrics
         metrics |= own.measured(rounds, "query")
-        ratio, interval = own.speedup(eager, config.effort()[0])
-        metrics |= {"speedup_vs_eager": ratio, "speedup_interval": interval}
+        metrics |= {"speedup_vs_eager": over["ratio"], "speedup_interval": over["interval"]}
         p50, p90, p99 = np.percentile(own.samples_ms, [50, 90, 99]).tolist()
         metrics["latency_ms"] = {"p50": p50, "p90": p90, "p99": p99, "n": n}
         metrics["images_per_s"] = config.batch_size * n / sum(own.samples_ms) * 1e3

@@ -21,7 +21,6 @@ MATRIX_SIDE = {"cpu": 2048}  # elsewhere 8192
 CONVOLUTION = 64, 256, 14  # images, channels in and out, side of the output
 COPY_BYTES = 2**28  # beyond any cache
 SECONDS = 1.0  # of repetitions, of which the fastest counts: a peak
-Work = tuple[int, Callable[[], Tensor]]  # its FLOPs, and what does it
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,9 @@ def random_values(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devi
     return values.to(device)
 
 
-def dense_works(side: int, dtype: torch.dtype, device: torch.device) -> list[Work]:
-    """What may reach a device's peak: a product of square matrices, and a 3x3 convolution. On an
-    AMD CPU, MKL's product in fp32 reached 40 % of oneDNN's convolution."""
+def dense_works(side: int, dtype: torch.dtype, device: torch.device) -> list[tuple]:
+    """What may reach a device's peak, with its FLOPs: a product of square matrices, and a 3x3
+    convolution. On an AMD CPU, MKL's product in fp32 reached 40 % of oneDNN's convolution."""
     a, b = random_values((2, side, side), dtype, device)
     if dtype == torch.int8:  # which convolutions have only in quantised tensors
         return [(2 * side**3, lambda: torch._int_mm(a, b))]
@@ -89,10 +88,6 @@ def train_bound_ms(costs: Costs, peaks: Peaks, precision: str) -> float:
     """The least time of a training step: each layer takes at least the time of its arithmetic at
     the peak, and at least that of moving its input, output and weights once; a step does so as
     often as costs.train_step_macs says on the mean. costs: of the whole batch, in conv_linear."""
-    item = DTYPES[precision].itemsize
-    pass_s = sum(
-        max(2 * layer.macs / peaks.flops_per_s, item * layer.moved / peaks.bytes_per_s)
-        for layer in costs.layers
-        if layer.macs
-    )
-    return 1e3 * costs.train_step_macs / costs.macs * pass_s
+    item, layers = DTYPES[precision].itemsize, (layer for layer in costs.layers if layer.macs)
+    times_s = ((2 * x.macs / peaks.flops_per_s, item * x.moved / peaks.bytes_per_s) for x in layers)
+    return 1e3 * costs.train_step_macs / costs.macs * sum(map(max, times_s))

@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from common.base.cli import as_dict
 from common.base.config import REFUSED
+from common.base.log import run_id
+
+Row = dict[str, Any]
 
 
 @dataclass(eq=False)
@@ -44,13 +48,16 @@ class Side:
             way_out = "give the machine nothing else to do, or --accept-noise"
             self.error = f"too noisy: {share}; {way_out}"
 
-    def speedup(self, base: "Side | None", launches: int = 1) -> tuple[Any, Any]:
-        """The ratio_interval over another side; (None, None) where either has an error."""
-        if self.error or base is None or base.error:
-            return None, None
-        return ratio_interval(base.rounds_ms, self.rounds_ms, launches)
+    def over(self, base: "Side | None", kind: str, launches: int = 1) -> Row:
+        """The ratio_interval over another side, nulls where either has an error; and which it is,
+        in rows of a kind."""
+        known = base and not self.error and not base.error
+        pair = ratio_interval(base.rounds_ms, self.rounds_ms, launches) if known else (None, None)
+        name = base and run_id(kind, as_dict(base.config))
+        over = dict(zip(("ratio", "interval"), pair, strict=True)) | {"baseline": name}
+        return over | {"baseline_label": base and base.config.describe()}
 
-    def measured(self, group: str, unit: str) -> dict[str, Any]:
+    def measured(self, group: str, unit: str) -> Row:
         """What rows of either kind hold; those of a group were measured in the same rounds."""
         return {
             "noise": self.noise,
@@ -63,21 +70,16 @@ class Side:
 def ratio_interval(
     baseline_ms: Sequence[float], own_ms: Sequence[float], launches: int = 1
 ) -> tuple[float, tuple[float, float] | None]:
-    """How many times as fast, from interleaved blocks: one time of each side for every block.
-
-    Returns: the geometric mean of the blocks' ratios and its 95 % interval, None for a single
-    block: Student's over the logarithms. A block's two times stay a pair, so that a drift that both
-    sides met widens nothing. Where the blocks come, launch by launch, from so many fresh processes
-    of both sides, the interval is over the launches' means, for processes of one program differ by
-    more than their blocks do. A bootstrap of so few blocks would hold the truth in 51 to 89 % of
-    cases (two to ten blocks, simulated).
-    Source: Kalibera and Jones, "Rigorous Benchmarking in Reasonable Time", 2013.
-    """
+    """How many times as fast, from interleaved blocks, of which each side has a time: the geometric
+    mean of their ratios and its 95 % interval, None for a single block: Student's over the
+    logarithms. A drift that both sides met widens nothing. Where blocks come from several launches,
+    the interval is over the launches' means, for processes differ by more than their blocks do.
+    A bootstrap of two to ten blocks would hold the truth in 51 to 89 % of cases (simulated).
+    Source: Kalibera and Jones, "Rigorous Benchmarking in Reasonable Time", 2013."""
     logs = np.log(baseline_ms) - np.log(own_ms)
     ratio = float(np.exp(logs.mean()))
     logs = logs.reshape(launches, -1).mean(1) if launches > 1 else logs
     if len(logs) < 2:
         return ratio, None
     half = stats.t.ppf(0.975, len(logs) - 1) * np.std(logs, ddof=1) / np.sqrt(len(logs))
-    mean = logs.mean()
-    return ratio, (float(np.exp(mean - half)), float(np.exp(mean + half)))
+    return ratio, tuple(np.exp(logs.mean() + np.array([-half, half])).tolist())

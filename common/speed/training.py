@@ -14,7 +14,6 @@ from torch import Tensor
 
 from common.base.cli import UsageError, as_dict, expand_grid, print_more
 from common.base.config import HwTrainConfig, TrainConfig
-from common.base.log import run_id
 from common.data.batches import Batches
 from common.data.datasets import load_split
 from common.data.own import pin_datasets
@@ -40,13 +39,10 @@ def expand_variants(name: str, grid: Row, alone: bool) -> list[Row]:
         raise UsageError("--precision fp16: needs an accelerator; use bf16 or fp32 on a CPU")
     if name != "cuda" and "tf32" in grid["precision"]:
         raise UsageError(f"--precision tf32: CUDA alone has it, and this is {name}; use fp32")
-    default = {
-        "threads": [1, all_threads] if alone else [all_threads if cpu else None],
-        "precision": ["fp32", amp] if alone or "notebook" in grid["loop"] else [amp],
-        "compile": [False, True] if alone else [False],
-        "cuda_graph": [False],
-        "loop": ["ours"],
-    }
+    default = {"threads": [1, all_threads] if alone else [all_threads if cpu else None]}
+    default["precision"] = ["fp32", amp] if alone or "notebook" in grid["loop"] else [amp]
+    default["compile"] = [False, True] if alone else [False]
+    default |= {"cuda_graph": [False], "loop": ["ours"]}
     if alone and amp == "fp32" and grid["precision"] == [None]:
         print("bf16: not measured, this CPU has no fast bf16")
     chosen = {key: default[key] if grid[key] == [None] else grid[key] for key in default}
@@ -58,8 +54,8 @@ def expand_variants(name: str, grid: Row, alone: bool) -> list[Row]:
     values = itertools.product(*map(dict.fromkeys, chosen.values()))
     variants = [{"device": name} | dict(zip(chosen, v, strict=True)) for v in values]
     # Compiled, recorded as a graph, or the notebook loop: each for itself.
-    ways = ("compile", True), ("cuda_graph", True), ("loop", "notebook")
-    variants = [v for v in variants if sum(v[key] == value for key, value in ways) < 2]
+    ways = {"compile": True, "cuda_graph": True, "loop": "notebook"}.items()
+    variants = [v for v in variants if len(ways & v.items()) < 2]
     if not variants:
         way_out = "the notebook loop is never compiled; add --loop ours"
         raise UsageError(f"--compile or --cuda-graph true: at most one of the two, and {way_out}")
@@ -102,8 +98,8 @@ class Group:
         together = len({row["metrics"]["rounds"]["group"] for row in rows}) == 1
         return None if together else "not measured in the same rounds"
 
-    def measure(self) -> Iterator[tuple[HwTrainConfig, Row, str | None]]:
-        """Returns: the configuration, metrics and error of each row."""
+    def measure(self) -> Iterator[tuple[Side, Row]]:
+        """Each variant, and the metrics of its row."""
         compiled = any(config.compile for config in self.configs)
         if compiled:
             # Beyond its limit of recompilations torch would quietly run eagerly.
@@ -121,7 +117,7 @@ class Group:
         rounds, firsts = uuid4().hex, {}
         for variant in variants:
             first = firsts.setdefault(variant.config.opt, variant)
-            yield variant.config, variant.row(first, rounds), variant.error
+            yield variant, variant.row(first, rounds)
         if compiled:
             torch.compiler.reset()  # its cache keeps networks alive, and counts towards the limit
 
@@ -254,25 +250,20 @@ class Variant(Side):
         }
 
     def row(self, first: "Variant", rounds: str) -> Row:
-        """The metrics of its row; `first` is the optimiser's first variant, to compare it with."""
+        """The metrics of its row: how fast it trains, where the time goes, what the device's own
+        peaks would allow; `first` is the optimiser's first variant, to compare it with."""
         torch.set_num_threads(self.threads)  # which the row's env names
         if self.config.full_epoch:
             self.attempt(self.train_whole_epoch)
         self.judge()
-        speedup = dict(zip(("ratio", "interval"), self.speedup(first), strict=True))
-        speedup["baseline"] = run_id("hw_train", as_dict(first.config))
-        speedup["baseline_label"] = first.config.describe()
-        metrics = {"label": self.config.describe(), "speedup": speedup}
+        config, laps = self.config, self.phases_ms
+        metrics = {"label": config.describe(), "speedup": self.over(first, "hw_train")}
         if self.error:  # a refused speed is none
             return metrics
-        return metrics | self.speed() | self.measured(rounds, "step")
-
-    def speed(self) -> Row:
-        """How fast it trains, where the time goes, and what the device's own peaks would allow."""
-        config, median_ms, laps = self.config, self.summary["median"], self.phases_ms
+        median_ms = self.summary["median"]
         epoch_ms = median_ms * math.ceil(self.n_train / config.batch_size)
         phases = {p: statistics.median(lap[p] for lap in laps) for p in laps[0]} if laps else {}
-        speed = {
+        metrics |= {
             "images_per_s": config.batch_size / median_ms * 1e3,
             "step_ms": self.summary,
             "phase_ms": dict.fromkeys(PHASES) | phases if laps else None,
@@ -282,17 +273,21 @@ class Variant(Side):
             "extrapolated": True,
             "test_acc": None,
             "freed_memory_kept": self.freed_memory_kept,
-            "mfu": None,
-            "roofline": None,
         }
         if config.full_epoch:
-            speed |= self.whole_epoch | {"extrapolation": epoch_ms / self.whole_epoch["epoch_ms"]}
+            metrics |= self.whole_epoch | {"extrapolation": epoch_ms / self.whole_epoch["epoch_ms"]}
+        return metrics | self.of_peaks(median_ms) | self.measured(rounds, "step")
+
+    def of_peaks(self, median_ms: float) -> Row:
+        """The shares of the device's own peak, and of what its peaks allow layer by layer."""
+        config, size = self.config, self.config.image_size
         peak = peaks.measure_peaks(config.device, config.precision, self.threads)
-        model = build_model(config.model, self.n_classes, image_size=config.image_size)
-        if costs := peaks.count_layers(model, config.batch_size, config.image_size):
-            bound_ms = peaks.train_bound_ms(costs, peak, config.precision)
-            roofline = {f"peak_{name}": value for name, value in vars(peak).items()}
-            roofline |= {"bound_ms": bound_ms, "fraction": bound_ms / median_ms}
-            mfu = costs.train_step_flops / median_ms * 1e3 / peak.flops_per_s
-            speed |= {"mfu": mfu, "roofline": roofline}
-        return speed
+        model = build_model(config.model, self.n_classes, image_size=size)
+        costs = peaks.count_layers(model, config.batch_size, size)
+        if costs is None:
+            return {"mfu": None, "roofline": None}
+        bound_ms = peaks.train_bound_ms(costs, peak, config.precision)
+        roofline = {f"peak_{name}": value for name, value in vars(peak).items()}
+        roofline |= {"bound_ms": bound_ms, "fraction": bound_ms / median_ms}
+        mfu = costs.train_step_flops / median_ms * 1e3 / peak.flops_per_s
+        return {"mfu": mfu, "roofline": roofline}
