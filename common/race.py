@@ -22,7 +22,7 @@ from common.base.log import Log, Row, run_id, write_atomically
 from common.judge import race as rules
 from common.judge.findings import sentences
 from common.judge.race import MOST_SEEDS, Candidate, makespan, rungs_of
-from common.judge.rows import describe_all, division, grouped, split_name
+from common.judge.rows import describe_all, grouped, split_name
 from common.train import grid as grids
 from common.train import workers
 from common.train.check import estimate_ms
@@ -60,6 +60,12 @@ def seconds_of(epochs: Iterable[Row]) -> float:
     return sum(m["train_ms"] + m.get("eval_ms", 0.0) for m in metrics) / 1e3
 
 
+def where_of(config: TrainConfig) -> str:
+    """The split of the images, in words: each has a contest of its own."""
+    seed = f", split seed {config.split_seed}" if config.split_seed else ""
+    return split_name(as_dict(config)) + seed
+
+
 class Race:
     """A race in a results folder, and how far it is."""
 
@@ -74,7 +80,7 @@ class Race:
         names = describe_all([as_dict(t.trained) for t in first])
         own = [(t.trained, train_id(t.trained), n) for t, n in zip(first, names, strict=True)]
         self.candidates = [Candidate(config, run=run, name=name) for config, run, name in own]
-        self.contests = grouped(self.candidates, lambda c: " ".join(division(as_dict(c.config))))
+        self.contests = grouped(self.candidates, lambda c: where_of(c.config))
         self.file = log.folder / f"race{'.' + options.shard if options.shard else ''}.json"
         try:
             left = json.loads(self.file.read_bytes()) if self.file.exists() else {}
@@ -170,8 +176,7 @@ class Race:
             self.state["contests"][contest]["until_s"] = until_s
             rungs = ", ".join(map(str, rungs_of(max(c.epochs for c in own))))
             text = f"{len(own)} configurations, until {format_time(until_s)}"
-            where = split_name(as_dict(own[0].config))
-            print(f"  {where}: {text}, compared after epochs {rungs}", flush=True)
+            print(f"  {contest}: {text}, compared after epochs {rungs}", flush=True)
 
     def go_on(self, configs: Sequence[TrainConfig], epoch: int | None) -> None:
         """Train to an epoch, and pause there; where it is None to the end, and test."""
@@ -258,7 +263,7 @@ class Race:
         tested = [done[run] for run in map(train_id, chosen) if run in done]
         config = {name: getattr(first, name) for name in ("dataset", "split", "split_seed")}
         config |= {"budget_s": self.options.budget_s, "race": self.state["race"]}
-        facts = {"where": split_name(as_dict(first)), "spent_s": self.spent_s}
+        facts = {"where": contest, "spent_s": self.spent_s}
         facts["runs"] = [c.run for c in racing]
         facts["runs"] += [train_id(run) for runs in trained.values() for run in runs[1:]]
         facts |= rules.conclude(standings, tested, self.state["workers"])

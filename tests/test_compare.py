@@ -76,7 +76,7 @@ def test_rows_of_one_training_are_one_piece_of_evidence(log):
 
 def test_runs_that_differ_in_something_else_are_no_pair_and_the_study_s_protocol_goes_first(log):
     log.train(100, opt="sgd")
-    for other in ({"batch_size": 8}, {"dataset": "fashion"}, {"split_seed": 3}):
+    for other in ({"batch_size": 8}, {"dataset": "fashion"}, {"split": "official"}):
         log.train(200, opt="adam", **other)
     assert all("p" not in record for record in contrast_records(log.evidence()))
     for image_size, seeds in ((64, 1), (32, 3)):
@@ -84,6 +84,39 @@ def test_runs_that_differ_in_something_else_are_no_pair_and_the_study_s_protocol
     record = contrast_of(log)
     assert record["pairs"] == 1
     assert record["note"] == "one seed: the interval holds the noise of test images only"
+
+
+def test_several_splits_of_the_images_count_as_seeds_do(log):
+    """By hand: the mean of three splits' differences, each paired on the split's own test images;
+    Student's over the splits, and the noise of one split's images."""
+    wrong = {"sgd": (100, 140, 150), "adam": (180, 150, 300)}
+    for opt, counts in wrong.items():
+        for split_seed, count in enumerate(counts):
+            name = log.train(
+                count, {"split_sha256": str(split_seed)}, opt=opt, split_seed=split_seed
+            )
+            log.held[name]["index"] = log.held[name]["index"] + split_seed
+    sgd, adam = (next(g for g in log.evidence().groups if g.config["opt"] == o) for o in wrong)
+    assert len(sgd.rows) == len(adam.rows) == 3
+    record = contrast_of(log)
+    differences = (np.array(wrong["adam"]) - wrong["sgd"]) / IMAGES
+    assert record["difference"] == pytest.approx(differences.mean())
+    ends = []
+    for pair in zip(*wrong.values(), strict=True):
+        first, second = (wrong_on((0, n)).astype(int) for n in pair)
+        ends.append(paired_interval(first - second, 1))
+    half = stats.t.ppf(0.975, 2) * stats.sem(differences)
+    offsets = np.hypot(np.mean(ends, 0) - differences.mean(), half) * [-1, 1]
+    assert (record["low"], record["high"]) == pytest.approx(differences.mean() + offsets)
+    assert (record["seeds"], record["trajectories"], len(record["runs"])) == (3, 6, 6)
+    (chosen, rival) = tie_records(log.evidence())  # on validation all are alike but for their means
+    assert (chosen["setting"], chosen["seeds"]) == (sgd.name(), 3)
+    assert rival["tied"] is True
+    name = log.train(170, opt="muon", split_seed=7)  # on images of its own: nothing is said of it
+    log.held[name]["index"] = log.held[name]["index"] + 7
+    alone = next(r for r in tie_records(log.evidence()) if "Muon" in r["setting"])
+    assert alone["tied"] is None
+    assert "p" not in alone
 
 
 def test_the_interval_holds_the_noise_of_images_and_of_seeds_each_once(log):

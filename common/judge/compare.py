@@ -80,7 +80,7 @@ def _usable(runs: Sequence[Row], load: Load, reasons: Counter[str]) -> list[Row]
                 parts = scores.parts_of(answers["label"], answers["pred"], metric)
                 row["score"] = np.rint(PRECISE * parts).astype(np.int64)
             tested.append(row)
-    for same in grouped(tested, lambda row: division(row["config"])).values():
+    for same in grouped(tested, split_of).values():
         images = statistics.mode(row["images"] for row in same)
         for alike in grouped(same, lambda row: row["config"].get("limit")).values():
             split = statistics.mode(row["metrics"].get("split_sha256") for row in alike)
@@ -94,6 +94,11 @@ def _usable(runs: Sequence[Row], load: Load, reasons: Counter[str]) -> list[Row]
     return usable
 
 
+def split_of(row: Row) -> tuple[str, ...]:
+    """What tells the images of a run's parts from those of others."""
+    return *division(row["config"]), str(row["config"].get("split_seed"))
+
+
 def dependence(rule: stats.Rule, levels: Mapping[str, Sequence[Row]], other="") -> dict[str, bool]:
     """The levels between which the effect crosses the rule's edge (of a range: zero), in words, and
     whether surely so: by the intervals too, on enough seeds."""
@@ -102,7 +107,8 @@ def dependence(rule: stats.Rule, levels: Mapping[str, Sequence[Row]], other="") 
         value, known = effect["difference"], {1: ("more", "than"), -1: ("less", "than")}
         much, to = known.get(leads((value, value)), ("about as", "as"))
         beside = f" {to} {other}" if other else ""
-        return f"{much} accurate{beside} {effect['level']} ({100 * value:+.2f}{unit})"
+        ends = f"{100 * effect['low']:+.2f} to {100 * effect['high']:+.2f}"
+        return f"{much} accurate{beside} {effect['level']} ({100 * value:+.2f}{unit}, {ends})"
 
     edge, apart = rule[0] if math.isinf(rule[1]) else 0.0, {}
     for effects in levels.values():
@@ -146,6 +152,8 @@ def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = (), score="ri
     for plus, minus in (*pairs, *((second, first) for first, second in others)):
         weights[plus] += 1
         weights[minus] -= 1
+    if len({row.get("images") for g in weights for row in g.rows}) > 1:
+        return measure_by_split(pairs, others, score)
     # In whole numbers: equal differences of an image must not differ by rounding.
     multiple = math.lcm(*(len(g.rows) for g in weights))
     shares = {g: weight * multiple // len(g.rows) for g, weight in weights.items()}
@@ -172,6 +180,36 @@ def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = (), score="ri
     record["second_only"] = round(sum(float((b * (1 - a)).sum()) for a, b in means))
     record["setups"] = [first.protocol for first, _ in pairs]
     record["caveat"] = one_seed if record["seeds"] == 1 else None
+    return record | {"note": join_notes(record["caveat"], *record["setups"])}
+
+
+def measure_by_split(pairs: Sequence[Pair], others: Sequence[Pair], score: str) -> Row:
+    """The mean of the effects in each split of the images that all were tested on; {} if there is
+    none. It varies over splits as over seeds; their test images overlap, so that those of several
+    splits count for no more than those of one."""
+    tested = [{row["images"] for row in g.rows} for pair in (*pairs, *others) for g in pair]
+    effects = []
+    for images in sorted(set.intersection(*tested)):
+
+        def within(group: Group, images: str = images) -> Group:
+            return Group(group.config, tuple(r for r in group.rows if r["images"] == images))
+
+        sides = ([tuple(map(within, pair)) for pair in each] for each in (pairs, others))
+        effects.append(measure_effect(*sides, score))
+    if len(effects) < 2:
+        return effects[0] if effects else {}
+    value, *image = (
+        statistics.fmean(effect[name] for effect in effects)
+        for name in ("difference", "image_low", "image_high")
+    )
+    spread = stats.sample_spread([effect["difference"] for effect in effects])
+    estimate = stats.Estimate(value, tuple(image), spread)
+    record = effects[0] | {"estimate": estimate, "difference": value, "p": estimate.p()}
+    ends = "low", "high", "image_low", "image_high"
+    record |= zip(ends, (*estimate.interval(), *image), strict=True)
+    for name in ("seeds", "runs", "trajectories", "first_only", "second_only"):
+        record[name] = sum((effect[name] for effect in effects), type(record[name])())
+    record["caveat"] = f"mean over {len(effects)} splits"
     return record | {"note": join_notes(record["caveat"], *record["setups"])}
 
 
@@ -342,7 +380,13 @@ def compare_with_chosen(groups: Sequence[Group]) -> list[Row]:
         if group is not chosen:
             effect = measure_effect([(chosen, group)], score="score" if by else "right")
         names = {"dataset": group.config.get("dataset"), "setting": group.name(), "group": group}
-        records.append(effect | rows.accuracy_record(group) | names | {"chosen_by": by or None})
+        records.append(
+            {"tied": None}
+            | effect
+            | rows.accuracy_record(group)
+            | names
+            | {"chosen_by": by or None}
+        )
     for record in add_holm(records):
         if "p" in record:
             apart = record["p_holm"] <= ALPHA and leads((record["low"], record["high"])) != 0

@@ -37,13 +37,16 @@ def judged_tables(log: Rows, load: compare.Load, errors: Sequence[Mistakes] = ()
     """Every table that concludes something, the sentences of the report first."""
     evidence = compare.collect(log, load)
     train, svm, timed = (rows.latest_ok(log, kind) for kind in ("train", "svm", "hw_train"))
-    results, races = claims.judge_claims(evidence), race.race_records(log)
+    races = race.race_records(log)
     contrasts, ties = compare.contrast_records(evidence), compare.tie_records(evidence)
     training, inference = (list(fastest(log, f"fastest_{k}")) for k in ("training", "inference"))
-    contests, lacks = contest_records(ties), missing_records(results, log)
+    contests = contest_records(ties)
     answers = answer_records([*train, *svm], contests)
     settings = [row["config"] for row in (*train, *svm)]
     has = {name: {c.get(name) for c in settings} for name in ("dataset", "split", "model", "opt")}
+    study = not rows.STUDY_DATASETS.keys().isdisjoint(rows.datasets_of([*train, *svm]))
+    results = claims.judge_claims(evidence) if study else []
+    lacks = missing_records(results, log)
     factors, svms = ([r for r in contrasts if r.get("kind") == kind] for kind in ("train", "svm"))
     confused = [(m.where, (~m.right).sum(), confused_pairs(m.predictions)) for m in errors]
     lines = {
@@ -121,12 +124,14 @@ def time_of(need: str, log: Rows) -> str | None:
 def answer_records(runs: Rows, contests: Rows) -> list[Row]:
     """Of each data set and split what validation chooses, and the cheapest that is as good."""
     order, records = rows.datasets_of(runs), []
-    tied = {contest["chosen"]["run_id"]: contest["cheapest_tied"] for contest in contests}
+    known = {contest["chosen"]["run_id"]: contest for contest in contests}
     for same in grouped(runs, lambda row: rows.division(row["config"])).values():
         if group := rows.best_of(rows.configurations(same)):
             record = rows.choice_record(group) | {"dataset": group.config["dataset"]}
             record |= {"where": rows.split_name(group.config), "cheaper": None}
-            best = tied.get(record["run_id"])
+            contest = known.get(record["run_id"], {"n": 0, "open": (), "cheapest_tied": None})
+            record |= {"rivals": contest["n"], "open": len(contest["open"])}
+            best = contest["cheapest_tied"]
             if best and best["ratio"] > 1:
                 record |= {"cheaper": best["setting"], "times_cheaper": best["ratio"]}
                 record["rival"] = [best[k] for k in ("difference", "low", "high")]

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common.base.config import TrainConfig
-from common.judge.compare import ALPHA, compare_with_chosen
-from common.judge.rows import Group, Row, accuracy_record, division, grouped, latest_ok
+from common.judge.compare import ALPHA, compare_with_chosen, split_of
+from common.judge.rows import Group, Row, accuracy_record, grouped, latest_ok
 from common.judge.stats import holm, sign_flip_test
 from common.judge.tables import Table, make_table
 
@@ -196,7 +196,7 @@ def race_records(log: Iterable[Row]) -> list[Row]:
     """The races in the log; of one that went on with more time its last answer."""
     last = {}
     for row in latest_ok(log, "race"):
-        last[division(row["config"]), row["config"]["race"]] = row["config"] | row["metrics"]
+        last[split_of(row), row["config"]["race"]] = row["config"] | row["metrics"]
     return list(last.values())
 
 

@@ -32,6 +32,7 @@ TRAIN_PROTOCOL, TRAIN_FACTORS = PROTOCOLS["train"]
 OFF = (None, False, 0, "constant", "raw", "none")  # values of settings that do nothing
 # How images reach a device, no arithmetic: runs that differ in it alone are one training repeated.
 TRANSPORT = ("pin_memory", "data_on")
+REPEATED = ("seed", "split_seed")  # what runs of one configuration may differ in
 NAMED = ("dataset", "model", "opt", "lr", "kernel")  # settings that are said of every run
 
 
@@ -70,7 +71,8 @@ def latest_ok(rows: Iterable[Row], kind: str) -> list[Row]:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The runs of one configuration, which differ in their seed alone."""
+    """The runs of one configuration: of several seeds, or of several random splits of the images,
+    which count as seeds do."""
 
     config: Row
     rows: tuple[Row, ...]
@@ -113,11 +115,15 @@ class Group:
 
     def first(self) -> Row:
         """The run that is shown where only one can be: the lowest seed's."""
-        return min(self.rows, key=lambda row: (number(row, "config", "seed") or 0, row["run_id"]))
+
+        def rank(row: Row) -> tuple[Any, ...]:
+            return *(number(row, "config", name) or 0 for name in REPEATED[::-1]), row["run_id"]
+
+        return min(self.rows, key=rank)
 
     def without(self, *names: str) -> str:
         """Its settings but for some, as text."""
-        return settings_of(self.rows[0], "seed", *TRANSPORT, *names)
+        return settings_of(self.rows[0], *REPEATED, *TRANSPORT, *names)
 
 
 def settings_of(row: Row, *left_out: str) -> str:
@@ -128,8 +134,8 @@ def settings_of(row: Row, *left_out: str) -> str:
 
 def by_seed(rows: Iterable[Row], *left_out: str) -> list[Group]:
     return [
-        Group({k: v for k, v in same[0]["config"].items() if k != "seed"}, tuple(same))
-        for same in grouped(rows, lambda row: settings_of(row, "seed", *left_out)).values()
+        Group({k: v for k, v in same[0]["config"].items() if k not in REPEATED}, tuple(same))
+        for same in grouped(rows, lambda row: settings_of(row, *REPEATED, *left_out)).values()
     ]
 
 
@@ -171,17 +177,15 @@ def chosen_by(config: Row) -> str:
 
 
 def division(config: Row) -> tuple[str, ...]:
-    """What tells one contest from another: images, their split, and what is chosen by."""
-    split = (str(config.get(name)) for name in ("dataset", "split", "split_seed"))
-    return *split, metric_of(config)
+    """What tells one contest from another: images, how they are split, and what is chosen by."""
+    return str(config.get("dataset")), str(config.get("split")), metric_of(config)
 
 
 def split_name(config: Row) -> str:
     """A data set, its split and what is chosen by, as a heading."""
     dataset, split = str(config.get("dataset")), config.get("split", "study")
     kind = "the study's" if dataset in STUDY_DATASETS else "random"
-    kind = kind if split == "study" else split
-    name = f"{display(dataset)}, {kind} split {config.get('split_seed') or ''}".rstrip()
+    name = f"{display(dataset)}, {kind if split == 'study' else split} split"
     return f"{name}, by {chosen_by(config)}" if chosen_by(config) else name
 
 
@@ -190,7 +194,7 @@ def best_of(groups: Iterable[Group]) -> Group | None:
     the name."""
 
     def rank(group: Group) -> tuple[float, float, str]:
-        cost_ms, settings = group.cost_ms(), settings_of(group.rows[0], "seed")
+        cost_ms, settings = group.cost_ms(), settings_of(group.rows[0], *REPEATED)
         return -group.val(), math.inf if cost_ms is None else cost_ms, settings
 
     return min((g for g in groups if g.val() is not None), key=rank, default=None)
@@ -271,8 +275,10 @@ def slug(text: str) -> str:
 
 
 def datasets_of(rows: Iterable[Row]) -> list[str]:
-    """The study's data sets, then the others in the log."""
-    return list(dict.fromkeys([*STUDY_DATASETS, *(str(get(r, "config", "dataset")) for r in rows)]))
+    """The study's data sets, unless all rows are of others, then the others in the log."""
+    names = list(dict.fromkeys(str(get(row, "config", "dataset")) for row in rows))
+    study = [] if names and STUDY_DATASETS.keys().isdisjoint(names) else STUDY_DATASETS
+    return list(dict.fromkeys([*study, *names]))
 
 
 def display(dataset: str) -> str:

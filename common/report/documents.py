@@ -68,7 +68,7 @@ def markdown_table(table: Table) -> Markup:
 def gather(tables: Sequence[Table], figures: Sequence[Any]) -> dict[str, Any]:
     """What every form of the report shows: known tables, what is said of each part, its sections;
     of a section's figures the first of each data set, the others and its tables, by the heads of
-    their names, are folded away."""
+    their names, are folded away. What is missing is told where the study's claims are judged."""
     known, said, sections = {table.key: table for table in tables}, defaultdict(list), []
     for record in known["findings"].records:
         said[record["section"]].append(record["finding"])
@@ -77,6 +77,8 @@ def gather(tables: Sequence[Table], figures: Sequence[Any]) -> dict[str, Any]:
         whole = next(table for table in own if table.brief)
         measured = any(t.records and not t.missing for t in own if not t.key.endswith("_published"))
         missing = whole.missing or not measured
+        if missing and not known["claims"].records:
+            continue
         if missing:
             said["unmeasured"].append(f"{words['title']} Not measured: {words['command']}")
         drawn = [figure for figure in figures if figure.section == key]
