@@ -536,7 +536,8 @@ def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
     start, end = line.split("busy machine. No significant difference, and 1.8 times cheaper: ")
     assert start == answer.format("3 seeds")
     assert end.startswith(f"{tied}, lower by 0.00 points (")
-    equal = f"No significant difference on 3 seeds: {tied} (+0.00 points; 5 s)."
+    equal = "No significant difference on 3 seeds, adjusted for 2 comparisons: "
+    equal += f"{tied} (+0.00 points; 5 s)."
     line = without_intervals(recommended(log)[0])
     assert line == f"{told}. {equal} Less accurate: {worse} (-5.71 points; 1 s)."
     log.svm(50, {"val_acc": 0.999, "fit_ms": 100.0}, kernel="rbf")  # a network is no rival of it

@@ -271,7 +271,10 @@ def test_the_report_is_short(whole):
 
 def test_a_section_shows_one_figure_and_one_brief_table(whole):
     html = (whole.folder / "report.html").read_text()
-    for key, title in ((k, w["title"]) for k, w in documents.WORDS["sections"].items()):
+    sections = ((k, w["title"]) for k, w in documents.WORDS["sections"].items())
+    for key, title in sections:
+        if key == "claims":  # whose verdicts begin report.md
+            continue
         md, tex = section(title, whole.md, whole.tex)
         for text, extension in ((md, "png"), (tex, "pdf")):
             shown = re.findall(rf"figures/\w+\.{extension}", text)

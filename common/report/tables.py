@@ -164,8 +164,11 @@ def accuracy_table(part: str, runs: Sequence[Row], dataset: str | None = None) -
             if False in ended:
                 stopped = f"stopped by max_iter {group.config.get('max_iter')}"
                 record["note"] = join_notes(record["note"], stopped)
-    plain = log.DEFAULTS["svm"]["engine"]  # the faster implementation first, if there are two
-    records.sort(key=lambda r: (r.get("engine") == plain, order.index(str(r["dataset"]))))
+    plain = log.DEFAULTS["svm"]["engine"]  # the usual implementation first, if there are two
+    records = [record for record in records if str(record["dataset"]) in order]
+    records.sort(
+        key=lambda r: ((r.get("engine") or plain) != plain, order.index(str(r["dataset"])))
+    )
     return make_table(part, records, log.devices_note(runs), missing=not runs, **names)
 
 

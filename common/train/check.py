@@ -125,20 +125,22 @@ def estimate_ms(configs: Iterable[TrainConfig], data_dir: str) -> dict[TrainConf
         sample = replace(config, seed=0, split_seed=0, lr=1e-9, epochs=1, limit=None)
         kind = replace(sample, dataset="mnist")
         if kind not in timed:
-            timed[kind] = math.nan, math.nan  # what fails here will fail, and be logged, in its run
+            # What fails here will fail, and be logged, in its run.
+            timed[kind] = np.full((2, 2), math.nan)
             with suppress(Exception):
                 run, begun, times = Run(sample, data_dir), time.monotonic(), []
                 seen = run.split.val[: loop.EVAL_BATCH_SIZE]
                 # The least of some: the first steps, and those beside other work, take longer.
                 while len(times) < 2 or (len(times) < 10 and time.monotonic() - begun < TIMED_S):
-                    order = run.order(len(times) + 1)[:3]
+                    order = run.order(1 if config.freeze else len(times) + 1)[:3]
                     step_ms = loop.train_epoch(run.setup, order)["train_ms"] / len(order)
                     start_ms = now_ms(run.device)
                     run.test(seen)
                     times.append((step_ms, (now_ms(run.device) - start_ms) / len(seen)))
-                timed[kind] = np.min(times, axis=0)
+                timed[kind] = np.min(times, axis=0), times[0]
         _, split = datasets.load_split(config, data_dir)
-        step_ms, image_ms = timed[kind]
+        least, first = timed[kind]  # a frozen body is asked for each image once, not in each epoch
+        step_ms, image_ms = least + (first - least) / config.epochs if config.freeze else least
         steps, seen = len(split.train) / config.batch_size, len(split.val) + len(split.test)
         epoch_ms[config] = np.array([step_ms * steps, image_ms * len(split.val), image_ms * seen])
     return epoch_ms

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from common.base.cli import as_dict, first_line, format_time
 from common.base.config import METRICS, PUBLISHED, TrainConfig
@@ -229,7 +230,7 @@ class Run:
     def state(self) -> dict[str, Any]:
         """What a resumed run continues from, bit for bit."""
         return self.weights() | {
-            "optimizer": self.setup.optimizer.state_dict(),
+            "optimizer": tree_map_only(Tensor, Tensor.cpu, self.setup.optimizer.state_dict()),
             "scaler": self.setup.scaler.state_dict(),
             "history": self.history,
             "best": self.best,
