@@ -77,17 +77,16 @@ def main(argv: list[str] | None = None) -> int:
     grid, options = parse_command_line(argv, __doc__, config_class, settings.HwOptions, *presets)
     expand_grid(config_class, grid)  # a bad value is said before torch is even imported
     log, kind = Log(options.results_dir), f"hw_{mode}"
-    from common.judge.rows import pick_best
-    from common.judge.tables import WORDS
-    from common.report.columns import shown
-    from common.report.tables import speed_table
-    from common.speed import inference, training
-
     if mode == "train":
+        from common.speed import training
+
         groups = training.expand_groups(grid, options.data_dir)
         for group in groups:
             group.check()
     else:
+        from common.judge.rows import pick_best
+        from common.speed import inference
+
         groups = inference.expand_groups(grid, options.data_dir, log, pick_best)
     load, cores, failures = psutil.getloadavg()[0], os.cpu_count(), 0
     if load > BUSY_LOAD * cores:
@@ -95,6 +94,10 @@ def main(argv: list[str] | None = None) -> int:
     for number, group in enumerate(groups, 1):
         print(f"[{number}/{len(groups)}] {group.title}", flush=True)
         failures += measure(kind, group, log, options.force)
+    from common.judge.tables import WORDS  # after what was measured, whose memory they would take
+    from common.report.columns import shown
+    from common.report.tables import speed_table
+
     rows = finished(kind, [config for group in groups for config in group.configs], log)
     for name in TABLES[mode]:
         table = speed_table(name, [row for row in rows if row])

@@ -4,15 +4,15 @@
     python train.py --preset q1a --dry-run
     python train.py --preset race --budget 10m
 
-Method: one training may serve several configurations. With a constant learning rate a run of 5
-epochs is, after 3, the run of 3 epochs; on a CPU pin_memory changes no result. Such a shared
-training run is trained once, and each configuration gets its row, which names that run.
-The weights of the last epoch are tested, once. A configuration that is in the log is skipped, an
-interrupted run continues from its last epoch. With --budget the configurations race: they are
-trained in turn, and what validation images tell apart from the best is trained no further.
+Method: one training, a trajectory, may serve several configurations: with a constant learning rate
+a run of 5 epochs is, after 3, the run of 3 epochs; on a CPU pin_memory changes no result. Each
+configuration gets its row; one that has it is skipped. The last epoch's weights are tested, once.
+After each epoch the state is saved, then its row: who continues after a kill adds a row that is
+missing, tests what is due, and trains on. A worker is this command again, for one trajectory. With
+--budget configurations race: what is told apart from the best is trained no further.
 
-Writes to --results-dir: log.jsonl (kinds epoch, train, export), predictions/, checkpoints/,
-plan.json for report.py --watch and, where asked for, exports/ and tensorboard/.
+Writes to --results-dir: log.jsonl (kinds epoch, train, export), predictions/, checkpoints/ (states
+too), plan.json for report.py --watch; race.json and race/; where asked, exports/, tensorboard/.
 """
 
 import sys
@@ -109,7 +109,7 @@ def train_grid(configs: list[TrainConfig], log: Log, options: TrainOptions, worl
     count = workers.count_workers(options, configs[0].device, len(todo), job_s)
     if todo and not (workers.in_worker() or options.shard):  # else it is a part of a grid
         grids.write_plan(log.folder, todo, count)
-    # What is left of those that are finished, by a kill before their end, or are done afresh.
+    # No state is left of what is finished, or begun again by --force; but a worker may go on.
     for config in configs if force and not workers.in_worker() else set(configs) - set(missing):
         grids.state_file(log.folder, config).unlink(missing_ok=True)
     for config, row in shared.items():
@@ -168,7 +168,7 @@ def train_trajectory(
     file = grids.state_file(log.folder, run.config) if log else None
     state = load_checkpoint(file) if log and options.resume and file.exists() else None
     if state and len(state["history"]) > trajectory.configs[0].epochs:
-        state = None  # it is past a configuration's end
+        state = None  # past a configuration's end: the weights to test are gone
     if state := world.from_first(state):  # what a killed or interrupted process left
         run.restore(state)
     rows = log.read("epoch") if state and log else []

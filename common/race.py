@@ -44,7 +44,10 @@ def run(
     if options.dry_run:
         return [], 0
     race.save()
-    chosen = [race.decide(contest) for contest in race.contests]
+    try:
+        chosen = [race.decide(contest) for contest in race.contests]
+    finally:  # by Ctrl-C too: its time was spent
+        race.save()
     return list(itertools.chain(*chosen)), race.failures
 
 
@@ -90,7 +93,8 @@ class Race:
         name = run_id("race", {"candidates": [c.run for c in self.candidates], "seeds": seeds})
         new = {contest: {"rungs": {}, "seeds": []} for contest in self.contests}
         self.state: Row = {"race": name, "spent_s": 0.0, "contests": new}
-        if left.get("race") == name and not options.force:
+        known = left.get("race") == name and left["contests"].keys() == new.keys()
+        if known and not options.force:
             self.resume(left)
         else:
             self.begin()
@@ -188,6 +192,10 @@ class Race:
             return train_id(config) not in tested or state_file(log.folder, config).exists()
 
         todo = [grids.Trajectory((config,)) for config in configs if lacks(config)]
+        last = {row["run_id"]: row["metrics"]["epoch"] for row in log.read("epoch")}
+        for t in todo if epoch else ():  # another race's state may be past this rung
+            if last.get(train_id(t.trained), 0) > epoch:
+                state_file(log.folder, t.trained).unlink(missing_ok=True)
         options = replace(self.options, budget=None, export=(), force=True, pause_after=epoch)
         here = partial(self.train, todo, log, options, ALONE, self.save)
         jobs, count = [t.job for t in todo], self.state["workers"]
@@ -197,6 +205,7 @@ class Race:
         epochs = grouped(log.read("epoch"), lambda row: row["run_id"])
         for c, own in ((c, epochs[c.run]) for c in self.candidates if c.run in epochs):
             c.accs = {row["metrics"]["epoch"]: row["metrics"]["val_acc"] for row in own}
+            own = own[-1:] if c.config.freeze else own  # whose first asked the body for each image
             estimated_s, c.epoch_s = c.epoch_s, seconds_of(own) / len(own)
             c.test_s *= c.epoch_s / (estimated_s or 1.0)
 
@@ -217,7 +226,8 @@ class Race:
                 continue
             end = own["rungs"].get(str(rung))
             if not end:
-                begun = any(self.answers(c.config, rung) is not None for c in racing)
+                due = [c.config for c in racing if c.done < c.epochs]
+                begun = any(self.answers(config, rung) is not None for config in due)
                 needed_s = rules.time_to_end(racing, count)
                 if rung > 1 and not begun and self.spent_s + needed_s > own["until_s"]:
                     return []

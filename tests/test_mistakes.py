@@ -92,9 +92,9 @@ def test_calibration_by_hand():
 @pytest.mark.parametrize(
     ("logit", "said", "confidence"),
     [
-        (30, "Too sure of themselves", "100.00"),
-        (0, "Too careful, less sure than right", "33.33"),
-        (0.6935, "As sure as right, within a point", "50.01"),  # of e^0.6935 / (e^0.6935 + 2)
+        (30, "Overconfident", "100.00"),
+        (0, "Underconfident", "33.33"),
+        (0.6935, "Well calibrated, within a point", "50.01"),  # of e^0.6935 / (e^0.6935 + 2)
     ],
 )
 def test_whether_confidence_is_above_or_below_accuracy_is_said(logit, said, confidence):

@@ -254,9 +254,10 @@ class Options(Validated):
         """A finished command's last line: what to do next, else the report of what it wrote, unless
         make's next step is that."""
         folders = cli.to_flags([Options(self.results_dir, self.data_dir)], several=False)
-        own = os.path.relpath(sys.executable) if "VIRTUAL_ENV" not in os.environ else "python"
-        python = own if own == ".venv/bin/python" else "python"  # make's, which is not activated
         if os.environ.get("BAKEOFF_NEXT") != "no":
+            own = ".venv/bin/python"  # make's, which is not activated
+            make = sys.executable == os.path.abspath(own) and "VIRTUAL_ENV" not in os.environ
+            python = own if make else "python"
             print("next:", shlex.join([python, *(command or ["report.py", *folders])]))
 
 

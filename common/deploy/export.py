@@ -239,7 +239,9 @@ def export_all(configs: list[TrainConfig], log: Log, options: TrainOptions) -> i
     """Export every finished configuration in each format asked for. Returns: failures."""
     rows, failures = log.finished("train"), 0
     exported = [row["metrics"] for row in log.finished("export").values()]
-    files = {(m["train_run_id"], m["format"]): log.folder / m["file"] for m in exported}
+    files = {
+        (m["train_run_id"], m["format"]): log.folder / m["file"] for m in exported if m["file"]
+    }
     names = [name for name in dict.fromkeys(map(train_id, configs)) if name in rows]
     for name, format in product(names, options.export):
         file = files.get((name, format))
@@ -272,8 +274,9 @@ def export_run(log: Log, row: Row, format: str, data_dir: str) -> Row:
     except Exception as error:  # exporters fail in many ways; none of them ends a grid
         print_more(error)
         failed = {"status": "failed", "error": first_line(error)}
+    done = log.append("export", config, metrics, **failed)
     print(f"{row['run_id']} {format}: {failed.get('error', path)}")
-    return log.append("export", config, metrics, **failed)
+    return done
 
 
 def write_draft(

@@ -52,7 +52,11 @@ def collect(log: Sequence[Row], load: Load) -> Evidence:
     """Every distinct model whose predictions, or the reason why there are none, `load` returns."""
     groups, reasons = [], Counter()
     for kind in PROTOCOLS:
-        usable = _usable(rows.distinct(rows.latest_ok(log, kind)), load, reasons)
+        distinct = rows.distinct(rows.latest_ok(log, kind))
+        alike = rows.on_same_splits(distinct)
+        if apart := len(distinct) - len(alike):
+            reasons["on another random split of the images than those compared"] = apart
+        usable = _usable(alike, load, reasons)
         groups += rows.by_seed(usable, *rows.TRANSPORT)
     begun, ended = ({row["run_id"] for row in log if row["kind"] == k} for k in ("epoch", "train"))
     raced = {run for row in log if row["kind"] == "race" for run in row["metrics"]["runs"]}
@@ -117,7 +121,8 @@ def dependence(rule: stats.Rule, levels: Mapping[str, Sequence[Row]], other="") 
             enough = min(low["seeds"], high["seeds"]) >= SEEDS
             surely = enough and low["high"] < edge < high["low"]
             text = f"{words(high, other, ' points')} and {words(low, '', '')}"
-            apart[text if surely else f"{text}, which may be noise"] = surely
+            why = "which may be noise" if enough else "on too few seeds to be sure"
+            apart[text if surely else f"{text}, {why}"] = surely
     return apart
 
 
@@ -169,7 +174,7 @@ def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = (), score="ri
     one_seed = "one seed: the interval holds the noise of test images only"
     if spreads:
         one_seed = "settings of one seed are taken to vary as those of several do"
-    trainings = {(_family(g), row["config"].get("seed")) for g in weights for row in g.rows}
+    trainings = {(_family(g), rows.repeat_of(row)) for g in weights for row in g.rows}
     means = [(rights[first].mean(0), rights[second].mean(0)) for first, second in pairs]
     exact = score == "right" and not spreads
     record |= {"difference": value, "p": stats.sign_flip_test(sums) if exact else estimate.p()}
@@ -187,14 +192,11 @@ def measure_by_split(pairs: Sequence[Pair], others: Sequence[Pair], score: str) 
     """The mean of the effects in each split of the images that all were tested on; {} if there is
     none. It varies over splits as over seeds; their test images overlap, so that those of several
     splits count for no more than those of one."""
-    tested = [{row["images"] for row in g.rows} for pair in (*pairs, *others) for g in pair]
-    effects = []
-    for images in sorted(set.intersection(*tested)):
-
-        def within(group: Group, images: str = images) -> Group:
-            return Group(group.config, tuple(r for r in group.rows if r["images"] == images))
-
-        sides = ([tuple(map(within, pair)) for pair in each] for each in (pairs, others))
+    groups, effects = {g for pair in (*pairs, *others) for g in pair}, []
+    for images in sorted(set.intersection(*({row["images"] for row in g.rows} for g in groups))):
+        alike = {g: tuple(row for row in g.rows if row["images"] == images) for g in groups}
+        own = {g: Group(g.config, alike[g]) for g in groups}
+        sides = ([(own[a], own[b]) for a, b in each] for each in (pairs, others))
         effects.append(measure_effect(*sides, score))
     if len(effects) < 2:
         return effects[0] if effects else {}
@@ -207,8 +209,9 @@ def measure_by_split(pairs: Sequence[Pair], others: Sequence[Pair], score: str) 
     record = effects[0] | {"estimate": estimate, "difference": value, "p": estimate.p()}
     ends = "low", "high", "image_low", "image_high"
     record |= zip(ends, (*estimate.interval(), *image), strict=True)
-    for name in ("seeds", "runs", "trajectories", "first_only", "second_only"):
+    for name in ("runs", "trajectories", "first_only", "second_only"):
         record[name] = sum((effect[name] for effect in effects), type(record[name])())
+    record |= {"seeds": len(effects), "few": "fewer than three splits"}
     record["caveat"] = f"mean over {len(effects)} splits"
     return record | {"note": join_notes(record["caveat"], *record["setups"])}
 
@@ -228,7 +231,7 @@ def _spreads(shares: Mapping[Group, float], rights: Mapping[Group, np.ndarray]):
         for g in family:
             scale = shares[g] * math.sqrt(len(g.rows) / (len(g.rows) - 1))
             for row, off in zip(g.rows, rights[g] - rights[g].mean(0), strict=True):
-                seed = row["config"].get("seed")
+                seed = rows.repeat_of(row)
                 seeds[seed] = seeds[seed] + scale * off
         luck = sum(float((off**2).mean()) / len(off) for off in seeds.values())
         by_image += luck
@@ -292,7 +295,8 @@ class Contrast:
                 where = "at" if factor == "lr" else "with"
                 names = [f"{where} {rows.say(factor, level, prose=True)}" for level in there]
                 effects = zip(map(measure_effect, there.values()), names, strict=True)
-                levels[factor] = [effect | {"level": name} for effect, name in effects]
+                known = [effect | {"level": name} for effect, name in effects if effect]
+                levels |= {factor: known} if len(known) > 1 else {}
         average = measure_effect(averaged if tuned else [])
         return measure_effect(pairs) | {"tuned": tuned, "averaged": average, "levels": levels}
 
@@ -304,10 +308,11 @@ def best_pairs(evidence: Evidence, dataset: str) -> list[Pair]:
     """The best ResNet and the best SVM, each chosen on validation, on the same test images."""
     networks, svms = evidence.of(dataset, "train"), evidence.of(dataset, "svm")
     sides = [g for g in networks if str(g.config.get("model")).startswith("resnet")], svms
-    common = set.intersection(*({g.rows[0]["images"] for g in side} for side in sides))
-    alike = ([(g,) for g in side if g.rows[0]["images"] in common] for side in sides)
+    tested = {g: {row["images"] for row in g.rows} for side in sides for g in side}
+    common = set.intersection(*(set().union(*map(tested.get, side)) for side in sides))
+    alike = ([(g,) for g in side if tested[g] & common] for side in sides)
     pair = tuple(best_of(g for (g,) in main_recipe(side)) for side in alike)
-    return [pair] if all(pair) and len({g.rows[0]["images"] for g in pair}) == 1 else []
+    return [pair] if all(pair) and set.intersection(*map(tested.get, pair)) else []
 
 
 def add_holm(records: Iterable[Row]) -> list[Row]:
@@ -336,7 +341,7 @@ def contrast_records(evidence: Evidence) -> list[Row]:
                 records.append(record["averaged"] | names)
         record = {"note": "no pair in the log: make q1a q1b", "apart": {}}
         pairs = best_pairs(evidence, dataset)
-        alike = all(not group.protocol for pair in pairs for group in pair)
+        alike = pairs and not any(group.protocol for group in pairs[0])
         record |= measure_effect(pairs) | {"tuned": ", both in the study's setup" if alike else ""}
         record |= {"dataset": dataset, "contrast": "best ResNet minus best SVM"}
         records.append(record | {"sides": ("the best ResNet", "the best SVM"), "kind": "svm"})
@@ -366,7 +371,7 @@ def pair_records(evidence: Evidence) -> Iterator[Row]:
         for pair in contrast.pairs(evidence, dataset, tuned=False):
             record = {"dataset": dataset, "contrast": str(contrast)} | measure_effect([pair])
             for name, side in zip(("first_acc", "second_acc"), pair, strict=True):
-                record[name] = float(np.mean([row["right"] for row in side.rows]))
+                record[name] = statistics.fmean(row["right"].mean() for row in side.rows)
             yield record | {"setting": pair[0].name(contrast.factor)}
 
 

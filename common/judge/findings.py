@@ -44,7 +44,7 @@ def judged_tables(log: Rows, load: compare.Load, errors: Sequence[Mistakes] = ()
     answers = answer_records([*train, *svm], contests)
     settings = [row["config"] for row in (*train, *svm)]
     has = {name: {c.get(name) for c in settings} for name in ("dataset", "split", "model", "opt")}
-    study = not rows.STUDY_DATASETS.keys().isdisjoint(rows.datasets_of([*train, *svm]))
+    study = not rows.STUDY_DATASETS.keys().isdisjoint(rows.datasets_of([*train, *svm, *timed]))
     results = claims.judge_claims(evidence) if study else []
     lacks = missing_records(results, log)
     factors, svms = ([r for r in contrasts if r.get("kind") == kind] for kind in ("train", "svm"))
@@ -129,9 +129,9 @@ def answer_records(runs: Rows, contests: Rows) -> list[Row]:
         if group := rows.best_of(rows.configurations(same)):
             record = rows.choice_record(group) | {"dataset": group.config["dataset"]}
             record |= {"where": rows.split_name(group.config), "cheaper": None}
-            contest = known.get(record["run_id"], {"n": 0, "open": (), "cheapest_tied": None})
+            contest = known.get(record["run_id"], {"n": 0, "open": ()})
             record |= {"rivals": contest["n"], "open": len(contest["open"])}
-            best = contest["cheapest_tied"]
+            record["bargain"], best = contest.get("bargain"), contest.get("cheapest_tied")
             if best and best["ratio"] > 1:
                 record |= {"cheaper": best["setting"], "times_cheaper": best["ratio"]}
                 record["rival"] = [best[k] for k in ("difference", "low", "high")]
@@ -146,6 +146,7 @@ def contest_records(ties: Rows) -> list[Row]:
     contests = []
     for same in grouped(ties, lambda record: rows.division(record["group"].config)).values():
         chosen, *rivals = [record | rows.choice_record(record["group"]) for record in same]
+        rivals = [r for r in rivals if "difference" in r]  # tested on images in common
         # No advice rests on Holm's adjustment alone.
         equal = [r for r in rivals if r["tied"] and not leads((r["low"], r["high"]))]
         least = chosen["group"].val() - NEAR
@@ -155,18 +156,19 @@ def contest_records(ties: Rows) -> list[Row]:
         states = {"tied": True, "told": False, "open": None}
         contest |= {k: [r for r in rivals if r["tied"] is state] for k, state in states.items()}
         costs = {"cheapest_tied": cheapest(chosen, equal), "cheapest_near": cheapest(chosen, near)}
-        contests.append(contest | costs)
+        worse = [r for r in contest["told"] if r["difference"] > 0]
+        contests.append(contest | costs | {"bargain": cheapest(chosen, worse, anywhere=True)})
     return contests
 
 
-def cheapest(chosen: Row, rivals: Rows) -> Row | None:
-    """The rival of least cost on the chosen one's machine, and how many times cheaper it is; of a
-    CPU all threads count."""
+def cheapest(chosen: Row, rivals: Rows, anywhere: bool = False) -> Row | None:
+    """The rival of least cost on the chosen one's machine, or on any, and how many times cheaper it
+    is; of a CPU all threads count."""
 
     def cost(record: Row) -> float:  # 0: not known
         return (record["cost_ms"] or 0.0) * (record["threads"] or 1)
 
-    alike = [r for r in rivals if r["machine"] == chosen["machine"] and cost(r)]
+    alike = [r for r in rivals if cost(r) and (anywhere or r["machine"] == chosen["machine"])]
     best = min(alike, key=cost, default=None)
     return best and best | {"ratio": cost(chosen) / cost(best)}
 

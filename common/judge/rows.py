@@ -139,6 +139,11 @@ def by_seed(rows: Iterable[Row], *left_out: str) -> list[Group]:
     ]
 
 
+def repeat_of(row: Row) -> tuple[Any, ...]:
+    """Which of a configuration's runs it is: its seed and its split's."""
+    return tuple(row["config"].get(name) for name in REPEATED)
+
+
 def trained_by(row: Row) -> str:
     """The run_id of the run that was really trained."""
     return get(row, "metrics", "shared_with") or row["run_id"]
@@ -161,9 +166,21 @@ def distinct(rows: Sequence[Row]) -> list[Row]:
     return sorted(kept, key=pinned)
 
 
+def on_same_splits(rows: Sequence[Row]) -> list[Row]:
+    """Of each contest the runs on the same random splits of the images, of configurations that have
+    them all: those splits that leave most runs. Means over different splits do not compare."""
+    kept = []
+    for groups in grouped(by_seed(rows, *TRANSPORT), lambda g: division(g.config)).values():
+        splits = [frozenset(row["config"].get("split_seed") for row in g.rows) for g in groups]
+        most = max(splits, key=lambda own: (sum(o >= own for o in splits) * len(own), len(own)))
+        whole = (g for g, own in zip(groups, splits, strict=True) if own >= most)
+        kept += [row for g in whole for row in g.rows if row["config"].get("split_seed") in most]
+    return kept
+
+
 def configurations(rows: Sequence[Row]) -> list[Group]:
-    """The configurations that were trained, each training once."""
-    return by_seed(distinct(rows), *TRANSPORT)
+    """The configurations that were trained, each training once, on the same splits."""
+    return by_seed(on_same_splits(distinct(rows)), *TRANSPORT)
 
 
 def metric_of(config: Row) -> str:
@@ -214,7 +231,7 @@ def print_leader(log: Log, kind: str, configs: Iterable[Any], run: Any) -> None:
     """Which of the configurations that compete with `run`, now done, leads; of seeds alone none."""
     asked, own = map(as_dict, configs), division(as_dict(run))
     rivals = {run_id(kind, config): config for config in asked if division(config) == own}
-    varying = varying_settings(list(rivals.values()), ("seed", *TRANSPORT))
+    varying = varying_settings(list(rivals.values()), (*REPEATED, *TRANSPORT))
     done = log.finished(kind) if varying else {}  # of seeds alone nothing is read
     rows = [row for name, row in done.items() if name in rivals]
     for best in pick_best(rows):

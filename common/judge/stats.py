@@ -236,5 +236,6 @@ def more_data(rule: Rule, estimate: Estimate, seeds: int, images: int) -> str:
                 return f"too near the criterion's edge: more than {MOST_SEEDS} seeds would decide"
             size = 10 ** max(0, len(str(int(images * factor))) - 2)  # two digits are meant
             more = f"about {math.ceil(images * factor / size) * size:,} images would be needed"
-            return f"cannot be decided on this data set: {more}, in place of {images:,}"
+            why = "cannot be decided on this data set, if the estimate stays"
+            return f"{why}: {more}, in place of {images:,}"
     return "too near the criterion's edge to decide"

@@ -77,7 +77,7 @@ def gather(tables: Sequence[Table], figures: Sequence[Any]) -> dict[str, Any]:
         whole = next(table for table in own if table.brief)
         measured = any(t.records and not t.missing for t in own if not t.key.endswith("_published"))
         missing = whole.missing or not measured
-        if missing and not known["claims"].records:
+        if not known["claims"].records and (missing or key == "claims"):
             continue
         if missing:
             said["unmeasured"].append(f"{words['title']} Not measured: {words['command']}")

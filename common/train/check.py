@@ -19,7 +19,7 @@ from common.train import loop
 from common.train.checkpoint import new_model
 from common.train.device import compile_obstacle, now_ms, resolve_precision
 from common.train.optim import BODY_LR, find_hidden
-from common.train.run import Run
+from common.train.run import FEATURES, Run
 
 TIMED_S = 2.0  # of steps of a kind, from which an estimate is made
 
@@ -128,6 +128,7 @@ def estimate_ms(configs: Iterable[TrainConfig], data_dir: str) -> dict[TrainConf
             # What fails here will fail, and be logged, in its run.
             timed[kind] = np.full((2, 2), math.nan)
             with suppress(Exception):
+                FEATURES.clear()  # so that the first is without what another kind has asked
                 run, begun, times = Run(sample, data_dir), time.monotonic(), []
                 seen = run.split.val[: loop.EVAL_BATCH_SIZE]
                 # The least of some: the first steps, and those beside other work, take longer.
@@ -142,5 +143,6 @@ def estimate_ms(configs: Iterable[TrainConfig], data_dir: str) -> dict[TrainConf
         least, first = timed[kind]  # a frozen body is asked for each image once, not in each epoch
         step_ms, image_ms = least + (first - least) / config.epochs if config.freeze else least
         steps, seen = len(split.train) / config.batch_size, len(split.val) + len(split.test)
-        epoch_ms[config] = np.array([step_ms * steps, image_ms * len(split.val), image_ms * seen])
+        test_ms = (first if config.freeze else least)[1] * seen
+        epoch_ms[config] = np.array([step_ms * steps, image_ms * len(split.val), test_ms])
     return epoch_ms

@@ -86,7 +86,7 @@ def new_model(config: TrainConfig, classes: int) -> tuple[nn.Module, list[str], 
         content = load_checkpoint(config.weights)
     new = load_weights(model, content, config.weights, head)
     layers = {model.get_submodule(name.rpartition(".")[0]) for name in head}
-    if config.freeze and [type(layer) for layer in layers] != [nn.Linear]:
+    if config.freeze and (len(layers) != 1 or not isinstance(*layers, nn.Linear)):
         why = f"{config.model} does not end in one linear layer"
         raise UsageError(f"--freeze: {why}; take another network, such as resnet18")
     return model, head, new

@@ -172,6 +172,7 @@ class StepGraph:
                 group["lr"] = torch.tensor(float(group["lr"]), device=inputs.device)
                 if "capturable" in group:  # Adam's count of steps is on the device then
                     group["capturable"] = True
+            self.launch = None  # whose memory the new one may need
             self.launch = record(partial(self.step, setup, self.inputs, self.labels), setup)
         if inputs.shape != self.inputs.shape:
             return self.step(setup, inputs, labels, *eager)
@@ -182,12 +183,13 @@ class StepGraph:
 
 def record(work: Callable, setup: Setup) -> Callable:
     """Record what `work` launches as a graph. Returns: a function that launches it."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with unchanged(setup), torch.cuda.stream(stream):
-        for _ in range(WARMUP_STEPS):  # in which libraries choose their kernels
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
+    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    with unchanged(setup):  # which copies before and after on the current stream
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUP_STEPS):  # in which libraries choose their kernels
+                work()
+        current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         outputs = work()

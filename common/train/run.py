@@ -244,7 +244,8 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.setup.optimizer.load_state_dict(state["optimizer"])
         self.setup.scaler.load_state_dict(state["scaler"])
-        self.history, self.best, self.places = state["history"], state["best"], state["places"]
+        self.history, self.best = state["history"], state["best"]
+        self.places = state.get("places", [])  # older states have none
         here = place_of(self.config.device)
         if self.places and self.places[-1] != here:
             begun = f"a run begun in {', then '.join(self.places)}"

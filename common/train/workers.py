@@ -178,15 +178,19 @@ class Processes:
         command = as_worker(command, os.getpid())
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
             own |= PIPES | {"stdout": subprocess.PIPE, "stderr": errors}
-            with subprocess.Popen(command, **own) as process:
-                self.begun.append(process)
-                if self.stopped:  # meanwhile
-                    process.terminate()
-                for line in process.stdout:
+            process = subprocess.Popen(command, **own)
+            self.begun.append(process)
+            if self.stopped:  # meanwhile
+                process.terminate()
+            with (
+                process.stdout as lines
+            ):  # where nobody reads what is printed, it is not waited for
+                for line in lines:
                     if line.startswith("  epoch"):
                         print(f"[{number}]{line}", end="", flush=True)
+            status = process.wait()
             errors.seek(0)
-            return process.returncode, errors.read()
+            return status, errors.read()
 
     def stop(self) -> None:
         """End what runs, as SIGTERM ends it, and run nothing more."""
