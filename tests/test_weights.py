@@ -174,6 +174,20 @@ def test_files_that_do_not_fit_are_refused_unexecuted_in_our_words(tmp_path, cap
         new_model(config_of(model="squeezenet1_1", weights=str(file), freeze=True), 10)
 
 
+def test_a_last_layer_of_a_class_of_its_own_may_be_trained_alone(tmp_path, monkeypatch):
+    """As those of timm's MobileNets: a subclass of nn.Linear."""
+    kind = type("Linear", (nn.Linear,), {})
+
+    def build(classes):
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), kind(3, classes))
+
+    monkeypatch.setitem(models.MODELS, "kind", build)
+    file = tmp_path / "weights.pt"
+    torch.save(build(3).state_dict(), file)
+    _, head, new = new_model(config_of(model="kind", weights=str(file), freeze=True), 10)
+    assert (head, new) == (["2.weight", "2.bias"], True)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
