@@ -22,6 +22,7 @@ from common.train.grid import group_trajectories, look_up, time_epochs
 Claims = Sequence[claims.Claim]
 Rows = Sequence[Row]
 
+MUCH = 10  # times cheaper: told, whatever accuracy it costs
 NEAR = 0.005  # of validation accuracy: what a user may give for a cheaper training
 MOST_READ = 2  # sentences on speed in a section
 MOST_ENGINES = 4  # and on inference, where each network has two scenarios
@@ -131,7 +132,11 @@ def answer_records(runs: Rows, contests: Rows) -> list[Row]:
             record |= {"where": rows.split_name(group.config), "cheaper": None}
             contest = known.get(record["run_id"], {"n": 0, "open": ()})
             record |= {"rivals": contest["n"], "open": len(contest["open"])}
-            record["bargain"], best = contest.get("bargain"), contest.get("cheapest_tied")
+            bargain, best = contest.get("bargain"), contest.get("cheapest_tied")
+            record["bargain"] = bargain if bargain and bargain["ratio"] >= MUCH else None
+            if record["bargain"]:
+                less = f"{-100 * bargain['difference']:+.2f} points"
+                record["much_cheaper"] = f"{bargain['setting']}: {bargain['cost']}, {less}"
             if best and best["ratio"] > 1:
                 record |= {"cheaper": best["setting"], "times_cheaper": best["ratio"]}
                 record["rival"] = [best[k] for k in ("difference", "low", "high")]
