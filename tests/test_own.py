@@ -344,6 +344,7 @@ WAYS = {
     "class names that differ in a space": lambda root: rename(root, "class 0 "),
     "class names in NFC and NFD": accents,
     "control characters in a class": lambda root: rename(root, "\x1b[2J"),
+    "a line break in a class": lambda root: rename(root, "a\nb"),
     "control characters in a file name": lambda root: save(
         root / "class 0" / "\x1b[2J.png", np.full((8, 8), 7, np.uint8)
     ),
@@ -523,12 +524,12 @@ def test_a_comparison_on_your_own_images(tmp_path, rows, capsys, kind, colour):
     np.testing.assert_allclose(server.answer()[1], kept, rtol=1e-3, atol=1e-4)
     if kind == "folder":  # whose name is the worse; what follows is alike
         assert hw_bench.main([*speed.split(), *where]) == 0
-        assert report.main(where[:2]) == 0
-        written = (results / "report" / "report.md").read_text()
-        assert pinned[-12:] in written
-        assert dataset.classes[0] in (results / "report" / "csv" / "datasets.csv").read_text()
-        assert str(tmp_path) not in written
-        assert "& <i>" not in (results / "report" / "report.tex").read_text()
+    assert report.main(where[:2]) == 0
+    written = (results / "report" / "report.md").read_text()
+    assert pinned[-12:] in written
+    assert dataset.classes[0] in (results / "report" / "csv" / "datasets.csv").read_text()
+    assert str(tmp_path) not in written
+    assert "& <i>" not in (results / "report" / "report.tex").read_text()
     train.main([*flags.split(), *where, "--dry-run"])
     assert "configurations: 1, in the log: 1;" in capsys.readouterr().out
     if kind == "folder":

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from processes import finish, start
+from processes import finish, start, wait_for
 
 from common.base import log as base
 from common.base.cli import UsageError
@@ -88,17 +88,24 @@ def test_what_is_no_row_is_skipped_with_the_reason(log, change, why):
 
 
 WRITER = """
-import sys
+import sys, time
 from pathlib import Path
 from common.base.log import append_line
+path = Path(sys.argv[1])
+path.with_name(f"ready {sys.argv[2]}").touch()
+while not path.with_name("go").exists():
+    time.sleep(0.001)
 for i in range(150):
-    append_line(Path(sys.argv[1]), f'{{"worker": {sys.argv[2]}, "i": {i}, "pad": "{"x" * 5000}"}}')
+    append_line(path, f'{{"worker": {sys.argv[2]}, "i": {i}, "pad": "{"x" * 5000}"}}')
 """
 
 
 def test_eight_processes_append_and_every_line_is_whole(tmp_path):
     path = tmp_path / "log.jsonl"
-    for worker in [start("-c", WRITER, path, n) for n in range(8)]:
+    workers = [start("-c", WRITER, path, n) for n in range(8)]
+    wait_for(lambda: len(list(tmp_path.glob("ready*"))) == 8)
+    (tmp_path / "go").touch()
+    for worker in workers:
         finish(worker)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == len({(line["worker"], line["i"]) for line in lines}) == 8 * 150

@@ -15,6 +15,7 @@ from processes import ROOT, finish, outcome, start
 
 from common.base.cli import Validated, option, parse_command_line
 from common.base.log import Log
+from common.base.machine import git_state
 
 FLAGS = [*TINY, "--image-size", "16", "--model", "vgg5", "--epochs", "1", "--threads", "1"]
 EXPORT = ["--export", "onnx", "torchscript"]
@@ -27,6 +28,9 @@ for name in ("getuid", "getloadavg", "sched_getaffinity", "sysconf", "pread", "f
 for name in ("fcntl", "resource", "termios", "pwd", "grp"):
     sys.modules[name] = None
 """
+
+
+C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"}
 
 
 def trained(folder):
@@ -84,8 +88,9 @@ def test_posix_alone_foreign_modules_and_a_notebooks_backend_are_nothing_to_us(
     ("closed", "env"),
     [
         ("", {"PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "error", "COLUMNS": "0", "TERM": "dumb"}),
-        ("2>&-", {"PYTHONOPTIMIZE": "2", "LC_ALL": "C", "PYTHONUTF8": "0"}),
-        ("<&- >&- 2>&-", {"PYTHONIOENCODING": "latin-1"}),
+        ("", {"PYTHONOPTIMIZE": "2", **C}),
+        ("2>&-", C),
+        ("<&- >&- 2>&-", {}),
     ],
     ids=str,
 )
@@ -105,6 +110,10 @@ def test_another_checkout_exports_the_same_bytes_and_no_commit_or_folder_of_othe
     for command in (["init", "-q"], ["commit", "-qm", "theirs", "--allow-empty"]):
         subprocess.run([*git, *command], cwd=tmp_path, check=True)
     hook = {"GIT_DIR": tmp_path / ".git", "GIT_WORK_TREE": tmp_path}
+    hook["GIT_INDEX_FILE"] = tmp_path / ".git" / "index"
+    head = subprocess.check_output([*git, "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
+    out, _ = finish(start("-c", "from common.base.machine import *; print(git_state())", **hook))
+    assert (out, git_state()["commit"]) == (f"{git_state()}\n", head)
     results = train_copy(tmp_path / "copy", **hook)
     [row] = Log(results).read("train")
     assert row["git"] == {"commit": None, "dirty": None}
