@@ -136,7 +136,9 @@ for script, flags, step in (
     (flops, [*results, "--model", "vgg5"], 2**15),
     (report, report_flags, 2**22),
 ):
-    for free in range(0, 2**24, step):
+    log = folder / "results" / "log.jsonl"
+    part = [log.stat().st_size + 100] if limited else []  # of a row
+    for free in (*part, *range(0, 2**24, step)):
         if limited:
             resource.setrlimit(resource.RLIMIT_FSIZE, (free, resource.RLIM_INFINITY))
         else:
@@ -149,10 +151,13 @@ for script, flags, step in (
         except UsageError as error:
             print("said by", script.__name__, error)
         assert all(f.read_bytes() == content for f, content in before.items())
-rows, problems = read_rows(folder / "results" / "log.jsonl")
+    else:
+        raise AssertionError(f"{script.__name__} is never done")
+rows, problems = read_rows(log)
 assert not problems, problems
 done = {(row["kind"], row["config"].get("seed")) for row in rows if row["status"] == "ok"}
 assert done >= {("train", 0), ("train", 1), ("svm", 0), ("flops", None)}
+assert [row["kind"] for row in rows].count("flops") == 3  # one a convention
 assert not list(folder.rglob("*.part"))
 """
 
@@ -171,6 +176,15 @@ def test_with_ever_more_room_nothing_is_lost_until_there_is_enough(tmp_path, why
     assert all("cannot write" in line for line in said)
     assert {line.split()[0] for line in said} == {"train", "svm", "flops", "report"}
     assert {line.split(":")[0].rpartition(".")[2] for line in said} >= {"pt", "npz"}
+
+
+def test_a_file_that_may_not_grow_is_one_line_with_what_torch_said(tmp_path):
+    """Nor is git found, which would leave a lock behind in this checkout."""
+    line = 'PATH=; ulimit -f {}; exec "$@"'
+    flops = start("flops.py", "--results-dir", tmp_path, line=line.format(1))
+    assert "cannot write" in refused(flops)[1]
+    full = train(tmp_path, *VGG5, "1", line=line.format(200))
+    assert re.search(r"cannot write .*\.pt", refused(full, "RuntimeError: ")[1])
 
 
 def test_too_little_memory_fails_the_row_with_what_to_lower_and_the_grid_goes_on(tmp_path):
