@@ -73,9 +73,9 @@ tuned: data ## ResNet-18 by a better recipe, five epochs, three seeds; an hour o
 	$(PY) train.py --preset tuned $(DIRS) $(ARGS)
 
 photos: .venv/.stamp ## which network for your own photos: make photos IMAGES=folder (one folder a class)
-	$(PY) svm.py --preset photos --dataset "folder:$(IMAGES)" $(DIRS)
+	$(PY) svm.py --preset photos --dataset "folder:$(IMAGES)" $(DIRS) $(ARGS)
 	$(PY) train.py --preset photos --dataset "folder:$(IMAGES)" $(DIRS) $(ARGS)
-	$(PY) train.py --preset photos --dataset "folder:$(IMAGES)" --best --export onnx $(DIRS)
+	$(PY) train.py --preset photos --dataset "folder:$(IMAGES)" --best --export onnx $(DIRS) $(ARGS)
 	$(PY) report.py $(DIRS)
 
 q1b: data ## the support vector machines

@@ -231,7 +231,7 @@ def answer(model: Any, x: Any) -> Any:
     norm = max(np.square(array).sum(1).max() for array in (x, vectors))
     scaled = model._gamma * norm + abs(model.coef0)
     most = {"linear": norm, "poly": model.degree * scaled**model.degree, "rbf": 1 + 4 * scaled}
-    most = most[model.kernel] * np.abs(coef).sum() + np.abs(intercept).max()
+    most = most.get(model.kernel, np.inf) * np.abs(coef).sum() + np.abs(intercept).max()
     rounding = 4 * np.finfo(float).eps * sum(vectors.shape) * most
     near = ~(np.abs(values) > rounding).all(0)
     if near.any():

@@ -189,8 +189,8 @@ def test_a_file_that_may_not_grow_is_one_line_with_what_torch_said(tmp_path):
 
 def test_too_little_memory_fails_the_row_with_what_to_lower_and_the_grid_goes_on(tmp_path):
     flags = ["--limit", "600", "--image-size", "512", "32", "--batch-size", "600", "--epochs", "1"]
-    seven_gb = f'ulimit -v {7 << 20}; exec "$@"'
-    out, _ = finish(train(tmp_path, *flags, "--threads", "1", line=seven_gb), 1)
+    nine_gb = f'ulimit -v {9 << 20}; exec "$@"'
+    out, _ = finish(train(tmp_path, *flags, "--threads", "1", line=nine_gb), 1)
     failed, done = sorted(log_of(tmp_path), key=lambda row: row["status"])
     assert (failed["status"], done["status"]) == ("failed", "ok")
     assert failed["error"].startswith("out of memory at --batch-size 600, --image-size 512: lower")

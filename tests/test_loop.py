@@ -42,6 +42,7 @@ def is_unchanged(model, before):
     return all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 14), reason="older torch shares code that fits both")
 def test_a_compiled_network_is_not_given_the_code_of_another(monkeypatch):
     """Or else the second of two would be compiled for nothing, or for any size of batch."""
     compiled = []

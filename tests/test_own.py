@@ -180,7 +180,9 @@ def test_imbalance_lacking_classes_and_leaks_are_said(tmp_path, capsys):
     assert "60.0% of the test images" in text
     assert "\n  warning: 5 test images know an accuracy to within 44 points" in text
     assert "\n  warning: no test image of class 2" in text
-    assert "\n  warning: 3 of 5 test images are, pixel for pixel" in text
+    same = ", ".join(f"test/class 0/{n}.png = train/class 0/{n}.png" for n in (0, 10, 20))
+    assert "\n  warning: 3 of 31 images are test images that are, pixel for pixel" in text
+    assert f"passes for skill: {same}\n" in text
 
 
 def test_the_name_is_the_content(tmp_path, monkeypatch):

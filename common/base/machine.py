@@ -20,13 +20,15 @@ def git_state() -> dict[str, Any]:
     """Commit of the code that runs, and whether tracked files differ from it; nulls without git,
     and in a copy that lies in another repository."""
     root = Path(__file__).parents[2]  # whose .git is named, and not looked for
-    command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
-    command += ["describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
+    command = ["git", "--no-optional-locks", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
+    command += ["status", "--porcelain=v2", "--branch", "-uno"]  # which then writes nothing
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    with suppress(OSError, subprocess.CalledProcessError):  # no git; nothing is committed yet
-        done = subprocess.run(command, capture_output=True, env=env, check=True, text=True)
-        commit, _, dirty = done.stdout.strip().partition("-")
-        return {"commit": commit, "dirty": bool(dirty)}
+    with suppress(OSError, subprocess.CalledProcessError):  # no git
+        done = subprocess.run(command, capture_output=True, env=env, check=True)
+        lines = done.stdout.decode(errors="replace").splitlines()
+        (*_, commit), *others = map(str.split, lines)
+        if commit != "(initial)":  # something is committed
+            return {"commit": commit, "dirty": any(words[0] != "#" for words in others)}
     return {"commit": None, "dirty": None}
 
 

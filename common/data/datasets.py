@@ -160,6 +160,10 @@ def look(dataset: Dataset, test: Tensor) -> dict[str, Sequence[str]]:
     tested, constant = np.isin(index, test), (images == images[:, :, :1, :1]).all((1, 2, 3))
     pairs: dict[str, dict[int, int]] = {"near_label_conflicts": {}, "near_test_duplicates": {}}
     pairs["label_conflicts"] = {i: j for i, j in enumerate(twins) if labels[i] != labels[j]}
+    others = {twins[i]: i for i in index[~tested]}
+    pairs["test_duplicates"] = {i: others[twins[i]] for i in index[tested] if twins[i] in others}
+    alike = (i for i, j in enumerate(twins) if i != j and labels[i] == labels[j])
+    pairs["copies"] = {i: twins[i] for i in alike if tested[i] == tested[twins[i]]}
     for i, j in _find_near(images, np.flatnonzero((twins == index) & ~constant)):
         if labels[i] != labels[j]:
             pairs["near_label_conflicts"].setdefault(j, i)

@@ -102,7 +102,7 @@ def _write_torchscript(network: nn.Module, file: Path, facts: Facts, images: Ima
         traced = torch.jit.trace(network, _example(facts), check_trace=False)
         extra = {"metadata.json": json.dumps(facts)}
         torch.jit.save(torch.jit.freeze(traced), file, _extra_files=extra)
-    remove_from_zip(file, ".debug_pkl")
+    remove_traces(file)
 
 
 class GlobalMax(nn.Module):
@@ -188,16 +188,18 @@ def _write_aotinductor(network: nn.Module, file: Path, facts: Facts, images: Ima
         torch._inductor.aoti_compile_and_package(program, **how)
     # The kernels' source, with the commands that compiled it. What is compiled still names the
     # folder of torch's headers.
-    remove_from_zip(file, ".cpp")
+    remove_traces(file)
 
 
-def remove_from_zip(file: Path, suffix: str) -> None:
-    """Remove what only debuggers read and says where the file was made, and torch's hash of it."""
+def remove_traces(file: Path) -> None:
+    """Remove from a zip file what only debuggers read and says where it was made, and its hash."""
     with zipfile.ZipFile(file) as old:
         parts = [(part, old.read(part)) for part in old.infolist()]
     with zipfile.ZipFile(file, "w") as new:
         for part, content in parts:
-            if not part.filename.endswith((suffix, "serialization_id")):
+            if part.filename.endswith(".cpp"):  # by whose name torch before 2.14 finds others
+                new.writestr(part, b"")
+            elif not part.filename.endswith((".debug_pkl", "serialization_id")):
                 new.writestr(part, content)
 
 
