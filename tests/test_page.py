@@ -97,7 +97,8 @@ def test_every_number_of_the_answer_is_there(text):
     assert (
         "FashionMNIST, the study&#39;s split 92.12 % of the test images right ResNet-18, Adam, "
         f"learning rate 0.001, 5 epochs How sure {100 * low:.2f} to {100 * high:.2f} "
-        "(95 %); 14,000 test images, one seed Training 25.0 min on A_CPU &amp; more "
+        "(95 %); 14,000 test images, one seed: how far another training would differ is not in it "
+        "Training 25.0 min on A_CPU &amp; more "
         "Published 91.54 %; this is +0.58 points Setup the study&#39;s Runs seed 0"
     ) in words
     assert "(reduced setup: 10000 training images, image size 32) How sure" in words
