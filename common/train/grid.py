@@ -180,7 +180,8 @@ def read_plan(folder: Path) -> Plan:
         planned = [Trajectory(tuple(TrainConfig(**c) for c in t)) for t in plan.trajectories]
         return Plan(str(plan.started), planned, int(plan.workers))
     except FileNotFoundError:
-        raise UsageError(f"--watch: {path} is missing: no train.py has been started here") from None
+        why = "no grid has been started here (a race prints how far it is itself)"
+        raise UsageError(f"--watch: {path} is missing: {why}") from None
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"--watch: {path} is no plan of this version: {error}") from None
 
