@@ -90,7 +90,7 @@ def test_an_unknown_name_is_met_with_the_nearest(name, message):
     ("name", "size", "opt", "message"),
     [
         ("alexnet", 32, "sgd", "Output size is too small"),
-        ("inception_v3", 64, "sgd", "size"),  # torch 2.14: kernel size, before: output size
+        ("inception_v3", 64, "sgd", "input size per channel"),
         ("vit_b_16", 28, "sgd", "indivisible by patch size"),
         ("maxvit_t", 64, "sgd", "not divisible by partition size"),
         ("vit_b_16", 32, "muon", "no convolution after its first"),
