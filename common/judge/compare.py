@@ -413,6 +413,7 @@ def optimism_records(train: Sequence[Row]) -> Iterator[Row]:
             record = group.config | rows.accuracy_record(group)
             gap = stats.difference_of([record["val_acc"]], [record["test_acc"]], images)
             record |= {"where": rows.split_name(group.config), "tried": len(groups)}
+            record["run_id"] = group.first()["run_id"]
             yield record | {"optimism": gap.value, "low": gap.image[0], "high": gap.image[1]}
 
 

@@ -42,7 +42,7 @@ def judged_tables(log: Rows, load: compare.Load, errors: Sequence[Mistakes] = ()
     contrasts, ties = compare.contrast_records(evidence), compare.tie_records(evidence)
     training, inference = (list(fastest(log, f"fastest_{k}")) for k in ("training", "inference"))
     contests = contest_records(ties)
-    answers = answer_records([*train, *svm], contests)
+    answers = answer_records([*train, *svm], contests, list(compare.optimism_records(train)))
     settings = [row["config"] for row in (*train, *svm)]
     has = {name: {c.get(name) for c in settings} for name in ("dataset", "split", "model", "opt")}
     study = not rows.STUDY_DATASETS.keys().isdisjoint(rows.datasets_of([*train, *svm, *timed]))
@@ -55,9 +55,11 @@ def judged_tables(log: Rows, load: compare.Load, errors: Sequence[Mistakes] = ()
         "answer": sentences("answers", answers),
         "missing": sentences("missing", lacks),
         "q1a": [*sentences("race", races), *sentences("cheaper", contests, NEAR)],
-        "statistics": sentences("preferences", *preferences(factors)),
+        "statistics": sentences("recipes", contests)
+        + sentences("preferences", *preferences(factors)),
         "errors": sentences("calibration", errors) + sentences("confused", confused),
-        "q1b": sentences("preferences", *preferences(svms)),
+        "q1b": sentences("kinds", list(kind_records(evidence)))
+        + sentences("preferences", *preferences(svms)),
         "q2": sentences("variants", training[:MOST_READ], timed),
         "infer": sentences("engines", inference[:MOST_ENGINES]),
         "log": sentences("unlike", list(unlike_records(log))),
@@ -122,14 +124,17 @@ def time_of(need: str, log: Rows) -> str | None:
     return f"{least} {format_time(sum(times_ms) / 1e3)}" if times_ms else None
 
 
-def answer_records(runs: Rows, contests: Rows) -> list[Row]:
-    """Of each data set and split what validation chooses, and the cheapest that is as good."""
+def answer_records(runs: Rows, contests: Rows, gaps: Rows) -> list[Row]:
+    """Of each data set and split what validation chooses, the cheapest that is as good, and by how
+    much its validation accuracy surely overstates its test accuracy."""
     order, records = rows.datasets_of(runs), []
+    overstated = {gap["run_id"]: gap for gap in gaps if gap["low"] > 0}
     known = {contest["chosen"]["run_id"]: contest for contest in contests}
     for same in grouped(runs, lambda row: rows.division(row["config"])).values():
         if group := rows.best_of(rows.configurations(same)):
             record = rows.choice_record(group) | {"dataset": group.config["dataset"]}
             record |= {"where": rows.split_name(group.config), "cheaper": None}
+            record["overstated"] = overstated.get(record["run_id"])
             contest = known.get(record["run_id"], {"n": 0, "open": ()})
             record |= {"rivals": contest["n"], "open": len(contest["open"])}
             bargain, best = contest.get("bargain"), contest.get("cheapest_tied")
@@ -162,8 +167,21 @@ def contest_records(ties: Rows) -> list[Row]:
         contest |= {k: [r for r in rivals if r["tied"] is state] for k, state in states.items()}
         costs = {"cheapest_tied": cheapest(chosen, equal), "cheapest_near": cheapest(chosen, near)}
         worse = [r for r in contest["told"] if r["difference"] > 0]
+        plain = (r for r in rivals if chosen["protocol"] and not r["protocol"])
+        contest["study"] = next(plain, None)  # the best of them: they are in order of validation
         contests.append(contest | costs | {"bargain": cheapest(chosen, worse, anywhere=True)})
     return contests
+
+
+def kind_records(evidence: compare.Evidence) -> Iterator[Row]:
+    """Of each split the best network minus the best SVM, of whatever setup."""
+    for same in grouped(evidence.groups, lambda group: rows.division(group.config)).values():
+        sides = ([group for group in same if group.kind == kind] for kind in ("train", "svm"))
+        pair = network, svm = tuple(map(rows.best_of, sides))
+        if all(pair) and (effect := compare.measure_effect([pair])):
+            names = {"where": rows.split_name(network.config), "svm": svm.name()}
+            accs = {"network_acc": network.mean("test_acc"), "svm_acc": svm.mean("test_acc")}
+            yield effect | names | accs
 
 
 def cheapest(chosen: Row, rivals: Rows, anywhere: bool = False) -> Row | None:

@@ -400,7 +400,7 @@ def accuracy_cost(panels: Mapping[str, Rows]) -> Figure:
 
 def draw_costs(axes: Axes, panel: Rows, looks: Row) -> list[Name]:
     """Points with their intervals, and the Pareto front of the split that most are of; those of
-    others are hollow. Named: what was chosen, and of each label the most accurate."""
+    others are half filled. Named: what was chosen, and of each label the most accurate."""
     panel = sorted(panel, key=lambda p: (not p["chosen"], -p["test_acc"]))
     ends = [[p[f"test_acc{end}"] for end in ("", "_low", "_high")] for p in panel]
     errors, seconds = errors_of(np.array(ends)), np.array([p["train_ms"] / 1e3 for p in panel])
@@ -412,7 +412,7 @@ def draw_costs(axes: Axes, panel: Rows, looks: Row) -> list[Name]:
         color, marker = looks[p["family"]]
         look = {"color": color, "alpha": 1 if p in shown else 0.4}
         axes.vlines(x, low, high, lw=0.8, zorder=1, **look)
-        look |= {} if p["split"] == split else {"mfc": "white"}
+        look |= {} if p["split"] == split else {"fillstyle": "left", "mfcalt": "white"}
         look |= {"mec": "black", "ms": 8} if p["chosen"] else {}
         axes.plot(x, y, marker, in_layout=False, gid=f"dot:{p['detail']}", **look)
         names += [(x, y, p["label"])] if p in shown else []

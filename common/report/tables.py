@@ -57,7 +57,8 @@ def log_tables(rows: Sequence[Row], done: Mapping, problems: Sequence[str]) -> l
     kinds, commits = [], []
     for kind in KINDS:
         record = {"kind": kind} | {status: counts[kind, status] for status in STATUSES}
-        kinds.append(record | {"superseded": record["ok"] - len(done[kind])})
+        if any(record[status] for status in STATUSES):
+            kinds.append(record | {"superseded": record["ok"] - len(done[kind])})
     states = log.grouped(rows, lambda row: (get(row, "git", "commit"), get(row, "git", "dirty")))
     for (commit, dirty), same in states.items():
         times = sorted(row["time_utc"] for row in same)
