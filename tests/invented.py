@@ -1,7 +1,5 @@
 """Logs whose truth is known: rows as the scripts write them, and predictions held in memory."""
 
-import itertools
-
 import numpy as np
 
 from common.base.cli import as_dict
@@ -30,12 +28,12 @@ class Invented:
 
     def __init__(self):
         self.rows, self.held = [], {}
-        self.seconds = itertools.count()
 
     def add(self, kind, config, metrics, *, name=None, status="ok", error="it broke", **more):
+        config = config if isinstance(config, dict) else as_dict(config)
         self.rows.append({
             "schema": 1, "kind": kind, "run_id": name or run_id(kind, config),
-            "time_utc": f"2025-01-01T00:00:00.{next(self.seconds):06}+00:00",
+            "time_utc": f"2025-01-01T00:00:00.{len(self.rows):06}+00:00",
             "git": {"commit": "0" * 40, "dirty": False}, "status": status,
             "error": None if status == "ok" else error, "config": config,
             "env": {"device": "a CPU", "cpu_count": 2, "load_average": [0.1, 0.1, 0.1]},
@@ -60,42 +58,41 @@ class Invented:
 
     def train(self, right, metrics=None, **settings):
         """Of the study's protocol, on MNIST, but for these settings."""
-        config = as_dict(TrainConfig(**{"device": "cpu"} | settings))
-        return self.tested("train", config, right, {"train_ms": 1000.0} | (metrics or {}))
+        metrics = {"train_ms": 1000.0} | (metrics or {})
+        return self.tested("train", TrainConfig(**{"device": "cpu"} | settings), right, metrics)
 
     def grid(self, names, wrong, metrics=None, seeds=1, **settings):
         """For each level of the named settings, a tuple where they are several, a training with so
-        many wrong answers, or one for each of a list; or several with the same."""
+        many wrong answers, or one for each of a list; each further seed has one more."""
         for levels, counts in wrong.items():
             levels = levels if isinstance(levels, tuple) else (levels,)
             varied = settings | dict(zip(names.split(), levels, strict=True))
-            for seed, count in enumerate(counts if isinstance(counts, list) else [counts] * seeds):
+            counts = counts if isinstance(counts, list) else range(counts, counts + seeds)
+            for seed, count in enumerate(counts):
                 self.train(count, metrics, seed=seed, **varied)
         return self
 
     def svm(self, right, metrics=None, **settings):
-        return self.tested("svm", as_dict(SvmConfig(**settings)), right, metrics or {})
+        return self.tested("svm", SvmConfig(**settings), right, metrics or {})
 
-    def epochs(self, name, val, train):
+    def epochs(self, name, val, train, **more):
         """The epochs of a run that is there."""
         (config,) = (r["config"] for r in self.rows if r["run_id"] == name and r["kind"] == "train")
         for number, (val_acc, train_acc) in enumerate(zip(val, train, strict=True), 1):
             metrics = {"epoch": number, "val_acc": val_acc, "train_acc": train_acc}
-            self.add("epoch", config, metrics, name=name)
+            self.add("epoch", config, metrics | more, name=name)
 
-    def speed(
-        self, median_ms, iqr_ms=None, n=30, test_acc=None, speedup=None, group=None, **settings
-    ):
-        """A row of hw_bench.py, of the study's second question. group: of rows that took turns."""
-        config = HwTrainConfig(**{"precision": "bf16"} | settings)
-        iqr_ms = median_ms * 0.001 if iqr_ms is None else iqr_ms
+    def speed(self, median_ms, metrics=None, spread=0.001, n=30, group=None, **settings):
+        """A row of hw_bench.py, of the study's second question. spread: the IQR over the median;
+        group: of rows that took turns."""
+        config, iqr_ms = HwTrainConfig(**{"precision": "bf16"} | settings), spread * median_ms
         noise = np.random.default_rng(len(self.rows)).normal(0, iqr_ms / 1.349, n)
         metrics = {
-            "label": settings["device"], "test_acc": test_acc, "speedup": speedup,
+            "label": settings["device"], "test_acc": None, "speedup": None,
             "step_ms": {"median": median_ms, "n": n, "iqr": iqr_ms},
             "rounds": {"group": group, "step_ms": (median_ms + noise).tolist()},
-        }  # fmt: skip
-        return self.add("hw_train", as_dict(config), metrics)
+        } | (metrics or {})  # fmt: skip
+        return self.add("hw_train", config, metrics)
 
     def load(self, row):
         held = self.held.get(row["run_id"])
