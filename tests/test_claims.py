@@ -513,9 +513,7 @@ def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
     low, high = (f"{100 * end:.2f}" for end in wilson_interval(13_900, 14_000))
     name = "ResNet-18, SGD, learning rate {}, 5 epochs"
     chosen, tied, worse = (name.format(lr) for lr in (0.001, 0.01, 0.1))
-    answer = (
-        f"{split}{chosen}: 99.29 % on test images ({low} to {high}; {{}}). Training: 9 s, busy "
-    )
+    answer = f"{split}{chosen}: 99.29 % on test images ({low} to {high}; {{}}). Training: 9 s, "
     told = f"{split}2 configurations beside the chosen one (9 s, busy machine)"
     for seed in range(3):
         log.train(100, {"train_ms": 9000.0, "val_acc": 0.99}, seed=seed)
@@ -523,12 +521,12 @@ def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
         log.train(wrong_on((1, 100)), {"train_ms": 5000.0, "val_acc": 0.98}, lr=0.01, seed=seed)
         log.train(900, {"train_ms": 1000.0, "val_acc": 0.90}, lr=0.1, seed=seed)
         if seed == 0:  # which says nothing of either
-            none = "machine. Nothing cheaper was shown to be as good; 2 of 2 others have too few "
-            none = f"{answer.format('one seed')}{none}seeds to tell."
-            assert lines_of(log, "answer") == [none]
+            few = "2 of 2 others have too few seeds to tell."
+            none = f"busy machine. Nothing cheaper was shown to be as good; {few}"
+            assert lines_of(log, "answer") == [answer.format("one seed") + none]
             assert recommended(log)[0] == f"{told}, 2 on too few seeds to tell from it."
     (line,) = lines_of(log, "answer")
-    start, end = line.split("machine. No significant difference, and 1.8 times cheaper: ")
+    start, end = line.split("busy machine. No significant difference, and 1.8 times cheaper: ")
     assert start == answer.format("3 seeds")
     assert end.startswith(f"{tied}, lower by 0.00 points (")
     equal = "No significant difference on 3 seeds, once adjusted for 2 comparisons "
@@ -579,7 +577,8 @@ def test_what_is_nearly_as_accurate_at_half_the_cost_is_named():
         log.train(wrong, {"train_ms": ms, "val_acc": val_acc}, model=model)
     near = "Where 0.5 points of validation accuracy may be lost, VGG-5, SGD, learning rate 0.001, "
     near += "5 epochs is 225 times cheaper: 0.04 s in place of 9 s. Its test accuracy is lower by "
-    assert f"{near}2.14 points (1.9" in recommended(log)[0]
+    (line,) = recommended(log)
+    assert f"{near}2.14 points (1.9" in line
     log.held[log.rows[1]["run_id"]]["pred"][50:] = 1
     assert "Its test accuracy is higher by 0.36 points (0.2" in recommended(log)[0]
     del log.rows[1]

@@ -6,12 +6,10 @@ import io
 import re
 import shutil
 
-import numpy as np
 import pytest
 
 from common.base.cli import as_dict
 from common.base.config import TrainConfig
-from common.base.log import save_predictions
 from common.judge.findings import judged_tables
 from common.judge.stats import wilson_interval
 from common.judge.tables import make_table
@@ -124,17 +122,13 @@ def test_the_gallery_shows_the_images_or_says_why_not(text, tmp_path):
     assert text.count("<title>Test image ") == 12 + 12  # surest mistakes, missed by both
     log = LogBuilder(tmp_path / "results")
     nowhere = "--data-dir", str(tmp_path / "nowhere")
-    name = log.train(0.95, dataset="mnist", file=log.predictions("mnist", 0.95))
+    name = log.train(0.95, dataset="mnist", file=log.predictions("mnist", 20))
     absent = (log.report(*nowhere).folder / "report.html").read_text()
     assert name in absent
     assert "Confidence is empty where a predictions file holds labels alone." in absent
     assert "<title>Test image " not in absent
-    with np.load(log.folder / "predictions/mnist.npz") as arrays:
-        known = dict(arrays)
-    save_predictions(
-        log.folder / "predictions/logits.npz", **known, logits=np.eye(4)[known["pred"]]
-    )
-    log.train(0.95, val_acc=0.99, dataset="mnist", file="predictions/logits.npz", lr=0.5)
+    file = log.predictions("logits", 20, seed=0)
+    log.train(0.95, val_acc=0.99, dataset="mnist", file=file, lr=0.5)
     written = (log.report(*nowhere).folder / "report.html").read_text()
     assert "The images are not shown: no source has" in written
 
