@@ -7,6 +7,11 @@ import statistics
 import numpy as np
 import pytest
 import scipy.stats
+from statsmodels.regression.linear_model import OLS
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import confint_proportions_2indep
+from statsmodels.stats.weightstats import DescrStatsW
 
 from common.judge import stats
 
@@ -32,8 +37,7 @@ def test_impossible_counts_are_refused(correct, total):
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (0, 1), (5, 5), (10, 2), (0, 40), (150, 100), (7, 8)])
 def test_the_sign_flip_test_of_one_pair_is_mcnemar_s(b, c):
-    tables = pytest.importorskip("statsmodels.stats.contingency_tables")
-    expected = tables.mcnemar([[500, b], [c, 30]], exact=True).pvalue if b + c else 1.0
+    expected = mcnemar([[500, b], [c, 30]], exact=True).pvalue if b + c else 1.0
     assert stats.sign_flip_test(sums_of(b, c)) == pytest.approx(expected, rel=1e-9)
 
 
@@ -72,9 +76,8 @@ def test_the_bootstrap_of_many_distinct_sums_is_that_of_each(monkeypatch):
 
 
 def test_holm_is_that_of_statsmodels():
-    multitest = pytest.importorskip("statsmodels.stats.multitest")
     for p in [0.01], [0.04, 0.01, 0.03], [0.02, 0.02, 0.02, 0.9], [1.0, 1.0], [1e-12, 0.5]:
-        assert stats.holm(p) == pytest.approx(multitest.multipletests(p, method="holm")[1].tolist())
+        assert stats.holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist())
     assert stats.holm([]) == []
 
 
@@ -83,8 +86,7 @@ def test_holm_is_that_of_statsmodels():
     [((13906, 14000), (6900, 7000)), ((10, 10), (10, 10)), ((0, 5), (5, 5)), ((56, 70), (48, 80))],
 )
 def test_the_difference_of_two_samples_is_that_of_statsmodels(first, second):
-    proportion = pytest.importorskip("statsmodels.stats.proportion")
-    expected = proportion.confint_proportions_2indep(*first, *second, method="newcomb")
+    expected = confint_proportions_2indep(*first, *second, method="newcomb")
     assert stats.newcombe_interval(first, second) == pytest.approx(expected, abs=1e-9)
 
 
@@ -102,9 +104,8 @@ def test_the_ratio_of_medians_covers_the_truth_as_often_as_it_says():
 
 
 def test_the_mean_over_seeds_is_student_s():
-    weightstats = pytest.importorskip("statsmodels.stats.weightstats")
     values = [0.99, 0.992, 0.985, 0.991]
-    expected = weightstats.DescrStatsW(values).tconfint_mean()
+    expected = DescrStatsW(values).tconfint_mean()
     assert estimate_of(np.mean(values), 0.0, values).interval() == pytest.approx(expected)
     assert estimate_of(0.99, 0.0, [0.99, 0.99]).interval() == (0.99, 0.99)
 
@@ -149,8 +150,7 @@ def test_both_noises_add_as_squares_on_each_side_and_one_seed_is_taken_to_vary_a
     assert (found.degrees, found.interval()) == (2, pytest.approx(expected))
     found = stats.difference_of([0.92], second, (1000, 1000))
     assert found.interval() == pytest.approx(images)
-    regression = pytest.importorskip("statsmodels.regression.linear_model")
-    fitted = regression.OLS(first, np.ones(3)).fit()  # where one more seed would fall
+    fitted = OLS(first, np.ones(3)).fit()  # where one more seed would fall
     expected = fitted.get_prediction([1.0]).conf_int(obs=True)[0]
     spreads = stats.lend(stats.sample_spread(first), [1.0])
     assert stats.Estimate(0.92, (0.92, 0.92), spreads).interval() == pytest.approx(tuple(expected))
