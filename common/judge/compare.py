@@ -29,11 +29,9 @@ Pair = tuple[Group, Group]
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """The log, its configurations whose predictions can be compared, and how many rows cannot.
-
     Shapes: rows of the groups hold `right` (N,) bool, by test image, and a digest of the `images`;
     where another score than accuracy is chosen by, `score` (N,): each image's part in it, of which
-    it is the mean, in units of 1 / PRECISE.
-    """
+    it is the mean, in units of 1 / PRECISE."""
 
     rows: Sequence[Row]
     groups: Sequence[Group]
@@ -148,7 +146,6 @@ def effect_of(estimate: stats.Estimate, images: int, settings: Sequence[Sequence
 def measure_effect(pairs: Sequence[Pair], others: Sequence[Pair] = (), score="right") -> Row:
     """First minus second: the mean over pairs of mean test accuracies, minus that of `others`; or
     of what else is chosen by, its `score`.
-
     Units: fractions, but `first_only`: images that of two runs drawn from a pair the first alone
     gets right, on average, summed over pairs."""
     if not pairs:
@@ -262,7 +259,6 @@ class Contrast:
     def pairs(self, evidence: Evidence, dataset: str, tuned=True, every=False) -> list[Pair]:
         """Configurations alike in all else; `tuned`: each at the best of the values of both;
         `every`: of all recipes."""
-
         groups, names, pairs = evidence.of(dataset, self.kind), self.tuned if tuned else (), []
         for same in grouped(groups, lambda group: group.without(self.factor, *names)).values():
             sides = ([g for g in same if g.config.get(self.factor) == k] for k in self.levels)
@@ -329,22 +325,21 @@ def contrast_records(evidence: Evidence) -> list[Row]:
     records = []
     for dataset in evidence.datasets:
         for c in CONTRASTS:
-            record = {"note": f"no pair in the log: {c.command}"} | c.measure(evidence, dataset)
-            record |= {"dataset": dataset, "contrast": f"{c}{record['tuned']}", "sides": c.sides}
-            record["kind"] = c.kind
+            record = {"note": f"no pair in the log: {c.command}", "kind": c.kind, "sides": c.sides}
+            record |= c.measure(evidence, dataset)
+            record |= {"dataset": dataset, "contrast": f"{c}{record['tuned']}"}
             # Told by level is what is there at one and, at another, not a quarter of the whole.
             effect = record.get("difference", 1.0)
             rule = math.copysign(max(MARGIN, abs(effect) / 4), effect), math.inf
             records.append(record | {"apart": dependence(rule, record["levels"], c.sides[1])})
-            if record["averaged"]:
-                names = {"dataset": dataset, "contrast": f"{c}, averaged"}
-                records.append(record["averaged"] | names)
-        record = {"note": "no pair in the log: make q1a q1b", "apart": {}}
+            if averaged := record["averaged"]:
+                records.append(averaged | {"dataset": dataset, "contrast": f"{c}, averaged"})
+        record = {"note": "no pair in the log: make q1a q1b", "kind": "svm", "apart": {}}
+        record |= {"sides": ("the best ResNet", "the best SVM")}
         pairs = best_pairs(evidence, dataset)
         alike = pairs and not any(group.protocol for group in pairs[0])
         record |= measure_effect(pairs) | {"tuned": ", both in the study's setup" if alike else ""}
-        record |= {"dataset": dataset, "contrast": "best ResNet minus best SVM"}
-        records.append(record | {"sides": ("the best ResNet", "the best SVM"), "kind": "svm"})
+        records.append(record | {"dataset": dataset, "contrast": "best ResNet minus best SVM"})
     # Of other images than the study's nothing is missing.
     kept = [r for r in records if "p" in r or r["dataset"] in rows.STUDY_DATASETS]
     # A reader's first rows are the main effects.
@@ -368,17 +363,17 @@ def interaction_records(evidence: Evidence) -> Iterator[Row]:
 def pair_records(evidence: Evidence) -> Iterator[Row]:
     """Each matched pair of configurations behind the contrasts."""
     for dataset, contrast in itertools.product(evidence.datasets, CONTRASTS):
-        for pair in contrast.pairs(evidence, dataset, tuned=False):
-            record = {"dataset": dataset, "contrast": str(contrast)} | measure_effect([pair])
-            for name, side in zip(("first_acc", "second_acc"), pair, strict=True):
-                record[name] = statistics.fmean(row["right"].mean() for row in side.rows)
-            yield record | {"setting": pair[0].name(contrast.factor)}
+        for first, second in contrast.pairs(evidence, dataset, tuned=False):
+            record = {"dataset": dataset, "contrast": str(contrast)}
+            record |= {"setting": first.name(contrast.factor), "first_acc": first.mean("test_acc")}
+            record |= {"second_acc": second.mean("test_acc")}
+            yield record | measure_effect([(first, second)])
 
 
 def tie_records(evidence: Evidence) -> list[Row]:
     networks = (g for name in evidence.datasets for g in evidence.of(name, "train"))
     splits = grouped(networks, lambda group: division(group.config)).values()
-    return [record for groups in splits for record in compare_with_chosen(groups)]
+    return list(itertools.chain(*map(compare_with_chosen, splits)))
 
 
 def compare_with_chosen(groups: Sequence[Group]) -> list[Row]:
@@ -387,15 +382,10 @@ def compare_with_chosen(groups: Sequence[Group]) -> list[Row]:
     for group in groups if chosen else ():
         effect, by = {"tied": "chosen"}, rows.chosen_by(group.config)
         if group is not chosen:
-            effect = measure_effect([(chosen, group)], score="score" if by else "right")
-        names = {"dataset": group.config.get("dataset"), "setting": group.name(), "group": group}
-        records.append(
-            {"tied": None}
-            | effect
-            | rows.accuracy_record(group)
-            | names
-            | {"chosen_by": by or None}
-        )
+            effect = {"tied": None}
+            effect |= measure_effect([(chosen, group)], score="score" if by else "right")
+        record = effect | rows.accuracy_record(group) | {"group": group, "chosen_by": by or None}
+        records.append(record | {"dataset": group.config.get("dataset"), "setting": group.name()})
     for record in add_holm(records):
         if "p" in record:
             apart = record["p_holm"] <= ALPHA and leads((record["low"], record["high"])) != 0

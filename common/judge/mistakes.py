@@ -142,7 +142,6 @@ def confused_pairs(predictions: Predictions) -> list[Row]:
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[Row]:
     """Accuracy beside mean confidence in each bin of confidence that has images; bins are of equal
     width and hold their upper edge.
-
     Source: Guo et al., On Calibration of Modern Neural Networks (2017), section 2."""
     edges = np.linspace(0, 1, BINS + 1)
     place = np.searchsorted(edges[1:-1], confidence)

@@ -33,29 +33,6 @@ def unmeasured(command: str, reason: str = "no finished run of it in the log") -
     return f"not measured, {reason}: {command} measures it"
 
 
-def side_by_side(part: str, runs: Sequence[Row], **where: object) -> list[Row]:
-    """What was measured, the study's protocol first, beside published figures; then those alone."""
-    protocol, factors = PROTOCOLS["svm" if part == "q1b" else "train"]
-    groups, records, met = rows.by_seed(runs), [], set()
-    figures = {tuple(f[name] for name in factors): f for f in published(part, **where)}
-    varying = rows.varying_settings([g.config for g in groups], {*factors, *protocol})
-    for group in groups:
-        other, key = deviations(group.config, protocol), tuple(map(group.config.get, factors))
-        record = {name: group.config.get(name) for name in (*factors, *protocol)}
-        record |= rows.accuracy_record(group) | {"group": group}
-        if not other and key in figures:
-            record |= beside(figures[key], group)
-            met.add(key)
-        notes = [other, *rows.in_words(group.config, varying), *map(rows.busy_note, group.rows)]
-        record["note"] = join_notes(*notes, record.pop("disagreement", ""))
-        records.append((bool(other), rows.order_of(group.config), record))
-    for key in figures.keys() - met:
-        record = {k: v for k, v in figures[key].items() if k in (*factors, "samples")}
-        record |= beside(figures[key]) | {"note": unmeasured(f"make {part}")}
-        records.append((2, rows.order_of(figures[key]), record))
-    return [record for *_, record in sorted(records, key=lambda item: item[:2])]
-
-
 def beside(figure: Row, group: Group | None = None) -> Row:
     """A published figure; what the mean test accuracy differs by, and why, where the interval of
     the difference leaves out zero."""

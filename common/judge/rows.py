@@ -28,7 +28,7 @@ PROTOCOLS = {
     kind: ({name: DEFAULTS[kind][name] for name in STUDY[kind]["fixed"]}, STUDY[kind]["factors"])
     for kind in DEFAULTS
 }
-TRAIN_PROTOCOL, TRAIN_FACTORS = PROTOCOLS["train"]
+TRAIN_PROTOCOL = PROTOCOLS["train"][0]
 OFF = (None, False, 0, "constant", "raw", "none")  # values of settings that do nothing
 # How images reach a device, no arithmetic: runs that differ in it alone are one training repeated.
 TRANSPORT = ("pin_memory", "data_on")
@@ -115,11 +115,7 @@ class Group:
 
     def first(self) -> Row:
         """The run that is shown where only one can be: the lowest seed's."""
-
-        def rank(row: Row) -> tuple[Any, ...]:
-            return *(number(row, "config", name) or 0 for name in REPEATED[::-1]), row["run_id"]
-
-        return min(self.rows, key=rank)
+        return min(self.rows, key=lambda row: (repeat_of(row), row["run_id"]))
 
     def without(self, *names: str) -> str:
         """Its settings but for some, as text."""
@@ -140,8 +136,8 @@ def by_seed(rows: Iterable[Row], *left_out: str) -> list[Group]:
 
 
 def repeat_of(row: Row) -> tuple[Any, ...]:
-    """Which of a configuration's runs it is: its seed and its split's."""
-    return tuple(row["config"].get(name) for name in REPEATED)
+    """Which of a configuration's runs it is: its split's seed and its own."""
+    return tuple(number(row, "config", name) or 0 for name in REPEATED[::-1])
 
 
 def trained_by(row: Row) -> str:
@@ -211,8 +207,7 @@ def best_of(groups: Iterable[Group]) -> Group | None:
     the name."""
 
     def rank(group: Group) -> tuple[float, float, str]:
-        cost_ms, settings = group.cost_ms(), settings_of(group.rows[0], *REPEATED)
-        return -group.val(), math.inf if cost_ms is None else cost_ms, settings
+        return -group.val(), group.cost_ms() or math.inf, settings_of(group.rows[0], *REPEATED)
 
     return min((g for g in groups if g.val() is not None), key=rank, default=None)
 

@@ -32,7 +32,6 @@ VERDICTS = ("supported", "contradicted", "mixed", "inconclusive", "not measured"
 @cache  # tables and figures ask for the same ones
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> Interval:
     """Wilson score interval of the proportion; ValueError unless 0 <= correct <= total >= 1.
-
     Source: Wilson, Journal of the American Statistical Association 22 (1927), 209-212."""
     low, high = binomtest(correct, total).proportion_ci(confidence, method="wilson")
     return float(low), float(high)
@@ -40,7 +39,6 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> Inter
 
 def newcombe_interval(first: Count, second: Count, confidence: float = 0.95) -> Interval:
     """Interval of the difference of two accuracies on different images.
-
     Source: Newcombe, Statistics in Medicine 17 (1998), 873-890, method 10."""
     (p_low, p_high), (q_low, q_high) = (wilson_interval(*c, confidence) for c in (first, second))
     p, q = first[0] / first[1], second[0] / second[1]
@@ -50,7 +48,6 @@ def newcombe_interval(first: Count, second: Count, confidence: float = 0.95) -> 
 def sign_flip_test(sums: np.ndarray) -> float:
     """Exact two-sided p that first and second may be exchanged on every image: of a single pair,
     McNemar's exact test (Psychometrika 12 (1947), 153-157).
-
     The distribution of the sum over all sign patterns is that of one binomial variable for each
     magnitude, times it: no pattern is sampled. Shapes: sums (N,) integers."""
     magnitudes, counts = np.unique(np.abs(sums[sums != 0]).astype(np.int64), return_counts=True)
@@ -66,14 +63,12 @@ def sign_flip_test(sums: np.ndarray) -> float:
 
 def paired_interval(sums: np.ndarray, pairs: int) -> Interval:
     """Bootstrap interval of 95 %, over the test images, of the mean difference of accuracies.
-
     Images of the same sum are alike: drawing them with replacement is one multinomial draw of how
     many there are of each sum. One image on which the first side alone is right in all pairs is
     added, and one on which the second is: else no discordant image would mean no doubt.
-    Shapes: sums (N,) integers.
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; the added
-    images: Bonett and Price, Journal of Educational and Behavioral Statistics 37 (2012), 479-488.
-    """
+    Shapes: sums (N,) integers. Source: Efron and Tibshirani, An Introduction to the Bootstrap
+    (1993), chapter 13; the added images: Bonett and Price, Journal of Educational and Behavioral
+    Statistics 37 (2012), 479-488."""
     sums = np.append(sums, [pairs, -pairs])
     step = max(1, int(np.ptp(sums)) // MOST_SUMS)  # above one, sums in one bin count as alike
     values, counts = np.unique(np.rint(sums / step) * step, return_counts=True)
@@ -86,7 +81,6 @@ def paired_interval(sums: np.ndarray, pairs: int) -> Interval:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted so that the family as a whole errs as rarely as one test would.
-
     Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65-70."""
     order, adjusted = np.argsort(p_values), np.empty(len(p_values))
     steps = np.arange(len(order), 0, -1) * np.asarray(p_values, float)[order]
@@ -97,7 +91,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def median_ratio_interval(first: Timing, second: Timing) -> Interval:
     """95 % interval of the ratio of two medians: a median's standard error is taken as that of
     normal samples of this range, the ratio's logarithm as Student's t on the fewer samples.
-
     Source: Kenney and Keeping, Mathematics of Statistics 1 (1962), sections 12.12 and 14.7."""
     errors = [1.2533 * iqr / 1.349 / math.sqrt(n) / median for median, iqr, n in (first, second)]
     degrees = max(1, min(first[2], second[2]) - 1)
@@ -130,7 +123,6 @@ def lend(known: Sequence[Spread], scales: Sequence[float]) -> tuple[Spread, ...]
 @dataclass(frozen=True)
 class Estimate:
     """An accuracy, or a difference of accuracies, with both of its noises.
-
     The two are joined by adding their squares on each side of the value (MOVER). Student's degrees
     of freedom for the seeds are the smaller of Welch's and of those for equal variances: with two
     seeds a measured variance is often far too small, and Welch's degrees of freedom then far too

@@ -2,8 +2,7 @@
 figures.mplstyle.
 
 On the page an artist whose gid is dot:text shows the text on hovering, and one whose url is
-curve:run_id is a line that can be switched off. Colours are inverted there at night, photos not.
-"""
+curve:run_id is a line that can be switched off. Colours are inverted there at night, photos not."""
 
 import io
 import itertools

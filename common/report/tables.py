@@ -10,12 +10,11 @@ from common.judge import mistakes as judge
 from common.judge import rows as log
 from common.judge.findings import judged_tables
 from common.judge.mistakes import GALLERY, Mistakes, Predictions, load_predictions
-from common.judge.published import COMMAND, plainness, published, side_by_side, sides, unmeasured
+from common.judge.published import COMMAND, beside, plainness, published, sides, unmeasured
 from common.judge.rows import Group, Row, get, join_notes, number, slug
 from common.judge.tables import WORDS, Table, fields, make_table
 
 MOST_PROBLEMS = 200
-MEANS = ("train_ms", "fit_ms", "predict_ms", "n_support")  # that are shown over seeds
 
 
 def build_tables(
@@ -144,33 +143,50 @@ def epochs_table(group: Group, epochs: Sequence[Row]) -> Table:
 
 
 def accuracy_table(part: str, runs: Sequence[Row], dataset: str | None = None) -> Table:
-    """Every configuration beside what the study published: networks of a data set, or SVMs."""
-    order, names = log.datasets_of(runs), {}
+    """Every configuration beside what the study published, the study's protocol first, then the
+    figures that stand alone: of networks of a data set, or of SVMs."""
+    order, where, names = log.datasets_of(runs), {}, {}
     if dataset:
         title = f"{log.display(dataset)}: {WORDS[part]['title']}"
-        names = {"key": f"{part}_{slug(dataset)}", "title": title}
+        where, names = {"dataset": dataset}, {"key": f"{part}_{slug(dataset)}", "title": title}
         runs = [row for row in runs if row["config"].get("dataset") == dataset]
-    records = side_by_side(part, runs, **{"dataset": dataset} if dataset else {})
-    for record in records:
-        if group := record.get("group"):
-            record |= {name: group.mean(name) for name in MEANS}
-            record["engine"] = group.config.get("engine")
-            record["runs"] = ", ".join(row["run_id"] for row in group.rows)
-            for name in ("shared_with", "precision"):
-                values = dict.fromkeys(get(row, "metrics", name) for row in group.rows)
-                record[name] = ", ".join(filter(None, values)) or None
-            ended = [get(row, "metrics", "converged") for row in group.rows]
-            some = f"{ended.count(True)} of {len(ended)}"
-            record["converged"] = ended[0] if len(set(ended)) == 1 else some
-            if False in ended:
-                stopped = f"stopped by max_iter {group.config.get('max_iter')}"
-                record["note"] = join_notes(record["note"], stopped)
+    protocol, factors = log.PROTOCOLS["svm" if part == "q1b" else "train"]
+    figures = [figure for figure in published(part, **where) if figure["dataset"] in order]
+    figures = {tuple(figure[name] for name in factors): figure for figure in figures}
+    groups, placed, waiting = log.by_seed(runs), [], dict(figures)
+    varying = log.varying_settings([group.config for group in groups], {*factors, *protocol})
     plain = log.DEFAULTS["svm"]["engine"]  # the usual implementation first, if there are two
-    records = [record for record in records if str(record["dataset"]) in order]
-    records.sort(
-        key=lambda r: ((r.get("engine") or plain) != plain, order.index(str(r["dataset"])))
-    )
+
+    def place(config: Row, rank: int) -> tuple:
+        other = (config.get("engine") or plain) != plain
+        return other, order.index(str(config.get("dataset"))), rank, log.order_of(config)
+
+    for group in groups:
+        key = None if group.protocol else tuple(map(group.config.get, factors))
+        waiting.pop(key, None)
+        record = configuration_record(group, figures.get(key), varying)
+        placed.append((place(group.config, bool(group.protocol)), record))
+    for figure in waiting.values():
+        record = {name: figure.get(name) for name in (*factors, "samples")} | beside(figure)
+        placed.append((place(figure, 2), record | {"note": unmeasured(f"make {part}")}))
+    records = [record for _, record in sorted(placed, key=lambda item: item[0])]
     return make_table(part, records, log.devices_note(runs), missing=not runs, **names)
+
+
+def configuration_record(group: Group, figure: Row | None, varying: Sequence[str]) -> Row:
+    """A configuration beside the published figure of it, if there is one."""
+    record = group.config | log.accuracy_record(group) | (beside(figure, group) if figure else {})
+    record |= {k: group.mean(k) for k in ("train_ms", "fit_ms", "predict_ms", "n_support")}
+    record["runs"] = ", ".join(row["run_id"] for row in group.rows)
+    for name in ("shared_with", "precision"):
+        values = dict.fromkeys(get(row, "metrics", name) for row in group.rows)
+        record[name] = ", ".join(filter(None, values)) or None
+    ended = [get(row, "metrics", "converged") for row in group.rows]
+    some = f"{ended.count(True)} of {len(ended)}"
+    record["converged"] = ended[0] if len(set(ended)) == 1 else some
+    stopped = f"stopped by max_iter {group.config.get('max_iter')}" if False in ended else ""
+    notes = [group.protocol, *log.in_words(group.config, varying), *map(log.busy_note, group.rows)]
+    return record | {"note": join_notes(*notes, record.get("disagreement"), stopped)}
 
 
 def mistake_tables(mistakes: Sequence[Mistakes]) -> list[Table]:
