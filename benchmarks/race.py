@@ -66,11 +66,8 @@ def measure_curves(evidence: compare.Evidence, epochs: list[dict], dataset: str)
             run = [epoch["metrics"] for epoch in rows.trajectory(row, epochs)]
             accs = {epoch["epoch"]: epoch["val_acc"] for epoch in run}
             if len(accs) == group.config["epochs"]:
-                config, epoch_s = (
-                    TrainConfig(**row["config"]),
-                    sum(m["train_ms"] for m in run) / 1e3,
-                )
-                curves.append(Curve(config, epoch_s / len(run), accs=accs, group=group))
+                epoch_s = sum(epoch["train_ms"] for epoch in run) / 1e3 / len(run)
+                curves.append(Curve(TrainConfig(**row["config"]), epoch_s, accs=accs, group=group))
         length = group.config["schedule"] != "constant" and group.config["epochs"]
         name = group.without("epochs") + str(length)  # shorter ones are parts of the longest
         known[name] = curves or known.get(name, [])

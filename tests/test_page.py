@@ -92,17 +92,17 @@ def plain(text, start, end):
 def test_every_number_of_the_answer_is_there(text):
     words = plain(text, '<div id="answer">', "</main>")
     low, high = wilson_interval(round(0.9212 * 14_000), 14_000)
-    assert (
+    for answer in (
         "FashionMNIST, the study&#39;s split 92.12 % of the test images right ResNet-18, Adam, "
         f"learning rate 0.001, 5 epochs How sure {100 * low:.2f} to {100 * high:.2f} "
         "(95 %); 14,000 test images, one seed: how far another training would differ is not in it "
         "Training 25.0 min on A_CPU &amp; more "
-        "Published 91.54 %; this is +0.58 points Setup the study&#39;s Runs seed 0"
-    ) in words
-    assert "(reduced setup: 10000 training images, image size 32) How sure" in words
-    assert "Runs seed 0 , 1" in words
-    missing = plain(text, '<section id="missing">', "</section>")
-    assert "claim 6: make q1b" in missing
+        "Published 91.54 %; this is +0.58 points Setup the study&#39;s Runs seed 0",
+        "(reduced setup: 10000 training images, image size 32) How sure",
+        "Runs seed 0 , 1",
+    ):
+        assert answer in words
+    assert "claim 6: make q1b" in plain(text, '<section id="missing">', "</section>")
 
 
 @pytest.mark.parametrize("better", ["train", "svm"])

@@ -19,6 +19,21 @@ def test_one_worker_takes_the_sum_of_everything():
         assert end[name] == pytest.approx(10 * part_s / end["makespan_s"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "n", "workers", "makespan_s"),
+    [
+        # A log for every worker is no limit, and is not read.
+        ({"rows": 2, "append_s": 1.0, "read_s": 0.5, "sharded": True}, 2000, 2000, 21 + 5),
+        # Before trajectory k the log has 4 k rows, read three times over.
+        ({"read_s": 0.5}, 10, 1, 210 + sum(0.5 * 3 * 4 * k for k in range(10))),
+        # Both finish at 7 s; one appends until 8, the other until 9; so again, now a second apart.
+        ({"append_s": 1.0, "rows": 0}, 2, 2, 3 * (7 + 1) + 1),
+    ],
+)
+def test_what_the_log_costs_by_hand(changes, n, workers, makespan_s):
+    assert simulate(replace(PLAIN, **changes), n, workers)["makespan_s"] == makespan_s
+
+
 @pytest.mark.parametrize(("n", "workers"), [(10, 1), (10, 3), (12, 4), (3, 10), (1, 1), (1000, 7)])
 def test_workers_without_noise_work_in_rounds(n, workers):
     end = simulate(PLAIN, n, workers)
@@ -37,19 +52,6 @@ def test_with_many_workers_a_part_that_serves_one_at_a_time_is_the_limit(part, c
     end = simulate(replace(PLAIN, rows=2, **{cost: 1.0}), 2000, 2000)
     assert 2000 * times <= end["makespan_s"] <= 2000 * times + 21
     assert end["limit"] == part
-
-
-def test_a_log_for_every_worker_is_no_limit_and_is_not_read():
-    sharded = replace(PLAIN, rows=2, append_s=1.0, read_s=0.5, sharded=True)
-    assert simulate(sharded, 2000, 2000)["makespan_s"] == 21 + 5
-    # Before trajectory k the log has 4 k rows, read three times over.
-    reading = sum(0.5 * 3 * 4 * k for k in range(10))
-    assert simulate(replace(PLAIN, read_s=0.5), 10, 1)["makespan_s"] == 210 + reading
-
-
-def test_two_workers_queue_for_the_log_in_order():
-    """Both finish at 7 s; one appends until 8, the other until 9; so again, now a second apart."""
-    assert simulate(replace(PLAIN, append_s=1.0, rows=0), 2, 2)["makespan_s"] == 3 * (7 + 1) + 1
 
 
 def test_failures_cost_what_the_closed_form_says():
