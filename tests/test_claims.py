@@ -343,8 +343,7 @@ def test_the_cost_of_adam_is_that_of_rounds_which_both_met():
     """A machine that slows down slows both; what it did between two groups is unknown."""
     log = Invented()
     for opt, times in (("sgd", [1000, 1500, 1001, 1502]), ("adam", [1041, 1560, 1042, 1561])):
-        log.speed(1000.0, opt=opt, device="cpu", group="one")
-        log.rows[-1]["metrics"]["rounds"]["step_ms"] = times
+        log.speed(1000.0, {"rounds": {"group": "one", "step_ms": times}}, opt=opt, device="cpu")
     part = parts_of(log, 10)["ResNet-18 on a CPU"]
     logs = np.log([1041 / 1000, 1560 / 1500, 1042 / 1001, 1561 / 1502])
     half = t.ppf(0.975, 3) * logs.std(ddof=1) / 2

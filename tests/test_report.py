@@ -8,7 +8,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -88,27 +87,19 @@ class LogBuilder(Invented):
         return Written(self.folder / "report")
 
 
-@dataclass
 class Written:
-    """A report that was written."""
+    """A report that was written, and the names of its files."""
 
-    folder: Path
-
-    @property
-    def md(self):
-        return (self.folder / "report.md").read_text()
-
-    @property
-    def tex(self):
-        return (self.folder / "report.tex").read_text().replace("-{}", "-")
+    def __init__(self, folder):
+        self.folder = folder
+        self.files = {str(file.relative_to(folder)) for file in folder.rglob("*.*")}
+        forms = ("html", "md", "tex")
+        self.html, self.md, tex = ((folder / f"report.{form}").read_text() for form in forms)
+        self.tex = tex.replace("-{}", "-")
 
     def csv(self, key):
-        with open(self.folder / "csv" / f"{key}.csv", newline="") as file:
-            return list(csv.DictReader(file))
-
-    def files(self):
-        files = (path for path in self.folder.rglob("*") if path.is_file())
-        return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
+        text = (self.folder / "csv" / f"{key}.csv").read_text()
+        return list(csv.DictReader(io.StringIO(text)))
 
 
 def section(title, md, tex):
@@ -239,15 +230,14 @@ def test_markdown_and_latex_show_the_values(whole, title, shown):
 
 def test_every_table_with_a_row_is_a_csv_file_that_markdown_and_the_page_have(whole):
     named = dict(re.findall(r"^\| (\S+)\.csv \| (\d+) \|", whole.md.replace("\\", ""), re.M))
-    keys = {Path(name).stem for name in whole.files() if name.startswith("csv/")}
+    keys = {Path(name).stem for name in whole.files if name.startswith("csv/")}
     lengths = {key: n for key in keys if (n := len(whole.csv(key)))}
     alone = {key: n for key, n in lengths.items() if key in named}
     assert sum(map(int, named.values())) == sum(lengths.values())
     assert alone == {key: int(n) for key, n in named.items() if "*" not in key}
     others = [key for key in lengths if key not in named]
     assert all(any(fnmatch(key, pattern) for pattern in named) for key in others)
-    html = (whole.folder / "report.html").read_text()
-    assert set(re.findall(r'<table id="table-(\w+)"', html)) == lengths.keys()
+    assert set(re.findall(r'<table id="table-(\w+)"', whole.html)) == lengths.keys()
 
 
 def test_the_report_is_short(whole):
@@ -260,19 +250,16 @@ def test_the_report_is_short(whole):
 
 
 def test_a_section_shows_one_figure_and_one_brief_table(whole):
-    html = (whole.folder / "report.html").read_text()
-    sections = ((k, w["title"]) for k, w in documents.WORDS["sections"].items())
-    for key, title in sections:
-        if key == "claims":  # whose verdicts begin report.md
-            continue
-        md, tex = section(title, whole.md, whole.tex)
+    sections = documents.WORDS["sections"]
+    for key in sections.keys() - {"claims"}:  # whose verdicts begin report.md
+        md, tex = section(sections[key]["title"], whole.md, whole.tex)
         for text, extension in ((md, "png"), (tex, "pdf")):
             shown = re.findall(rf"figures/\w+\.{extension}", text)
             assert len(shown) <= 1 or key == "errors"  # a gallery for each data set
-            assert set(shown) <= whole.files().keys()
+            assert set(shown) <= whole.files
         tables = re.findall(r"^\|:?-.*\n((?:\|.*\n)+)", md, re.M)
         assert [table.count("\n") <= 12 for table in tables] in ([], [True])
-    brief = re.findall(r'<table id="table-answer-.*?</table>', html, re.S)
+    brief = re.findall(r'<table id="table-answer-.*?</table>', whole.html, re.S)
     assert brief
     assert all(table.count("<tr") <= 13 for table in brief)
 
@@ -433,8 +420,8 @@ def test_lines_that_cannot_be_used_are_counted_by_reason_shown_and_said(log, cap
     problems = written.csv("problems")
     assert "log.jsonl:2: skipped, schema 2" in problems[0]["problem"]
     assert len(problems) == 200
-    html = (written.folder / "report.html").read_text()
-    assert "252 problems, of which at most 200 are listed." in html  # predictions are the 252nd
+    listed = "252 problems, of which at most 200 are listed."  # predictions are the 252nd
+    assert listed in written.html
     lines = capsys.readouterr().out.splitlines()
     answer = "99.33 % on test images (99.18 to 99.45; one seed). Training: 1 s."
     answer = f"MNIST, the study's split: ResNet-18, SGD, learning rate 0.001, 5 epochs: {answer}"
@@ -514,8 +501,8 @@ def test_latex_special_characters_are_escaped(whole):
     reason="no TeX here: apt-get install texlive-latex-base",
 )
 def test_the_pdf_is_compiled_aside_and_twice_the_same(log, tmp_path):
-    out, written = fill(log).report().folder, []  # class names here are no longer than a line
-    files = Written(out).files().keys()
+    report = fill(log).report()  # class names here are no longer than a line
+    out, written = report.folder, []
     for _ in range(2):
         assert documents.write_pdf(out).startswith("report.pdf: by ")
         written.append((out / "report.pdf").read_bytes())
@@ -526,7 +513,7 @@ def test_the_pdf_is_compiled_aside_and_twice_the_same(log, tmp_path):
         assert not re.findall("Overfull|Missing character", warned)
     assert written[0] == written[1]
     assert written[0].startswith(b"%PDF")
-    assert Written(out).files().keys() == files | {"report.pdf"}
+    assert Written(out).files == report.files | {"report.pdf"}
     (out / "report.tex").write_text(r"\documentclass{article}\begin{document}\nonsense")
     assert re.search(r"^no report.pdf: \w+ failed, .*", documents.write_pdf(out))
     assert not (out / "report.pdf").exists()  # not an older one either
