@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 from common.base.cli import as_dict, expand_grid, parse_command_line, run_script
-from common.base.config import FLOPS_PRESETS, FlopsConfig, Options
+from common.base.config import FlopsConfig, Options
 from common.base.log import Log, run_id
 
 TOTALS = ("macs", "flops", "params", "activations", "weight_bytes", "train_step_flops")
@@ -49,7 +49,7 @@ def count(config: FlopsConfig, log: Log, done: dict[str, Any]) -> Iterator[Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Count every configuration in every convention, and print them all."""
-    grid, options = parse_command_line(argv, __doc__, FlopsConfig, Options, FLOPS_PRESETS)
+    grid, options = parse_command_line(argv, __doc__, FlopsConfig, Options)
     configs = expand_grid(FlopsConfig, grid)
     log = Log(options.results_dir)
     done = {} if options.force else log.finished("flops")

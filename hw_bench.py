@@ -31,14 +31,11 @@ import psutil
 from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
-from common.base import config as settings
 from common.base.cli import as_dict, check_name, expand_grid, parse_command_line, run_script
+from common.base.config import HwInferConfig, HwOptions, HwTrainConfig
 from common.base.log import Log, run_id
 
-MODES = {
-    "train": (settings.HwTrainConfig, settings.HW_PRESETS, "q2"),
-    "infer": (settings.HwInferConfig, settings.HW_INFER_PRESETS, "bench"),
-}
+MODES = {"train": HwTrainConfig, "infer": HwInferConfig}
 TABLES = {"train": ("q2", "q2_phases"), "infer": ("infer",)}  # of the report, that are printed
 BUSY_LOAD = 0.5  # of the cores: other work that is felt in the timings
 
@@ -60,8 +57,8 @@ def measure(kind: str, group: Any, log: Log, force: bool) -> int:
     failures = 0
     for side, metrics in group.measure():
         config, error = side.config, side.error
-        status, device = "failed" if error else "ok", getattr(config, "device", None)
-        log.append(kind, as_dict(config), metrics, error=error, status=status, device=device)
+        status = "failed" if error else "ok"
+        log.append(kind, as_dict(config), metrics, error=error, status=status)
         part = config.opt if kind == "hw_train" else config.scenario
         print(f"  {part}, {config.describe()}: {error or 'measured'}", flush=True)
         failures += error is not None
@@ -73,9 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--mode", nargs="?", default="train")  # decides what the other flags are
     mode = parser.parse_known_args(argv)[0].mode or "train"
     check_name("--mode", mode, tuple(MODES))
-    config_class, *presets = MODES[mode]
-    grid, options = parse_command_line(argv, __doc__, config_class, settings.HwOptions, *presets)
-    expand_grid(config_class, grid)  # a bad value is said before torch is even imported
+    grid, options = parse_command_line(argv, __doc__, MODES[mode], HwOptions)
+    expand_grid(MODES[mode], grid)  # a bad value is said before torch is even imported
     log, kind = Log(options.results_dir), f"hw_{mode}"
     if mode == "train":
         from common.speed import training

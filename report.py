@@ -81,10 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, problems = read_log(folder)
     if not rows:
         why = f"none of its {len(problems)} lines can be read" if problems else "missing or empty"
-        raise UsageError(
-            f"--results-dir: {folder / 'log.jsonl'} is no log to report on: {why}; "
-            "make demo writes results/demo, make smoke results/smoke, train.py results"
-        )
+        why = f"{folder / 'log.jsonl'} is no log to report on: {why}"
+        way_out = "make demo writes results/demo, make smoke results/smoke, train.py results"
+        raise UsageError(f"--results-dir: {why}; {way_out}")
     from common.report.documents import readme_results, write_pdf
 
     if options.readme:

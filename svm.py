@@ -26,25 +26,19 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 from common.base.cli import UsageError, as_dict, expand_grid, need, parse_command_line, run_script
-from common.base.config import SVM_PRESETS, GridOptions, SvmConfig, is_own
+from common.base.config import GridOptions, SvmConfig, is_own
 from common.base.log import Log, run_id, save_predictions
 
 # What takes time, numpy too, is imported after the flags are read.
 SHOWN = ("dataset", "kernel", "features", "engine")  # settings named even where they do not vary
 IMAGES = ("dataset", "split", "split_seed", "image_size", "seed", "samples", "features")
 LONG_FIT = 5000  # samples from which a fit, on one core, is worth a process of its own
-HOG_CELL = 4  # pixels a side: divides the 28 of the data sets and the 8 of the digits
-BLOCK = 256  # images whose kernel is in memory at once
-# Where an SVC comes from, and how that is installed.
-ENGINES = {
-    "sklearn": ("sklearn.svm", "scikit-learn"),
-    "sklearnex": ("sklearnex.svm", "scikit-learn-intelex"),
-    "cuml": ("cuml.svm", "cuml-cu12"),
-}
+# What to install for an engine, whose package has a module svm with a class SVC.
+ENGINES = {"sklearn": "scikit-learn", "sklearnex": "scikit-learn-intelex", "cuml": "cuml-cu12"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    grid, options = parse_command_line(argv, __doc__, SvmConfig, GridOptions, SVM_PRESETS)
+    grid, options = parse_command_line(argv, __doc__, SvmConfig, GridOptions)
     expand_grid(SvmConfig, grid)  # a bad value is said before any image is read
     from common.data.own import pin_datasets
     from common.judge.rows import print_leader
@@ -68,23 +62,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if count > 1 or options.backend != "loky":
         workers.share_out("svm", jobs, log, options, count, after)
         done = {row["run_id"]: row for row in log.read("svm")} | done
-    rows = []
     for number, (name, config) in enumerate(configs.items(), 1):
         label = f"[{number}/{len(configs)}] {labels[name]}"
         print(f"{label}: in the log" if name in done else label, flush=True)
         if name in done:
-            rows.append(done[name])
             continue
         with log.failed_rows("svm", [as_dict(config)]) as new:
             new.append(log.append("svm", as_dict(config), measure(config, options)))
-        rows += new
-        if new[0]["error"]:
-            print(f"{label}: failed, {new[0]['error']}", file=sys.stderr)
-        elif new[0]["metrics"]["converged"] is False:
-            stopped = f"in {new[0]['metrics']['pairs_stopped']} pairs of classes"
-            why = f"--max-iter {config.max_iter} stopped the solver before it converged, {stopped}"
-            print(f"{label}: warning: {why}", file=sys.stderr)
+        done[name] = row = new[0]
+        if row["error"]:
+            print(f"{label}: failed, {row['error']}", file=sys.stderr)
+        elif row["metrics"]["converged"] is False:
+            why = f"--max-iter {config.max_iter} stopped the solver before it converged"
+            pairs = f"in {row['metrics']['pairs_stopped']} pairs of classes"
+            print(f"{label}: warning: {why}, {pairs}", file=sys.stderr)
         after(config)
+    rows = [done[name] for name in configs]
     print(format_table(rows, names))
     options.print_next()
     return int(any(row["status"] != "ok" for row in rows))
@@ -95,7 +88,7 @@ def check_configs(configs: Sequence[SvmConfig], data_dir: str) -> None:
     from common.data.datasets import explain_images, load_split
 
     for c in configs:
-        need(ENGINES[c.engine][0], f"--engine {c.engine}", ENGINES[c.engine][1])
+        need(f"{c.engine}.svm", f"--engine {c.engine}", ENGINES[c.engine])
         if c.features == "hog":
             need("skimage.feature", "--features hog", "scikit-image")
     for c in configs:
@@ -119,7 +112,7 @@ def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
 
     of_images = SvmConfig(**{name: getattr(config, name) for name in IMAGES})
     x, y, facts, kept = prepare_parts(of_images, options.data_dir)
-    svc = importlib.import_module(ENGINES[config.engine][0]).SVC
+    svc = importlib.import_module(f"{config.engine}.svm").SVC
     how = {name: getattr(config, name) for name in ("kernel", "C", "gamma", "max_iter")}
     model = svc(**how, class_weight="balanced" if config.class_weight == "balanced" else None)
     jobs, classify = options.threads or cpu_count(), partial(predict, model)
@@ -132,40 +125,35 @@ def measure(config: SvmConfig, options: GridOptions) -> dict[str, Any]:
     pred = classify(x["test"], jobs)
     predicted = time.perf_counter()
     val_pred = classify(x["val"], jobs)
-    # scikit-learn-intelex has no setting that forbids this, and says so only to its own log.
-    if config.engine == "sklearnex" and not hasattr(model, "_onedal_estimator"):
-        raise RuntimeError("scikit-learn-intelex fell back to scikit-learn; use --engine sklearn")
-    converged = iterations = stopped = None
-    if config.engine == "sklearn":  # which alone tells
-        converged, iterations = bool(model.fit_status_ == 0), int(model.n_iter_.max())
-        stopped = 0 if converged else int((model.n_iter_ >= config.max_iter).sum())
+    metrics = {}
+    for part, answers in (("test", pred), ("val", val_pred)):
+        metrics[f"{part}_acc"] = float((answers == y[part]).mean())
+        metrics |= score_part(y[part], answers, len(kept["classes"]), part)
+    metrics |= {"fit_ms": (fitted - start) * 1e3, "predict_ms": (predicted - fitted) * 1e3}
+    metrics |= {"predict_jobs": jobs, "n_support": int(np.sum(model.n_support_))}
+    metrics |= convergence(model, config)
     file = f"predictions/{run_id('svm', as_dict(config))}.npz"
     save_predictions(Path(options.results_dir) / file, pred=pred, label=y["test"], **kept)
-    scores = {}
-    for part, answers in (("test", pred), ("val", val_pred)):
-        scores[f"{part}_acc"] = float((answers == y[part]).mean())
-        scores |= score_part(y[part], answers, len(kept["classes"]), part)
-    return scores | {
-        "fit_ms": (fitted - start) * 1e3,
-        "predict_ms": (predicted - fitted) * 1e3,
-        "predict_jobs": jobs,
-        "n_support": int(np.sum(model.n_support_)),
-        "converged": converged,
-        "n_iter_max": iterations,
-        "pairs_stopped": stopped,
-        "engine": config.engine,
-        "predictions": file,
-        **facts,
-    }
+    return metrics | {"engine": config.engine, "predictions": file} | facts
+
+
+def convergence(model: Any, config: SvmConfig) -> dict[str, Any]:
+    """Whether the solver came to its end, where the engine tells. Raises: RuntimeError where
+    scikit-learn-intelex did not do it: no setting forbids that, and it says so in its log alone."""
+    if config.engine == "sklearnex" and not hasattr(model, "_onedal_estimator"):
+        raise RuntimeError("scikit-learn-intelex fell back to scikit-learn; use --engine sklearn")
+    if config.engine != "sklearn":
+        return dict.fromkeys(("converged", "n_iter_max", "pairs_stopped"))
+    converged, used = bool(model.fit_status_ == 0), model.n_iter_
+    stopped = 0 if converged else int((used >= config.max_iter).sum())
+    return {"converged": converged, "n_iter_max": int(used.max()), "pairs_stopped": stopped}
 
 
 @lru_cache(maxsize=2)  # raw and hog, shared by the kernels of a grid; more would cost memory
 def prepare_parts(config: SvmConfig, data_dir: str) -> tuple[dict[str, Any], ...]:
     """Choose the training images and compute all features: pixels in [0, 1], or their HOG
-    descriptors, at each pixel of the colour channel of the strongest gradient.
-
-    Returns: features (N, D) and labels by part; metrics; what predictions are kept with.
-    """
+    descriptors, at each pixel of the colour channel of the strongest gradient. Returns: features
+    (N, D) and labels by part; metrics; what predictions are kept with."""
     import numpy as np
 
     from common.data.datasets import describe_split, load_split
@@ -183,12 +171,11 @@ def prepare_parts(config: SvmConfig, data_dir: str) -> tuple[dict[str, Any], ...
     else:
         from skimage.feature import hog
 
-        cells = {"pixels_per_cell": (HOG_CELL, HOG_CELL), "cells_per_block": (2, 2)}
+        cells = {"pixels_per_cell": (4, 4), "cells_per_block": (2, 2)}  # 4 divides 28, and 8
         describe = partial(hog, orientations=9, channel_axis=0, **cells)
         x = {name: np.stack([describe(p / 255) for p in images[i]]) for name, i in parts.items()}
     facts = {"features_ms": (time.perf_counter() - start) * 1e3, "split_sha256": split.sha256()}
-    facts |= {f"n_{name}": len(index) for name, index in parts.items()}
-    facts |= describe_split(pool, split)
+    facts |= {f"n_{name}": len(own) for name, own in parts.items()} | describe_split(pool, split)
     y = {name: pool.labels.numpy()[index] for name, index in parts.items()}
     kept = {"index": split.test, "classes": pool.classes}
     kept |= {"files": [pool.files[i] for i in split.test]} if pool.files else {}
@@ -201,7 +188,7 @@ def predict(model: Any, x: Any, jobs: int) -> Any:
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
 
-    blocks = np.array_split(x, -(-len(x) // BLOCK))
+    blocks = np.array_split(x, -(-len(x) // 256))  # images whose kernel is in memory at once
     with threadpool_limits(1):  # of each product
         parts = Parallel(jobs, prefer="threads")(delayed(answer)(model, block) for block in blocks)
     return np.concatenate(parts)

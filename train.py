@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 from common.base.cli import UsageError, as_dict, expand_grid, parse_command_line, run_script
-from common.base.config import TRAIN_PRESETS, TrainConfig, TrainOptions, name_in_log
+from common.base.config import TrainConfig, TrainOptions, name_in_log
 from common.base.log import Log
 from common.train import grid as grids
 from common.train.grid import Trajectory
@@ -33,7 +33,7 @@ from common.train.grid import Trajectory
 def main(argv: list[str] | None = None) -> int:
     """Plan, train, export, and print the table of what is finished."""
     started = time.monotonic()
-    values, options = parse_command_line(argv, __doc__, TrainConfig, TrainOptions, TRAIN_PRESETS)
+    values, options = parse_command_line(argv, __doc__, TrainConfig, TrainOptions)
     grids.check_values(values)  # before torch is even imported
     from common import race
     from common.data.own import pin_datasets
@@ -143,8 +143,8 @@ def train_all(
                 train_trajectory(trajectory, unfinished, log, options, world)
         except (KeyboardInterrupt, SystemExit) as end:
             if log:
-                row = {"status": "interrupted", "error": str(end) or None, "device": config.device}
-                log.append("train", as_dict(config), {}, **row)
+                why = str(end) or None
+                log.append("train", as_dict(config), {}, status="interrupted", error=why)
             raise
         if failed:
             failures += 1
@@ -176,7 +176,7 @@ def train_trajectory(
     new = [epoch for epoch in run.history if epoch["epoch"] not in logged]
     while True:
         for epoch in new if log else ():
-            log.append("epoch", as_dict(run.config), epoch, run_id=name, device=run.config.device)
+            log.append("epoch", as_dict(run.config), epoch, run_id=name)
         if log and options.tensorboard:
             write_events(log.folder / "tensorboard" / name, run.history)
         if options.pause_after and len(run.history) >= min(options.pause_after, run.config.epochs):

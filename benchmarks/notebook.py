@@ -26,7 +26,7 @@ from shared import print_json, print_table, with_range
 
 from common import cost, models
 from common.base.cli import Validated, expand_grid, option, parse_command_line, run_script
-from common.base.config import TRAIN_PRESETS, TrainConfig
+from common.base.config import TrainConfig
 from common.speed import peaks, timing
 from common.speed.timing import Process
 from common.train import grid, loop
@@ -141,7 +141,7 @@ def compare(config: TrainConfig, options: Options) -> dict[str, list[float]]:
 
 def print_grid(measured: Mapping[tuple[str, str], Mapping[str, list[float]]]) -> None:
     """The study's grid, 64 runs of the notebook loop, against the 16 of make q1a."""
-    configs = expand_grid(TrainConfig, TRAIN_PRESETS["q1a"] | {"device": ["cpu"]})
+    configs = expand_grid(TrainConfig, TrainConfig.presets["q1a"] | {"device": ["cpu"]})
     if {(c.model, c.opt) for c in configs} - measured.keys():
         return
     trained = [trajectory.trained for trajectory in grid.group_trajectories(configs)]

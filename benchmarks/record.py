@@ -20,7 +20,7 @@ from scipy.stats import ttest_1samp
 from shared import print_json, print_table, with_range
 
 from common.base.cli import Validated, expand_grid, option, parse_command_line, run_script
-from common.base.config import TRAIN_PRESETS, TrainConfig
+from common.base.config import TrainConfig
 from common.data.datasets import load_dataset
 from common.judge.published import published
 from common.speed.timing import Process
@@ -62,7 +62,7 @@ def measure(dataset: str, options: Options) -> dict[str, Any]:
     (best,) = published("best", dataset=dataset)
     recipe = {name: best[name] for name in ("dataset", "model", "opt", "lr", "epochs")}
     study = TrainConfig(device="cpu", **recipe)
-    preset = TRAIN_PRESETS["record"] | {"dataset": [dataset], "device": ["cpu"]}
+    preset = TrainConfig.presets["record"] | {"dataset": [dataset], "device": ["cpu"]}
     configs = expand_grid(TrainConfig, preset)[: options.seeds]
     loops = {name: [torch.get_num_threads()] for name in ("notebook fp32", "notebook bf16")}
     blocks, runs = notebook.time_blocks(loops, STEPS, 0.0, study, options.data_dir), []

@@ -19,6 +19,7 @@ import numpy as np
 from common.base.cli import UsageError, as_dict, format_time
 from common.base.config import TrainConfig, TrainOptions
 from common.base.log import Log, Row, run_id, write_atomically
+from common.base.machine import describe_machine
 from common.judge import race as rules
 from common.judge.findings import sentences
 from common.judge.race import MOST_SEEDS, Candidate, makespan, rungs_of
@@ -278,7 +279,7 @@ class Race:
         facts["runs"] += [train_id(run) for runs in trained.values() for run in runs[1:]]
         facts |= rules.conclude(standings, tested, self.state["workers"])
         if run_id("race", config) not in self.log.finished("race") or self.options.force:
-            self.log.append("race", config, facts, device=first.device)
+            self.log.append("race", config, facts, env=describe_machine(first.device))
         show("race", [config | facts])
         return chosen
 

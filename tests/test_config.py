@@ -9,12 +9,12 @@ import pytest
 from processes import ROOT
 
 from common.base.cli import UsageError, as_dict, expand_grid, parse_command_line, run_script
-from common.base.config import TRAIN_PRESETS, Options, TrainConfig, TrainOptions
+from common.base.config import Options, TrainConfig, TrainOptions
 from common.train.grid import canonical, group_trajectories
 
 
 def parse(text):
-    grid, options = parse_command_line(text.split(), "", TrainConfig, TrainOptions, TRAIN_PRESETS)
+    grid, options = parse_command_line(text.split(), "", TrainConfig, TrainOptions)
     return expand_grid(TrainConfig, grid), options
 
 

@@ -6,7 +6,7 @@ import pytest
 from invented import Invented, only, wrong_on
 
 from common.base.cli import as_dict, expand_grid, parse_command_line
-from common.base.config import TRAIN_PRESETS, TrainConfig, preset_of
+from common.base.config import TrainConfig, preset_of
 from common.judge.published import published_table, results_table, short_list
 from common.judge.rows import busy_note, latest_ok
 from common.judge.stats import Estimate, newcombe_interval, sample_spread, wilson_interval
@@ -89,7 +89,7 @@ def test_the_best_machine_stands_beside_the_study_s_best_machine(log):
 
 
 def test_a_recipe_of_a_preset_has_its_name_and_other_test_images_no_published_figure(log):
-    grid, _ = parse_command_line(["--preset", "best"], "", TrainConfig, presets=TRAIN_PRESETS)
+    grid, _ = parse_command_line(["--preset", "best"], "", TrainConfig)
     for config in expand_grid(TrainConfig, grid):
         log.train(wrong_on(images=10_000), **as_dict(config) | {"device": "cpu"})
     for record, epochs in zip(results_of(log), (20, 55), strict=True):

@@ -18,14 +18,12 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from configparser import ConfigParser
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 BOUNDS = {"above": (operator.gt, "greater than"), "minimum": (operator.ge, "at least")}
 BOUNDS |= {"maximum": (operator.le, "at most")}
 TRUTH = ConfigParser.BOOLEAN_STATES  # true, 1, yes, on; false, 0, no, off
 PARTS = "parts"  # of a grid: grids that a preset is made of, whose values replace its own
-# What a notebook's kernel or somebody's shell leaves for its own programs.
-FOREIGN = ("MPLBACKEND", "PYTHONOPTIMIZE", "PYTHONWARNINGS")
 
 
 class UsageError(ValueError):
@@ -91,7 +89,7 @@ def need(module: str, what: str, package: str | None = None) -> Any:
 def start_clean() -> None:
     """Have neither this process nor those that it starts follow what is somebody else's: variables
     of the environment, warnings as errors, streams that are closed, modules that lie about."""
-    for name in FOREIGN:
+    for name in ("MPLBACKEND", "PYTHONOPTIMIZE", "PYTHONWARNINGS"):  # a notebook's, or a shell's
         os.environ.pop(name, None)
     os.environ["PYTHONSAFEPATH"] = "1"  # else a random.py in the working directory is Python's
     sys.warnoptions.clear()  # which processes started here would get too
@@ -135,18 +133,20 @@ def run_script(main: Callable[[], int]) -> None:
 
 def option(default: Any, help: str, choices: Iterable[str] = (), **rules: Any) -> Any:
     """Declare a field that becomes a flag or, where its default is MISSING, is given without one.
-
     rules: minimum and maximum (inclusive), above (exclusive); check (instead of check_name); flag
     (False: a script fills it in); silent (not in the log at its default, as in rows before it);
-    logged (what the log has of a value; None: nothing, since another setting says it).
-    """
+    logged (what the log has of a value; None: nothing, since another setting says it)."""
     rules = {"check": check_name, "flag": True, "silent": False, "logged": lambda v: v} | rules
     return field(default=default, metadata={"help": help, "choices": choices} | rules)
 
 
 @dataclass(frozen=True)
 class Validated:
-    """A frozen dataclass, as is every subclass, which checks its fields against their rules."""
+    """A frozen dataclass, as is every subclass, which checks its fields against their rules. Flags
+    may be given by a preset's name: a grid, {field: [value, ...]}."""
+
+    presets: ClassVar[dict[str, Any]] = {}
+    default_preset: ClassVar[str | None] = None
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True)(cls)
@@ -223,23 +223,22 @@ def parse_command_line(
     description: str,
     config_class: type = Validated,
     options_class: type = Validated,
-    presets: Mapping[str, dict[str, Any]] | None = None,
-    default_preset: str | None = None,
 ) -> tuple[dict[str, list[Any]], Any]:
     """Returns: ({field: [value, ...]} of config_class, of a flag, else a preset, else the default;
     options)."""
     form = argparse.RawDescriptionHelpFormatter
     how = {"formatter_class": form, "argument_default": argparse.SUPPRESS, "allow_abbrev": False}
     parser = _Parser(description=description, **how)
+    presets, preset = config_class.presets, config_class.default_preset
     if presets:
         text = f"a named set of flag values ({', '.join(presets)})"
-        text += f", which replace the defaults below [{default_preset}]" if default_preset else ""
+        text += f", which replace the defaults below [{preset}]" if preset else ""
         parser.add_argument("--preset", help=text)
     _add_flags(parser, config_class, several=True)
     _add_flags(parser, options_class, several=False)
     given = vars(parser.parse_args(argv))
     grid = {f.name: [f.default] for f in fields(config_class)}
-    if (preset := given.pop("preset", default_preset)) is not None:
+    if (preset := given.pop("preset", preset)) is not None:
         check_name("--preset", preset, tuple(presets))
         grid |= presets[preset]
     options = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items() if n not in grid}

@@ -57,9 +57,7 @@ COLOURS = ("white", "black", "#RRGGBB")
 GROUPS = "your images of one group stay in one part: CSV file (columns file, group), or pattern"
 BEHIND = f"of your images that are transparent [{BACKGROUND}]"
 TOO_LARGE = f"of your images, larger ones are refused [{MAX_PIXELS}]"
-_PRESETS = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
-TRAIN_PRESETS, SVM_PRESETS, FLOPS_PRESETS = (_PRESETS[name] for name in ("train", "svm", "flops"))
-HW_PRESETS, HW_INFER_PRESETS = _PRESETS["hw_train"], _PRESETS["hw_infer"]
+PRESETS = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
 
 
 def is_own(name: str) -> bool:
@@ -112,6 +110,7 @@ class DataConfig(Validated):
 class TrainConfig(DataConfig):
     """One training run; the defaults are the study's settings."""
 
+    presets = PRESETS["train"]
     limit: int | None = option(None, "training images used, for quick looks [all]", minimum=1)
     image_size: int | None = option(None, "side of images [64; published weights' own]", minimum=1)
     model: str = option("resnet18", NETWORK, MODELS, check=check_model)
@@ -169,6 +168,7 @@ class TrainConfig(DataConfig):
 class SvmConfig(DataConfig):
     """One support vector machine; the defaults are the study's."""
 
+    presets = PRESETS["svm"]
     kernel: str = option("rbf", "kernel", ("poly", "rbf", "linear"))
     samples: int = option(10_000, "training images, chosen by --seed", minimum=2)
     features: str = option("raw", "pixels in [0, 1], or HOG descriptors", ("raw", "hog"))
@@ -184,6 +184,7 @@ class SvmConfig(DataConfig):
 class FlopsConfig(Validated):
     """One cost count: a network at an input shape."""
 
+    presets = PRESETS["flops"]
     model: str = option("resnet18", NETWORK, MODELS, check=check_model)
     image_size: int = option(64, "side of the input in pixels", minimum=1)
     classes: int = option(10, "outputs of the network", minimum=1)
@@ -192,6 +193,7 @@ class FlopsConfig(Validated):
 class HwTrainConfig(DataConfig):
     """Training speed of one network and optimiser on one device variant (the study's Q2)."""
 
+    presets, default_preset = PRESETS["hw_train"], "q2"
     dataset: str = option("fashion", "data set", DATASETS, logged=name_in_log)
     model: str = option("resnet18", NETWORK, MODELS, check=check_model)
     opt: str = option("sgd", "optimiser; sgd has momentum 0.9", OPTIMIZERS)
@@ -221,6 +223,7 @@ class HwTrainConfig(DataConfig):
 class HwInferConfig(Validated):
     """Inference speed of one exported network in one engine."""
 
+    presets, default_preset = PRESETS["hw_infer"], "bench"
     train_run_id: str | None = option(None, "runs whose exports are measured [each set's best]")
     engine: str | None = option(None, "[all that are exported and installed]", ENGINE_NAMES)
     scenario: str | None = option(None, "latency, throughput [both]", ("single", "offline"))
@@ -316,9 +319,9 @@ class HwOptions(Options):
 def preset_of(config: Mapping[str, Any]) -> str | None:
     """The preset of train.py that a row's configuration is one of, whatever its seed and device."""
     whole = vars(TrainConfig()) | config | {"seed": 0, "device": "auto"}
-    return next((name for name in TRAIN_PRESETS if whole in _expand_preset(name)), None)
+    return next((name for name in TrainConfig.presets if whole in _expand_preset(name)), None)
 
 
 @functools.cache
 def _expand_preset(name: str) -> list[dict[str, Any]]:
-    return [vars(config) for config in cli.expand_grid(TrainConfig, TRAIN_PRESETS[name])]
+    return [vars(config) for config in cli.expand_grid(TrainConfig, TrainConfig.presets[name])]

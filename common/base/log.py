@@ -67,15 +67,13 @@ class Log:
             rows = [r for r in rows if timed_on(r["env"]) == here[r["config"].get("device")]]
         return {row["run_id"]: row for row in rows}
 
-    def append(
-        self, kind: str, config: Row, metrics: Row, *, device: str | None = None, **parts: Any
-    ) -> Row:
-        """Write one row and return it; env describes `device`. `parts` are those that are not as
-        usual: status, error, run_id, or git and env of the row whose metrics this one shares."""
+    def append(self, kind: str, config: Row, metrics: Row, **parts: Any) -> Row:
+        """Write one row and return it; env describes the device that the configuration names.
+        `parts` are those that are not as usual: status, error, run_id, git, env."""
         row = {"schema": SCHEMA, "kind": kind, "run_id": run_id(kind, config)}
         row |= {"time_utc": datetime.now(UTC).isoformat(timespec="seconds"), "git": git_state()}
-        row |= {"status": "ok", "error": None, "config": config, "env": describe_machine(device)}
-        row |= {"metrics": metrics}
+        row |= {"status": "ok", "error": None, "config": config}
+        row |= {"env": describe_machine(config.get("device")), "metrics": metrics}
         if unknown := parts.keys() - row.keys():  # else a misspelt one would be a part of its own
             raise TypeError(f"a row has no {', '.join(unknown)}")
         row |= parts
@@ -99,8 +97,7 @@ class Log:
             metrics = getattr(error, "metrics", {})
             for config in configs:
                 why = explain(error, config) if explain else first_line(error)
-                parts = {"device": config.get("device"), "status": "failed", "error": why}
-                rows.append(self.append(kind, config, metrics, **parts))
+                rows.append(self.append(kind, config, metrics, status="failed", error=why))
             if not rows:
                 raise
 

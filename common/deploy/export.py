@@ -28,7 +28,7 @@ from common import cost
 from common.base.cli import UsageError, first_line, print_more
 from common.base.config import TrainConfig, TrainOptions, is_own
 from common.base.log import Log, Row, locate, write_together
-from common.base.machine import git_state
+from common.base.machine import describe_machine, git_state
 from common.data.batches import Batches
 from common.data.datasets import load_dataset, render, split_dataset
 from common.data.images import Dataset
@@ -276,7 +276,7 @@ def export_run(log: Log, row: Row, format: str, data_dir: str) -> Row:
     except Exception as error:  # exporters fail in many ways; none of them ends a grid
         print_more(error)
         failed = {"status": "failed", "error": first_line(error)}
-    done = log.append("export", config, metrics, **failed)
+    done = log.append("export", config, metrics, env=describe_machine(), **failed)
     print(f"{row['run_id']} {format}: {failed.get('error', path)}")
     return done
 

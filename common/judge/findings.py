@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from common.base.cli import expand_grid, format_time
-from common.base.config import TRAIN_PRESETS, TrainConfig
+from common.base.config import TrainConfig
 from common.base.machine import machine_of
 from common.judge import claims, compare, published, race, rows
 from common.judge.mistakes import Mistakes, confused_pairs
@@ -117,7 +117,7 @@ def time_of(need: str, log: Rows) -> str | None:
         return None
     seeds = [int(seed) for seed in re.findall(r"\d+", need.partition("--seed")[2])] or [0]
     device = statistics.mode(row["config"].get("device") for row in done.values())
-    grid = TRAIN_PRESETS["q1a"] | {"seed": seeds, "device": [device]}
+    grid = TrainConfig.presets["q1a"] | {"seed": seeds, "device": [device]}
     todo = group_trajectories(look_up(expand_grid(TrainConfig, grid), done)[1])
     times_ms = time_epochs({t.trained: t.trained.epochs for t in todo}, log)
     least = "more than" if len(times_ms) < len(todo) else "about"

@@ -128,7 +128,7 @@ def append_row(log: Log, config: TrainConfig, metrics: Row, shared_with: str | N
     own = {"pin_memory_effect": pin_memory_effect(config), "shared_with": shared_with}
     if metrics.get("best_by", "accuracy") != config.metric:  # the best by this was not kept
         own |= dict.fromkeys(("best_epoch", "best_val_acc", "best_by", "best_checkpoint"))
-    log.append("train", as_dict(config), metrics | own, device=config.device, **by)
+    log.append("train", as_dict(config), metrics | own, **by)
 
 
 def check_values(values: dict[str, list[Any]]) -> None:
@@ -141,10 +141,8 @@ def check_values(values: dict[str, list[Any]]) -> None:
 
 def print_plan(configs: list[TrainConfig], todo: list[Trajectory], ms: float | None) -> None:
     in_log = len(configs) - sum(len(t.configs) for t in todo)
-    print(
-        f"configurations: {len(configs)}, in the log: {in_log}; "
-        f"trajectories: {len(group_trajectories(configs))}, to train: {len(todo)}"
-    )
+    trajectories = f"trajectories: {len(group_trajectories(configs))}, to train: {len(todo)}"
+    print(f"configurations: {len(configs)}, in the log: {in_log}; {trajectories}")
     if ms is not None:
         text = "unknown, for some steps fail" if math.isnan(ms) else format_time(ms / 1e3)
         print(f"estimated time of training and validation: {text} (a few steps were timed)")

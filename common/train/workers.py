@@ -114,42 +114,13 @@ def share_out(
     if isinstance(options, TrainOptions):
         own["export"] = ()  # comes when all are done
     options = replace(options, threads=options.threads or share, **own)
-    pausing = getattr(options, "pause_after", None)  # which leaves no row
-    machines = Processes() if local else Cluster(options.cluster, workers)
-    rows_before, failures = len(log.read(script)), 0
-
-    def work_off(number: int, name: str, configs: Sequence[Any]) -> str | None:
-        """Run a job's command until all its rows are there. Returns: why one of them is failed."""
-        command, label = command_of(script, configs, options), f"[{number}/{len(jobs)}] {name}"
-        runs = {run_id(script, as_dict(config)): as_dict(config) for config in configs}
-        print(label, flush=True)
-        for _ in range(TRIES):
-            status, errors = machines.run(command, number)
-            if machines.stopped:
-                return None
-            if status == 2:
-                line, _, more = errors.partition(f"{script}.py: ")[2].strip().partition("\n")
-                raise UsageError(line) from (ChildProcessError(more) if more else None)
-            *_, last = errors.strip().splitlines() or ["it left no row"]
-            sys.stderr.write(errors)  # whole, and no progress bars in between
-            # What is not to be done again may be finished by another process.
-            known = {} if options.force else dict.fromkeys(log.finished(script))
-            known |= dict.fromkeys(runs if pausing and status == 0 else ())
-            new = [r for r in log.read(script)[rows_before:] if r["status"] != "interrupted"]
-            known |= {row["run_id"]: row["error"] for row in new}
-            if runs.keys() <= known.keys():
-                return next((known[run] for run in runs if known[run]), None)
-            why = f"its worker died ({signal.Signals(-status).name})" if status < 0 else last
-            print(f"  {label}: {why}; what it left is begun again", flush=True)
-        why = f"tried {TRIES} times: {why}"
-        for config in (config for run, config in runs.items() if run not in known):
-            device = config.get("device")
-            log.append(script, config, {}, status="failed", error=why, device=device)
-        return why
-
+    machines = (Processes if local else Cluster)(script, log, options, workers)
+    work, failures = {}, 0
     with ThreadPoolExecutor(workers) as pool:
         try:
-            work = {pool.submit(work_off, n, *job): job for n, job in enumerate(jobs, 1)}
+            for number, (name, configs) in enumerate(jobs, 1):
+                label = f"[{number}/{len(jobs)}] {name}"
+                work[pool.submit(machines.work_off, number, label, configs)] = name, configs
             for done in as_completed(work):
                 name, configs = work[done]
                 if error := done.result():
@@ -163,29 +134,63 @@ def share_out(
             machines.stop()
 
 
-class Processes:
+class Machines:
+    """What runs a script's commands, until their work is done or is given up."""
+
+    def __init__(self, script: str, log: Log, options: GridOptions, workers: int) -> None:
+        self.script, self.log, self.options = script, log, options
+        self.rows_before, self.stopped = len(log.read(script)), False
+        self.open(workers)
+
+    def work_off(self, number: int, label: str, configs: Sequence[Any]) -> str | None:
+        """Run a job's command until it is done, or all its rows are there. Returns: why one of them
+        is failed."""
+        command = command_of(self.script, configs, self.options)
+        runs = {run_id(self.script, as_dict(config)): as_dict(config) for config in configs}
+        print(label, flush=True)
+        for _ in range(TRIES):
+            status, errors = self.run(command, number)
+            if self.stopped:
+                return None
+            if status == 2:
+                line, _, more = errors.partition(f"{self.script}.py: ")[2].strip().partition("\n")
+                raise UsageError(line) from (ChildProcessError(more) if more else None)
+            sys.stderr.write(errors)  # whole, and no progress bars in between
+            if status == 0:
+                return None
+            new = self.log.read(self.script)[self.rows_before :]
+            ended = {r["run_id"]: r["error"] for r in new if r["status"] != "interrupted"}
+            if runs.keys() <= ended.keys():
+                return next((ended[run] for run in runs if ended[run]), None)
+            *_, why = errors.strip().splitlines() or ["it left no row"]
+            why = f"its worker died ({signal.Signals(-status).name})" if status < 0 else why
+            print(f"  {label}: {why}; what it left is begun again", flush=True)
+        why = f"tried {TRIES} times: {why}"
+        for config in (config for run, config in runs.items() if run not in ended):
+            self.log.append(self.script, config, {}, status="failed", error=why)
+        return why
+
+
+class Processes(Machines):
     """Commands as processes of this machine."""
 
-    def __init__(self) -> None:
-        self.stopped, self.begun = False, []
+    def open(self, workers: int) -> None:
+        self.begun: list[subprocess.Popen] = []
 
     def run(self, command: Sequence[str], number: int) -> tuple[int, str]:
         """Run a command to its end; its epochs are printed behind its number. Returns: its exit
         status, and what it wrote to stderr."""
         # In a session, on Windows a group, of its own: a terminal's Ctrl-C is for this one alone.
         group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
-        own = {"start_new_session": True, "creationflags": group}
-        command = as_worker(command, os.getpid())
+        own = PIPES | {"start_new_session": True, "creationflags": group}
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-            own |= PIPES | {"stdout": subprocess.PIPE, "stderr": errors}
-            process = subprocess.Popen(command, **own)
+            own |= {"stdout": subprocess.PIPE, "stderr": errors}
+            process = subprocess.Popen(as_worker(command, os.getpid()), **own)
             self.begun.append(process)
             if self.stopped:  # meanwhile
                 process.terminate()
-            with (
-                process.stdout as lines
-            ):  # where nobody reads what is printed, it is not waited for
-                for line in lines:
+            with process.stdout:  # where nobody reads what is printed, it is not waited for
+                for line in process.stdout:
                     if line.startswith("  epoch"):
                         print(f"[{number}]{line}", end="", flush=True)
             status = process.wait()
@@ -199,12 +204,12 @@ class Processes:
             process.terminate()
 
 
-class Cluster:
+class Cluster(Machines):
     """Commands on the workers of a dask cluster, one started here where no address is given."""
 
-    def __init__(self, address: str | None, workers: int) -> None:
+    def open(self, workers: int) -> None:
         """Raises: UsageError when the cluster is not there."""
-        self.stopped, dask = False, need("distributed", "--backend dask")
+        dask, address = need("distributed", "--backend dask"), self.options.cluster
         here = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
         try:
             self.client = dask.Client(address, timeout=WAIT_S, **({} if address else here))
