@@ -57,8 +57,6 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of a network at an input shape."""
-
     convention: str
     input_shape: tuple[int, ...]
     layers: tuple[LayerCost, ...]

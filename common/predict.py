@@ -37,7 +37,6 @@ from common.data.images import TOLD, Unreadable, decoding, open_image, to_inputs
 from common.data.own import iter_files
 
 NEEDED = {"classes": list, "image_size": int, "channels": int, "resized_as": str}
-MOST_COLUMNS = 20  # of a table of what was taken for what; the CSV file has them all
 AGAIN = "python -m common.export RUN writes"
 Network = Callable[[np.ndarray], np.ndarray]  # (C, S, S) float32 in [0, 1] to (classes,) logits
 
@@ -93,9 +92,7 @@ def find_files(names: Sequence[str], classes: Sequence[str]) -> dict[str, str | 
     return files
 
 
-def classify(
-    network: Network, facts: dict[str, Any], file: str, max_pixels: int = MAX_PIXELS
-) -> dict[str, Any]:
+def classify(network: Network, facts: dict[str, Any], file: str, max_pixels: int) -> dict[str, Any]:
     """The likeliest class of an image, and the probability of each. Raises: Unreadable."""
     with decoding():
         image, told = open_image(Path(file), facts.get("background", BACKGROUND), max_pixels)
@@ -122,7 +119,7 @@ def print_confusion(answers: Sequence[dict[str, Any]]) -> None:
     print(f"{right:,} of {total:,} in folders of their class are right, {share};")
     print("of images that were trained on, this says nothing")
     classes = sorted(set().union(*known))
-    if len(classes) <= MOST_COLUMNS:
+    if len(classes) <= 20:  # else too wide; the CSV file has them all
         table = [[truth, *(known[truth, name] for name in classes)] for truth in classes]
         print(tabulate(table, ["is, taken for", *classes]))
 
@@ -137,8 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     answers = []
     for file, truth in files.items():
         try:
-            answer = classify(network, facts, file, options.max_pixels)
-            answers.append(answer | {"truth": truth})
+            answers.append(classify(network, facts, file, options.max_pixels) | {"truth": truth})
         except Unreadable as error:
             print(printable(f"{file}: {error}"), file=sys.stderr)
     for key, n in Counter(key for a in answers for key in a["told"]).items():

@@ -12,10 +12,7 @@ from torch.nn.functional import interpolate, pad
 from common.base.config import TrainConfig, may_mirror
 from common.data.images import Dataset
 
-ERASED_AREA = (0.02, 0.33)  # share of the image, uniform
 ERASED_RATIO = 3.3  # of the sides at most, log-uniform
-CROPPED_AREA = (0.35, 1.0)  # of photos, which mostly are of one thing in their middle
-COLOURS = 0.3  # by which brightness, contrast and saturation change at most
 
 
 def measure_pixels(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +57,7 @@ def draw_views(order: Tensor, config: TrainConfig, epoch: int, sides: Sequence[i
     if not config.erase:
         return views
     random, (height, width) = np.random.RandomState([seed, epoch, 3]), sides
-    area = random.uniform(*ERASED_AREA, n) * height * width
+    area = random.uniform(0.02, 0.33, n) * height * width
     ratio = np.exp(random.uniform(-math.log(ERASED_RATIO), math.log(ERASED_RATIO), n))
     tall = np.sqrt(area * ratio).round().clip(1, height) * (random.rand(n) < config.erase)
     wide = np.sqrt(area / ratio).round().clip(1, width)
@@ -165,8 +162,9 @@ def augment_photos(pixels: Tensor, seeds: Tensor, side: int, mirror: bool) -> Te
     """
     from torchvision.transforms import v2  # slow, and rarely needed
 
-    crop, flip = v2.RandomResizedCrop(side, CROPPED_AREA), v2.RandomHorizontalFlip(0.5 * mirror)
-    change = v2.Compose([crop, flip, v2.ColorJitter(COLOURS, COLOURS, COLOURS)])
+    crop = v2.RandomResizedCrop(side, (0.35, 1.0))  # photos mostly are of what is in their middle
+    flip, colours = v2.RandomHorizontalFlip(0.5 * mirror), v2.ColorJitter(0.3, 0.3, 0.3)
+    change = v2.Compose([crop, flip, colours])
     with torch.random.fork_rng([]):  # of the CPU, where all is drawn
         views = []
         for image, seed in zip(pixels, seeds.tolist(), strict=True):

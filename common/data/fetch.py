@@ -33,7 +33,6 @@ from common.data.images import Dataset
 from common.data.own import read_own
 
 PUBLISHED = tomllib.loads(Path(__file__).with_name("published.toml").read_text("utf-8"))
-CONNECT_TIMEOUT_S = 10
 DOWNLOAD_TIMEOUT_S = 300  # for one file, since a mirror may also trickle
 # What fetches a package, and what prints it as a tar archive.
 CLIENTS = {"npm": (["npm", "pack", "--silent"], ["cat"])}
@@ -139,7 +138,7 @@ def _place(target: Path, data: bytes) -> None:
 def _download(mirror: str, name: str) -> bytes:
     url = mirror + (name if name.endswith((".gz", ".zip")) else f"{name}.gz")
     deadline, data = time.monotonic() + DOWNLOAD_TIMEOUT_S, bytearray()
-    with urllib.request.urlopen(url, timeout=CONNECT_TIMEOUT_S) as reply:
+    with urllib.request.urlopen(url, timeout=10) as reply:
         while chunk := reply.read(1 << 20):
             data += chunk
             if time.monotonic() > deadline:

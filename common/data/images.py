@@ -25,7 +25,6 @@ from common.base.config import BACKGROUND, MAX_PIXELS
 
 WORDS = tomllib.loads(Path(__file__).with_name("words.toml").read_text("utf-8"))
 TOLD = WORDS["told"]
-GREY_MODES = ("1", "L", "LA", "La")
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks that pixels are made of
 Image.MAX_IMAGE_PIXELS = None  # open_image has a limit of its own, which a flag lifts
@@ -96,7 +95,7 @@ def _decode(data: bytes, background: str, max_pixels: int) -> tuple[Image.Image,
             image = ImageOps.exif_transpose(image)
         except Exception:  # whatever the parser stumbles over
             told.add("damaged_metadata")
-    grey = image.mode in GREY_MODES
+    grey = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:

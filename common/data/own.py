@@ -42,7 +42,7 @@ SPELLINGS = dict.fromkeys(("valid", "validation", "dev"), "val")
 SPELLINGS |= {"training": "train", "testing": "test"}
 LITTER = ("__MACOSX", "Thumbs.db", "desktop.ini")  # of file managers, ignored as hidden files are
 Pixels = tuple[np.ndarray, dict[str, list[str]]]  # (N, C, H, W) uint8; Dataset.told
-# SHA-256; all but the pixels; how to read these, squeezed to a side unless that is None.
+# The name with place and content, all but the pixels, and how to read these, squeezed to a side.
 Source = tuple[str, Dataset, Callable[[int | None], Pixels]]
 
 
@@ -64,7 +64,6 @@ _places: dict[str, Place] = {}  # of what this process has pinned, by content
 
 
 def some(names: Sequence[str]) -> str:
-    """The first names of many."""
     return ", ".join([*names[:3], *["..."][: len(names) > 3]])
 
 
@@ -80,17 +79,15 @@ def pin_datasets(grid: Mapping[str, list[Any]], data_dir: str) -> list[str]:
 def pin_dataset(name: str, data_dir: str | Path, **settings: Any) -> str:
     """The name with the place and the content of your own images in it; that of a published set as
     it is. `settings` are SETTINGS, unless the name has a content that is known."""
-    if not is_own(name):
-        return name
-    place, (sha256, _, _) = _find(name, Path(data_dir), settings)
-    return f"{place}@{sha256[:12]}"
+    return _find(name, Path(data_dir), settings)[0] if is_own(name) else name
 
 
 def read_own(name: str, data_dir: Path, side: int | None) -> Dataset:
     """Your own images, squeezed to a square unless `side` is None. They are decoded once: the data
     folder keeps them."""
-    place, (sha256, dataset, read) = _find(name, data_dir, {})
-    file = data_dir / "own" / f"{sha256[:32]}-{side or 'as-it-is'}-pillow{pillow}.npz"
+    pinned, dataset, read = _find(name, data_dir, {})
+    place, _, content = pinned.rpartition("@")
+    file = data_dir / "own" / f"{content}-{side or 'as-it-is'}-pillow{pillow}.npz"
     # None yet, or a damaged one: read again.
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
@@ -106,7 +103,7 @@ def read_own(name: str, data_dir: Path, side: int | None) -> Dataset:
     return replace(dataset, images=images, told=told)
 
 
-def _find(name: str, data_dir: Path, settings: Mapping[str, Any]) -> tuple[Place, Source]:
+def _find(name: str, data_dir: Path, settings: Mapping[str, Any]) -> Source:
     """What a name means; its place, and how it is read, are kept for who has the content alone."""
     kind, path, pin = NAME.fullmatch(name).groups()
     given = {key: value for key, value in settings.items() if value is not None}
@@ -119,7 +116,7 @@ def _find(name: str, data_dir: Path, settings: Mapping[str, Any]) -> tuple[Place
             known = _places.get(pin) or Place(**json.loads(kept.read_text("utf-8")))
             place = known if os.path.exists(known.path) else place
     source = find_images(place)
-    content = source[0][:12]
+    content = source[0].rpartition("@")[-1]
     if pin not in (None, content):
         changed = f"{place}: its images or how they are read have changed: they were @{pin}"
         raise UsageError(f"{changed} and are @{content}; bring them back, or train on these")
@@ -130,7 +127,7 @@ def _find(name: str, data_dir: Path, settings: Mapping[str, Any]) -> tuple[Place
             write_atomically(data_dir / "own" / f"{content}.json", text.encode())
         except UsageError as error:
             print(f"{error}; each command decodes your images again", file=sys.stderr)
-    return place, source
+    return source
 
 
 @functools.cache  # hashes every byte once a process
@@ -148,8 +145,8 @@ def find_images(place: Place) -> Source:
     except OSError as error:
         what = f"{error.strerror}: {error.filename}; is the path right?"
         raise UsageError(f"{place}: {what}") from None
-    named = replace(dataset, name=name_in_log(f"{place}@{sha256[:12]}"))
-    return sha256, replace(named, background=place.background), read
+    pinned = f"{place}@{sha256[:12]}"
+    return pinned, replace(dataset, name=name_in_log(pinned), background=place.background), read
 
 
 def _find_folder(place: Place) -> Source:

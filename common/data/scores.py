@@ -12,12 +12,7 @@ import numpy as np
 
 from common.base.config import METRICS
 
-UNEQUAL = 1.5  # images of the largest class for one of the smallest
 Z = NormalDist().inv_cdf(0.975)
-PSEUDO_IMAGES = 4
-TO_BEAT = """
-to beat, always answering the largest class: accuracy {acc:.1%}, balanced accuracy {balanced:.1%}, \
-macro F1 {f1:.1%}"""
 
 
 def count_answers(labels: Any, answers: Any, classes: int) -> np.ndarray:
@@ -27,7 +22,6 @@ def count_answers(labels: Any, answers: Any, classes: int) -> np.ndarray:
 
 
 def rate(counts: np.ndarray) -> dict[str, float]:
-    """Both scores of the answers."""
     right, images, answers = counts.diagonal(), counts.sum(1), counts.sum(0)
     asked, either = images > 0, images + answers > 0
     f1 = 2 * right[either] / (images + answers)[either]
@@ -57,7 +51,7 @@ def intervals(counts: np.ndarray) -> dict[str, list[float]]:
     counts = counts[known][:, known]
     n, images = len(counts), counts.sum(1, keepdims=True)
     added = np.where(np.eye(n), 0.5, 0.5 / max(1, n - 1)) * (images > 0)
-    counts = counts + PSEUDO_IMAGES / np.count_nonzero(images) * added
+    counts = counts + 4 / np.count_nonzero(images) * added
     ends, moves = {}, slopes(counts)
     for name, value in rate(counts).items():
         half = Z * float(np.sqrt((counts * moves[name] ** 2).sum()))
@@ -85,7 +79,7 @@ def baseline(metrics: Mapping[str, Any]) -> dict[str, float]:
     to beat. Nothing where classes are about equal, of which accuracy tells enough."""
     counts = metrics.get("class_counts") or {}
     totals = [sum(parts) for parts in zip(*counts.values(), strict=True)]
-    if not totals or max(totals) <= UNEQUAL * min(totals):
+    if not totals or max(totals) <= 1.5 * min(totals):
         return {}
     acc, classes = metrics["majority_acc"], sum(n > 0 for n in counts["test"])
     return {"acc": acc, "balanced": (acc > 0) / classes, "f1": 2 * acc / (1 + acc) / classes}
@@ -100,5 +94,7 @@ def cells(metrics: Mapping[str, Any], metric: str) -> dict[str, str]:
 
 def to_beat(rows: Iterable[Mapping[str, Any]]) -> str:
     """Baselines of rows in words, a line each, below a table."""
+    text = "\nto beat, always answering the largest class: accuracy {acc:.1%}"
+    text += ", balanced accuracy {balanced:.1%}, macro F1 {f1:.1%}"
     known = filter(None, (baseline(row["metrics"]) for row in rows))
-    return "".join(dict.fromkeys(TO_BEAT.format(**scores) for scores in known))
+    return "".join(dict.fromkeys(text.format(**scores) for scores in known))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from common import cost
 from common.base.cli import UsageError, first_line, print_more
 from common.base.config import TrainConfig, TrainOptions, is_own
-from common.base.log import Log, Row, locate, write_together
+from common.base.log import Log, Row, locate, run_id, write_together
 from common.base.machine import describe_machine, git_state
 from common.data.batches import Batches
 from common.data.datasets import load_dataset, render, split_dataset
@@ -239,17 +239,12 @@ def check_format(format: str) -> None:
 
 def export_all(configs: list[TrainConfig], log: Log, options: TrainOptions) -> int:
     """Export every finished configuration in each format asked for. Returns: failures."""
-    rows, failures = log.finished("train"), 0
-    exported = [row["metrics"] for row in log.finished("export").values()]
-    files = {
-        (m["train_run_id"], m["format"]): log.folder / m["file"] for m in exported if m["file"]
-    }
+    rows, exported, failures = log.finished("train"), log.finished("export"), 0
     names = [name for name in dict.fromkeys(map(train_id, configs)) if name in rows]
-    for name, format in product(names, options.export):
-        file = files.get((name, format))
-        if options.force or not (file and file.exists()):
-            row = export_run(log, rows[name], format, options.data_dir)
-            failures += row["status"] != "ok"
+    for row, format in product([rows[name] for name in names], options.export):
+        done = exported.get(run_id("export", row["config"] | {"format": format}))
+        if options.force or not (done and (log.folder / done["metrics"]["file"]).exists()):
+            failures += export_run(log, row, format, options.data_dir)["status"] != "ok"
     return failures
 
 

@@ -21,7 +21,6 @@ from common.models import build_model
 from common.train.checkpoint import load_checkpoint, load_weights
 from common.train.loop import MirrorMean, as_tested
 
-COMPILED_SIZES = 64  # batch sizes that torch.compile is measured in, at most
 Values = Sequence[float] | Tensor  # one a channel
 Run = Callable[[Tensor], Tensor]
 
@@ -96,8 +95,8 @@ def _load_eager_bf16(file: Path, threads: int) -> Run:
 def _load_compiled(file: Path, threads: int) -> Run:
     import torch._dynamo
 
-    # A graph for every batch size, which beyond a limit torch would quietly run eagerly.
-    torch._dynamo.config.recompile_limit = COMPILED_SIZES
+    # A graph for every batch size, of 64 at most, beyond which torch would quietly run eagerly.
+    torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(load_deployable(file)[0], dynamic=False, options={"freezing": True})
 
