@@ -78,7 +78,7 @@ def labels(*flags):
 def variant_of(**settings):
     config = HwTrainConfig(**DIGITS | {"model": "vgg5", "precision": "fp32"} | settings)
     batches = Run(training.as_training(config), "data").batches
-    return training.Variant(config, group=training.Group([config], "data"), batches=batches)
+    return training.Variant(config, training.Group([config], "data"), batches)
 
 
 @pytest.fixture

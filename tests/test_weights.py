@@ -6,6 +6,7 @@ import types
 from dataclasses import replace
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 import torchvision.models
@@ -15,7 +16,7 @@ import train
 from common import models
 from common.base.cli import UsageError
 from common.base.config import TrainConfig
-from common.train import grid, run
+from common.train import check, grid, run
 from common.train.checkpoint import load_checkpoint, new_model
 
 NAME = "mobilenet_v3_small"  # whose default weights are for 224x224
@@ -236,3 +237,21 @@ def test_timm_is_asked_for_its_pretrained_network(monkeypatch):
     facts["has_weights"] = False
     with pytest.raises(UsageError, match="timm:tiny has no published weights"):
         models.load_published("timm:tiny")
+
+
+def test_a_frozen_bodys_pass_is_priced_once_and_not_in_every_epoch(published, monkeypatch):
+    """The first steps, and a first look at images, ask it for each; what comes later does not."""
+    step_ms, clock = iter([30.0, 3.0] * 2), iter([0.0, 358.0, 1000.0, 1179.0] * 2)
+
+    def train_epoch(setup, order):
+        return {"train_ms": next(step_ms) * len(order)}
+
+    monkeypatch.setattr(check, "TIMED_S", 0)  # two looks, at 179 images in 358 ms and in 179
+    monkeypatch.setattr(check, "now_ms", lambda device: next(clock))
+    monkeypatch.setattr(check.loop, "train_epoch", train_epoch)
+    same = {"weights": "imagenet", "image_size": 32, "limit": None, "epochs": 4}
+    frozen, whole = (config_of(**same, freeze=freeze) for freeze in (True, False))
+    priced_ms = check.estimate_ms([frozen, whole], "data")
+    first, later = np.array([30.0 * 1257 / 16, 358.0]), np.array([3.0 * 1257 / 16, 179.0])
+    np.testing.assert_allclose(4 * priced_ms[frozen][:2], first + 3 * later)
+    np.testing.assert_allclose(priced_ms[whole][:2], later)

@@ -5,7 +5,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 from uuid import uuid4
 
@@ -20,7 +20,7 @@ from common.data.own import pin_datasets
 from common.models import build_model
 from common.speed import peaks, timing
 from common.speed.samples import Side
-from common.train import device, loop
+from common.train import device
 from common.train.check import check_steps
 from common.train.notebook import notebook_steps
 from common.train.run import Run, explain_failure
@@ -108,7 +108,7 @@ class Group:
         for name in devices if compiled else ():  # so that no variant pays for the compiler's start
             torch.compile(torch.nn.ReLU())(torch.zeros(1, device=name))
         batches = {name: Run(config, self.data_dir).batches for name, config in devices.items()}
-        variants = [Variant(c, group=self, batches=batches[c.device]) for c in self.configs]
+        variants = [Variant(config, self, batches[config.device]) for config in self.configs]
         for variant in variants:
             variant.attempt(variant.warm_up)
         for number in range(math.ceil(self.configs[0].steps / VISIT_SAMPLES)):
@@ -134,17 +134,13 @@ def expand_groups(grid: Row, data_dir: str) -> list[Group]:
     ]
 
 
-@dataclass(eq=False, kw_only=True)
 class Variant(Side):
     """One variant while it is measured; those of one device share their `batches`."""
 
-    group: Group
-    batches: Batches
-    phases_ms: list[Row] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.device = self.batches.device
-        self.threads = self.config.threads or self.group.threads
+    def __init__(self, config: HwTrainConfig, group: Group, batches: Batches) -> None:
+        super().__init__(config)
+        self.group, self.batches, self.device = group, batches, batches.device
+        self.threads, self.phases_ms = config.threads or group.threads, []
 
     def attempt(self, work: Callable[[], None]) -> None:
         """Do a part of the measurement, prepared for the variant, unless a part before failed."""
@@ -239,13 +235,12 @@ class Variant(Side):
         for index in (order[0], order[-1]) * 2:  # a CUDA graph is recorded at its second turn
             run.setup.step(run.setup, *run.batches.load(index))
         run.restore(untrained)
-        epoch_ms = run.train_steps(1)["train_ms"]
-        refreshed = loop.refresh_statistics(run.model, run.batches, run.split.train, len(order))
+        trained = run.train_steps(1)
         self.whole_epoch = {
-            "images_per_s": self.n_train / epoch_ms * 1e3,
-            "epoch_ms": epoch_ms,
+            "images_per_s": self.n_train / trained["train_ms"] * 1e3,
+            "epoch_ms": trained["train_ms"],
             "extrapolated": False,
-            "bn_statistics": refreshed,
+            "bn_statistics": trained["bn_statistics"],
             "test_acc": run.test(run.split.test)[1],
         }
 

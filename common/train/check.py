@@ -30,7 +30,7 @@ def check_configs(configs: Sequence[TrainConfig], data_dir: str) -> None:
         precision = resolve_precision(config.amp, config.amp_dtype, torch.device(config.device))
         if config.compile and (obstacle := compile_obstacle(config.device)):
             raise UsageError(f"--compile true: {obstacle}")
-        check_steps(config, precision, bf16_way_out="--amp false")
+        check_steps(config, precision, "--amp false")
         datasets.load_split(config, data_dir)
         if config.amp and precision == "fp32":
             why = "for this CPU has no fast bf16; --amp changes nothing"
@@ -60,9 +60,9 @@ def explain_weights(config: TrainConfig, data_dir: str) -> str:
     return "; ".join(texts)
 
 
-def check_steps(config: TrainConfig, precision: str, bf16_way_out: str) -> None:
-    """Say what processes, a CUDA graph or the network cannot do; `bf16_way_out` is the flag that
-    leaves bf16. Raises: UsageError."""
+def check_steps(config: TrainConfig, precision: str, fp32_flag: str) -> None:
+    """Raises: UsageError for what processes, a CUDA graph or the network cannot do; `fp32_flag` is
+    what to give where it is bf16 that they cannot."""
     kind, size, images = config.device, config.world_size, config.batch_size
     sync_bn, graph, several, cpu = config.sync_bn, config.cuda_graph, size > 1, kind == "cpu"
     alone = "one process only; leave it out under torchrun"
@@ -80,16 +80,14 @@ def check_steps(config: TrainConfig, precision: str, bf16_way_out: str) -> None:
     }
     for why in (why for why, applies in refused.items() if applies):
         raise UsageError(why)
-    way_out = bf16_way_out if cpu and precision == "bf16" else None
-    check_network(config.model, config.image_size, config.opt, min(2, images), way_out)
+    fp32_flag = fp32_flag if cpu and precision == "bf16" else ""
+    check_network(config.model, config.image_size, config.opt, min(2, images), fp32_flag)
 
 
 @cache
-def check_network(
-    model: str, image_size: int, opt: str, images: int = 2, bf16_way_out: str | None = None
-) -> None:
+def check_network(model: str, size: int, opt: str, images: int = 2, fp32_flag: str = "") -> None:
     """Raises: UsageError when the network cannot be trained so on batches of so many images of that
-    size: BatchNorm needs two values of a channel. In bf16 on a CPU, which `bf16_way_out` avoids, a
+    size: BatchNorm needs two values of a channel. In bf16 on a CPU, where `fp32_flag` is given, a
     strided convolution may not be wider than its input of one pixel: oneDNN (torch 2.14) returns
     uninitialised memory as the weight gradient of the taps that only ever meet padding."""
     unset = []  # convolutions of whose gradient a part would be
@@ -99,22 +97,22 @@ def check_network(
             unset.append(name)
 
     try:
-        network = build_on_meta(model, 10, image_size).train()
+        network = build_on_meta(model, 10, size).train()
         for name, layer in network.named_modules():
             if isinstance(layer, nn.Conv2d):
                 layer.register_forward_pre_hook(partial(look, name))
-        network(torch.empty(images, 3, image_size, image_size, device="meta"))
+        network(torch.empty(images, 3, size, size, device="meta"))
     except Exception as error:  # each network fails in its own way
-        why = f"cannot train at --image-size {image_size} on {images} images"
+        why = f"cannot train at --image-size {size} on {images} images"
         way_out = "try another size (most take 64 and 224) or larger batches"
         raise UsageError(f"--model {model} {why}: {way_out}") from error
-    if opt == "muon" and not find_hidden(build_model(model, 10, image_size=image_size), image_size):
+    if opt == "muon" and not find_hidden(build_model(model, 10, image_size=size), size):
         why = "no convolution after its first whose scale a normalisation takes away"
         raise UsageError(f"--opt muon: {model} has {why}, which muon is for; use adamw")
-    if unset and bf16_way_out:
+    if unset and fp32_flag:
         why = "a single pixel, where oneDNN leaves part of its bf16 weight gradient unset"
-        way_out = f"use larger images or {bf16_way_out}"
-        raise UsageError(f"--image-size {image_size}: {unset[0]} would see {why}; {way_out}")
+        way_out = f"use larger images or {fp32_flag}"
+        raise UsageError(f"--image-size {size}: {unset[0]} would see {why}; {way_out}")
 
 
 def estimate_ms(configs: Iterable[TrainConfig], data_dir: str) -> dict[TrainConfig, np.ndarray]:

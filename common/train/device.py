@@ -41,12 +41,10 @@ def prepare_process(threads: int) -> bool:
 class Threads:
     """torch's threads in this process: as many as they are, or once they adapt no more than cores
     that are free.
-
     An OpenMP thread that waits for one without a core spins (pytorch/pytorch#57715): beside one
     other process that computes, steps of two threads on two cores took 5 to 50 times as long, and
-    one thread a twentieth longer than alone (benchmarks/RECORDS.md). How many there are changes the
-    last bits of a result: only a fixed number, by --threads or OMP_NUM_THREADS, promises the same.
-    """
+    one thread a twentieth longer than alone (benchmarks/RECORDS.md). Their number changes the last
+    bits of a result: only a fixed one, by --threads or OMP_NUM_THREADS, promises the same."""
 
     def __init__(self) -> None:
         self.most, self.used = 1, set[int]()

@@ -34,8 +34,7 @@ class World:
 
     def share(self, order: Sequence[Tensor]) -> list[tuple[Tensor, float | None]]:
         """This process's part of each batch, and what its summed loss is multiplied by: the average
-        over the processes is then the batch's mean, whatever the parts' sizes. None: one has all.
-        """
+        over the processes is then the batch's mean, whatever the parts' sizes; one alone: None."""
         if self.size == 1:
             return [(batch, None) for batch in order]
         shares = []

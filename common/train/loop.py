@@ -1,7 +1,6 @@
 """The one training loop and the one evaluation, shared by whatever trains or measures."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from common.train.distributed import ALONE, World
 
 EVAL_BATCH_SIZE = 256
 STATISTICS_IMAGES = 2048  # that running statistics are taken from again
-WARMUP_STEPS = 3  # of a CUDA graph
+WARMUP_STEPS = 3  # before a CUDA graph is recorded
 CHECK_EVERY = 100  # steps between looks at the losses; each look waits for the device
 
 
@@ -44,7 +43,7 @@ class Setup:
     cuda_graph: bool = False
 
     def __post_init__(self) -> None:
-        self.step = StepGraph(train_step) if self.cuda_graph else train_step
+        self.step = StepGraph() if self.cuda_graph else train_step
         kind = next(self.model.parameters()).device.type
         # At work only where gradients could underflow.
         self.scaler = torch.amp.GradScaler(kind, enabled=self.precision == "fp16")
@@ -154,77 +153,50 @@ def check_finite(losses: Tensor) -> None:
 
 
 class StepGraph:
-    """A training step as one CUDA graph, recorded at its first batch and launched for all of that
-    shape: a small batch's few hundred kernels take longer to launch than to run. What it reads
-    stays where it is: inputs, labels, and each learning rate, which becomes a tensor. Never run on
-    a card yet. Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
-    """
+    """A training step as one CUDA graph, launched for all batches of the first one's shape: a small
+    batch's few hundred kernels take longer to launch than to run. What it reads stays where it is:
+    inputs, labels, and each learning rate, which becomes a tensor. Never run on a card yet.
+    Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture"""
 
-    def __init__(self, step: Callable) -> None:
-        self.step, self.state = step, None
+    state: Any = None  # of the optimiser whose steps it takes
 
     def __call__(self, setup: Setup, inputs: Tensor, labels: Tensor, *eager: Any) -> Any:
-        """Take the step. Returns: what `step` does, overwritten by the next one."""
-        if self.state is not setup.optimizer.state:  # none was recorded, or another state loaded
+        """Take the step. Returns: what train_step does, overwritten by the next one."""
+        if self.state is not setup.optimizer.state:  # the first step, or another state was loaded
             self.state = setup.optimizer.state
             self.inputs, self.labels = inputs.clone(), labels.clone()
             for group in setup.optimizer.param_groups:
                 group["lr"] = torch.tensor(float(group["lr"]), device=inputs.device)
                 if "capturable" in group:  # Adam's count of steps is on the device then
                     group["capturable"] = True
-            self.launch = None  # whose memory the new one may need
-            self.launch = record(partial(self.step, setup, self.inputs, self.labels), setup)
+            self.steps = graphed(partial(train_step, setup, self.inputs, self.labels))
         if inputs.shape != self.inputs.shape:
-            return self.step(setup, inputs, labels, *eager)
+            return train_step(setup, inputs, labels, *eager)
         self.inputs.copy_(inputs)
         self.labels.copy_(labels)
-        return self.launch()
+        return next(self.steps)
 
 
-def record(work: Callable, setup: Setup) -> Callable:
-    """Record what `work` launches as a graph. Returns: a function that launches it."""
+def graphed(work: Callable[[], Any]) -> Iterator[Any]:
+    """Do the work at each turn: some times as it is, then by launching the graph recorded of it."""
     stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-    with unchanged(setup):  # which copies before and after on the current stream
+    for _ in range(WARMUP_STEPS):  # in which libraries choose their kernels
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            for _ in range(WARMUP_STEPS):  # in which libraries choose their kernels
-                work()
+            outputs = work()
         current.wait_stream(stream)
+        yield outputs
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph):  # which does nothing yet
         outputs = work()
-
-    def launch() -> tuple[Tensor, Tensor]:
+    while True:
         graph.replay()
-        return outputs
-
-    return launch
-
-
-@contextmanager
-def unchanged(setup: Setup) -> Iterator[None]:
-    """What steps inside change is as before in the end, in the same memory, random numbers too."""
-    weights = [*setup.model.parameters(), *setup.model.buffers()]
-
-    def tensors() -> list[Tensor]:
-        states = setup.optimizer.state.values()
-        return weights + [value for state in states for value in state.values()]
-
-    before = {id(tensor): tensor.detach().clone() for tensor in tensors()}
-    scale = setup.scaler.state_dict()
-    with torch.random.fork_rng([tensor.device for tensor in weights[:1] if tensor.is_cuda]):
-        yield
-    setup.scaler.load_state_dict(scale)
-    with torch.no_grad():
-        for tensor in tensors():
-            # An optimiser that had taken no step begins at zero.
-            tensor.copy_(before.get(id(tensor), torch.zeros_like(tensor)))
+        yield outputs
 
 
 def refresh_statistics(model: nn.Module, batches: Batches, train: Tensor, steps: int) -> int | None:
     """Where a normalisation's running statistics lag behind its weights after so many steps, take
     them again, as means over batches of the first images of `train`; nothing is drawn.
-
     A running average looks back over 1 / momentum steps. It lags where that is over a hundredth of
     all: at momentum 0.01 and 400 steps a network that has learnt answers at chance.
     Returns: how many images that took, if any. Source: torch.optim.swa_utils.update_bn."""

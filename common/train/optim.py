@@ -69,11 +69,9 @@ def schedule_lr(schedule: str, lr: float, step: int, steps: int) -> float:
 
 class Muon(torch.optim.Optimizer):
     """Nesterov SGD, but that the steps of groups marked `orthogonal` are orthogonalised.
-
     Their weights are kept at norm sqrt(outputs), so that lr is relative to them; their scale must
     not matter to the network: find_hidden. (torch.optim.Muon takes only matrices.)
-    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; cifar10-airbench.
-    """
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; cifar10-airbench."""
 
     def __init__(self, groups: list[dict[str, Any]], **settings: float) -> None:
         super().__init__(groups, {"weight_decay": 0.0, "orthogonal": False} | settings)
@@ -143,11 +141,9 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 def find_hidden(model: nn.Module, image_size: int) -> list[str]:
     """The weights, by name, whose steps Muon orthogonalises: those of all convolutions but the
     first whose scale the network normalises away.
-
     By Euler's theorem the derivative of any output by such a scale, <w, dL/dw>, is zero. It is
     taken of a copy in double precision without epsilons, dropout or weights of zero: what is
-    found depends on the architecture alone. Where a gradient is zero altogether, nothing is proved.
-    """
+    found depends on the architecture alone. Where a gradient is all zero, nothing is proved."""
     probe, generator = _copy_in_double(model), torch.Generator().manual_seed(0)
     for layer in probe.modules():
         if isinstance(getattr(layer, "eps", None), float):

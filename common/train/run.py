@@ -123,7 +123,8 @@ class Run:
         return split_batches(self.batches.place(order), config.batch_size)
 
     def train_steps(self, epoch: int) -> Metrics:
-        """The steps of one epoch. Raises: NonFiniteLoss, which names the epoch."""
+        """Take the steps of one epoch, and statistics again that lag behind them. Raises:
+        NonFiniteLoss, which names the epoch."""
         config, order = self.config, self.order(epoch)
         steps = range(len(order) * (epoch - 1), len(order) * epoch)
         total = len(order) * config.epochs
@@ -134,26 +135,26 @@ class Run:
             torch.manual_seed(int(numbers.generate_state(1)[0]))
         try:
             done = loop.train_epoch(self.setup, order, lrs, None if self.world.rank else label)
-            return done | {"lr": lrs[-1]}
         except loop.NonFiniteLoss as error:
             error.metrics["epoch"] = epoch
             raise
+        train = self.split.train
+        refreshed = loop.refresh_statistics(self.trained, self.batches, train, steps.stop)
+        for buffer in self.model.buffers() if self.world.size > 1 else ():
+            if buffer.is_floating_point():  # BatchNorm's running statistics become all images'
+                buffer.copy_(self.world.mean(buffer))
+        # bn_statistics: training images they are of; None: running ones
+        return done | {"lr": lrs[-1], "bn_statistics": refreshed}
 
     def train_one_epoch(self) -> Metrics:
         """Train and validate the next epoch, and print how it went, the first process alone.
         Returns: its metrics, which join the history."""
         epoch, started = len(self.history) + 1, time.monotonic()
         metrics = {"epoch": epoch} | self.train_steps(epoch)
-        steps = epoch * len(split_batches(self.split.train, self.config.batch_size))
-        refreshed = loop.refresh_statistics(self.trained, self.batches, self.split.train, steps)
-        for buffer in self.model.buffers() if self.world.size > 1 else ():
-            if buffer.is_floating_point():  # BatchNorm's running statistics become all images'
-                buffer.copy_(self.world.mean(buffer))
         start_ms = now_ms(self.device)
         val_loss, val_acc, self.answers = self.test(self.split.val)
         metrics["eval_ms"] = now_ms(self.device) - start_ms
         metrics |= {"val_loss": val_loss, "val_acc": val_acc, **self.score(self.answers, "val")}
-        metrics["bn_statistics"] = refreshed  # training images they are of; None: running ones
         metrics["threads"] = threads.take_used()  # the least and the most
         self.places = list(dict.fromkeys([*self.places, place_of(self.config.device)]))
         chosen_by = f"val_{METRICS[self.config.metric]}"
