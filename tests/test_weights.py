@@ -255,3 +255,5 @@ def test_a_frozen_bodys_pass_is_priced_once_and_not_in_every_epoch(published, mo
     first, later = np.array([30.0 * 1257 / 16, 358.0]), np.array([3.0 * 1257 / 16, 179.0])
     np.testing.assert_allclose(4 * priced_ms[frozen][:2], first + 3 * later)
     np.testing.assert_allclose(priced_ms[whole][:2], later)
+    # Tested are 361 images that it was never asked for, and 179 training images.
+    assert (priced_ms[frozen][2], priced_ms[whole][2]) == (2 * 361 + 179, 361 + 179)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common.base.cli import UsageError, expand_grid
 from common.base.config import HwInferConfig
-from common.base.log import Log, locate
+from common.base.log import Log, Row, locate
 from common.data.datasets import load_dataset, split_dataset
 from common.deploy.export import build_pixel_loader, measure_parity, predict
 from common.deploy.runtimes import ENGINES, check_packages, load_engine
@@ -26,7 +26,6 @@ from common.speed import peaks, timing
 from common.speed.samples import Side
 from common.train import device, loop
 
-Row = dict[str, Any]
 CPU = torch.device("cpu")
 # Null in the row of an engine that failed before.
 UNKNOWN = ("versions", "freed_memory_kept", "cold_start_ms", "test_acc", "parity", "flips")

@@ -10,9 +10,7 @@ from scipy import stats
 
 from common.base.cli import as_dict
 from common.base.config import REFUSED
-from common.base.log import run_id
-
-Row = dict[str, Any]
+from common.base.log import Row, run_id
 
 
 @dataclass(eq=False)
@@ -53,8 +51,8 @@ class Side:
         in rows of a kind."""
         known = base and not self.error and not base.error
         pair = ratio_interval(base.rounds_ms, self.rounds_ms, launches) if known else (None, None)
-        name = base and run_id(kind, as_dict(base.config))
-        over = dict(zip(("ratio", "interval"), pair, strict=True)) | {"baseline": name}
+        over = dict(zip(("ratio", "interval"), pair, strict=True))
+        over["baseline"] = base and run_id(kind, as_dict(base.config))
         return over | {"baseline_label": base and base.config.describe()}
 
     def measured(self, group: str, unit: str) -> Row:

@@ -19,7 +19,6 @@ from common.base.cli import first_line, print_more
 from common.train.device import now_ms, prepare_process
 
 RAPL = Path("/sys/class/powercap")
-METER_PERIOD_MS = {"cuda": 100}  # between updates of a counter: NVML's, RAPL's is a millisecond
 
 
 class Laps:
@@ -131,7 +130,6 @@ class Process:
             self.pipe.send((method, arguments))
 
     def receive(self) -> Any:
-        """The answer to a call."""
         try:
             value, error = self.pipe.recv()
         except (EOFError, ConnectionError):

@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from typing import Any
 from uuid import uuid4
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from common.base.cli import UsageError, as_dict, expand_grid, print_more
 from common.base.config import HwTrainConfig, TrainConfig
+from common.base.log import Row
 from common.data.batches import Batches
 from common.data.datasets import load_split
 from common.data.own import pin_datasets
@@ -25,9 +25,7 @@ from common.train.check import check_steps
 from common.train.notebook import notebook_steps
 from common.train.run import Run, explain_failure
 
-Row = dict[str, Any]
 VISIT_SAMPLES = 2  # timed samples of a variant before it is the next one's turn
-ACCELERATOR_STEPS = 10  # steps in a sample
 PHASES = ("data", "copy", "forward", "backward", "optimizer")
 
 
@@ -187,8 +185,8 @@ class Variant(Side):
     def sample(self) -> None:
         """The next timed samples, and a step more whose phases are timed."""
         here, visit = self.device, []
-        period_ms = timing.METER_PERIOD_MS.get(here.type, 0)
-        steps = 1 if here.type == "cpu" else ACCELERATOR_STEPS
+        period_ms = 100 if here.type == "cuda" else 0  # of NVML's counter; RAPL's is a millisecond
+        steps = 1 if here.type == "cpu" else 10
         if here.type != "cpu":
             # Some steps first, for clocks that fell while others had their turn, and so that the
             # first period of the meter is wholly its own. A CPU's first step after another

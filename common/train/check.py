@@ -139,8 +139,9 @@ def estimate_ms(configs: Iterable[TrainConfig], data_dir: str) -> dict[TrainConf
                 timed[kind] = np.min(times, axis=0), times[0]
         _, split = datasets.load_split(config, data_dir)
         least, first = timed[kind]  # a frozen body is asked for each image once, not in each epoch
-        step_ms, image_ms = least + (first - least) / config.epochs if config.freeze else least
-        steps, seen = len(split.train) / config.batch_size, len(split.val) + len(split.test)
-        test_ms = (first if config.freeze else least)[1] * seen
-        epoch_ms[config] = np.array([step_ms * steps, image_ms * len(split.val), test_ms])
+        first = first if config.freeze else least
+        step_ms, image_ms = least + (first - least) / config.epochs
+        steps, n_val = len(split.train) / config.batch_size, len(split.val)
+        test_ms = first[1] * len(split.test) + least[1] * n_val  # of training images, as many
+        epoch_ms[config] = np.array([step_ms * steps, image_ms * n_val, test_ms])
     return epoch_ms

@@ -49,14 +49,12 @@ class World:
         return shares
 
     def sum(self, values: Tensor) -> Tensor:
-        """Values added up over the processes."""
         if self.size > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
     def mean(self, values: Tensor) -> Tensor:
-        """Values averaged over the processes."""
         return self.sum(values) / self.size
 
     def evaluate(self, forward: Callable[[Tensor], Tensor], index: Tensor, block: int) -> Tensor:

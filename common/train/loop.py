@@ -17,7 +17,6 @@ from common.train.distributed import ALONE, World
 
 EVAL_BATCH_SIZE = 256
 STATISTICS_IMAGES = 2048  # that running statistics are taken from again
-WARMUP_STEPS = 3  # before a CUDA graph is recorded
 CHECK_EVERY = 100  # steps between looks at the losses; each look waits for the device
 
 
@@ -180,7 +179,7 @@ class StepGraph:
 def graphed(work: Callable[[], Any]) -> Iterator[Any]:
     """Do the work at each turn: some times as it is, then by launching the graph recorded of it."""
     stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-    for _ in range(WARMUP_STEPS):  # in which libraries choose their kernels
+    for _ in range(3):  # in which libraries choose their kernels
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             outputs = work()

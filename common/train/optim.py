@@ -14,7 +14,6 @@ WARMUP = 0.2  # share of a triangular schedule before its peak
 PROBE_SIDE = 64
 SCALE_MATTERS = 1e-8  # share of <w, dL/dw>: of 17 networks at most 1e-11, or else at least 2e-6
 BODY_LR = 0.1  # of --lr, for weights that were trained before, under a head that is new
-NOTICED = 5e-4  # relative change of logits
 
 
 def build_optimizer(
@@ -170,7 +169,7 @@ def norms_are_noticed(model: nn.Module, names: list[str], image_size: int) -> bo
     probe = _copy_in_double(model)
     before = _answer(probe, image_size)
     set_norms([probe.get_parameter(name) for name in names])
-    return (_answer(probe, image_size) - before).norm() > NOTICED * before.norm()
+    return (_answer(probe, image_size) - before).norm() > 5e-4 * before.norm()
 
 
 def _copy_in_double(model: nn.Module) -> nn.Module:
