@@ -222,14 +222,14 @@ def test_the_best_network_and_svm_chosen_on_validation_meet_on_images_that_both_
     for opt, lr in itertools.product(("sgd", "adam"), (1e-3, 1e-4)):
         name = log.train(100, {"val_acc": 0.99}, opt=opt, lr=lr, split_seed=1)
         log.held[name]["index"] = log.held[name]["index"] + 1
-    record = contrast_of(log, "best ResNet minus best SVM")
+    record = contrast_of(log, "best ResNet minus best SVM, both in the study's setup")
     assert record["difference"] == pytest.approx(300 / IMAGES)
 
 
 def test_a_side_of_one_seed_is_taken_to_vary_as_the_other_does_and_decides_nothing(log):
     log.grid("opt", {"sgd": [100, 140, 180]}, {"val_acc": 0.9})
     log.svm(400)
-    record = contrast_of(log, "best ResNet minus best SVM")
+    record = contrast_of(log, "best ResNet minus best SVM, both in the study's setup")
     assert (record["pairs"], record["seeds"]) == (1, 1)
     half = stats.t.isf(0.025, 2) * 40 / IMAGES * math.sqrt(1 / 3 + 1)
     assert record["difference"] - record["low"] > half

@@ -71,7 +71,6 @@ def quick(monkeypatch, small_peaks):
 
 def labels(*flags):
     """The variants of the only group of these flags."""
-    flags = [*flags, "--model", "resnet18", "--opt", "sgd"]
     [group] = training.expand_groups(parse_command_line(flags, "", HwTrainConfig)[0], "data")
     return [config.describe() for config in group.configs]
 

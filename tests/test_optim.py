@@ -18,16 +18,16 @@ def test_settings_reach_the_optimizer_and_sgd_is_fused_where_that_is_faster():
         settings = optim.build_optimizer(model, opt, 0.1, 0.5).defaults
         assert (settings["fused"], settings["weight_decay"]) == (fused, 0.5)
     assert optim.build_optimizer(model, "adamw", 0.1, None).defaults["weight_decay"] == 0.01
-    with pytest.raises(ValueError, match="unknown optimiser 'lion'"):
-        optim.build_optimizer(model, "lion", 0.1, None)
+    with pytest.raises(ValueError, match="unknown optimiser 'no-such'"):
+        optim.build_optimizer(model, "no-such", 0.1, None)
 
 
 def test_a_triangular_schedule_peaks_at_its_learning_rate():
     lrs = [optim.schedule_lr("triangular", 1.0, step, 10) for step in range(10)]
     assert lrs == pytest.approx([1 / 2, 1, *(n / 8 for n in range(8, 0, -1))])
     assert optim.schedule_lr("constant", 0.5, 2, 3) == 0.5
-    with pytest.raises(ValueError, match="unknown schedule 'cosine'"):
-        optim.schedule_lr("cosine", 1.0, 0, 10)
+    with pytest.raises(ValueError, match="unknown schedule 'no-such'"):
+        optim.schedule_lr("no-such", 1.0, 0, 10)
     for steps in range(1, 301):
         lrs = [optim.schedule_lr("triangular", 0.3, step, steps) for step in range(steps)]
         top = lrs.index(max(lrs))

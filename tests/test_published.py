@@ -132,7 +132,7 @@ def test_devices_are_named_and_a_busy_machine(log):
     for row, load in zip(log.rows, (0.1, 3.0, 3.5, 0.1), strict=True):
         row["env"]["load_average"] = [load, 0.1, 0.1]
     log.rows[-1]["env"]["device"] = "a GPU"
-    assert [r["cost"] for r in results_of(log)] == ["1 s, busy machine", "unknown time"]
+    assert [r["cost"] for r in results_of(log)] == ["1 s (busy machine)", "unknown time"]
     assert table_of(log).notes[-1] == "Measured on a CPU (rows: 3), a GPU (rows: 1)"
 
 

@@ -24,6 +24,9 @@ WORKS = {
     f"{rows.spell('model', model)} with {rows.spell('opt', opt)}": {"model": model, "opt": opt}
     for model, opt in itertools.product(("resnet18", "resnet50"), OPTIMIZERS)
 }
+MEETS = {"supported": "meets", "contradicted": "misses", "inconclusive": "is at the edge of"}
+NO_TF32 = "fp32 here is without TF32, which --precision tf32 has"
+ONE_MACHINE = "noise between processes is not in the interval"
 Parts = Iterator["Part"]
 LENGTH = 5  # epochs of the study's longer runs; a shorter run cannot speak of learning curves
 
@@ -89,8 +92,6 @@ def judged_part(
         verdict = "mixed" if any(apart.values()) else "inconclusive"
         needs = None if any(apart.values()) else "more seeds of each setting"
     stands = "" if verdict == "mixed" else standing(rule, value, interval)
-    if seeds < SEEDS and stands.startswith("criterion"):
-        stands += " so far, but not counted"
     missed = figure is not None and judge(rule, (figure, figure)) == "contradicted"
     more = [*effect.get("setups", ()), *effect.get("more", ())]
     more += ["the study's own figure misses its criterion"] if missed else []
@@ -103,15 +104,12 @@ def judged_part(
 
 def standing(rule: Rule, value: float, interval: stats.Interval) -> str:
     """How an effect stands to a rule, in words; it leans to where its interval's middle half is."""
-    known = {"supported": "criterion met", "contradicted": "criterion missed"}
-    if (decided := judge(rule, interval)) in known:
-        return known[decided]
+    if (decided := judge(rule, interval)) != "inconclusive":
+        return f"the whole interval {MEETS[decided]} the criterion"
     leaning = judge(rule, tuple((value + end) / 2 for end in interval))
-    words = f"leans to {leaning}" if leaning in known else ""
-    if math.isinf(rule[0]) or math.isinf(rule[1]) or rule[0] < value < rule[1]:
-        return words
-    side = "below" if value <= rule[0] else "above"
-    return join_notes(words, f"the estimate is {side} the criterion's range")
+    if leaning != "inconclusive":
+        return f"leans to {leaning}"
+    return f"the estimate {MEETS[judge(rule, (value, value))]} the criterion"
 
 
 def published_gap(dataset: str, contrast: compare.Contrast) -> float:
@@ -132,7 +130,7 @@ def contrasts(log: Evidence, factor: str, rule: Rule, datasets=STUDY_DATASETS, s
         contrast = replace(contrast, levels=contrast.levels[::-1])
     for dataset in datasets:
         effect = contrast.measure(log, dataset)
-        basis = str(contrast) + (effect["tuned"] or ", all else equal")
+        basis = str(contrast) + (effect["how"] or ", all else equal")
         if effect["averaged"]:
             basis += f" (averaged: {100 * effect['averaged']['difference']:+.2f} points)"
         basis += " (published: the best of each, of other length)" if factor == "opt" else ""
@@ -145,7 +143,7 @@ def best_of_rates(log: Evidence, rule: Rule, basis: str) -> Parts:
     """The best of each learning rate, which may differ in the other factors."""
     contrast = next(c for c in CONTRASTS if c.factor == "lr")
     for dataset, name in STUDY_DATASETS.items():
-        groups = compare.main_recipe(log.of(dataset, "train"))
+        groups = [g for (g,) in compare.main_recipe((g,) for g in log.of(dataset, "train"))]
         rates = ([g for g in groups if g.config.get("lr") == rate] for rate in contrast.levels)
         best, every = tuple(map(rows.best_of, rates)), contrast.measure(log, dataset)
         effect = compare.measure_effect([best] if all(best) else []) | {"levels": every["levels"]}
@@ -200,10 +198,9 @@ def times_part(
     basis, effect = "", {"why": why}
     if all(pair) and (ratio := study.time_ratio(*pair)):
         labels = (rows.get(r, "metrics", "label") or rows.get(r, "env", "device") for r in pair)
-        basis = f"step time of {' over '.join(labels)}"
-        more = ["noise between processes is not in the interval"]
+        basis, more = f"step time of {' over '.join(labels)}", [ONE_MACHINE]
         if any(row["config"].get("precision") == "fp32" for row in study.sides(pair)[1]):
-            more.append("fp32 here is without TF32, which --precision tf32 has")
+            more.append(NO_TF32)
         effect = {"estimate": stats.Estimate(*ratio), "runs": tuple(r["run_id"] for r in pair)}
         effect["more"] = [*more, *map(rows.busy_note, pair)]
     return judged_part(subject, rule, figure, command, basis, effect, unit="times")
@@ -266,8 +263,8 @@ def curves(log: Evidence, left: float, gain: Rule, fall: float, overfitting: flo
 def curves_of(log: Sequence[Row], dataset: str) -> list[Row]:
     """The chosen ResNet's runs with all their epochs, and the changes in each curve; intervals are
     as if on different images: wider than need be."""
-    work = {"dataset": dataset, "epochs": LENGTH}.items()
-    trained = [row for row in rows.latest_ok(log, "train") if work <= row["config"].items()]
+    work, done = {"dataset": dataset, "epochs": LENGTH}, rows.distinct(rows.latest_ok(log, "train"))
+    trained = [row for row in done if work.items() <= row["config"].items()]
     trained = [row for row in trained if str(row["config"].get("model")).startswith("resnet")]
     own = [row for row in trained if not rows.deviations(row["config"], TRAIN_PROTOCOL)]
     best, epochs, runs = rows.pick_best(own or trained), rows.latest_ok(log, "epoch"), []

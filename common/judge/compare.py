@@ -21,6 +21,7 @@ from common.judge.tables import Table, make_table
 
 ALPHA = 0.05
 PRECISE = 10**8
+TUNED, IN_SETUP = ", each at its best learning rate", ", both in the study's setup"
 Load = Callable[[Row], tuple[Mapping[str, Any] | None, str | None]]
 Pair = tuple[Group, Group]
 
@@ -123,12 +124,12 @@ def dependence(rule: stats.Rule, levels: Mapping[str, Sequence[Row]], other="") 
     return apart
 
 
-def main_recipe(groups: Iterable[Group]) -> list[Group]:
+def main_recipe(groups: Iterable[tuple[Group, ...]]) -> list[Any]:
     """Those of one recipe, all but what the study varied: the study's own, else that of most."""
-    recipes = grouped(groups, lambda group: group.without(*PROTOCOLS[group.kind][1]))
+    recipes = grouped(groups, lambda pair: pair[0].without(*PROTOCOLS[pair[0].kind][1]))
 
     def rank(recipe: str) -> tuple[bool, int, str]:
-        return recipes[recipe][0].protocol != "", -len(recipes[recipe]), recipe
+        return recipes[recipe][0][0].protocol != "", -len(recipes[recipe]), recipe
 
     return recipes[min(recipes, key=rank)] if recipes else []
 
@@ -266,8 +267,7 @@ class Contrast:
             choices = [[g for k, g in side.items() if k in common] for side in (one, other)]
             pair = tuple(c[0] if len(c) == 1 else best_of(c) for c in choices)
             pairs += [pair] if all(pair) else []
-        firsts = main_recipe(first for first, _ in pairs)
-        return [pair for pair in pairs if every or pair[0] in firsts]
+        return pairs if every else main_recipe(pairs)
 
     def reversals(self, evidence: Evidence, dataset: str) -> list[str]:
         """The other recipes in which it came out the other way round, with both accuracies."""
@@ -284,7 +284,9 @@ class Contrast:
     def measure(self, evidence: Evidence, dataset: str) -> Row:
         """Its effect, also `averaged` over what is tuned, and at the `levels` of other factors."""
         averaged, pairs = (self.pairs(evidence, dataset, tuned) for tuned in (False, True))
-        tuned, levels = "" if averaged == pairs else ", each at its best learning rate", {}
+        plain = pairs and not any(group.protocol for pair in pairs for group in pair)
+        how, levels = TUNED if averaged != pairs else "", {}
+        how = IN_SETUP if plain and self.kind == "svm" else how
         for factor in (c.factor for c in CONTRASTS if c.kind == self.kind):
             there = grouped(averaged, lambda pair, k=factor: pair[0].config.get(k))
             if factor != self.factor and len(there) > 1:
@@ -293,8 +295,8 @@ class Contrast:
                 effects = zip(map(measure_effect, there.values()), names, strict=True)
                 known = [effect | {"level": name} for effect, name in effects if effect]
                 levels |= {factor: known} if len(known) > 1 else {}
-        average = measure_effect(averaged if tuned else [])
-        return measure_effect(pairs) | {"tuned": tuned, "averaged": average, "levels": levels}
+        average = measure_effect(averaged if averaged != pairs else [])
+        return measure_effect(pairs) | {"how": how, "averaged": average, "levels": levels}
 
 
 CONTRASTS = [Contrast(**entry) for entry in rows.STUDY["contrast"]]
@@ -306,8 +308,8 @@ def best_pairs(evidence: Evidence, dataset: str) -> list[Pair]:
     sides = [g for g in networks if str(g.config.get("model")).startswith("resnet")], svms
     tested = {g: {row["images"] for row in g.rows} for side in sides for g in side}
     common = set.intersection(*(set().union(*map(tested.get, side)) for side in sides))
-    alike = ([g for g in side if tested[g] & common] for side in sides)
-    pair = tuple(best_of(main_recipe(side)) for side in alike)
+    alike = ([(g,) for g in side if tested[g] & common] for side in sides)
+    pair = tuple(best_of(g for (g,) in main_recipe(side)) for side in alike)
     return [pair] if all(pair) and set.intersection(*map(tested.get, pair)) else []
 
 
@@ -327,7 +329,7 @@ def contrast_records(evidence: Evidence) -> list[Row]:
         for c in CONTRASTS:
             record = {"note": f"no pair in the log: {c.command}", "kind": c.kind, "sides": c.sides}
             record |= c.measure(evidence, dataset)
-            record |= {"dataset": dataset, "contrast": f"{c}{record['tuned']}"}
+            record |= {"dataset": dataset, "contrast": f"{c}{record['how']}"}
             # Told by level is what is there at one and, at another, not a quarter of the whole.
             effect = record.get("difference", 1.0)
             rule = math.copysign(max(MARGIN, abs(effect) / 4), effect), math.inf
@@ -338,8 +340,9 @@ def contrast_records(evidence: Evidence) -> list[Row]:
         record |= {"sides": ("the best ResNet", "the best SVM")}
         pairs = best_pairs(evidence, dataset)
         alike = pairs and not any(group.protocol for group in pairs[0])
-        record |= measure_effect(pairs) | {"tuned": ", both in the study's setup" if alike else ""}
-        records.append(record | {"dataset": dataset, "contrast": "best ResNet minus best SVM"})
+        record |= measure_effect(pairs) | {"how": IN_SETUP if alike else ""}
+        name = f"best ResNet minus best SVM{record['how']}"
+        records.append(record | {"dataset": dataset, "contrast": name})
     # Of other images than the study's nothing is missing.
     kept = [r for r in records if "p" in r or r["dataset"] in rows.STUDY_DATASETS]
     # A reader's first rows are the main effects.
@@ -394,22 +397,17 @@ def compare_with_chosen(groups: Sequence[Group]) -> list[Row]:
     return sorted(records, key=lambda r: (r["tied"] != "chosen", -(r["group"].val() or 0)))
 
 
-def validation_gap(group: Group) -> Row | None:
-    """How much its validation accuracy promised too much, where that is known."""
-    images = [number(group.rows[0], "metrics", name) for name in ("n_val", "n_test")]
-    means = group.mean("val_acc"), group.mean("test_acc")
-    if None in means or not all(images):
-        return None
-    gap = stats.difference_of(*([mean] for mean in means), images)
-    return {"optimism": gap.value, "low": gap.image[0], "high": gap.image[1]}
-
-
 def optimism_records(train: Sequence[Row]) -> Iterator[Row]:
-    """The validation_gap of each chosen configuration."""
+    """How much the validation accuracy of a chosen configuration promised too much."""
     for groups in rows.contests(train).values():
-        if (group := best_of(groups)) and (gap := validation_gap(group)):
-            record = group.config | rows.accuracy_record(group) | gap
-            yield record | {"where": rows.split_name(group.config), "tried": len(groups)}
+        group = best_of(groups)
+        images = [number(group and group.rows[0], "metrics", name) for name in ("n_val", "n_test")]
+        if all(images) and group.mean("test_acc") is not None:
+            record = group.config | rows.accuracy_record(group)
+            gap = stats.difference_of([record["val_acc"]], [record["test_acc"]], images)
+            record |= {"where": rows.split_name(group.config), "tried": len(groups)}
+            record["run_id"] = group.first()["run_id"]
+            yield record | {"optimism": gap.value, "low": gap.image[0], "high": gap.image[1]}
 
 
 def seeds_table(train: Sequence[Row]) -> Table:

@@ -1,8 +1,9 @@
 "use strict";
 document.documentElement.classList.add("js");
 
-const wordsOf = input => input.value.toLowerCase().split(/\s+/).filter(Boolean);
-const holds = (text, words) => words.every(word => text.includes(word));
+// Each word typed begins a word of the row: MNIST finds no FashionMNIST.
+const wordsOf = text => text.toLowerCase().split(/[\s,()]+/).filter(Boolean);
+const holds = (text, asked) => asked.every(word => text.some(own => own.startsWith(word)));
 
 // Cells hold their raw numbers; tablesort asks for the order from high to low.
 Tablesort.extend("number", () => false, (a, b) => Math.sign(b - a) || 0);
@@ -12,9 +13,9 @@ const said = button => button.closest("p").querySelector("output");
 
 for (const input of document.querySelectorAll("[data-filter]")) {
   const rows = [...document.getElementById(input.dataset.filter).tBodies[0].rows];
-  const texts = rows.map(row => row.textContent.toLowerCase());
+  const texts = rows.map(row => wordsOf([...row.cells].map(cell => cell.textContent).join(" ")));
   input.addEventListener("input", () => {
-    const words = wordsOf(input);
+    const words = wordsOf(input.value);
     rows.forEach((row, i) => row.hidden = !holds(texts[i], words));
     const shown = rows.filter(row => !row.hidden).length;
     said(input).value = words.length ? `${shown} of ${rows.length} rows` : "";
@@ -34,6 +35,7 @@ const csvOf = table => {
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", async () => {
     const text = csvOf(document.getElementById(button.dataset.copy));
+    const rows = text.split("\n").length - 2;
     try {
       await navigator.clipboard.writeText(text);
     } catch {  // not allowed: by the selection, or by the reader's own hand
@@ -45,7 +47,7 @@ for (const button of document.querySelectorAll("[data-copy]")) {
       area.remove();
       button.focus();
     }
-    said(button).value = "copied";
+    said(button).value = `copied, rows: ${rows}; raw values, as in the CSV file`;
   });
 }
 
@@ -82,8 +84,8 @@ for (const panel of document.querySelectorAll(".curves")) {
   }
   const search = panel.querySelector("[type=search]");
   search.addEventListener("input", () => {
-    const words = wordsOf(search);
-    for (const label of labels) label.hidden = !holds(label.textContent.toLowerCase(), words);
+    const words = wordsOf(search.value);
+    for (const label of labels) label.hidden = !holds(wordsOf(label.textContent), words);
   });
   for (const button of panel.querySelectorAll("button")) {
     button.addEventListener("click", () => {
