@@ -1,11 +1,9 @@
 """What a network costs: MACs, parameters and activations, by layer, in three conventions of what
 a multiply-accumulate (MAC) is. FLOPs are 2 a MAC in each.
-
 - thop: as the package thop: convolutions and linear layers, without their biases, and THOP_RULES;
   every other layer (ReLU, max-pool, additions) counts 0.
 - conv_linear: convolutions and linear layers only, as torchvision's published figures.
 - torch: half of what torch.utils.flop_counter sees while the network runs.
-
 In thop and conv_linear a layer's backward pass is its forward pass once for the gradient of its
 input, unless that needs none, as in the first layer, and once for that of its weights, if they are
 trained; the loss and the optimiser count 0. Convention torch counts the backward pass's operators,

@@ -9,8 +9,7 @@ taken for what is printed too. Images are prepared as they were for training, of
 tells, without torch. Nothing is inverted: a network trained on MNIST, white strokes on black, reads
 ink on paper only after you have inverted it.
 
-Exit status: 0 all classified; 1 some files were no images; 2 the model cannot be used.
-"""
+Exit status: 0 all classified; 1 some files were no images; 2 the model cannot be used."""
 
 from __future__ import annotations
 

@@ -17,9 +17,7 @@ ERASED_RATIO = 3.3  # of the sides at most, log-uniform
 
 def measure_pixels(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (1, where nothing varies) of each channel, pixels in [0, 1].
-
-    Shapes: images (N, C, H, W) uint8 -> (C,), (C,) float32.
-    """
+    Shapes: images (N, C, H, W) uint8 -> (C,), (C,) float32."""
     values = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.stack([plane.flatten().bincount(minlength=256) for plane in images.unbind(1)])
     share = counts / images[:, 0].numel()
@@ -38,14 +36,12 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
 def draw_views(order: Tensor, config: TrainConfig, epoch: int, sides: Sequence[int]) -> Tensor:
     """How each image of an epoch is seen: shifted at random, and mirrored in one epoch and not in
     the next, half of the images in each. Like the order, a function of seed and epoch alone.
-
     Shapes: order (N,) -> (N, 4) int64: image, rows down and columns right from -translate to
     translate, and 1 where it is mirrored. With erase, (N, 8): also top, left, height and width
     of a rectangle inside the `sides` of an image, of no height but with that probability. Of
     photos (N, 2): image, and the seed of what augment_photos draws for it.
     Source: alternating flip, cifar10-airbench (Jordan 2024, arXiv 2404.00498), section 3.6;
-    Random Erasing (Zhong et al. 2017, arXiv 1708.04896), algorithm 1, sides cut to the image's.
-    """
+    Random Erasing (Zhong et al. 2017, arXiv 1708.04896), algorithm 1, sides cut to the image's."""
     n, seed, reach = len(order), config.seed, config.translate
     if config.augment == "photo":
         seeds = np.random.RandomState([seed, epoch, 4]).randint(2**62, size=n)
@@ -97,11 +93,9 @@ class Batches:
         return index.pin_memory() if self.staged and self.pin_memory else index.to(self.home)
 
     def load(self, index: Tensor, lap: Callable = lambda phase: None) -> tuple[Tensor, Tensor]:
-        """The images of some indices, or of some views as draw_views makes them; `lap` is called
-        with the name of each phase at its end.
-
-        Shapes: (B,) or (B, 2, 4 or 8) -> inputs (B, 3, S, S) float32, labels (B,), on the device.
-        """
+        """The images of some indices, or of some views as draw_views makes them, on the device;
+        `lap` is called with the name of each phase at its end.
+        Shapes: (B,) or (B, 2, 4 or 8) -> inputs (B, 3, S, S) float32, labels (B,)."""
         views, index = (index, index[:, 0]) if index.ndim == 2 else (None, index)
         if self.staged:
             batch = []
@@ -134,9 +128,7 @@ class Batches:
 def apply_views(pixels: Tensor, views: Tensor, erased: Tensor) -> Tensor:
     """Images as draw_views says: mirrored left to right or not, then shifted, so that black comes
     in, then with the value `erased` of each channel in a rectangle, if the views have one.
-
-    Shapes: pixels (B, C, H, W) uint8; views (B, 4) or (B, 8); erased (1, C, 1, 1).
-    """
+    Shapes: pixels (B, C, H, W) uint8; views (B, 4) or (B, 8); erased (1, C, 1, 1)."""
     count, _, height, width = pixels.shape
     image, row, column = (torch.arange(n, device=pixels.device) for n in (count, height, width))
     _, down, right, mirrored, *patch = views[:, None].unbind(-1)
@@ -157,9 +149,7 @@ def apply_views(pixels: Tensor, views: Tensor, erased: Tensor) -> Tensor:
 def augment_photos(pixels: Tensor, seeds: Tensor, side: int, mirror: bool) -> Tensor:
     """Images cropped at random and resized, mirrored or not, and their colours changed: one after
     the other, for of a whole batch torchvision would draw once for all its images.
-
-    Shapes: pixels (B, C, H, W) uint8, seeds (B,) -> (B, C, side, side) uint8.
-    """
+    Shapes: pixels (B, C, H, W) uint8, seeds (B,) -> (B, C, side, side) uint8."""
     from torchvision.transforms import v2  # slow, and rarely needed
 
     crop = v2.RandomResizedCrop(side, (0.35, 1.0))  # photos mostly are of what is in their middle

@@ -91,9 +91,7 @@ def stratify(dataset: Dataset, order: Tensor, shares: Sequence[int]) -> list[Ten
     """Share images out so that each class is in each part by its share, to an image, and no group
     in two. One group after the other, the largest first, goes where its classes are missing, or
     else are least with half of it (Webster's method of apportionment, but for the first seats).
-
-    Shapes: order (N,), shuffled -> one (n,) a share, in that order.
-    """
+    Shapes: order (N,), shuffled -> one (n,) a share, in that order."""
     members: dict[Any, list[int]] = {}  # by group; without groups each image is one
     for i in order.tolist():
         members.setdefault(dataset.groups[i] if dataset.groups else i, []).append(i)
@@ -173,9 +171,7 @@ def look(dataset: Dataset, test: Tensor) -> dict[str, Sequence[str]]:
 
 def _find_near(images: np.ndarray, index: np.ndarray) -> Iterator[tuple[int, int]]:
     """Pairs of images, the earlier first, that are one in two files: saved again, or resized.
-
-    Source: difference hash (dHash) of 64 bits: which of two neighbours in 8x9 pixels is brighter.
-    """
+    Source: difference hash (dHash), 64 bits: which of two neighbours in 8x9 pixels is brighter."""
     if not 1 < len(index) <= MOST_COMPARED:
         return
     grey = (Image.fromarray(images[i].mean(0).round().astype(np.uint8)) for i in index)

@@ -1,8 +1,6 @@
 """Images as arrays: the published sets, fetched and verified, the digits, and your own.
-
 A published file is believed for its checksum alone, on every load, wherever it comes from: the
-disk, a mirror or a package. published.toml lists them all. Nothing here needs torch.
-"""
+disk, a mirror or a package. published.toml lists them all. Nothing here needs torch."""
 
 import functools
 import gzip

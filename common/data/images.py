@@ -1,9 +1,7 @@
 """Images as arrays: what a data set is, and how one file becomes pixels, which training on your own
 images and common.predict do alike.
-
 A file is turned as EXIF says, laid on a background where it is transparent, made grey or RGB, and
-squeezed to a square by Pillow's bilinear filter. Of several frames the first counts.
-"""
+squeezed to a square by Pillow's bilinear filter. Of several frames the first counts."""
 
 import io
 import math

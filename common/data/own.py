@@ -1,10 +1,8 @@
 """Your own images: a folder with one folder a class, or an .npz file in MedMNIST's layout.
-
 What could be meant in two ways is refused by name: nothing is guessed, nothing left out in silence.
 They are named by their content, so that changed images are other work in the log, and the same ones
 elsewhere are not: folder:~/x/photos is folder:photos@3f2a9c1b2d3e there, of the SHA-256 of every
-file's name and bytes, of how they are read, and of their groups.
-"""
+file's name and bytes, of how they are read, and of their groups."""
 
 import csv
 import functools
@@ -88,12 +86,10 @@ def read_own(name: str, data_dir: Path, side: int | None) -> Dataset:
     pinned, dataset, read = _find(name, data_dir, {})
     place, _, content = pinned.rpartition("@")
     file = data_dir / "own" / f"{content}-{side or 'as-it-is'}-pillow{pillow}.npz"
-    # None yet, or a damaged one: read again.
-    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
-            images, told = stored["images"], json.loads(str(stored["told"]))
-        if images.dtype == np.uint8 and images.ndim == 4 and len(images) == len(dataset.labels):
-            return replace(dataset, images=images, told=told)
+    # None yet, or a damaged one, by the checksums in it: read again.
+    again = suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+    with again, open(file, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
+        return replace(dataset, images=stored["images"], told=json.loads(str(stored["told"])))
     try:
         images, told = read(side)
     except Unreadable as error:
@@ -143,8 +139,8 @@ def find_images(place: Place) -> Source:
     except Unreadable as error:
         raise UsageError(f"{place}: {error}") from error.__cause__
     except OSError as error:
-        what = f"{error.strerror}: {error.filename}; is the path right?"
-        raise UsageError(f"{place}: {what}") from None
+        why = f"{place}: {error.strerror}: {error.filename}; is the path right?"
+        raise UsageError(why) from None
     pinned = f"{place}@{sha256[:12]}"
     return pinned, replace(dataset, name=name_in_log(pinned), background=place.background), read
 

@@ -1,6 +1,5 @@
 """How good answers are where classes are unequal: balanced accuracy is the mean recall of the
 classes, macro F1 the mean of their F1 scores; and how sure that is.
-
 All is of counts of answers, (C, C), true class by predicted one. As scikit-learn has it, classes
 without images have no recall, those never predicted either no F1 score."""
 
@@ -43,10 +42,8 @@ def slopes(counts: np.ndarray) -> dict[str, np.ndarray]:
 def intervals(counts: np.ndarray) -> dict[str, list[float]]:
     """95 % intervals of both scores, over the test images of each class: of the normal distribution
     after four images were added, shared out among the classes, half of them answered rightly.
-
     Source: Price and Bonett, Computational Statistics & Data Analysis 45 (2004), 449-456, of
-    balanced accuracy; of F1 the delta method. benchmarks/coverage.py simulates how often it holds.
-    """
+    balanced accuracy; of F1 the delta method. benchmarks/coverage.py simulates their coverage."""
     scores, known = rate(counts), counts.sum(0) + counts.sum(1) > 0
     counts = counts[known][:, known]
     n, images = len(counts), counts.sum(1, keepdims=True)

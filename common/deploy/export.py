@@ -1,10 +1,8 @@
 """Trained networks as files that run without this project, each kept only if it predicts alike.
-
 An exported graph takes float32 pixels in [0, 1], already resized, and returns logits; what a user
 needs to know is in the file: ONNX metadata_props, TorchScript's extra file metadata.json. Before a
 file gets its name, the engine that it is for answers the whole test split with it. Beside each is a
-model card, whose words are in card.md.j2.
-"""
+model card, whose words are in card.md.j2."""
 
 import hashlib
 import json
@@ -67,9 +65,7 @@ def measure_parity(
 ) -> tuple[dict[str, Any], str | None]:
     """How far predictions are from those of eager in fp32, and what is beyond the tolerance of the
     precision, or None. mcnemar_p is the exact p of the difference in accuracy.
-
-    Shapes: logits, reference (N, classes); labels (N,).
-    """
+    Shapes: logits, reference (N, classes); labels (N,)."""
     answers, before = logits.argmax(1), reference.argmax(1)
     flipped, right, right_before = answers != before, answers == labels, before == labels
     lost, won = int((right_before & ~right).sum()), int((right & ~right_before).sum())
@@ -317,17 +313,14 @@ def write_card(rows: Sequence[Row], metrics: Row, checkpoint: Row, network: nn.M
     its training, of the others those of the same settings but seed and device are told too."""
     row, parity, size = rows[0], metrics["parity"], rows[0]["config"]["image_size"]
     facts: Row = {"row": row, "export": metrics, "checkpoint": checkpoint, "macs": None}
+    facts["baseline"] = baseline(row["metrics"])
     with suppress(Exception):  # a layer that cannot run on the meta device
         facts["macs"] = cost.count_costs(network, (1, 3, size, size), "torch").macs
     facts["interval"] = binomtest(parity["right"], parity["images"]).proportion_ci(method="wilson")
-    facts["baseline"] = baseline(row["metrics"])
     recipes = [r["config"] | {"seed": None, "device": None} for r in rows]
     others = [r for r, recipe in zip(rows, recipes, strict=True) if recipe == recipes[0]]
     others = [r for r in others if r["run_id"] != row["run_id"]]
     facts["seeds"] = {r["config"].get("seed"): r["metrics"]["test_acc"] for r in others}
-    return render(
-        Path(__file__).with_name("card.md.j2"),
-        facts,
-        md=lambda text: re.sub(r"[\\`*_\[\]<>|#]", r"\\\g<0>", str(text)),
-        percent=lambda share: f"{100 * share:.1f} %",
-    )
+    filters = {"md": lambda text: re.sub(r"[\\`*_\[\]<>|#]", r"\\\g<0>", str(text))}
+    filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    return render(Path(__file__).with_name("card.md.j2"), facts, **filters)

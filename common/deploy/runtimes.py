@@ -1,8 +1,6 @@
 """The ways to run a trained network on a CPU: as PyTorch has it, and in the engines of exports.
-
 Each maps pixels (B, C, S, S), float32 in [0, 1], C 1 or 3, to logits (B, classes). eager in fp32 is
-what the others are compared with.
-"""
+what the others are compared with."""
 
 import copy
 import importlib.util
