@@ -79,7 +79,7 @@ def test_files_in_torchvisions_layout_are_used_as_they_are(tmp_path, publish, fi
     assert {file.name for file in raw.iterdir()} == files.keys()
     assert np.array_equal(dataset.images[:, 0], PIXELS)
     assert dataset.labels.tolist() == LABELS.tolist()
-    assert (dataset.images.dtype, dataset.published_test) == (np.uint8, 10)
+    assert (dataset.images.dtype, dataset.published) == (np.uint8, {"test": 10})
 
 
 @pytest.mark.parametrize(
@@ -208,13 +208,13 @@ def test_digits_are_scikit_learns():
     assert np.array_equal(dataset.labels.numpy(), theirs.target)
 
 
-def pool(n, published_test=None):
+def pool(n, **published):
     labels = torch.zeros(n, dtype=torch.int64)
-    return Dataset("pool", labels.view(n, 1, 1, 1), labels, ("a",), published_test)
+    return Dataset("pool", labels.view(n, 1, 1, 1), labels, ("a",), published)
 
 
 def test_study_split_is_70_10_20_of_the_pool_and_frozen_official_keeps_the_published_test_part():
-    split = split_dataset(pool(70_000, 10_000), "study", 0)
+    split = split_dataset(pool(70_000, test=10_000), "study", 0)
     parts = [part.tolist() for part in vars(split).values()]
     assert [len(part) for part in parts] == [49_000, 7_000, 14_000]
     assert sorted(itertools.chain(*parts)) == list(range(70_000))
@@ -223,7 +223,7 @@ def test_study_split_is_70_10_20_of_the_pool_and_frozen_official_keeps_the_publi
     few = split_dataset(pool(70_000), "study", 0, 7)
     assert few.train.tolist() == parts[0][:7]  # a limit takes training images only
     assert [few.val.tolist(), few.test.tolist()] == parts[1:]
-    split = split_dataset(pool(70_000, 10_000), "official", 0)
+    split = split_dataset(pool(70_000, test=10_000), "official", 0)
     assert split.test.tolist() == list(range(60_000, 70_000))
     assert len(split.val) == 6000
     assert sorted(split.train.tolist() + split.val.tolist()) == list(range(60_000))

@@ -64,13 +64,14 @@ def split_dataset(dataset: Dataset, split: str, seed: int, limit: int | None = N
     """Divide a data set: study 70/10/20 of the pool; official as it was published, with a tenth of
     training to validate on where no such part was. Your own images are stratified, and those of one
     group stay together. `limit` keeps so many training images."""
-    n, n_val, n_test = len(dataset.labels), dataset.published_val, dataset.published_test
-    if split == "official" and n_test is None:
+    n, published = len(dataset.labels), dataset.published
+    n_val, n_test = published.get("val", 0), published.get("test", 0)
+    if split == "official" and not n_test:
         raise UsageError(f"--split official: {dataset.name} has no published test part")
     n_shuffled = n if split == "study" else n - n_val - n_test
     # RandomState's stream is frozen by numpy's compatibility policy, Generator's is not.
     order = torch.from_numpy(np.random.RandomState(seed).permutation(n_shuffled))
-    _, val, test = torch.arange(n).tensor_split([n_shuffled, n - (n_test or 0)])
+    _, val, test = torch.arange(n).tensor_split([n_shuffled, n - n_test])
     if split == "study" and is_own(dataset.name):
         train, test, val = stratify(dataset, order, (7, 2, 1))
     elif split == "study":

@@ -63,7 +63,7 @@ def read_dataset(
     labels = np.concatenate([y.reshape(len(y), -1)[:, 0] for y in (train_labels, test_labels)])
     labels = labels.astype("int64") - spec.get("first_label", 0)
     images = np.concatenate([train_images, test_images])[:, None]
-    return Dataset(name, images, labels, tuple(spec["classes"]), len(test_images))
+    return Dataset(name, images, labels, tuple(spec["classes"]), {"test": len(test_images)})
 
 
 def _parse_idx(data: bytes) -> np.ndarray:

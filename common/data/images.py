@@ -38,8 +38,8 @@ class Dataset:
     images: Any  # (N, C, H, W) uint8
     labels: Any  # (N,) int64
     classes: Sequence[str]
-    published_test: int | None = None  # images at the end that are the test part, if there is one
-    published_val: int = 0  # those before them, to validate on
+    # How many images the published division tests on, at the end, and validates on, before those.
+    published: Mapping[str, int] = field(default_factory=dict)
     # Of your own images:
     files: Sequence[str] = ()  # within their folder
     groups: Sequence[str] = ()

@@ -130,7 +130,7 @@ def _find(name: str, data_dir: Path, settings: Mapping[str, Any]) -> Source:
 def find_images(place: Place) -> Source:
     try:
         require(place.path.encode(errors="replace").decode() == place.path, "utf8")
-        sha256, dataset, read = {"folder": _find_folder, "npz": _find_npz}[place.kind](place)
+        pinned, dataset, read = {"folder": _find_folder, "npz": _find_npz}[place.kind](place)
         classes, n = dataset.classes, len(dataset.labels)
         for name in classes:
             require(name.isprintable(), "unprintable", name=name)
@@ -141,7 +141,6 @@ def find_images(place: Place) -> Source:
     except OSError as error:
         why = f"{place}: {error.strerror}: {error.filename}; is the path right?"
         raise UsageError(why) from None
-    pinned = f"{place}@{sha256[:12]}"
     return pinned, replace(dataset, name=name_in_log(pinned), background=place.background), read
 
 
@@ -165,9 +164,9 @@ def _find_folder(place: Place) -> Source:
     counts = np.reshape([len(files) for files in listed.values()], (len(parts), -1))
     labels = np.tile(np.arange(len(classes)), len(parts)).repeat(counts.ravel())
     sizes = dict(zip(parts, counts.sum(1).tolist(), strict=True))
-    published = sizes.get("test"), sizes.get("val", 0)
-    dataset = Dataset("", None, labels, classes, *published, names, groups)
-    return content.hexdigest(), dataset, functools.partial(_read_files, place, digests, names)
+    dataset = Dataset("", None, labels, classes, sizes, names, groups)
+    read = functools.partial(_read_files, place, digests, names)
+    return f"{place}@{content.hexdigest()[:12]}", dataset, read
 
 
 def _hash_file(file: Path) -> bytes:
@@ -308,11 +307,10 @@ def _find_npz(place: Place) -> Source:
     require(len({array.shape[1:] for array in images}) == 1, "shapes")
     classes, codes = np.unique(np.concatenate(labels), return_inverse=True)
     sizes = {part: len(array) for part, array in zip(parts, images, strict=False)}
-    published = sizes.get("test"), sizes.get("val", 0)
-    digest = hashlib.sha256(repr(RULES).encode() + content).hexdigest()
-    dataset = Dataset("", None, codes.astype(np.int64), tuple(map(str, classes)), *published)
+    digest = hashlib.sha256(repr(RULES).encode() + content).hexdigest()[:12]
+    dataset = Dataset("", None, codes.astype(np.int64), tuple(map(str, classes)), sizes)
     pool = np.concatenate(images)
-    return digest, dataset, lambda side: (resize_pixels(pool, side), {})
+    return f"{place}@{digest}", dataset, lambda side: (resize_pixels(pool, side), {})
 
 
 def _check_part(arrays: dict[str, np.ndarray], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
