@@ -31,7 +31,7 @@ import psutil
 from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
-from common.base.cli import as_dict, check_name, expand_grid, parse_command_line, run_script
+from common.base.cli import as_dict, check_name, parse_command_line, run_script
 from common.base.config import HwInferConfig, HwOptions, HwTrainConfig
 from common.base.log import Log, run_id
 
@@ -71,7 +71,6 @@ def main(argv: list[str] | None = None) -> int:
     mode = parser.parse_known_args(argv)[0].mode or "train"
     check_name("--mode", mode, tuple(MODES))
     grid, options = parse_command_line(argv, __doc__, MODES[mode], HwOptions)
-    expand_grid(MODES[mode], grid)  # a bad value is said before torch is even imported
     log, kind = Log(options.results_dir), f"hw_{mode}"
     if mode == "train":
         from common.speed import training

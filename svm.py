@@ -39,7 +39,6 @@ ENGINES = {"sklearn": "scikit-learn", "sklearnex": "scikit-learn-intelex", "cuml
 
 def main(argv: Sequence[str] | None = None) -> int:
     grid, options = parse_command_line(argv, __doc__, SvmConfig, GridOptions)
-    expand_grid(SvmConfig, grid)  # a bad value is said before any image is read
     from common.data.own import pin_datasets
     from common.judge.rows import print_leader
     from common.train import workers

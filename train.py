@@ -27,14 +27,15 @@ from common.base.cli import UsageError, as_dict, expand_grid, parse_command_line
 from common.base.config import TrainConfig, TrainOptions, name_in_log
 from common.base.log import Log
 from common.train import grid as grids
-from common.train.grid import Trajectory
 
 
 def main(argv: list[str] | None = None) -> int:
     """Plan, train, export, and print the table of what is finished."""
     started = time.monotonic()
     values, options = parse_command_line(argv, __doc__, TrainConfig, TrainOptions)
-    grids.check_values(values)  # before torch is even imported
+    if values["amp"] == [False] and values["amp_dtype"] != ["auto"]:
+        why = "--amp is false, so that nothing would be computed in it; leave one of the two out"
+        raise UsageError(f"--amp-dtype {values['amp_dtype'][0]}: {why}")
     from common import race
     from common.data.own import pin_datasets
     from common.deploy.export import check_format, export_all
@@ -121,7 +122,7 @@ def train_grid(configs: list[TrainConfig], log: Log, options: TrainOptions, worl
 
 
 def train_all(
-    todo: list[Trajectory], log: Log | None, options: TrainOptions, world: Any, after: Any
+    todo: list[grids.Trajectory], log: Log | None, options: TrainOptions, world: Any, after: Any
 ) -> int:
     """Train one after the other; one that fails leaves failed rows, and the rest goes on. The first
     process alone has a log, and calls `after` when one is done. Returns: how many failed."""
@@ -143,8 +144,7 @@ def train_all(
                 train_trajectory(trajectory, unfinished, log, options, world)
         except (KeyboardInterrupt, SystemExit) as end:
             if log:
-                why = str(end) or None
-                log.append("train", as_dict(config), {}, status="interrupted", error=why)
+                log.append("train", as_dict(config), {}, status="interrupted", error=str(end))
             raise
         if failed:
             failures += 1
@@ -157,7 +157,7 @@ def train_all(
 
 
 def train_trajectory(
-    trajectory: Trajectory, unfinished: dict, log: Log | None, options: TrainOptions, world: Any
+    trajectory: grids.Trajectory, unfinished: dict, log: Log | None, options: TrainOptions, world
 ) -> None:
     """Train to the longest configuration, keeping every epoch; where configurations end with an
     epoch, test its weights, once, and take from `unfinished` those whose rows are written."""

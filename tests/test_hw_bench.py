@@ -71,6 +71,7 @@ def quick(monkeypatch, small_peaks):
 
 def labels(*flags):
     """The variants of the only group of these flags."""
+    flags = ["--model", "resnet18", "--opt", "sgd", *flags]
     [group] = training.expand_groups(parse_command_line(flags, "", HwTrainConfig)[0], "data")
     return [config.describe() for config in group.configs]
 

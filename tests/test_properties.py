@@ -66,9 +66,9 @@ def test_bytes_that_are_no_image_are_unreadable_and_no_other_error(place, damage
 @settings(max_examples=300)
 @given(st.lists(words))
 def test_any_command_line_is_configurations_or_one_line(argv):
-    presets, stopped = {"a": {"lr": [1.0]}}, None
+    stopped = None
     try:
-        grid, options = parse_command_line(argv, "", TrainConfig, TrainOptions, presets)
+        grid, options = parse_command_line(argv, "", TrainConfig, TrainOptions)
         configs = expand_grid(TrainConfig, grid)
     except (UsageError, SystemExit) as error:
         stopped = error

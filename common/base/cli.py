@@ -225,7 +225,7 @@ def parse_command_line(
     options_class: type = Validated,
 ) -> tuple[dict[str, list[Any]], Any]:
     """Returns: ({field: [value, ...]} of config_class, of a flag, else a preset, else the default;
-    options)."""
+    options). Every value is checked, before anything heavy is imported."""
     form = argparse.RawDescriptionHelpFormatter
     how = {"formatter_class": form, "argument_default": argparse.SUPPRESS, "allow_abbrev": False}
     parser = _Parser(description=description, **how)
@@ -246,7 +246,9 @@ def parse_command_line(
     grid |= {n: list(dict.fromkeys(v or [True])) for n, v in given.items() if n in grid}
     if PARTS in grid:
         grid[PARTS] = [{n: v for n, v in part.items() if n not in given} for part in grid[PARTS]]
-    return grid, options_class(**options)
+    options = options_class(**options)
+    expand_grid(config_class, grid)
+    return grid, options
 
 
 def expand_grid(config_class: type, grid: Mapping[str, Any]) -> list[Any]:

@@ -14,11 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tabulate import tabulate
 
-from common.base.cli import UsageError, as_dict, expand_grid, format_time
+from common.base.cli import UsageError, as_dict, format_time
 from common.base.config import PUBLISHED, TrainConfig, may_mirror
 from common.base.log import Log, Row, log_files, read_log, run_id, write_atomically
 
@@ -129,14 +129,6 @@ def append_row(log: Log, config: TrainConfig, metrics: Row, shared_with: str | N
     if metrics.get("best_by", "accuracy") != config.metric:  # the best by this was not kept
         own |= dict.fromkeys(("best_epoch", "best_val_acc", "best_by", "best_checkpoint"))
     log.append("train", as_dict(config), metrics | own, **by)
-
-
-def check_values(values: dict[str, list[Any]]) -> None:
-    """Raises: UsageError for a bad value, or a 16-bit type that nothing would be computed in."""
-    expand_grid(TrainConfig, values)
-    if values["amp"] == [False] and values["amp_dtype"] != ["auto"]:
-        why = "--amp is false, so that nothing would be computed in it; leave one of the two out"
-        raise UsageError(f"--amp-dtype {values['amp_dtype'][0]}: {why}")
 
 
 def print_plan(configs: list[TrainConfig], todo: list[Trajectory], ms: float | None) -> None:
