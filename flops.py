@@ -13,7 +13,8 @@ has is not added again.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,38 +28,31 @@ from common.base.log import Log, run_id
 TOTALS = ("macs", "flops", "params", "activations", "weight_bytes", "train_step_flops")
 
 
-def count(config: FlopsConfig, log: Log, done: dict[str, Any]) -> Iterator[Any]:
-    """The Costs in each convention, logged unless the log has them; None where counting failed."""
-    from common import cost, models
+def main(argv: Sequence[str] | None = None) -> int:
+    """Count every configuration in every convention, log what is new, and print them all."""
+    grid, options = parse_command_line(argv, __doc__, FlopsConfig, Options)
+    from common.cost import CONVENTIONS, count_costs
+    from common.models import build_on_meta
 
-    shape = (1, 3, config.image_size, config.image_size)
-    for convention in cost.CONVENTIONS:
-        costs, settings = None, as_dict(config) | {"convention": convention}
+    configs, log, results = expand_grid(FlopsConfig, grid), Log(options.results_dir), []
+    done = {} if options.force else log.finished("flops")
+    for config, convention in product(configs, CONVENTIONS):
+        settings, size = as_dict(config) | {"convention": convention}, config.image_size
         with log.failed_rows("flops", [settings]) as failed:
-            model = models.build_on_meta(config.model, config.classes, config.image_size)
-            costs = cost.count_costs(model, shape, convention)
+            model = build_on_meta(config.model, config.classes, size)
+            costs = count_costs(model, (1, 3, size, size), convention)
             metrics = {"convention": convention, "input_shape": list(costs.input_shape)}
             metrics |= {name: getattr(costs, name) for name in TOTALS}
             if done.get(run_id("flops", settings), {}).get("metrics") != metrics:
                 log.append("flops", settings, metrics)
+            results.append((config, costs))
         for row in failed:
-            label = f"{config.model} at {config.image_size}, {convention}"
+            label = f"{config.model} at {size}, {convention}"
             print(f"{label}: failed, {row['error']}", file=sys.stderr)
-        yield costs
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Count every configuration in every convention, and print them all."""
-    grid, options = parse_command_line(argv, __doc__, FlopsConfig, Options)
-    configs = expand_grid(FlopsConfig, grid)
-    log = Log(options.results_dir)
-    done = {} if options.force else log.finished("flops")
-    tried = [(config, costs) for config in configs for costs in count(config, log, done)]
-    results = [(config, costs) for config, costs in tried if costs]
     if results:
-        print_costs(results, by_layer=len(configs) == 1 and len(results) == len(tried))
+        print_costs(results, by_layer=len(configs) == 1 and len(results) == len(CONVENTIONS))
         options.print_next()
-    return int(len(results) < len(tried))
+    return int(len(results) < len(configs) * len(CONVENTIONS))
 
 
 def print_costs(results: Sequence[tuple[FlopsConfig, Any]], by_layer: bool) -> None:

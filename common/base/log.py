@@ -63,8 +63,7 @@ class Log:
         """The last successful row of each run_id; of timings, of this machine and its devices."""
         rows = [row for row in self.read(kind) if row["status"] == "ok"]
         if kind in TIMINGS:
-            here = {name: timed_here(name) for name in {r["config"].get("device") for r in rows}}
-            rows = [r for r in rows if timed_on(r["env"]) == here[r["config"].get("device")]]
+            rows = [r for r in rows if timed_on(r["env"]) == timed_here(r["config"].get("device"))]
         return {row["run_id"]: row for row in rows}
 
     def append(self, kind: str, config: Row, metrics: Row, **parts: Any) -> Row:
