@@ -57,8 +57,7 @@ def measure(kind: str, group: Any, log: Log, force: bool) -> int:
     failures = 0
     for side, metrics in group.measure():
         config, error = side.config, side.error
-        status = "failed" if error else "ok"
-        log.append(kind, as_dict(config), metrics, error=error, status=status)
+        log.append(kind, as_dict(config), metrics, error=error)
         part = config.opt if kind == "hw_train" else config.scenario
         print(f"  {part}, {config.describe()}: {error or 'measured'}", flush=True)
         failures += error is not None

@@ -67,11 +67,11 @@ class Log:
         return {row["run_id"]: row for row in rows}
 
     def append(self, kind: str, config: Row, metrics: Row, **parts: Any) -> Row:
-        """Write one row and return it; env describes the device that the configuration names.
-        `parts` are those that are not as usual: status, error, run_id, git, env."""
+        """Write one row and return it, a failed one where it has an error; env describes the device
+        that the configuration names. `parts` are those that are not as usual: error, git, ..."""
         row = {"schema": SCHEMA, "kind": kind, "run_id": run_id(kind, config)}
         row |= {"time_utc": datetime.now(UTC).isoformat(timespec="seconds"), "git": git_state()}
-        row |= {"status": "ok", "error": None, "config": config}
+        row |= {"status": "failed" if parts.get("error") else "ok", "error": None, "config": config}
         row |= {"env": describe_machine(config.get("device")), "metrics": metrics}
         if unknown := parts.keys() - row.keys():  # else a misspelt one would be a part of its own
             raise TypeError(f"a row has no {', '.join(unknown)}")
@@ -96,7 +96,7 @@ class Log:
             metrics = getattr(error, "metrics", {})
             for config in configs:
                 why = explain(error, config) if explain else first_line(error)
-                rows.append(self.append(kind, config, metrics, status="failed", error=why))
+                rows.append(self.append(kind, config, metrics, error=why))
             if not rows:
                 raise
 

@@ -167,7 +167,7 @@ class Machines:
             print(f"  {label}: {why}; what it left is begun again", flush=True)
         why = f"tried {TRIES} times: {why}"
         for config in (config for run, config in runs.items() if run not in ended):
-            self.log.append(self.script, config, {}, status="failed", error=why)
+            self.log.append(self.script, config, {}, error=why)
         return why
 
 
