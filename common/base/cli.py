@@ -142,8 +142,8 @@ def option(default: Any, help: str, choices: Iterable[str] = (), **rules: Any) -
 
 @dataclass(frozen=True)
 class Validated:
-    """A frozen dataclass, as is every subclass, which checks its fields against their rules. Flags
-    may be given by a preset's name: a grid, {field: [value, ...]}."""
+    """A frozen dataclass, as is every subclass, which checks its fields against their rules. Of its
+    presets, {field: [value, ...]} by name, --preset takes one."""
 
     presets: ClassVar[dict[str, Any]] = {}
     default_preset: ClassVar[str | None] = None
