@@ -25,7 +25,8 @@ scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 json_values = st.recursive(
     scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10
 )
-FLAGS = "--lr --epochs --opt --amp --limit --seed --preset smoke --no-resume".split()
+FLAGS = ["--lr", "--epochs", "--opt", "--amp", "--limit", "--seed", "--preset", "--no-resume"]
+FLAGS += ["smoke"]  # a preset
 words = st.sampled_from(FLAGS) | st.text(max_size=8) | (st.integers() | st.floats()).map(str)
 _file = io.BytesIO()
 Image.effect_noise((9, 9), 50).save(_file, "PNG")
