@@ -156,6 +156,15 @@ def test_both_noises_add_as_squares_on_each_side_and_one_seed_is_taken_to_vary_a
     assert stats.Estimate(0.92, (0.92, 0.92), spreads).interval() == pytest.approx(tuple(expected))
 
 
+def test_more_seeds_shrink_their_noise_alone():
+    spreads = stats.Spread(0.04, 1 / 4, 4), stats.Spread(0.02, 1 / 10, 10)
+    estimate = stats.Estimate(0.1, (0.08, 0.12), spreads)
+    more = estimate.at(8)
+    assert more.spreads == (stats.Spread(0.02, 1 / 8, 8), spreads[1])
+    assert more.image == estimate.image
+    assert estimate.at(3) == estimate
+
+
 @pytest.mark.parametrize(("error", "sd", "n"), [(0.0, 1.0, 6), (0.4, 1.0, 12), (0.5, 0.0, 3)])
 def test_the_power_is_that_of_simulated_samples(error, sd, n):
     rng, value, edge = np.random.default_rng(6), 1.2, 0.1
