@@ -25,8 +25,6 @@ WORKS = {
     for model, opt in itertools.product(("resnet18", "resnet50"), OPTIMIZERS)
 }
 MEETS = {"supported": "meets", "contradicted": "misses", "inconclusive": "is at the edge of"}
-NO_TF32 = "fp32 here is without TF32, which --precision tf32 has"
-ONE_MACHINE = "noise between processes is not in the interval"
 Parts = Iterator["Part"]
 LENGTH = 5  # epochs of the study's longer runs; a shorter run cannot speak of learning curves
 
@@ -143,7 +141,7 @@ def best_of_rates(log: Evidence, rule: Rule, basis: str) -> Parts:
     """The best of each learning rate, which may differ in the other factors."""
     contrast = next(c for c in CONTRASTS if c.factor == "lr")
     for dataset, name in STUDY_DATASETS.items():
-        groups = [g for (g,) in compare.main_recipe((g,) for g in log.of(dataset, "train"))]
+        groups = compare.main_recipe(log.of(dataset, "train"))
         rates = ([g for g in groups if g.config.get("lr") == rate] for rate in contrast.levels)
         best, every = tuple(map(rows.best_of, rates)), contrast.measure(log, dataset)
         effect = compare.measure_effect([best] if all(best) else []) | {"levels": every["levels"]}
@@ -198,9 +196,10 @@ def times_part(
     basis, effect = "", {"why": why}
     if all(pair) and (ratio := study.time_ratio(*pair)):
         labels = (rows.get(r, "metrics", "label") or rows.get(r, "env", "device") for r in pair)
-        basis, more = f"step time of {' over '.join(labels)}", [ONE_MACHINE]
+        basis = f"step time of {' over '.join(labels)}"
+        more = ["noise between processes is not in the interval"]
         if any(row["config"].get("precision") == "fp32" for row in study.sides(pair)[1]):
-            more.append(NO_TF32)
+            more.append("fp32 here is without TF32, which --precision tf32 has")
         effect = {"estimate": stats.Estimate(*ratio), "runs": tuple(r["run_id"] for r in pair)}
         effect["more"] = [*more, *map(rows.busy_note, pair)]
     return judged_part(subject, rule, figure, command, basis, effect, unit="times")
@@ -263,8 +262,8 @@ def curves(log: Evidence, left: float, gain: Rule, fall: float, overfitting: flo
 def curves_of(log: Sequence[Row], dataset: str) -> list[Row]:
     """The chosen ResNet's runs with all their epochs, and the changes in each curve; intervals are
     as if on different images: wider than need be."""
-    work, done = {"dataset": dataset, "epochs": LENGTH}, rows.distinct(rows.latest_ok(log, "train"))
-    trained = [row for row in done if work.items() <= row["config"].items()]
+    work = {"dataset": dataset, "epochs": LENGTH}.items()
+    trained = [row for row in rows.latest_ok(log, "train") if work <= row["config"].items()]
     trained = [row for row in trained if str(row["config"].get("model")).startswith("resnet")]
     own = [row for row in trained if not rows.deviations(row["config"], TRAIN_PROTOCOL)]
     best, epochs, runs = rows.pick_best(own or trained), rows.latest_ok(log, "epoch"), []

@@ -124,12 +124,12 @@ def dependence(rule: stats.Rule, levels: Mapping[str, Sequence[Row]], other="") 
     return apart
 
 
-def main_recipe(groups: Iterable[tuple[Group, ...]]) -> list[Any]:
+def main_recipe(groups: Iterable[Group]) -> list[Group]:
     """Those of one recipe, all but what the study varied: the study's own, else that of most."""
-    recipes = grouped(groups, lambda pair: pair[0].without(*PROTOCOLS[pair[0].kind][1]))
+    recipes = grouped(groups, lambda group: group.without(*PROTOCOLS[group.kind][1]))
 
     def rank(recipe: str) -> tuple[bool, int, str]:
-        return recipes[recipe][0][0].protocol != "", -len(recipes[recipe]), recipe
+        return recipes[recipe][0].protocol != "", -len(recipes[recipe]), recipe
 
     return recipes[min(recipes, key=rank)] if recipes else []
 
@@ -267,7 +267,8 @@ class Contrast:
             choices = [[g for k, g in side.items() if k in common] for side in (one, other)]
             pair = tuple(c[0] if len(c) == 1 else best_of(c) for c in choices)
             pairs += [pair] if all(pair) else []
-        return pairs if every else main_recipe(pairs)
+        firsts = main_recipe(first for first, _ in pairs)
+        return [pair for pair in pairs if every or pair[0] in firsts]
 
     def reversals(self, evidence: Evidence, dataset: str) -> list[str]:
         """The other recipes in which it came out the other way round, with both accuracies."""
@@ -308,8 +309,8 @@ def best_pairs(evidence: Evidence, dataset: str) -> list[Pair]:
     sides = [g for g in networks if str(g.config.get("model")).startswith("resnet")], svms
     tested = {g: {row["images"] for row in g.rows} for side in sides for g in side}
     common = set.intersection(*(set().union(*map(tested.get, side)) for side in sides))
-    alike = ([(g,) for g in side if tested[g] & common] for side in sides)
-    pair = tuple(best_of(g for (g,) in main_recipe(side)) for side in alike)
+    alike = ([g for g in side if tested[g] & common] for side in sides)
+    pair = tuple(best_of(main_recipe(side)) for side in alike)
     return [pair] if all(pair) and set.intersection(*map(tested.get, pair)) else []
 
 
@@ -397,17 +398,22 @@ def compare_with_chosen(groups: Sequence[Group]) -> list[Row]:
     return sorted(records, key=lambda r: (r["tied"] != "chosen", -(r["group"].val() or 0)))
 
 
+def validation_gap(group: Group) -> Row | None:
+    """How much its validation accuracy promised too much, where that is known."""
+    images = [number(group.rows[0], "metrics", name) for name in ("n_val", "n_test")]
+    means = group.mean("val_acc"), group.mean("test_acc")
+    if None in means or not all(images):
+        return None
+    gap = stats.difference_of(*([mean] for mean in means), images)
+    return {"optimism": gap.value, "low": gap.image[0], "high": gap.image[1]}
+
+
 def optimism_records(train: Sequence[Row]) -> Iterator[Row]:
-    """How much the validation accuracy of a chosen configuration promised too much."""
+    """The validation_gap of each chosen configuration."""
     for groups in rows.contests(train).values():
-        group = best_of(groups)
-        images = [number(group and group.rows[0], "metrics", name) for name in ("n_val", "n_test")]
-        if all(images) and group.mean("test_acc") is not None:
-            record = group.config | rows.accuracy_record(group)
-            gap = stats.difference_of([record["val_acc"]], [record["test_acc"]], images)
-            record |= {"where": rows.split_name(group.config), "tried": len(groups)}
-            record["run_id"] = group.first()["run_id"]
-            yield record | {"optimism": gap.value, "low": gap.image[0], "high": gap.image[1]}
+        if (group := best_of(groups)) and (gap := validation_gap(group)):
+            record = group.config | rows.accuracy_record(group) | gap
+            yield record | {"where": rows.split_name(group.config), "tried": len(groups)}
 
 
 def seeds_table(train: Sequence[Row]) -> Table:

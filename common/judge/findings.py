@@ -13,13 +13,11 @@ from common.base.config import TrainConfig
 from common.base.machine import machine_of
 from common.judge import claims, compare, published, race, rows
 from common.judge.mistakes import Mistakes, confused_pairs
-from common.judge.published import speedup_interval
 from common.judge.rows import Row, get, grouped, number
 from common.judge.stats import SEEDS, VERDICTS, leads
 from common.judge.tables import WORDS, Table, fields, make_table, significant
 from common.train.grid import group_trajectories, look_up, time_epochs
 
-Claims = Sequence[claims.Claim]
 Rows = Sequence[Row]
 
 MUCH = 10  # times cheaper: told, whatever accuracy it costs
@@ -42,7 +40,7 @@ def judged_tables(log: Rows, load: compare.Load, errors: Sequence[Mistakes] = ()
     contrasts, ties = compare.contrast_records(evidence), compare.tie_records(evidence)
     training, inference = (list(fastest(log, f"fastest_{k}")) for k in ("training", "inference"))
     contests = contest_records(ties)
-    answers = answer_records([*train, *svm], contests, list(compare.optimism_records(train)))
+    answers = answer_records([*train, *svm], contests)
     settings = [row["config"] for row in (*train, *svm)]
     has = {name: {c.get(name) for c in settings} for name in ("dataset", "split", "model", "opt")}
     study = not rows.STUDY_DATASETS.keys().isdisjoint(rows.datasets_of([*train, *svm, *timed]))
@@ -85,7 +83,7 @@ def sentences(macro: str, *values: Any) -> list[str]:
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
-def missing_records(results: Claims, log: Rows) -> list[Row]:
+def missing_records(results: Sequence[claims.Claim], log: Rows) -> list[Row]:
     """What would decide claims, or open parts of them: of each need the claims, what is lacking in
     words, the command, and how long it takes."""
     needs: dict[str | None, list[str]] = {}
@@ -124,34 +122,33 @@ def time_of(need: str, log: Rows) -> str | None:
     return f"{least} {format_time(sum(times_ms) / 1e3)}" if times_ms else None
 
 
-def answer_records(runs: Rows, contests: Rows, gaps: Rows) -> list[Row]:
+def answer_records(runs: Rows, contests: Rows) -> list[Row]:
     """Of each data set and split what validation chooses, the cheapest that is as good, and by how
     much its validation accuracy surely overstates its test accuracy."""
     order, records = rows.datasets_of(runs), []
-    overstated = {gap["run_id"]: gap for gap in gaps if gap["low"] > 0}
     known = {contest["chosen"]["run_id"]: contest for contest in contests}
     for same in grouped(runs, lambda row: rows.division(row["config"])).values():
-        if group := rows.best_of(rows.configurations(same)):
-            record = rows.choice_record(group) | {"dataset": group.config["dataset"]}
-            record |= {"where": rows.split_name(group.config), "cheaper": None}
-            if gap := overstated.get(record["run_id"]):
-                ends = {f"optimism_{end}": gap[end] for end in ("low", "high")}
-                record |= {"optimism": gap["optimism"]} | ends
-            contest = known.get(record["run_id"], {"n": 0, "open": ()})
-            record |= {"rivals": contest["n"], "open": len(contest["open"])}
-            bargain, best = contest.get("bargain"), contest.get("cheapest_tied")
-            record["bargain"] = bargain if bargain and bargain["ratio"] >= MUCH else None
-            if record["bargain"]:
-                less = (
-                    f"{100 * bargain['test_acc']:.2f} %, {-100 * bargain['difference']:+.2f} points"
-                )
-                record["much_cheaper"] = f"{bargain['setting']}: {bargain['cost']}, {less}"
-            if best and best["ratio"] > 1:
-                record |= {"cheaper": best["setting"], "times_cheaper": best["ratio"]}
-                record["rival"] = [best[k] for k in ("difference", "low", "high")]
-            if figure := published.best_published(group):
-                record |= published.beside(figure, group)
-            records.append(record)
+        if not (group := rows.best_of(rows.configurations(same))):
+            continue
+        record = rows.choice_record(group) | {"dataset": group.config["dataset"]}
+        contest = known.get(record["run_id"], {"n": 0, "open": ()})
+        record |= {"where": rows.split_name(group.config), "cheaper": None, "bargain": None}
+        record |= {"rivals": contest["n"], "open": len(contest["open"])}
+        gap = compare.validation_gap(group) if group.kind == "train" else None
+        if gap and gap["low"] > 0:
+            record |= {"optimism": gap["optimism"], "optimism_low": gap["low"]}
+            record["optimism_high"] = gap["high"]
+        if (bargain := contest.get("bargain")) and bargain["ratio"] >= MUCH:
+            acc, less = 100 * bargain["test_acc"], -100 * bargain["difference"]
+            less = f"{acc:.2f} %, {less:+.2f} points"
+            record["much_cheaper"] = f"{bargain['setting']}: {bargain['cost']}, {less}"
+            record["bargain"] = bargain
+        if (best := contest.get("cheapest_tied")) and best["ratio"] > 1:
+            record |= {"cheaper": best["setting"], "times_cheaper": best["ratio"]}
+            record["rival"] = [best[k] for k in ("difference", "low", "high")]
+        if figure := published.best_published(group):
+            record |= published.beside(figure, group)
+        records.append(record)
     return sorted(records, key=lambda record: order.index(record["dataset"]))
 
 
@@ -235,7 +232,9 @@ def fastest(log: Rows, table: str) -> Iterator[Row]:
         return tuple(get(row, *path.split(".")) for path in words[key].split())
 
     whole = [r for r in rows.latest_ok(log, words["kind"]) if not get(r, "metrics", "quick")]
-    whole = [row | {"interval": list(speedup_interval(row) or (0.0, 0.0))} for row in whole]
+    every = [row["metrics"] for row in whole]
+    ends = [m.get("speedup_interval") or get(m, "speedup", "interval") or [0.0, 0.0] for m in every]
+    whole = [row | {"interval": pair} for row, pair in zip(whole, ends, strict=True)]
     for group in grouped(whole, lambda r: (machine_of(r["env"]), values(r, "work"))).values():
         if not (sure := [row for row in group if row["interval"][0] > 1]):
             continue

@@ -11,17 +11,16 @@ from zipfile import BadZipFile
 
 import numpy as np
 from scipy.special import softmax
-from sklearn.metrics import confusion_matrix
 
 from common.base.cli import find_name
 from common.base.config import DATASETS
 from common.base.log import locate
 from common.data.fetch import read_dataset
+from common.data.scores import count_answers
 from common.judge.rows import Row, distinct, division, pick_best, slug, split_name
 from common.judge.stats import wilson_interval
 
 BINS = 15  # of confidence, as in Guo et al.
-PAIRS = 10
 GALLERY = 24  # images
 MANY = 400  # test images of a class whose recall is known well enough
 ARRAYS = ("pred", "label", "index", "classes")
@@ -107,8 +106,7 @@ def find_mistakes(
 
 def confusion(predictions: Predictions) -> np.ndarray:
     """Counts of test images. Shapes: (C, C), true class by predicted class."""
-    classes = range(len(predictions["classes"]))
-    return confusion_matrix(predictions["label"], predictions["pred"], labels=classes)
+    return count_answers(predictions["label"], predictions["pred"], len(predictions["classes"]))
 
 
 def class_records(predictions: Predictions) -> list[Row]:
@@ -128,7 +126,7 @@ def class_records(predictions: Predictions) -> list[Row]:
 
 
 def confused_pairs(predictions: Predictions) -> list[Row]:
-    """The pairs of classes that most mistakes are between, in either direction."""
+    """The ten pairs of classes that most mistakes are between, in either direction."""
     names, matrix = predictions["classes"], confusion(predictions)
     mistakes, records = matrix.sum() - np.trace(matrix), []
     for i, j in itertools.combinations(range(len(matrix)), 2):
@@ -136,7 +134,7 @@ def confused_pairs(predictions: Predictions) -> list[Row]:
         if both := there + back:
             record = {"class": str(names[i]), "other_class": str(names[j]), "mistakes": both}
             records.append(record | {"there": there, "back": back, "share": both / mistakes})
-    return sorted(records, key=lambda record: -record["mistakes"])[:PAIRS]
+    return sorted(records, key=lambda record: -record["mistakes"])[:10]
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[Row]:

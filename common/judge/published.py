@@ -179,21 +179,13 @@ def comparable(row: Row) -> tuple[object, ...]:
     return *machine_of(row["env"]), get(row, "env", "torch")
 
 
-def speedup_interval(row: Row) -> Interval | None:
-    """The interval of a row's speed-up, of training or of an engine, where it has one."""
-    ends = get(row, "metrics", "speedup_interval") or get(row, "metrics", "speedup", "interval")
-    sound = isinstance(ends, list) and len(ends) == 2
-    return tuple(ends) if sound and all(type(end) in (int, float) for end in ends) else None
-
-
 def rounds_of(*timed: Row) -> list[list[float]] | None:
     """Each row's times of the rounds that all were measured in, on one machine, or None."""
     groups = {(get(row, "metrics", "rounds", "group"), comparable(row)) for row in timed}
-    times = [get(row, "metrics", "rounds", "step_ms") for row in timed]
-    if len(groups) > 1 or get(timed[0], "metrics", "rounds", "group") is None:
-        return None
-    whole = all(isinstance(each, list) and len(each) == len(times[0]) > 1 for each in times)
-    sound = whole and all(isinstance(ms, int | float) and ms > 0 for each in times for ms in each)
+    times = [get(row, "metrics", "rounds", "step_ms") or [] for row in timed]
+    together = len(groups) == 1 and get(timed[0], "metrics", "rounds", "group")
+    whole = len(times[0]) > 1 and len(set(map(len, times))) == 1
+    sound = together and whole and all(ms > 0 for each in times for ms in each)
     return times if sound else None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from common.base.cli import as_dict, format_time
 from common.base.config import METRICS, NOISY, SvmConfig, TrainConfig, may_mirror, preset_of
 from common.base.log import TIMINGS, Log, Row, run_id
-from common.base.machine import machine_of, timed_on
+from common.base.machine import timed_on
 from common.data.scores import baseline
 from common.judge.stats import Estimate, sample_spread, wilson_interval
 
@@ -382,14 +382,6 @@ def busy_note(row: Row) -> str:
 def noise_note(row: Row) -> str:
     noise = number(row, "metrics", "noise") or 0.0
     return f"noisy: IQR {100 * noise:.0f} % of the median" if noise > NOISY else ""
-
-
-def machine_notes(rows: Sequence[Row]) -> list[str]:
-    """The device of each row, where they are of several machines; else nothing."""
-    if len({machine_of(row["env"]) for row in rows}) < 2:  # whatever their devices
-        return [""] * len(rows)
-    names = [(get(row, "env", "device"), get(row, "env", "cpu_model")) for row in rows]
-    return [", ".join(filter(None, pair)) for pair in names]
 
 
 def devices_note(rows: Iterable[Row]) -> str:

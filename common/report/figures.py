@@ -32,7 +32,6 @@ CAPTIONS = WORDS["captions"]
 DATES = {"png": (), "pdf": ("CreationDate",), "svg": ("Date", "Creator", "Format", "Type")}
 SHOWN = 16  # images of a gallery, in two lines
 FEW = 10  # mistakes, which need no confusion matrix: the gallery has them all
-MARKERS = "os^Dv<>P"
 METRICS = ("epoch", "val_acc", "train_acc", "val_loss", "train_loss")
 MOST_POINTS = 60  # of a curve: more could not be told apart
 SHOWN_CURVES = 8  # that the page shows at first, each in a colour of its own
@@ -41,7 +40,6 @@ MOST_NUMBERED = 100  # classes of a confusion matrix
 MOST_PIXELS = 100  # a side of an image that a figure holds as it is
 MOST_NAMES = 9  # in a panel
 WIDTH = 7.4  # inches, in which text is as large in print as it is here
-LEADER = {"arrowstyle": "-", "lw": 0.5, "color": "#777777"}
 DURATIONS = {1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3600: "1 h", 36000: "10 h"}
 Rows = Sequence[Row]
 Dot = tuple[str, float, float, float, str, bool]  # label, value, low, high, text beside it, solid
@@ -287,7 +285,8 @@ def label_points(named: Mapping[Axes, Iterable[Name]]) -> None:
         x, y = points[np.isfinite(points).all(axis=1)].T
         texts = [axes.text(*name, ha="center", va="center", in_layout=False) for name in names]
         apart = {"expand": (1.15, 2.2), "force_text": (0.1, 0.4), "iter_lim": 200}
-        adjust_text(texts, x, y, ax=axes, arrowprops=LEADER, **apart)
+        leader = {"arrowstyle": "-", "lw": 0.5, "color": "#777777"}
+        adjust_text(texts, x, y, ax=axes, arrowprops=leader, **apart)
 
 
 def learning_curves(curves: Rows) -> Figure:
@@ -379,7 +378,7 @@ def accuracy_cost(panels: Mapping[str, Rows]) -> Figure:
     """Test accuracy against training time, with what was published, one panel a data set."""
     families = dict.fromkeys(p["family"] for panel in panels.values() for p in panel)
     # A colour and a marker each: the pairs repeat after 64.
-    looks = {name: (f"C{i}", MARKERS[(i + i // 8) % 8]) for i, name in enumerate(families)}
+    looks = {name: (f"C{i}", "os^Dv<>P"[(i + i // 8) % 8]) for i, name in enumerate(families)}
     figure, grid = panels_of(len(panels), 3.7)
     named = {}
     for axes, (dataset, panel) in zip(grid, panels.items(), strict=True):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from common.base.log import KINDS, STATUSES
+from common.base.machine import machine_of
 from common.judge import mistakes as judge
 from common.judge import rows as log
 from common.judge.findings import judged_tables
@@ -52,12 +53,11 @@ def build_tables(
 
 def log_tables(rows: Sequence[Row], done: Mapping, problems: Sequence[str]) -> list[Table]:
     """What the log holds, the commits it was measured at, and what could not be used."""
-    counts = Counter((row["kind"], row["status"]) for row in rows)
     kinds, commits = [], []
     for kind in KINDS:
-        record = {"kind": kind} | {status: counts[kind, status] for status in STATUSES}
-        if any(record[status] for status in STATUSES):
-            kinds.append(record | {"superseded": record["ok"] - len(done[kind])})
+        if counts := Counter(row["status"] for row in rows if row["kind"] == kind):
+            record = {"kind": kind, "superseded": counts["ok"] - len(done[kind])}
+            kinds.append(record | {status: counts[status] for status in STATUSES})
     states = log.grouped(rows, lambda row: (get(row, "git", "commit"), get(row, "git", "dirty")))
     for (commit, dirty), same in states.items():
         times = sorted(row["time_utc"] for row in same)
@@ -120,10 +120,8 @@ def failed_table(rows: Sequence[Row]) -> Table:
 
 def environment_table(rows: Sequence[Row]) -> Table:
     """Every machine and library version in the log, with the number of rows behind it."""
-    facts: Counter[tuple[str, str]] = Counter()
-    for same in log.grouped(rows, lambda row: id(row["env"])).values():  # read_log shares them
-        known = {(k, str(v)) for k, v in same[0]["env"].items() if k != "load_average"}
-        facts.update(dict.fromkeys(known, len(same)))
+    known = (fact for row in rows for fact in row["env"].items() if fact[0] != "load_average")
+    facts = Counter((name, str(value)) for name, value in known)
     records = [{"property": k, "value": v, "rows": n} for (k, v), n in facts.items()]
     records.sort(key=lambda record: (record["property"], -record["rows"], record["value"]))
     loads = [number(row, "env", "load_average", "0") for row in rows]
@@ -215,9 +213,11 @@ def mistake_tables(mistakes: Sequence[Mistakes]) -> list[Table]:
 
 def speed_table(name: str, rows: Sequence[Row], devices: str = "") -> Table:
     """What rows hold of a table's columns, ordered by work, with notes on their machines."""
-    records = []
-    for row, machine in zip(rows, log.machine_notes(rows), strict=True):
+    records, machines = [], {machine_of(row["env"]) for row in rows}
+    for row in rows:
         record = fields(row, name)
+        known = filter(None, map(row["env"].get, ("device", "cpu_model")))
+        machine = ", ".join(known) if len(machines) > 1 else ""
         quick = "quick: a fifth of the queries, one launch" if get(row, "metrics", "quick") else ""
         record["note"] = join_notes(machine, log.busy_note(row), log.noise_note(row), quick)
         if get(row, "metrics", "speedup_vs_eager"):
