@@ -230,7 +230,7 @@ class Variant(Side):
         self.build()
         run, order = self.run, self.run.order(1)
         untrained = copy.deepcopy(run.state())
-        for index in (order[0], order[-1]) * 2:  # a CUDA graph is recorded at its second turn
+        for index in (order[0], order[-1]) * 2:  # torch.compile makes a graph at the second
             run.setup.step(run.setup, *run.batches.load(index))
         run.restore(untrained)
         trained = run.train_steps(1)
