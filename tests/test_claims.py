@@ -12,7 +12,7 @@ from scipy.stats import t
 
 from common.judge import findings, stats
 from common.judge.claims import Claim, Part, claims_tables, judge_claims, judged_part, standing
-from common.judge.compare import contrast_records, tie_records
+from common.judge.compare import contrast_records
 from common.judge.stats import BEATS, Estimate, judge
 
 RISING = {"mnist": [0.97, 0.985, 0.988, 0.989, 0.990], "fashion": [0.85, 0.88, 0.90, 0.91, 0.915]}
@@ -412,16 +412,6 @@ def lines_of(log, section):
     return [r["finding"] for r in table.records if r["section"] == section]
 
 
-def preferred(log):
-    records = contrast_records(log.evidence())
-    return findings.sentences("preferences", *findings.preferences(records))
-
-
-def recommended(log):
-    contests = findings.contest_records(tie_records(log.evidence()))
-    return findings.sentences("cheaper", contests, findings.NEAR)
-
-
 def test_findings_say_what_was_decided_and_nothing_else():
     results, evidence = results_of("present")
     assert findings.missing_records(results, []) == []
@@ -487,9 +477,9 @@ def test_an_effect_beyond_any_doubt_is_told_and_of_too_few_seeds_none():
     log = Invented().grid("opt epochs", wrong, seeds=3)
     records = contrast_records(log.evidence())
     assert only(records, dataset="mnist", contrast="SGD minus Adam")["p_holm"] < 1e-9
-    lines = preferred(log)
+    lines = lines_of(log, "statistics")
     assert lines[0].startswith("On MNIST SGD was more accurate than Adam: by 13.93 points (")
-    none, lead, *_, few = preferred(Invented().grid("opt epochs", wrong))
+    none, lead, *_, few = lines_of(Invented().grid("opt epochs", wrong), "statistics")
     settled = "No factor of the networks is settled, for want of 3 seeds of each setting: "
     assert none == f"{settled}SGD or Adam; 5 epochs or 3 epochs."
     led = r"On MNIST SGD leads Adam, by 13.93 points \(13.* to 14.*\), on fewer than th"
@@ -509,7 +499,8 @@ def test_an_effect_beyond_any_doubt_is_told_and_of_too_few_seeds_none():
 def test_what_is_better_here_and_worse_there_is_not_recommended_but_told(resnet18, resnet50, told):
     wrong = {("sgd", "resnet18"): resnet18, ("sgd", "resnet50"): resnet50}
     wrong |= {("adam", "resnet18"): 200, ("adam", "resnet50"): 200}
-    lines = list(map(without_intervals, preferred(Invented().grid("opt model", wrong, seeds=3))))
+    log = Invented().grid("opt model", wrong, seeds=3)
+    lines = list(map(without_intervals, lines_of(log, "statistics")))
     if told is None:  # a lead that counts as none
         none = "On MNIST no difference above 0.1 points is significant: "
         assert lines == [f"{none}ResNet-18 or ResNet-50; SGD or Adam."]
@@ -517,7 +508,8 @@ def test_what_is_better_here_and_worse_there_is_not_recommended_but_told(resnet1
     told = "{} accurate {} Adam with ResNet-{} and {} accurate with ResNet-{}".format(*told)
     assert f"On MNIST SGD was {told}." in lines
     assert not any(":" in line and "Adam" in line for line in lines)  # neither plainly nor as open
-    lines = list(map(without_intervals, preferred(Invented().grid("opt model", wrong))))
+    log = Invented().grid("opt model", wrong)
+    lines = list(map(without_intervals, lines_of(log, "statistics")))
     assert f"On MNIST SGD was {told}{FEW}." in lines
     assert not any(" leads " in line and "Adam" in line for line in lines)
 
@@ -540,7 +532,7 @@ def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
             assert lines_of(log, "answer") == [
                 answer.format("one seed, whose noise is not in it") + none
             ]
-            assert recommended(log)[0] == f"{told}, 2 on too few seeds to tell from it."
+            assert lines_of(log, "q1a")[0] == f"{told}, 2 on too few seeds to tell from it."
     (line,) = lines_of(log, "answer")
     start, end = line.split("busy machine). No significant difference, and 1.8 times cheaper: ")
     assert start == answer.format("3 seeds")
@@ -548,7 +540,7 @@ def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
     equal = "No significant difference on 3 seeds, by intervals that are "
     equal += f"adjusted for 2 comparisons: {tied} (+0.00 points; 5 s)."
     told = f"{told}. {equal} Less accurate: {worse} (-5.71 points; 1 s)."
-    assert without_intervals(recommended(log)[0]) == told
+    assert without_intervals(lines_of(log, "q1a")[0]) == told
     log.svm(50, {"val_acc": 0.999, "fit_ms": 100.0}, kernel="rbf")  # a network is no rival of it
     (line,) = lines_of(log, "answer")
     assert line.startswith(f"{split}SVM, RBF kernel: 99.64 % on test images")
@@ -593,12 +585,12 @@ def test_what_is_nearly_as_accurate_at_half_the_cost_is_named():
         log.train(wrong, {"train_ms": ms, "val_acc": val_acc}, model=model)
     near = "Where 0.5 points of validation accuracy may be lost, VGG-5, SGD, learning rate 0.001, "
     near += "5 epochs is 225 times cheaper: 0.04 s in place of 9 s. Its test accuracy is lower by "
-    (line,) = recommended(log)
+    (line,) = lines_of(log, "q1a")
     assert f"{near}2.14 points (1.9" in line
     log.held[log.rows[1]["run_id"]]["pred"][50:] = 1
-    assert "Its test accuracy is higher by 0.36 points (0.2" in recommended(log)[0]
+    assert "Its test accuracy is higher by 0.36 points (0.2" in lines_of(log, "q1a")[0]
     del log.rows[1]
-    assert "cheaper" not in recommended(log)[0]
+    assert "cheaper" not in lines_of(log, "q1a")[0]
 
 
 def test_the_cost_of_unlike_threads_is_that_of_their_cores_and_a_busy_machine_is_named():
@@ -608,9 +600,9 @@ def test_the_cost_of_unlike_threads_is_that_of_their_cores_and_a_busy_machine_is
         log.train(100 * threads, {"train_ms": ms, "val_acc": 0.99 - threads / 1000}, model=model)
         log.rows[-1]["env"] = env | {"threads": threads, "load_average": [load, 0, 0]}
     dear = "in place of 9 s (1 thread, busy machine)."
-    assert f"100 times cheaper: 0.045 s (2 threads) {dear}" in recommended(log)[0]
+    assert f"100 times cheaper: 0.045 s (2 threads) {dear}" in lines_of(log, "q1a")[0]
     log.rows[-1]["env"]["cpu_model"] = "another"
-    assert "cheaper" not in recommended(log)[0]
+    assert "cheaper" not in lines_of(log, "q1a")[0]
 
 
 def test_the_fastest_variant_is_named_where_it_surely_leads():

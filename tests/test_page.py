@@ -50,19 +50,8 @@ class Checker(html.parser.HTMLParser):
         self.text += data
 
 
-@pytest.fixture(scope="module")
-def file(whole):
-    """A page of a log that has everything, class names with markup among it."""
-    return whole.folder / "report.html"
-
-
-@pytest.fixture(scope="module")
-def text(whole):
-    return whole.html
-
-
-def test_it_is_well_formed_and_asks_for_nothing(text):
-    checker = Checker(text)
+def test_it_is_well_formed_and_asks_for_nothing(whole):
+    text, checker = whole.html, Checker(whole.html)
     assert checker.open == checker.unnamed == []
     assert len(checker.ids) == len(set(checker.ids))
     assert checker.fetched
@@ -72,7 +61,8 @@ def test_it_is_well_formed_and_asks_for_nothing(text):
     assert set(re.findall(r'href="#([^"]+)"', text)) <= set(checker.ids)
 
 
-def test_markup_in_the_log_is_text(text):
+def test_markup_in_the_log_is_text(whole):
+    text = whole.html
     assert text.count("<script") == 1
     assert "onerror=alert" not in re.sub(r"&#34;|&lt;.*?&gt;", "", text)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
@@ -89,8 +79,8 @@ def plain(text, start, end):
     return " ".join(re.sub(r"<[^>]+>", " ", words).split())
 
 
-def test_every_number_of_the_answer_is_there(text):
-    words = plain(text, '<div id="answer">', "</main>")
+def test_every_number_of_the_answer_is_there(whole):
+    words = plain(whole.html, '<div id="answer">', "</main>")
     low, high = (100 * end for end in wilson_interval(round(0.9212 * 14_000), 14_000))
     for answer in (
         "FashionMNIST, the study&#39;s split 92.12 % of the test images right ResNet-18, Adam, "
@@ -102,7 +92,7 @@ def test_every_number_of_the_answer_is_there(text):
         "Runs seed 0 , 1",
     ):
         assert answer in words
-    assert "claim 6: make q1b" in plain(text, '<section id="missing">', "</section>")
+    assert "claim 6: make q1b" in plain(whole.html, '<section id="missing">', "</section>")
 
 
 @pytest.mark.parametrize("better", ["train", "svm"])
@@ -118,8 +108,8 @@ def test_the_answer_is_the_best_on_validation_of_any_kind_whatever_its_test_accu
     assert accuracy == {"MNIST, the study's split": 0.90, "MNIST, official split": 1.0}
 
 
-def test_the_gallery_shows_the_images_or_says_why_not(text, tmp_path):
-    assert text.count("<title>Test image ") == 12 + 12  # surest mistakes, missed by both
+def test_the_gallery_shows_the_images_or_says_why_not(whole, tmp_path):
+    assert whole.html.count("<title>Test image ") == 12 + 12  # surest mistakes, missed by both
     log = LogBuilder(tmp_path / "results")
     nowhere = "--data-dir", str(tmp_path / "nowhere")
     name = log.train(0.95, dataset="mnist", file=log.predictions("mnist", 20))
@@ -170,7 +160,7 @@ def browser():
 
 
 @pytest.fixture(params=[(1280, "light"), (360, "dark")], ids=["wide", "narrow"])
-def view(request, browser, file):
+def view(request, browser, whole):
     """The page in a window; at the end it must have been silent and asked for nothing else."""
     width, scheme = request.param
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
@@ -181,11 +171,11 @@ def view(request, browser, file):
     view.on("pageerror", lambda error: said.append(str(error)))
     view.on("dialog", lambda dialog: said.append(dialog.message))
     view.on("request", lambda request: asked.append(request.url))
-    view.goto(file.as_uri())
+    view.goto(whole.address)
     yield view
     context.close()
     assert said == []
-    assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
+    assert [url for url in asked if not url.startswith("data:")] == [whole.address]
 
 
 def column(view, table, place):
@@ -212,7 +202,8 @@ def test_nothing_overflows_window_or_box_and_it_is_as_light_as_the_reader_likes(
     assert (int(red) < 60) is dark
     filters = """selector => [...document.querySelectorAll(selector)].map(
         element => getComputedStyle(element).filter !== 'none')"""
-    assert set(view.evaluate(filters, "svg.drawn, .photographs image")) == {dark}
+    for drawn in ("svg.drawn", ".photographs image"):
+        assert set(view.evaluate(filters, drawn)) == {dark}
     assert not any(view.evaluate(filters, ".drawn:not(.photographs) image"))
 
 
@@ -260,7 +251,7 @@ def test_a_table_sorts_both_ways_by_mouse_and_keyboard_and_filters(view):
 
 
 @pytest.mark.parametrize("allowed", [True, False], ids=["clipboard", "selection"])
-def test_a_table_is_copied_as_its_csv_file_has_it(view, file, allowed):
+def test_a_table_is_copied_as_its_csv_file_has_it(view, whole, allowed):
     unfold(view)
     if not allowed:
         view.evaluate("void (navigator.clipboard.writeText = () => Promise.reject())")
@@ -271,9 +262,7 @@ def test_a_table_is_copied_as_its_csv_file_has_it(view, file, allowed):
         view.locator(f"#{key} output", has_text="copied").wait_for()
         text = view.evaluate("navigator.clipboard.readText()")
         copied = list(csv.DictReader(io.StringIO(text.replace("\r", ""))))
-        with open(file.parent / "csv" / f"{key}.csv", newline="") as lines:
-            raw = [r for r in csv.DictReader(lines) if words in "".join(r.values())]
-        assert len(copied) == len(raw)
+        raw = [row for row in whole.csv(key) if words in "".join(row.values())]
         for mine, record in zip(copied, raw, strict=True):
             assert len(mine) > 3
             for name, value in mine.items():
@@ -327,9 +316,9 @@ def test_the_keyboard_reaches_every_control(view):
     assert outline != "none"
 
 
-def test_on_paper_there_are_no_controls_nothing_is_cut_and_what_is_folded_stays_so(browser, file):
+def test_on_paper_there_are_no_controls_nothing_is_cut_and_what_is_folded_stays_so(browser, whole):
     view = browser.new_page(viewport={"width": 680, "height": 1000})  # A4 and its margins
-    view.goto(file.as_uri())
+    view.goto(whole.address)
     view.emulate_media(media="print")
     assert view.locator("nav:visible, .controls:visible, details:visible").count() == 0
     assert view.locator("table:visible").count() >= 6

@@ -23,7 +23,8 @@ def test_one_worker_takes_the_sum_of_everything():
     ("changes", "n", "workers", "makespan_s"),
     [
         # A log for every worker is no limit, and is not read.
-        ({"rows": 2, "append_s": 1.0, "read_s": 0.5, "sharded": True}, 2000, 2000, 21 + 5),
+        ({"rows": 2, "append_s": 1.0, "sharded": True}, 2000, 2000, 21 + 5),
+        ({"read_s": 0.5, "sharded": True}, 10, 1, 210),
         # Before trajectory k the log has 4 k rows, read three times over.
         ({"read_s": 0.5}, 10, 1, 210 + sum(0.5 * 3 * 4 * k for k in range(10))),
         # Both finish at 7 s; one appends until 8, the other until 9; so again, now a second apart.
