@@ -34,9 +34,9 @@ def texts(axes):
     return [text.get_text() for text in axes.texts]
 
 
-def dots_of(name, records):
-    """The axes of the figure of a table."""
-    [figure] = figures.build_figures([], [], [], [make_table(name, records)])
+def axes_of(runs=(), curves=(), tables=(), races=()):
+    """The axes of the last figure that there is of these."""
+    *_, figure = figures.build_figures(runs, curves, [], tables, races)
     return drawn(figure).axes
 
 
@@ -53,19 +53,18 @@ def cost():
         run_row(0.997, 700e3, "other", dataset="mnist", schedule="triangular", model="resnet14"),
         run_row(0.998, 3600e3, "official", dataset="mnist", split="official"),
     ]
-    [figure] = figures.build_figures(runs, [], [], [])
-    return drawn(figure)
+    [axes] = axes_of(runs)
+    return axes
 
 
 def test_accuracy_against_cost_names_what_matters_beside_what_was_published(cost):
-    [axes] = cost.axes
-    assert set(texts(axes)) == {
+    assert set(texts(cost)) == {
         "published 99.33 %", "published SVM 96.35 %", "study's SVM", "study's ResNet-18",
         "ResNet-14, 5 epochs", "ResNet-18, 5 epochs, official split",
     }  # fmt: skip
-    dashed = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+    dashed = [line.get_ydata()[0] for line in cost.lines if line.get_linestyle() == "--"]
     assert dashed == pytest.approx([0.67, 3.65])  # errors in per cent
-    gids = {line.get_gid(): line for line in axes.lines if line.get_gid()}
+    gids = {line.get_gid(): line for line in cost.lines if line.get_gid()}
     rings = {gid for gid, line in gids.items() if line.get_markeredgecolor() == "black"}
     assert len(gids) == 5
     assert sorted("official" in gid for gid in rings) == [False, True]
@@ -74,28 +73,26 @@ def test_accuracy_against_cost_names_what_matters_beside_what_was_published(cost
     assert len(looks) == len({color for color, _ in looks}) == 3
     [pale] = [gid for gid, line in gids.items() if line.get_alpha() < 1]
     assert "5 epochs" in pale
-    front = max((line.get_xydata() for line in axes.lines), key=len)
+    front = max((line.get_xydata() for line in cost.lines), key=len)
     # The official split's images are others: no part of the front, and half filled.
     assert front[[0, -1]] == pytest.approx(np.array([[5, 5], [700, 0.3]]))
     halves = [gid for gid, line in gids.items() if line.get_fillstyle() == "left"]
     assert ["official" in gid for gid in halves] == [True]
-    ticks = [tick.get_text() for tick in axes.get_xticklabels()]
+    ticks = [tick.get_text() for tick in cost.get_xticklabels()]
     assert ticks == ["10 s", "1 min", "10 min", "1 h"]
 
 
 def test_names_neither_hide_each_other_nor_leave_the_axes(cost):
-    [axes] = cost.axes
-    cost.draw_without_rendering()
-    boxes = [Text.get_window_extent(text) for text in axes.texts]
-    frame = axes.get_window_extent().padded(1)
+    cost.figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in cost.texts]
+    frame = cost.get_window_extent().padded(1)
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     assert all(frame.contains(*corner) for box in boxes for corner in box.corners())
 
 
 @pytest.mark.parametrize("other", [{"dataset": "kmnist"}, {"split": "official"}])
 def test_published_is_only_what_was_tested_on_the_same_images(other):
-    [figure] = figures.build_figures([run_row(0.9, 1e3, "run", **other)], [], [], [])
-    [axes] = drawn(figure).axes
+    [axes] = axes_of([run_row(0.9, 1e3, "run", **other)])
     assert not any("published" in text for text in texts(axes))
 
 
@@ -128,7 +125,7 @@ def test_curves_are_the_mean_and_range_of_the_seeds_of_what_was_chosen():
         runs.append(run_row(acc, 1e3, f"run{seed}", dataset="mnist", seed=seed, lr=lr, epochs=2))
         metrics = [{"epoch": e, "val_acc": acc + e / 100, "val_loss": 1 - acc} for e in (1, 2, 3)]
         curves.append({"run_id": f"run{seed}", "epochs": metrics, "config": runs[-1]["config"]})
-    left, right = drawn(figures.build_figures(runs, curves, [], [])[1]).axes
+    left, right = axes_of(runs, curves)
     solid, dotted = left.lines
     assert solid.get_xydata() == pytest.approx(np.array([[1, 14], [2, 13]]))  # errors in per cent
     assert np.isnan(dotted.get_ydata()).all()  # training images: not stored
@@ -172,7 +169,7 @@ def test_of_several_batches_the_largest_is_drawn_and_a_baseline_once():
     names = ("scenario", "batch_size", "speedup")
     records = [record | dict(zip(names, size, strict=True)) for size in sizes]
     records = [r | {"engine": f"e{i}"} for i, r in enumerate([*records, records[2]])]
-    single, offline = dots_of("infer", records)
+    single, offline = axes_of(tables=[make_table("infer", records)])
     assert offline.get_title() == "offline, batch size 64"
     assert values(single) == [1.0]
     assert values(offline) == [1.0, 2.5]
@@ -209,7 +206,8 @@ def test_a_logarithmic_axis_has_ticks_but_not_too_many(low, ratio):
 def test_speeds_of_one_label_are_dots_of_their_own_hollow_where_extrapolated():
     work = {"dataset": "fashion", "model": "resnet18", "opt": "sgd", "image_size": 224}
     work |= {"batch_size": 16, "label": "cpu", "extrapolated": True}
-    axes = dots_of("q2", [work | {"speedup": ratio} for ratio in (1.0, 3.1, None)])[0]
+    records = [work | {"speedup": ratio} for ratio in (1.0, 3.1, None)]
+    [axes] = axes_of(tables=[make_table("q2", records)])
     assert values(axes) == [1.0, 3.1]
     assert [dot.get_markerfacecolor() for dot in axes.lines[1:]] == ["white", "white"]
 
@@ -221,8 +219,7 @@ def test_a_race_is_a_line_a_configuration_that_ends_as_it_ended():
         for name, why, tied in ends
     ]
     race = {"where": "MNIST", "spent_s": 9, "standings": [*standings, {"points": []}]}
-    [figure] = figures.build_figures([], [], [], [], [race])
-    [axes] = drawn(figure).axes
+    [axes] = axes_of(races=[race])
     looks = {line.get_gid(): (line.get_marker(), line.get_linewidth()) for line in axes.lines}
     assert looks == {"dot:left": ("x", 1), "dot:best": ("o", 2.5)}
     assert axes.lines[0].get_xydata().tolist() == [[1, 90], [2, 80]]  # errors in per cent
