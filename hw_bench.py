@@ -36,8 +36,6 @@ from common.base.config import HwInferConfig, HwOptions, HwTrainConfig
 from common.base.log import Log, run_id
 
 MODES = {"train": HwTrainConfig, "infer": HwInferConfig}
-TABLES = {"train": ("q2", "q2_phases"), "infer": ("infer",)}  # of the report, that are printed
-BUSY_LOAD = 0.5  # of the cores: other work that is felt in the timings
 
 
 def finished(kind: str, configs: list[Any], log: Log) -> list[dict[str, Any] | None]:
@@ -83,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
         groups = inference.expand_groups(grid, options.data_dir, log, pick_best)
     load, cores, failures = psutil.getloadavg()[0], os.cpu_count(), 0
-    if load > BUSY_LOAD * cores:
+    if load > 0.5 * cores:  # other work that is felt in the timings
         print(f"warning: load average {load:.1f} on {cores} cores before the start; timings suffer")
     for number, group in enumerate(groups, 1):
         print(f"[{number}/{len(groups)}] {group.title}", flush=True)
@@ -93,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     from common.report.tables import speed_table
 
     rows = finished(kind, [config for group in groups for config in group.configs], log)
-    for name in TABLES[mode]:
+    for name in ("q2", "q2_phases") if mode == "train" else ("infer",):  # tables of the report
         table = speed_table(name, [row for row in rows if row])
         columns, cells = shown(replace(table, columns=WORDS[name]["screen"].split()))
         heads = ["\n".join(column.lines) for column in columns]

@@ -25,8 +25,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it
 from common.base.cli import UsageError, Validated, option, parse_command_line, run_script
 from common.base.log import log_files, read_log, write_together
 
-WIDTH = 110  # of the screen
-
 
 class ReportOptions(Validated):
     """Where to read and to write."""
@@ -66,7 +64,7 @@ def write_report(rows: list[dict], problems: list[str], out: Path, options: Repo
     files[out / "report.html"] = page.encode()
     write_together(files)
     screen = render("txt", **facts).splitlines()
-    print("\n".join(fill(line, WIDTH) for line in screen))
+    print("\n".join(fill(line, width=110) for line in screen))
     if problems:
         print(f"problems in the log: {len(problems)}, the first: {problems[0]}")
 

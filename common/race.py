@@ -32,7 +32,6 @@ from common.train.grid import answers_file, state_file, train_id
 
 USED = 0.95  # of the budget: the rest is for what was not foreseen
 LAST = 10**9  # an epoch that stands for a configuration's last
-WIDTH = 110  # of the screen
 
 
 def run(
@@ -53,9 +52,9 @@ def run(
 
 
 def show(macro: str, *values: Any) -> None:
-    """Print what a macro of findings.j2 says, in lines of the screen's width."""
+    """Print what a macro of findings.j2 says, in lines of a screen's width."""
     for line in sentences(macro, *values):
-        print(fill(line, WIDTH, subsequent_indent="  "), flush=True)
+        print(fill(line, width=110, subsequent_indent="  "), flush=True)
 
 
 def seconds_of(epochs: Iterable[Row]) -> float:
@@ -81,9 +80,9 @@ class Race:
         self.failures, seeds = 0, list(dict.fromkeys(c.seed for c in configs))
         self.seeds = [*seeds, *range(max(seeds) + 1, max(seeds) + MOST_SEEDS)]
         first = grids.group_trajectories([c for c in configs if c.seed == seeds[0]])
-        names = describe_all([as_dict(t.trained) for t in first])
-        own = [(t.trained, train_id(t.trained), n) for t, n in zip(first, names, strict=True)]
-        self.candidates = [Candidate(config, run=run, name=name) for config, run, name in own]
+        racing = [t.trained for t in first]
+        names = zip(racing, describe_all(list(map(as_dict, racing))), strict=True)
+        self.candidates = [Candidate(c, run=train_id(c), name=name) for c, name in names]
         self.contests = grouped(self.candidates, lambda c: where_of(c.config))
         self.file = log.folder / f"race{'.' + options.shard if options.shard else ''}.json"
         try:

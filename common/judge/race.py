@@ -19,7 +19,6 @@ from common.judge.stats import holm, sign_flip_test
 from common.judge.tables import Table, make_table
 
 MOST_SEEDS = 10  # of a finalist: more would hardly narrow an interval
-HOUR_S = 3600.0  # what more time would buy is told of one
 
 
 @dataclass(eq=False)
@@ -61,8 +60,8 @@ class Candidate:
 
     def reach(self, luck: float) -> float:
         """What its accuracy may yet become: the best so far, what an epoch's `luck` may hide of it,
-        and with each doubling of its epochs what the best doubling gave. After one: nothing known.
-        """
+        and with each doubling of its epochs what the best doubling gave. After one epoch nothing is
+        known."""
         if self.done == self.epochs:
             return self.acc
         accs = [(rung, self.right[rung].mean()) for rung in sorted(self.right)]
@@ -156,8 +155,7 @@ def standings(
     racing: Sequence[Candidate], rungs: Mapping[str, Row], seeds: Mapping[Candidate, list[Row]]
 ) -> list[Row]:
     """How each candidate ended, the chosen one first: after which rung it left and why, or, of a
-    finalist, whether it is tied with the chosen one on the validation images, over all its seeds.
-    """
+    finalist, whether it is tied with the chosen one on validation images, over all its seeds."""
     groups = {Group(own[0]["config"], tuple(own)): c for c, own in seeds.items() if own}
     ends = {groups[r["group"]]: r for r in (compare_with_chosen(list(groups)) if groups else [])}
     for end in ends.values():  # chosen by these very images: any pair might have been it
@@ -180,7 +178,7 @@ def standings(
 def conclude(standings: Sequence[Row], tested: Sequence[Row], workers: int) -> Row:
     """The answer of a race, and what another hour would buy: how many that there was no time for,
     and then how many more seeds of each finalist."""
-    left_s, served, more = HOUR_S * workers, 0, 0
+    left_s, served, more = 3600.0 * workers, 0, 0
     waiting = sorted(r["cost_s"] for r in standings if r.get("why") == "no time")
     for cost_s in waiting:
         served += cost_s <= left_s

@@ -22,7 +22,6 @@ from common.base.cli import UsageError, as_dict, format_time
 from common.base.config import PUBLISHED, TrainConfig, may_mirror
 from common.base.log import Log, Row, log_files, read_log, run_id, write_atomically
 
-INTERVAL_S = 2.0  # between looks at a grid that is watched
 # Settings that leave the time of an epoch as it is.
 FREE = {"dataset", "seed", "split_seed", "lr", "epochs", "pin_memory", "schedule", "weights"}
 FREE |= {"class_weight", "metric"}
@@ -225,6 +224,6 @@ def watch(folder: Path) -> int:
         if shown != (shown := progress(plan, rows)):
             print(f"{start}{shown}", end=end, flush=True)
         if not shown.endswith("done"):
-            time.sleep(INTERVAL_S)
+            time.sleep(2.0)
     print(end="" if end else "\n", flush=True)
     return 0

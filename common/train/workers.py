@@ -114,7 +114,8 @@ def share_out(
     if isinstance(options, TrainOptions):
         own["export"] = ()  # comes when all are done
     options = replace(options, threads=options.threads or share, **own)
-    machines = (Processes if local else Cluster)(script, log, options, workers)
+    what = script, log, options
+    machines = Processes(*what) if local else Cluster(*what, workers)
     work, failures = {}, 0
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -134,13 +135,13 @@ def share_out(
             machines.stop()
 
 
-class Machines:
-    """What runs a script's commands, until their work is done or is given up."""
+class Processes:
+    """A script's commands as processes of this machine, each until its work is done or given up."""
 
-    def __init__(self, script: str, log: Log, options: GridOptions, workers: int) -> None:
+    def __init__(self, script: str, log: Log, options: GridOptions) -> None:
         self.script, self.log, self.options = script, log, options
         self.rows_before, self.stopped = len(log.read(script)), False
-        self.open(workers)
+        self.begun: list[subprocess.Popen] = []
 
     def work_off(self, number: int, label: str, configs: Sequence[Any]) -> str | None:
         """Run a job's command until it is done, or all its rows are there. Returns: why one of them
@@ -170,13 +171,6 @@ class Machines:
             self.log.append(self.script, config, {}, error=why)
         return why
 
-
-class Processes(Machines):
-    """Commands as processes of this machine."""
-
-    def open(self, workers: int) -> None:
-        self.begun: list[subprocess.Popen] = []
-
     def run(self, command: Sequence[str], number: int) -> tuple[int, str]:
         """Run a command to its end; its epochs are printed behind its number. Returns: its exit
         status, and what it wrote to stderr."""
@@ -204,12 +198,13 @@ class Processes(Machines):
             process.terminate()
 
 
-class Cluster(Machines):
-    """Commands on the workers of a dask cluster, one started here where no address is given."""
+class Cluster(Processes):
+    """The same on the workers of a dask cluster, one started here where no address is given."""
 
-    def open(self, workers: int) -> None:
+    def __init__(self, script: str, log: Log, options: GridOptions, workers: int) -> None:
         """Raises: UsageError when the cluster is not there."""
-        dask, address = need("distributed", "--backend dask"), self.options.cluster
+        super().__init__(script, log, options)
+        dask, address = need("distributed", "--backend dask"), options.cluster
         here = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
         try:
             self.client = dask.Client(address, timeout=WAIT_S, **({} if address else here))
