@@ -144,7 +144,7 @@ def test_what_is_chosen_by_decides_contests_ties_and_what_is_said():
     balanced = [SCORES["balanced"](log.label, pred) for pred in (good, poor)]
     assert second["difference"] == pytest.approx(balanced[0] - balanced[1])
     ties = [first, second, alone]
-    said = sentences("answers", answer_records(log.rows, contest_records(ties), []))
+    said = sentences("answers", answer_records(log.rows, contest_records(ties)))
     assert said[0].startswith("MNIST, the study's split, by balanced accuracy: ResNet-18, Adam")
     assert f"Balanced accuracy {100 * balanced[0]:.2f} % (" in said[0]
     assert (

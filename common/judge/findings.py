@@ -139,8 +139,7 @@ def answer_records(runs: Rows, contests: Rows) -> list[Row]:
             record |= {"optimism": gap["optimism"], "optimism_low": gap["low"]}
             record["optimism_high"] = gap["high"]
         if (bargain := contest.get("bargain")) and bargain["ratio"] >= MUCH:
-            acc, less = 100 * bargain["test_acc"], -100 * bargain["difference"]
-            less = f"{acc:.2f} %, {less:+.2f} points"
+            less = f"{100 * bargain['test_acc']:.2f} %, {-100 * bargain['difference']:+.2f} points"
             record["much_cheaper"] = f"{bargain['setting']}: {bargain['cost']}, {less}"
             record["bargain"] = bargain
         if (best := contest.get("cheapest_tied")) and best["ratio"] > 1:
