@@ -16,7 +16,6 @@ import numpy as np
 from common.data import scores
 from common.judge import rows, stats
 from common.judge.rows import PROTOCOLS, Group, Row, best_of, division, grouped, join_notes, number
-from common.judge.stats import MARGIN, SEEDS, leads
 from common.judge.tables import Table, make_table
 
 ALPHA = 0.05
@@ -107,7 +106,7 @@ def dependence(rule: stats.Rule, levels: Mapping[str, Sequence[Row]], other="") 
 
     def words(effect: Row, other: str, unit: str) -> str:
         value, known = effect["difference"], {1: ("more", "than"), -1: ("less", "than")}
-        much, to = known.get(leads((value, value)), ("about as", "as"))
+        much, to = known.get(stats.leads((value, value)), ("about as", "as"))
         beside = f" {to} {other}" if other else ""
         ends = f"{100 * effect['low']:+.2f} to {100 * effect['high']:+.2f}"
         return f"{much} accurate{beside} {effect['level']} ({100 * value:+.2f}{unit}, {ends})"
@@ -116,7 +115,7 @@ def dependence(rule: stats.Rule, levels: Mapping[str, Sequence[Row]], other="") 
     for effects in levels.values():
         low, *_, high = sorted(effects, key=lambda effect: effect["difference"])
         if low["difference"] < edge < high["difference"]:
-            enough = min(low["seeds"], high["seeds"]) >= SEEDS
+            enough = min(low["seeds"], high["seeds"]) >= stats.SEEDS
             surely = enough and low["high"] < edge < high["low"]
             text = f"{words(high, other, ' points')} and {words(low, '', '')}"
             why = "which may be noise" if enough else "on too few seeds to be sure"
@@ -137,7 +136,7 @@ def main_recipe(groups: Iterable[Group]) -> list[Group]:
 def effect_of(estimate: stats.Estimate, images: int, settings: Sequence[Sequence[Row]]) -> Row:
     """What is known of any effect: from its estimate, and the runs of each setting behind it."""
     seeds = [len(runs) for runs in settings]
-    few, short = "fewer than three seeds", sum(n < SEEDS for n in seeds)
+    few, short = "fewer than three seeds", sum(n < stats.SEEDS for n in seeds)
     few += f" in {short} of {len(seeds)} settings" if short < len(seeds) else ""
     record = {"estimate": estimate, "images": images, "seeds": min(seeds), "few": few}
     return record | {"runs": [row["run_id"] for runs in settings for row in runs]}
@@ -276,7 +275,7 @@ class Contrast:
         main = self.pairs(evidence, dataset)
         for pair in (p for p in self.pairs(evidence, dataset, every=True) if p not in main):
             first, second = (group.mean("test_acc") for group in pair)
-            if (first - second) * sign < 0 and abs(first - second) > MARGIN:
+            if (first - second) * sign < 0 and abs(first - second) > stats.MARGIN:
                 both = f"({100 * first:.2f} against {100 * second:.2f} %)"
                 found.setdefault(pair[0].protocol.partition(": ")[2], both)
         return [f"the other way round with {where} {both}" for where, both in found.items()]
@@ -333,7 +332,7 @@ def contrast_records(evidence: Evidence) -> list[Row]:
             record |= {"dataset": dataset, "contrast": f"{c}{record['how']}"}
             # Told by level is what is there at one and, at another, not a quarter of the whole.
             effect = record.get("difference", 1.0)
-            rule = math.copysign(max(MARGIN, abs(effect) / 4), effect), math.inf
+            rule = math.copysign(max(stats.MARGIN, abs(effect) / 4), effect), math.inf
             records.append(record | {"apart": dependence(rule, record["levels"], c.sides[1])})
             if averaged := record["averaged"]:
                 records.append(averaged | {"dataset": dataset, "contrast": f"{c}, averaged"})
@@ -392,8 +391,8 @@ def compare_with_chosen(groups: Sequence[Group]) -> list[Row]:
         records.append(record | {"dataset": group.config.get("dataset"), "setting": group.name()})
     for record in add_holm(records):
         if "p" in record:
-            apart = record["p_holm"] <= ALPHA and leads((record["low"], record["high"])) != 0
-            enough = min(len(chosen.rows), record["seeds"]) >= SEEDS  # else neither is said
+            apart = record["p_holm"] <= ALPHA and stats.leads((record["low"], record["high"])) != 0
+            enough = min(len(chosen.rows), record["seeds"]) >= stats.SEEDS  # else neither is said
             record["tied"] = not apart if enough else None
     return sorted(records, key=lambda r: (r["tied"] != "chosen", -(r["group"].val() or 0)))
 
@@ -439,7 +438,7 @@ def comparison_tables(evidence: Evidence, contrasts, ties, train: Sequence[Row])
         make_table("contrasts", contrasts, missing=all("p" not in each for each in contrasts)),
         make_table("interactions", add_holm(interaction_records(evidence))),
         make_table("pairs", add_holm(pair_records(evidence))),
-        make_table("tied", ties, alpha=ALPHA, points=100 * MARGIN, seeds=SEEDS),
+        make_table("tied", ties, alpha=ALPHA, points=100 * stats.MARGIN, seeds=stats.SEEDS),
         make_table("optimism", optimism_records(train)),
         seeds_table(train),
         make_table("unusable", reasons),

@@ -2,7 +2,6 @@
 index by image, logits where they were stored, and classes."""
 
 import io
-import itertools
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -129,11 +128,10 @@ def confused_pairs(predictions: Predictions) -> list[Row]:
     """The ten pairs of classes that most mistakes are between, in either direction."""
     names, matrix = predictions["classes"], confusion(predictions)
     mistakes, records = matrix.sum() - np.trace(matrix), []
-    for i, j in itertools.combinations(range(len(matrix)), 2):
+    for i, j in np.argwhere(np.triu(matrix + matrix.T, 1)):
         there, back = int(matrix[i, j]), int(matrix[j, i])
-        if both := there + back:
-            record = {"class": str(names[i]), "other_class": str(names[j]), "mistakes": both}
-            records.append(record | {"there": there, "back": back, "share": both / mistakes})
+        record = {"class": str(names[i]), "other_class": str(names[j]), "mistakes": there + back}
+        records.append(record | {"there": there, "back": back, "share": (there + back) / mistakes})
     return sorted(records, key=lambda record: -record["mistakes"])[:10]
 
 

@@ -146,8 +146,7 @@ def trained_by(row: Row) -> str:
 
 
 def distinct(rows: Sequence[Row]) -> list[Row]:
-    """One row for each model of a contest, unpinned memory first; of a training done twice the
-    later."""
+    """One row for each model of a contest, unpinned memory first; of repeated runs the last."""
 
     def pinned(row: Row) -> bool:
         return bool(row["config"].get("pin_memory"))
@@ -203,8 +202,7 @@ def split_name(config: Row) -> str:
 
 
 def best_of(groups: Iterable[Group]) -> Group | None:
-    """By what is chosen by, on validation images, never on test images; ties: the shorter training,
-    the name."""
+    """The best on validation images, never on test images; ties: the shorter training, the name."""
 
     def rank(group: Group) -> tuple[float, float, str]:
         return -group.val(), group.cost_ms() or math.inf, settings_of(group.rows[0], *REPEATED)
