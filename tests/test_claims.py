@@ -130,17 +130,18 @@ def test_on_an_empty_log_nothing_is_said_but_how_to_measure():
 
 
 RANGE = (0.003, 0.005)
+MET, MISSED = (f"the whole interval {word} the criterion" for word in ("meets", "misses"))
 
 
 @pytest.mark.parametrize(
     ("rule", "low", "high", "verdict", "words"),
     [
-        (BEATS, 0.0011, 0.01, "supported", "the whole interval meets the criterion"),
-        (BEATS, 0.0001, 0.0009, "contradicted", "the whole interval misses the criterion"),
-        (BEATS, -0.0005, 0.0009, "contradicted", "the whole interval misses the criterion"),
-        (RANGE, 0.0031, 0.0049, "supported", "the whole interval meets the criterion"),
-        (RANGE, 0.0051, 0.008, "contradicted", "the whole interval misses the criterion"),
-        (RANGE, 0, 0.0029, "contradicted", "the whole interval misses the criterion"),
+        (BEATS, 0.0011, 0.01, "supported", MET),
+        (BEATS, 0.0001, 0.0009, "contradicted", MISSED),
+        (BEATS, -0.0005, 0.0009, "contradicted", MISSED),
+        (RANGE, 0.0031, 0.0049, "supported", MET),
+        (RANGE, 0.0051, 0.008, "contradicted", MISSED),
+        (RANGE, 0, 0.0029, "contradicted", MISSED),
         # Open, it leans only to where the middle half of the interval is.
         (BEATS, 0.0, 0.006, "inconclusive", "leans to supported"),
         (BEATS, -0.001, 0.005, "inconclusive", "the estimate meets the criterion"),
@@ -176,7 +177,7 @@ def test_one_setting_of_one_seed_keeps_a_claim_open():
     more = [first | {"seed": seed} for seed in (1, 2)]
     log.rows = [row for row in log.rows if row["config"] not in more]
     mnist, fashion = parts_of(log, 1).values()
-    assert (mnist.verdict, mnist.reason) == ("supported", "the whole interval meets the criterion")
+    assert (mnist.verdict, mnist.reason) == ("supported", MET)
     few = "the whole interval meets the criterion; fewer than three seeds in 1 of 8 settings"
     assert (fashion.verdict, fashion.reason) == ("inconclusive", few)
 
@@ -241,9 +242,7 @@ def test_a_claim_of_another_sign_at_another_learning_rate_is_mixed(low, best, hi
     wrong |= {("adam", best): 1200}
     part = part_of(Invented().grid("opt lr", wrong, seeds=3, dataset="fashion"), 3)
     assert part.verdict == verdict
-    assert without_intervals(part.reason) == (
-        depends if high < 0 else "the whole interval meets the criterion"
-    )
+    assert without_intervals(part.reason) == (depends if high < 0 else MET)
     assert part.effect == pytest.approx(high / IMAGES)
     assert f"averaged: {100 * (700 + high) / 2 / IMAGES:+.2f} points" in part.basis
 
@@ -257,30 +256,12 @@ PERHAPS = f"{SGD} and about as accurate with Adam (-0.10, -1.00 to +0.80){NOISE}
 @pytest.mark.parametrize(
     ("value", "adam", "seeds", "verdict", "reason"),
     [
-        (
-            0.01,
-            (-0.001, -0.01, 0.008),
-            3,
-            "inconclusive",
-            f"the whole interval meets the criterion; {PERHAPS}",
-        ),
-        (
-            -0.01,
-            (-0.001, -0.01, 0.008),
-            3,
-            "contradicted",
-            "the whole interval misses the criterion",
-        ),
+        (0.01, (-0.001, -0.01, 0.008), 3, "inconclusive", f"{MET}; {PERHAPS}"),
+        (-0.01, (-0.001, -0.01, 0.008), 3, "contradicted", MISSED),
         (-0.01, (-0.01, -0.02, -0.001), 3, "mixed", SURELY),
         (0.01, (-0.01, -0.02, -0.001), 3, "mixed", SURELY),
-        (
-            0.01,
-            (-0.01, -0.02, -0.001),
-            2,
-            "inconclusive",
-            f"the whole interval meets the criterion; {SURELY}{FEW}",
-        ),
-        (0.01, (0.01, 0.005, 0.015), 3, "supported", "the whole interval meets the criterion"),
+        (0.01, (-0.01, -0.02, -0.001), 2, "inconclusive", f"{MET}; {SURELY}{FEW}"),
+        (0.01, (0.01, 0.005, 0.015), 3, "supported", MET),
     ],
 )
 def test_a_sign_that_may_be_noise_is_never_plainly_supported(value, adam, seeds, verdict, reason):
@@ -463,11 +444,8 @@ def test_a_kernel_that_loses_with_other_features_is_told_and_so_is_a_study_that_
     for kernel, wrong in (("rbf", 260), ("poly", 230)):
         log.svm(wrong, dataset="mnist", kernel=kernel, features="hog")
     parts, other = parts_of(log, 6), "the other way round with HOG features"
-    assert (
-        parts["MNIST"].reason
-        == f"the whole interval meets the criterion; {other} (98.14 against 98.36 %)"
-    )
-    assert parts["FashionMNIST"].reason == "the whole interval meets the criterion"
+    assert parts["MNIST"].reason == f"{MET}; {other} (98.14 against 98.36 %)"
+    assert parts["FashionMNIST"].reason == MET
     misses = {name: "own figure misses" in part.reason for name, part in parts_of(log, 4).items()}
     assert misses == {"MNIST": False, "FashionMNIST": True}  # published: +0.45 and +1.72 points
 
@@ -529,9 +507,8 @@ def test_the_cheapest_tied_configuration_is_named_beside_the_chosen_one():
         if seed == 0:  # which says nothing of either
             few = "2 of 2 others have too few seeds to tell."
             none = f"busy machine). Nothing cheaper was shown to be as good; {few}"
-            assert lines_of(log, "answer") == [
-                answer.format("one seed, whose noise is not in it") + none
-            ]
+            start = answer.format("one seed, whose noise is not in it")
+            assert lines_of(log, "answer") == [start + none]
             assert lines_of(log, "q1a")[0] == f"{told}, 2 on too few seeds to tell from it."
     (line,) = lines_of(log, "answer")
     start, end = line.split("busy machine). No significant difference, and 1.8 times cheaper: ")
