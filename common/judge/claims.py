@@ -25,6 +25,7 @@ WORKS = {
     for model, opt in itertools.product(("resnet18", "resnet50"), OPTIMIZERS)
 }
 MEETS = {"supported": "meets", "contradicted": "misses", "inconclusive": "is at the edge of"}
+REACHES = {"supported": "beyond", "contradicted": "into", "inconclusive": "across"}
 Parts = Iterator["Part"]
 LENGTH = 5  # epochs of the study's longer runs; a shorter run cannot speak of learning curves
 
@@ -107,7 +108,8 @@ def standing(rule: Rule, value: float, interval: stats.Interval) -> str:
     leaning = judge(rule, tuple((value + end) / 2 for end in interval))
     if leaning != "inconclusive":
         return f"leans to {leaning}"
-    return f"the estimate {MEETS[judge(rule, (value, value))]} the criterion"
+    side = judge(rule, (value, value))
+    return f"the estimate {MEETS[side]} the criterion, the interval reaches {REACHES[side]} it"
 
 
 def published_gap(dataset: str, contrast: compare.Contrast) -> float:

@@ -73,9 +73,10 @@ def short_list(records: Sequence[Row]) -> dict[str, dict[str, Row]]:
 
 
 def best_published(group: Group) -> Row | None:
-    """The study's best network, or SVM, on the test images that this group was tested on."""
-    figures = published("q1b" if group.kind == "svm" else "best", dataset=group.config["dataset"])
-    own = figures if group.config.get("split", "study") == "study" else []
+    """The study's best network, or SVM on pixels, on the images that this group was tested on."""
+    config, part = group.config, "q1b" if group.kind == "svm" else "best"
+    alike = (config.get("split", "study"), config.get("features", "raw")) == ("study", "raw")
+    own = published(part, dataset=config["dataset"]) if alike else []
     return max(own, key=lambda figure: figure["test_acc"], default=None)
 
 

@@ -187,7 +187,7 @@ def cost_points(runs: Rows) -> dict[str, list[Row]]:
             own = ["SVM on HOG" if config.get("features") == "hog" else "SVM"]
         point["split"] = log.split_name(config).rpartition(", ")[2]
         own += [point["split"]] if config.get("split", "study") != "study" else []
-        point["label"] = ", ".join(own) if group.protocol else f"study's {family}"
+        point["label"] = ", ".join(own) if group.protocol else f"{family}, study's setup"
         point |= {"train_ms": group.cost_ms(), "chosen": group.rows[0]["run_id"] in chosen}
         if figure := best_published(group):
             kind, acc = " SVM" if group.kind == "svm" else "", 100 * figure["test_acc"]

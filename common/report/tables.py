@@ -195,7 +195,7 @@ def mistake_tables(mistakes: Sequence[Mistakes]) -> list[Table]:
         worst = min(classes, key=lambda c: c["recall"] if c["recall"] is not None else 1.0)
         record = {"where": m.where, "run_id": m.run_id, "images": len(m.right)}
         record |= {"mistakes": int((~m.right).sum()), "accuracy": m.right.mean()}
-        record["weakest"] = f"{worst['class']}: taken for {worst['confused_with']}"
+        record["weakest"] = f"{worst['class']}: most often taken for {worst['confused_with']}"
         if m.bins:
             record |= {"confidence": m.confidence.mean(), "ece": judge.calibration_error(m.bins)}
         shared = {"nobody": len(m.nobody), "voters": m.voters}
