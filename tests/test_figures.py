@@ -59,7 +59,8 @@ def cost():
 
 def test_accuracy_against_cost_names_what_matters_beside_what_was_published(cost):
     assert set(texts(cost)) == {
-        "published 99.33 %", "published SVM 96.35 %", "SVM, study's setup", "ResNet-18, study's setup",
+        "published 99.33 %", "published SVM 96.35 %",
+        "SVM, study's setup", "ResNet-18, study's setup",
         "ResNet-14, 5 epochs", "ResNet-18, 5 epochs, official split",
     }  # fmt: skip
     dashed = [line.get_ydata()[0] for line in cost.lines if line.get_linestyle() == "--"]
