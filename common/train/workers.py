@@ -144,8 +144,7 @@ class Processes:
         self.begun: list[subprocess.Popen] = []
 
     def work_off(self, number: int, label: str, configs: Sequence[Any]) -> str | None:
-        """Run a job's command until it is done, or all its rows are there. Returns: why one of them
-        is failed."""
+        """Run a job's command until all its rows are there. Returns: why one of them is failed."""
         command = command_of(self.script, configs, self.options)
         runs = {run_id(self.script, as_dict(config)): as_dict(config) for config in configs}
         print(label, flush=True)
@@ -157,10 +156,12 @@ class Processes:
                 line, _, more = errors.partition(f"{self.script}.py: ")[2].strip().partition("\n")
                 raise UsageError(line) from (ChildProcessError(more) if more else None)
             sys.stderr.write(errors)  # whole, and no progress bars in between
-            if status == 0:
+            if status == 0 and getattr(self.options, "pause_after", None):  # which leaves no row
                 return None
+            # What is not to be done again may be finished by another process.
+            ended = {} if self.options.force else dict.fromkeys(self.log.finished(self.script))
             new = self.log.read(self.script)[self.rows_before :]
-            ended = {r["run_id"]: r["error"] for r in new if r["status"] != "interrupted"}
+            ended |= {r["run_id"]: r["error"] for r in new if r["status"] != "interrupted"}
             if runs.keys() <= ended.keys():
                 return next((ended[run] for run in runs if ended[run]), None)
             *_, why = errors.strip().splitlines() or ["it left no row"]
