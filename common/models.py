@@ -10,10 +10,23 @@ from typing import NamedTuple
 import torch
 import torchvision.models
 from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from common.base.cli import UsageError
 from common.base.config import MODELS, PUBLISHED
+
+
+class MaxOverPositions(nn.AdaptiveMaxPool2d):
+    """The maximum over all positions. Shapes: (B, C, H, W) to (B, C, 1, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training and features.is_cuda:  # the same, but with a deterministic gradient there
+            return max_pool2d(features, features.shape[-2:])
+        return super().forward(features)
 
 
 def _vgg5(classes: int) -> nn.Module:
@@ -26,7 +39,7 @@ def _vgg5(classes: int) -> nn.Module:
 
     layers = conv(3, 16, kernel_size=4, stride=2)
     layers += [*conv(16, 32, nn.MaxPool2d(2)), *conv(32, 48, nn.MaxPool2d(2)), *conv(48, 96)]
-    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(96, classes))
+    return nn.Sequential(*layers, MaxOverPositions(), nn.Flatten(), nn.Linear(96, classes))
 
 
 def _resnet14(classes: int) -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 import torchvision.models
 
 import train
+from common import models
 from common.base.cli import UsageError
 from common.base.config import TrainConfig
 from common.cost import count_costs
@@ -156,3 +157,19 @@ def test_timm_is_asked_for_an_untrained_network_of_three_channels(monkeypatch):
 def test_a_network_of_timm_trains(tiny, rows, name):
     assert train.main([*tiny, "--model", name, "--epochs", "1"]) == 0
     assert rows("train")[0]["config"]["model"] == name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_maximum_that_is_deterministic_on_cuda_is_the_other_to_the_bit(monkeypatch, dtype):
+    ours, theirs = (torch.randn(8, 96, 3, 3, dtype=dtype).relu().requires_grad_() for _ in "ab")
+    theirs.data.copy_(ours.data)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "is_cuda", True)
+        outputs = models.MaxOverPositions().train()(ours)
+    expected = torch.nn.AdaptiveMaxPool2d(1)(theirs)
+    weights = torch.randn(8, 96, 1, 1, dtype=dtype)
+    outputs.backward(weights)
+    expected.backward(weights)
+    assert torch.equal(outputs, expected)
+    assert torch.equal(ours.grad, theirs.grad)
+    assert type(outputs.grad_fn).__name__ != type(expected.grad_fn).__name__

@@ -30,8 +30,9 @@ PROTOCOLS = {
 }
 TRAIN_PROTOCOL = PROTOCOLS["train"][0]
 OFF = (None, False, 0, "constant", "raw", "none")  # values of settings that do nothing
-# How images reach a device, no arithmetic: runs that differ in it alone are one training repeated.
-TRANSPORT = ("pin_memory", "data_on")
+# How images and kernels reach a device, no arithmetic: runs that differ in these alone are one
+# training repeated.
+TRANSPORT = ("pin_memory", "data_on", "cuda_graph")
 REPEATED = ("seed", "split_seed")  # what runs of one configuration may differ in
 NAMED = ("dataset", "model", "opt", "lr", "kernel")  # settings that are said of every run
 

@@ -154,7 +154,7 @@ def check_finite(losses: Tensor) -> None:
 class StepGraph:
     """A training step as one CUDA graph, launched for all batches of the first one's shape: a small
     batch's few hundred kernels take longer to launch than to run. What it reads stays where it is:
-    inputs, labels, and each learning rate, which becomes a tensor. Never run on a card yet.
+    inputs, labels, and each learning rate, which becomes a tensor.
     Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture"""
 
     state: Any = None  # of the optimiser whose steps it takes
