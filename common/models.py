@@ -10,23 +10,22 @@ from typing import NamedTuple
 import torch
 import torchvision.models
 from torch import Tensor, nn
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import adaptive_max_pool2d, max_pool2d
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from common.base.cli import UsageError
 from common.base.config import MODELS, PUBLISHED
 
 
-class MaxOverPositions(nn.AdaptiveMaxPool2d):
+class MaxOverPositions(nn.Module):
     """The maximum over all positions. Shapes: (B, C, H, W) to (B, C, 1, 1)."""
 
-    def __init__(self) -> None:
-        super().__init__(1)
-
     def forward(self, features: Tensor) -> Tensor:
-        if self.training and features.is_cuda:  # the same, but with a deterministic gradient there
+        if not self.training:  # in the form that exporters of every torch know
+            return features.amax((2, 3), keepdim=True)
+        if features.is_cuda:  # where the next one's gradient is not deterministic
             return max_pool2d(features, features.shape[-2:])
-        return super().forward(features)
+        return adaptive_max_pool2d(features, 1)
 
 
 def _vgg5(classes: int) -> nn.Module:

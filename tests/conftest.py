@@ -34,7 +34,9 @@ def process_as_before():
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
     left = {k: v for k, v in os.environ.items() if before.get(k) != v}
-    left = {k: v for k, v in left.items() if not re.match("PYTEST_|_?TORCHINDUCTOR_|KMP_", k)}
+    left = {
+        k: v for k, v in left.items() if not re.match("PYTEST_|_?TORCHINDUCTOR_|TRITON_|KMP_", k)
+    }
     assert not left, f"left in the environment: {left}"
 
 

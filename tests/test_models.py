@@ -160,7 +160,7 @@ def test_a_network_of_timm_trains(tiny, rows, name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_maximum_that_is_deterministic_on_cuda_is_the_other_to_the_bit(monkeypatch, dtype):
+def test_every_form_of_the_maximum_is_the_same_to_the_bit(monkeypatch, dtype):
     ours, theirs = (torch.randn(8, 96, 3, 3, dtype=dtype).relu().requires_grad_() for _ in "ab")
     theirs.data.copy_(ours.data)
     with monkeypatch.context() as patched:
@@ -173,3 +173,4 @@ def test_the_maximum_that_is_deterministic_on_cuda_is_the_other_to_the_bit(monke
     assert torch.equal(outputs, expected)
     assert torch.equal(ours.grad, theirs.grad)
     assert type(outputs.grad_fn).__name__ != type(expected.grad_fn).__name__
+    assert torch.equal(models.MaxOverPositions().eval()(ours), expected)

@@ -101,18 +101,7 @@ def _write_torchscript(network: nn.Module, file: Path, facts: Facts, images: Ima
     remove_traces(file)
 
 
-class GlobalMax(nn.Module):
-    """nn.AdaptiveMaxPool2d(1), of which a network here has no other size."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features.amax((2, 3), keepdim=True)
-
-
 def _write_onnx(network: nn.Module, file: Path, facts: Facts, images: Images) -> None:
-    for name, layer in list(network.named_modules()):
-        # The exporter of torch before 2.14 does not know the layer: an equal one in its place.
-        if isinstance(layer, nn.AdaptiveMaxPool2d) and torch.__version__ < (2, 14):
-            network.set_submodule(name, GlobalMax())
     # Channels last, an average over all positions would become eleven operations.
     network.to(memory_format=torch.contiguous_format)
     how = {"input_names": ["pixels"], "output_names": ["logits"], "verbose": False}
