@@ -586,6 +586,18 @@ def test_the_cost_of_unlike_threads_is_that_of_their_cores_and_a_busy_machine_is
     assert "cheaper" not in lines_of(log, "q1a")[0]
 
 
+def test_the_time_of_another_device_is_named_and_makes_nothing_cheaper():
+    log = Invented()
+    env = {"cpu": "a CPU", "device": "a CPU", "cpu_count": 2, "threads": 2}
+    for model, device, wrong, ms in (("resnet18", "cpu", 100, 9e3), ("vgg5", "cuda", 400, 40.0)):
+        log.grid("model", {model: [wrong] * 3}, {"train_ms": ms}, device=device)
+        for row in log.rows[-3:]:
+            row["env"] = env | ({"device": "a card"} if device == "cuda" else {})
+    (line,) = lines_of(log, "q1a")
+    assert "0.04 s (a card)" in line
+    assert "heaper:" not in line + lines_of(log, "answer")[0]
+
+
 def test_the_fastest_variant_is_named_where_it_surely_leads():
     """The last two variants were measured in another run, whose first one was faster."""
     log = Invented()

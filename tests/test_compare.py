@@ -55,6 +55,18 @@ def test_a_contrast_of_one_pair_is_mcnemar_s_test(log):
     assert record["high"] == pytest.approx(record["image_high"])
 
 
+def test_a_contrast_is_of_the_device_with_most_runs_and_cuda_graphs_change_nothing(log):
+    log.grid("opt", {"sgd": 100, "adam": 150}, epochs=5, device="cpu")
+    log.grid("opt", {"sgd": 160, "adam": 100}, epochs=5, device="cuda", seeds=3, cuda_graph=True)
+    log.train(900, opt="sgd", device="cuda")  # a repetition of the first, but for the graph
+    log.rows.insert(0, log.rows.pop())
+    record = contrast_of(log)
+    assert (record["seeds"], record["pairs"]) == (3, 1)
+    assert record["difference"] == pytest.approx(-60 / IMAGES)
+    (contrast,) = (c for c in compare.CONTRASTS if c.factor == "opt")
+    assert contrast.reversals(log.evidence(), "mnist") == []  # it is no other setup
+
+
 def test_holm_is_over_every_contrast_of_every_data_set(log):
     for dataset, worse in (("mnist", 20), ("fashion", 40)):
         log.grid("opt", {"sgd": 100, "adam": 100 + worse}, dataset=dataset)

@@ -174,3 +174,9 @@ def test_the_power_is_that_of_simulated_samples(error, sd, n):
     half = scipy.stats.t.isf(0.025, n - 1) * means.std(1, ddof=1) / math.sqrt(n)
     lows = means.mean(1) - np.hypot(1.959964 * error, half)
     assert estimate.power(edge, math.inf) == pytest.approx((lows > edge).mean(), abs=0.012)
+
+
+def test_an_estimate_without_noise_is_certain():
+    """As that of images is where what the seeds vary by holds all of it."""
+    estimate = stats.Estimate(0.2, (0.2, 0.2))
+    assert (estimate.power(0.1, math.inf), estimate.power(0.3, math.inf)) == (1, 0)

@@ -124,11 +124,12 @@ def dependence(rule: stats.Rule, levels: Mapping[str, Sequence[Row]], other="") 
 
 
 def main_recipe(groups: Iterable[Group]) -> list[Group]:
-    """Those of one recipe, all but what the study varied: the study's own, else that of most."""
+    """Those of one recipe, all but what the study varied: the study's own, then of most runs."""
     recipes = grouped(groups, lambda group: group.without(*PROTOCOLS[group.kind][1]))
 
     def rank(recipe: str) -> tuple[bool, int, str]:
-        return recipes[recipe][0].protocol != "", -len(recipes[recipe]), recipe
+        runs = sum(len(group.rows) for group in recipes[recipe])
+        return recipes[recipe][0].protocol != "", -runs, recipe
 
     return recipes[min(recipes, key=rank)] if recipes else []
 
@@ -270,10 +271,11 @@ class Contrast:
         return [pair for pair in pairs if every or pair[0] in firsts]
 
     def reversals(self, evidence: Evidence, dataset: str) -> list[str]:
-        """The other recipes in which it came out the other way round, with both accuracies."""
+        """The setups in which it came out the other way round, with both accuracies."""
         sign, found = self.measure(evidence, dataset).get("difference", 0.0), {}
-        main = self.pairs(evidence, dataset)
-        for pair in (p for p in self.pairs(evidence, dataset, every=True) if p not in main):
+        setups = {first.protocol for first, _ in self.pairs(evidence, dataset)}
+        every = self.pairs(evidence, dataset, every=True)
+        for pair in (pair for pair in every if pair[0].protocol not in setups):
             first, second = (group.mean("test_acc") for group in pair)
             if (first - second) * sign < 0 and abs(first - second) > stats.MARGIN:
                 both = f"({100 * first:.2f} against {100 * second:.2f} %)"

@@ -39,6 +39,7 @@ def judged_tables(log: Rows, load: compare.Load, errors: Sequence[Mistakes] = ()
     races = race.race_records(log)
     contrasts, ties = compare.contrast_records(evidence), compare.tie_records(evidence)
     training, inference = (list(fastest(log, f"fastest_{k}")) for k in ("training", "inference"))
+    training.sort(key=lambda record: -(record["images_per_s"] or 0))
     contests = contest_records(ties)
     answers = answer_records([*train, *svm], contests)
     settings = [row["config"] for row in (*train, *svm)]
@@ -191,13 +192,16 @@ def kind_records(evidence: compare.Evidence) -> Iterator[Row]:
 
 
 def cheapest(chosen: Row, rivals: Rows, anywhere: bool = False) -> Row | None:
-    """The rival of least cost on the chosen one's machine, or on any, and how many times cheaper it
-    is; of a CPU all threads count."""
+    """The rival of least cost on the chosen one's machine, or on any of a CPU or of none, and how
+    many times cheaper it is; of a CPU all threads count."""
 
     def cost(record: Row) -> float:  # 0: not known
         return (record["cost_ms"] or 0.0) * (record["threads"] or 1)
 
-    alike = [r for r in rivals if cost(r) and (anywhere or r["machine"] == chosen["machine"])]
+    def place(record: Row) -> Any:
+        return record["threads"] is None if anywhere else record["machine"]
+
+    alike = [r for r in rivals if cost(r) and place(r) == place(chosen)]
     best = min(alike, key=cost, default=None)
     return best and best | {"ratio": cost(chosen) / cost(best)}
 

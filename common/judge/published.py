@@ -155,7 +155,7 @@ def study_rows(log: Iterable[Row], **where: object) -> list[Row]:
 def sides(timed: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """The rows of the CPU, and of accelerators."""
     cpu = [row for row in timed if row["config"].get("device") == "cpu"]
-    return cpu, [row for row in timed if row["config"].get("device") not in ("cpu", "auto", None)]
+    return cpu, [row for row in timed if rows.accelerator_of(row["config"])]
 
 
 def plainness(row: Row) -> tuple[object, ...]:

@@ -141,6 +141,12 @@ def repeat_of(row: Row) -> tuple[Any, ...]:
     return tuple(number(row, "config", name) or 0 for name in REPEATED[::-1])
 
 
+def accelerator_of(config: Row) -> str | None:
+    """The kind of accelerator that a configuration is of; None of a CPU."""
+    kind = config.get("device")
+    return None if kind in ("cpu", "auto") else kind
+
+
 def trained_by(row: Row) -> str:
     """The run_id of the run that was really trained."""
     return get(row, "metrics", "shared_with") or row["run_id"]
@@ -273,6 +279,7 @@ def choice_record(group: Group) -> Row:
     row, ms, env = group.first(), group.cost_ms(), group.first()["env"]
     threads = number(env, "threads") if env.get("device") == env.get("cpu") else None
     how = [f"{threads:g} thread{'s' * (threads > 1)}"] if threads and group.kind == "train" else []
+    how += [str(env.get("device"))] if accelerator_of(group.config) else []
     how += ["busy machine"] if any(map(busy_note, group.rows)) else []
     cost = "unknown time" if ms is None else format_time(ms / 1e3)
     cost += f" ({', '.join(how)})" if how else ""

@@ -170,7 +170,8 @@ class Estimate:
     def power(self, low: float, high: float) -> float:
         """How often the interval lies between low and high, were the value the truth."""
         half = (self.image[1] - self.image[0]) / 2
-        total = math.hypot(half / norm.isf(0.025), self.seed_error)
+        # The seeds' may hold all the noise of the images: alone, these then have none.
+        total = math.hypot(half / norm.isf(0.025), self.seed_error) or 1e-12
         if self.seed_error:  # as measured again, which is a matter of luck
             chances = (np.arange(400) + 0.5) / 400
             seed = np.sqrt(chi2.ppf(chances, self.degrees) / self.degrees) * self.seed_error

@@ -185,8 +185,10 @@ def cost_points(runs: Rows) -> dict[str, list[Row]]:
         own = log.in_words(config, ["model", "epochs"])
         if group.kind == "svm":
             own = ["SVM on HOG" if config.get("features") == "hog" else "SVM"]
-        point["split"] = log.split_name(config).rpartition(", ")[2]
-        own += [point["split"]] if config.get("split", "study") != "study" else []
+        split = log.split_name(config).rpartition(", ")[2]
+        own += [split] if config.get("split", "study") != "study" else []
+        # What points must share for one to be better than the other.
+        point["where"] = split, log.accelerator_of(config)
         point["label"] = ", ".join(own) if group.protocol else f"{family}, study's setup"
         point |= {"train_ms": group.cost_ms(), "chosen": group.rows[0]["run_id"] in chosen}
         if figure := best_published(group):
@@ -397,25 +399,27 @@ def accuracy_cost(panels: Mapping[str, Rows]) -> Figure:
 
 
 def draw_costs(axes: Axes, panel: Rows, looks: Row) -> list[Name]:
-    """Points with their intervals, and the Pareto front of the split that most are of; those of
-    others are half filled. Named: what was chosen, and of each label the most accurate."""
+    """Points with their intervals, and the Pareto front of the split that most are of, on the
+    device of what is chosen there; others are half filled. Named: what was chosen, and of each
+    label the most accurate."""
     panel = sorted(panel, key=lambda p: (not p["chosen"], -p["test_acc"]))
     ends = [[p[f"test_acc{end}"] for end in ("", "_low", "_high")] for p in panel]
     errors, seconds = errors_of(np.array(ends)), np.array([p["train_ms"] / 1e3 for p in panel])
     best = {p["label"]: p for p in panel[::-1]}
+    split = statistics.mode(p["where"][0] for p in panel)
+    where = next(p["where"] for p in panel if p["where"][0] == split)
     shown = [p for p in panel if p["chosen"] or p is best[p["label"]]][:MOST_NAMES]
-    split = statistics.mode(p["split"] for p in panel)
     known, names = dict(p["published"] for p in panel if "published" in p), []
     for p, x, (y, low, high) in zip(panel, seconds, errors, strict=True):
         color, marker = looks[p["family"]]
         look = {"color": color, "alpha": 1 if p in shown else 0.4}
         axes.vlines(x, low, high, lw=0.8, zorder=1, **look)
-        look |= {} if p["split"] == split else {"fillstyle": "left", "mfcalt": "white"}
+        look |= {} if p["where"] == where else {"fillstyle": "left", "mfcalt": "white"}
         look |= {"mec": "black", "ms": 8} if p["chosen"] else {}
         axes.plot(x, y, marker, in_layout=False, gid=f"dot:{p['detail']}", **look)
         names += [(x, y, p["label"])] if p in shown else []
     look = {"color": "#999999", "lw": 0.8, "zorder": 1}
-    alike = [p["split"] == split for p in panel]
+    alike = [p["where"] == where for p in panel]
     points = np.stack([seconds, errors[:, 0]])[:, alike]
     axes.plot(*points[:, pareto_front(*points)], drawstyle="steps-post", **look)
     scale_log(axes, "x", seconds)
