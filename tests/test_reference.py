@@ -8,9 +8,12 @@ import pytest
 from processes import ROOT, finish, start
 
 import report
+from common.base.cli import expand_grid
+from common.base.config import TrainConfig
 from common.base.log import read_log, run_id
 from common.predict import load_model
 from common.report.documents import readme_results
+from common.train.grid import train_id
 
 REFERENCE = ROOT / "reference"
 README = (ROOT / "README.md").read_text()
@@ -24,20 +27,33 @@ def rows():
 
 
 def test_every_row_has_the_name_of_its_work_and_was_measured_at_a_commit(rows):
-    for row in rows:
+    for row in (*rows, *read_log(REFERENCE / "cpu")[0]):
         kind = "train" if row["kind"] == "epoch" else row["kind"]
         assert row["run_id"] == run_id(kind, row["config"])
         assert (bool(row["git"]["commit"]), row["git"]["dirty"]) == (True, False)
 
 
-def test_every_accuracy_is_that_of_its_predictions_and_none_are_left_over(rows):
+@pytest.mark.parametrize("folder", [REFERENCE, REFERENCE / "cpu"])
+def test_every_accuracy_is_that_of_its_predictions_and_none_are_left_over(folder):
+    rows, problems = read_log(folder)
     tested = [row for row in rows if row["kind"] in ("train", "svm") and row["status"] == "ok"]
     for metrics in (row["metrics"] for row in tested):
-        with np.load(REFERENCE / metrics["predictions"]) as saved:
+        with np.load(folder / metrics["predictions"]) as saved:
             assert (saved["pred"] == saved["label"]).mean() == metrics["test_acc"]
             assert len(saved["label"]) == metrics["n_test"]
-    stored = {f"predictions/{file.name}" for file in (REFERENCE / "predictions").iterdir()}
+    stored = {f"predictions/{file.name}" for file in (folder / "predictions").iterdir()}
     assert stored == {row["metrics"]["predictions"] for row in tested}
+    assert problems == []
+
+
+def test_the_study_s_64_configurations_have_three_seeds_each_on_one_device(rows):
+    how = {"device": ["cuda"], "data_on": ["device"], "cuda_graph": [True], "seed": [0, 1, 2]}
+    grid = expand_grid(TrainConfig, TrainConfig.presets["q1a"] | how)
+    done = {row["run_id"]: row["metrics"] for row in rows if row["kind"] == "train"}
+    assert len({train_id(config) for config in grid}) == 3 * 64
+    for config in grid:
+        metrics = done[train_id(config)]
+        assert all(metrics[name] > 0.8 for name in ("train_acc", "val_acc", "test_acc"))
 
 
 def test_the_readme_prints_the_results_and_verdicts_and_a_figure_of_the_report_that_is_small(rows):

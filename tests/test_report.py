@@ -473,7 +473,7 @@ def test_the_readme_s_table_is_printed_and_nothing_written_or_drawn(log):
     assert cells["Test accuracy (95 % interval)"] == "92.12 % (91.66 to 92.56)"
     assert cells["The study's best"] == "91.54 %"
     assert "92.12 % of FashionMNIST's test images right" in notes[1]
-    assert notes[-1].startswith("Of the study's 11 claims 11 are not measured.")
+    assert notes[-1].startswith("Of the study's 11 claims 11 are not measured: (1), (2), (3), ")
     assert set(log.folder.iterdir()) == before
 
 

@@ -150,7 +150,8 @@ def effect_panels(table: Table, words: Row) -> tuple[dict[str, list[Dot]], str]:
 
 
 def speedup_panels(table: Table, words: Row) -> tuple[dict[str, list[Dot]], str]:
-    """Speed-ups by what varies of the columns of a panel; and what does not vary, as a title."""
+    """Speed-ups by what varies of the columns of a panel; and what does not vary, as a title. Where
+    there are several baselines, what is alone over one is a panel of all works."""
 
     def name(record: Row, columns: Iterable[str]) -> str:
         known = [(c, record[c]) for c in columns if record[c] is not None]
@@ -164,13 +165,20 @@ def speedup_panels(table: Table, words: Row) -> tuple[dict[str, list[Dot]], str]
     alike = log.grouped(measured, lambda record: name(record, fixed)).values()
     kept = [r for same in alike for r in same if size(r) == max(map(size, same))]
     varying = [c for c in words["panel"] if len({str(r[c]) for r in kept}) > 1]
-    panels = {}
-    for r in kept:
-        own, value = panels.setdefault(name(r, varying), []), r["speedup"]
-        low, high = r["speedup_low"] or value, r["speedup_high"] or value
-        text = f"{value:.2f}x" + (f", {100 * r['test_acc']:.2f} %" if r["test_acc"] else "")
-        if not own or value != 1:  # what is compared with itself alone tells nothing
-            own.append((name(r, words["bar"]), value, low, high, text, not r.get("extrapolated")))
+    panels, several = {}, len({r.get("baseline") for r in kept}) > 1
+    for same in log.grouped(kept, lambda r: (name(r, varying), r.get("baseline"))).values():
+        others = {name(r, words["bar"]) for r in same} - {same[0].get("baseline")}
+        alone = several and len(others) == 1
+        for r in same:
+            panel, line, value = name(r, varying), name(r, words["bar"]), r["speedup"]
+            if value == 1 and (alone or panel in panels):
+                continue  # compared with itself it tells nothing
+            if alone:
+                panel, line = f"{line}\nover {r['baseline']}", panel
+            low, high = r["speedup_low"] or value, r["speedup_high"] or value
+            text = f"{value:.2f}x" + (f", {100 * r['test_acc']:.2f} %" if r["test_acc"] else "")
+            dot = line, value, low, high, text, not r.get("extrapolated")
+            panels.setdefault(panel, []).append(dot)
     return panels, name(kept[0], [c for c in words["panel"] if c not in varying]) if kept else ""
 
 
