@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -63,7 +64,8 @@ class Log:
         """The last successful row of each run_id; of timings, of this machine and its devices."""
         rows = [row for row in self.read(kind) if row["status"] == "ok"]
         if kind in TIMINGS:
-            rows = [r for r in rows if timed_on(r["env"]) == timed_here(r["config"].get("device"))]
+            here = cache(timed_here)  # describing a machine takes longer than reading a row
+            rows = [r for r in rows if timed_on(r["env"]) == here(r["config"].get("device"))]
         return {row["run_id"]: row for row in rows}
 
     def append(self, kind: str, config: Row, metrics: Row, **parts: Any) -> Row:
