@@ -1,6 +1,7 @@
 """Checkpoints: saved whole or not at all, loaded without executing anything; and networks that
 start from them."""
 
+import io
 import pickle
 import warnings
 from collections.abc import Sequence
@@ -23,10 +24,11 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Save tensors and plain values. Raises: UsageError when the disk does not take them."""
-    try:
-        write_atomically(path, lambda file: torch.save(content, file))
-    except RuntimeError as error:  # torch's zip writer reports a full disk as this
-        raise UsageError(f"cannot write {path}: free some space and run again") from error
+    # First to memory: what interrupts torch's zip writer while it writes a file, as Ctrl-C does or
+    # a full disk, it raises as a RuntimeError of its own.
+    whole = io.BytesIO()
+    torch.save(content, whole)
+    write_atomically(path, whole.getvalue())
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
