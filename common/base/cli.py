@@ -107,6 +107,7 @@ def run_script(main: Callable[[], int]) -> None:
     """Exit as main ends: 0 done, 1 a run failed, 2 bad input, 130 or 143 stopped, 141 unread."""
 
     def terminate(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a service manager sends it to workers and to us
         raise KeyboardInterrupt(number)
 
     signal.signal(signal.SIGTERM, terminate)

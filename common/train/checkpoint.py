@@ -28,7 +28,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     # a full disk, it raises as a RuntimeError of its own.
     whole = io.BytesIO()
     torch.save(content, whole)
-    write_atomically(path, whole.getvalue())
+    write_atomically(path, whole.getbuffer())
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
