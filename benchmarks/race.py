@@ -56,6 +56,16 @@ class Curve(Candidate):
         return self.cost_s(self.epochs, 0)
 
 
+def read_cpu(folder: Path) -> tuple[compare.Evidence, list[dict]]:
+    """What a CPU trained of a results folder, and of its folder cpu, and the epochs of it."""
+    log, homes = [], {}
+    for home in (folder, folder / "cpu"):
+        log += (own := [r for r in read_log(home)[0] if r["config"].get("device") == "cpu"])
+        homes = {row["run_id"]: home for row in own} | homes
+    evidence = compare.collect(log, lambda row: load_predictions(homes[row["run_id"]], row))
+    return evidence, rows.latest_ok(log, "epoch")
+
+
 def measure_curves(evidence: compare.Evidence, epochs: list[dict], dataset: str) -> list[list]:
     """Of each configuration of the study's split, at its longest, the curves of its seeds."""
     known: dict[str, list[Curve]] = {}
@@ -199,10 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     _, proof = parse_command_line(argv, __doc__, options_class=Proof)
     optuna = need("optuna", "benchmarks/race.py")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    folder = Path(proof.results_dir)
-    log, _ = read_log(folder)
-    evidence = compare.collect(log, lambda row: load_predictions(folder, row))
-    epochs, results = rows.latest_ok(log, "epoch"), []
+    (evidence, epochs), results = read_cpu(Path(proof.results_dir)), []
     for dataset in rows.STUDY_DATASETS:
         every = measure_curves(evidence, epochs, dataset)
         study = [seeds for seeds in every if not seeds[0].group.protocol]

@@ -215,7 +215,7 @@ def test_speeds_of_one_label_are_dots_of_their_own_hollow_where_extrapolated():
 
 def test_what_is_alone_over_a_baseline_of_its_own_shares_a_panel_with_other_works():
     records, cpu = [], ("1 thread", ("2 threads", 2.0), ("4 threads", 3.0))
-    every = cpu, ("cpu", ("gpu", 9.0))
+    every = cpu, ("cpu", ("gpu", 9.0)), ("a", ("b", 4.0), ("c", 5.0))
     for model, (first, *others) in itertools.product(("resnet18", "resnet50"), every):
         work = {"dataset": "fashion", "model": model, "opt": "sgd", "image_size": 224}
         work |= {"batch_size": 16, "baseline": first}
@@ -223,11 +223,13 @@ def test_what_is_alone_over_a_baseline_of_its_own_shares_a_panel_with_other_work
     panels = axes_of(tables=[make_table("q2", records)])
     assert {axes.get_title(): values(axes) for axes in panels} == {
         "ResNet-18": [1.0, 2.0, 3.0],
-        "gpu\nover cpu": [9.0, 9.0],
+        "ResNet-18\nover a": [1.0, 4.0, 5.0],
         "ResNet-50": [1.0, 2.0, 3.0],
+        "ResNet-50\nover a": [1.0, 4.0, 5.0],
+        "gpu\nover cpu": [9.0, 9.0],
     }
     names = [[text.get_text() for text in axes.get_yticklabels()] for axes in panels]
-    assert names[1] == ["ResNet-18", "ResNet-50"]
+    assert names[-1] == ["ResNet-18", "ResNet-50"]
 
 
 def test_a_race_is_a_line_a_configuration_that_ends_as_it_ended():

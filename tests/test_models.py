@@ -159,10 +159,12 @@ def test_a_network_of_timm_trains(tiny, rows, name):
     assert rows("train")[0]["config"]["model"] == name
 
 
+@pytest.mark.parametrize("sides", [(1, 1), (3, 3), (4, 7)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_form_of_the_maximum_is_the_same_to_the_bit(monkeypatch, dtype):
-    ours, theirs = (torch.randn(8, 96, 3, 3, dtype=dtype).relu().requires_grad_() for _ in "ab")
-    theirs.data.copy_(ours.data)
+def test_every_form_of_the_maximum_is_the_same_to_the_bit(monkeypatch, dtype, layout, sides):
+    drawn = torch.randn(8, 96, *sides, dtype=dtype).relu().to(memory_format=layout)
+    ours, theirs = (drawn.clone().requires_grad_() for _ in "ab")
     with monkeypatch.context() as patched:
         patched.setattr(torch.Tensor, "is_cuda", True)
         outputs = models.MaxOverPositions().train()(ours)

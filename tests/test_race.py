@@ -18,12 +18,9 @@ from common import race as driver
 from common.base.cli import UsageError
 from common.base.config import TrainConfig, TrainOptions
 from common.base.log import read_log
-from common.judge import compare
 from common.judge import race as rules
 from common.judge import rows as rows_of_log
-from common.judge.mistakes import load_predictions
 from common.judge.race import Candidate, who_leaves
-from common.judge.rows import latest_ok
 from common.train.checkpoint import load_checkpoint
 from common.train.run import Run
 
@@ -393,10 +390,7 @@ def test_the_proof_takes_its_curves_from_the_log_and_keeps_to_the_time(capsys, m
     pytest.importorskip("optuna", reason="pip install optuna")
     import race as proof
 
-    folder = ROOT / "reference"
-    log, _ = read_log(folder)
-    evidence = compare.collect(log, lambda row: load_predictions(folder, row))
-    pool = proof.measure_curves(evidence, latest_ok(log, "epoch"), "mnist")
+    pool = proof.measure_curves(*proof.read_cpu(ROOT / "reference"), "mnist")
     assert sum(c[0].epochs == 5 and c[0].config.schedule == "constant" for c in pool) == 8
     assert all(c.accs.keys() == set(range(1, c.epochs + 1)) for seeds in pool for c in seeds)
     curves = proof.draw(pool, 0.9, np.random.default_rng(0))

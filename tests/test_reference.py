@@ -49,11 +49,13 @@ def test_every_accuracy_is_that_of_its_predictions_and_none_are_left_over(folder
 def test_the_study_s_64_configurations_have_three_seeds_each_on_one_device(rows):
     how = {"device": ["cuda"], "data_on": ["device"], "cuda_graph": [True], "seed": [0, 1, 2]}
     grid = expand_grid(TrainConfig, TrainConfig.presets["q1a"] | how)
-    done = {row["run_id"]: row["metrics"] for row in rows if row["kind"] == "train"}
-    assert len({train_id(config) for config in grid}) == 3 * 64
-    for config in grid:
-        metrics = done[train_id(config)]
-        assert all(metrics[name] > 0.8 for name in ("train_acc", "val_acc", "test_acc"))
+    done = {row["run_id"]: row for row in rows if row["kind"] == "train"}
+    found = [done[name] for name in {train_id(config) for config in grid}]
+    assert len(found) == 3 * 64
+    assert {row["env"]["device"] for row in found} == {"NVIDIA H200"}
+    for metrics in (row["metrics"] for row in found):
+        assert [metrics[f"n_{part}"] for part in ("train", "val", "test")] == [49_000, 7000, 14_000]
+        assert all(metrics[f"{part}_acc"] > 0.8 for part in ("train", "val", "test"))
 
 
 def test_the_readme_prints_the_results_and_verdicts_and_a_figure_of_the_report_that_is_small(rows):

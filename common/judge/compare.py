@@ -118,18 +118,20 @@ def dependence(rule: stats.Rule, levels: Mapping[str, Sequence[Row]], other="") 
             enough = min(low["seeds"], high["seeds"]) >= stats.SEEDS
             surely = enough and low["high"] < edge < high["low"]
             text = f"{words(high, other, ' points')} and {words(low, '', '')}"
-            why = "which may be noise" if enough else "on too few seeds to be sure"
+            why = "on too few seeds to be sure"
+            why = "not surely on two sides of the criterion" if enough else why
             apart[text if surely else f"{text}, {why}"] = surely
     return apart
 
 
 def main_recipe(groups: Iterable[Group]) -> list[Group]:
-    """Those of one recipe, all but what the study varied: the study's own, then of most runs."""
+    """Those of one recipe, all but what the study varied: the study's own, then that with most
+    configurations of three seeds."""
     recipes = grouped(groups, lambda group: group.without(*PROTOCOLS[group.kind][1]))
 
     def rank(recipe: str) -> tuple[bool, int, str]:
-        runs = sum(len(group.rows) for group in recipes[recipe])
-        return recipes[recipe][0].protocol != "", -runs, recipe
+        sure = sum(len(group.rows) >= stats.SEEDS for group in recipes[recipe])
+        return recipes[recipe][0].protocol != "", -sure, -len(recipes[recipe]), recipe
 
     return recipes[min(recipes, key=rank)] if recipes else []
 

@@ -192,14 +192,15 @@ def kind_records(evidence: compare.Evidence) -> Iterator[Row]:
 
 
 def cheapest(chosen: Row, rivals: Rows, anywhere: bool = False) -> Row | None:
-    """The rival of least cost on the chosen one's machine, or on any of a CPU or of none, and how
+    """The rival of least cost on the chosen one's machine, or on any with such a device, and how
     many times cheaper it is; of a CPU all threads count."""
 
     def cost(record: Row) -> float:  # 0: not known
         return (record["cost_ms"] or 0.0) * (record["threads"] or 1)
 
     def place(record: Row) -> Any:
-        return record["threads"] is None if anywhere else record["machine"]
+        kind = rows.accelerator_of(record["group"].config)
+        return (kind and record["device"]) if anywhere else record["machine"]
 
     alike = [r for r in rivals if cost(r) and place(r) == place(chosen)]
     best = min(alike, key=cost, default=None)

@@ -160,12 +160,17 @@ def sides(timed: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 def plainness(row: Row) -> tuple[object, ...]:
     """Sorting key of a device's variants: our plain loop on most threads, then the surest times."""
-    config, noise = row["config"], number(row, "metrics", "noise") or 0.0
-    steps = number(row, "metrics", "step_ms", "n") or 0
+    config = row["config"]
     sped_up = bool(config.get("compile") or config.get("cuda_graph"))
     other = config.get("loop", "ours") != "ours", sped_up
     slow = -(number(config, "threads") or 0), config.get("precision") in ("fp32", "tf32")
-    return *other, *slow, bool(config.get("accept_noise")), -steps, noise, row["run_id"]
+    return *other, *slow, unsureness(row), row["run_id"]
+
+
+def unsureness(row: Row) -> float:
+    """How far noise may move a median of steps, relative to it."""
+    steps = number(row, "metrics", "step_ms", "n") or 1
+    return (number(row, "metrics", "noise") or 0.0) / math.sqrt(steps)
 
 
 def seeds_of(timed: Sequence[Row]) -> list[Row]:

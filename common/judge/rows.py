@@ -97,6 +97,7 @@ class Group:
         hidden = {"dataset", "pin_memory", *left_out}
         factors = [name for name in PROTOCOLS[self.kind][1] if name not in hidden]
         words = ", ".join(in_words(self.config, factors))
+        words += f", on {kind}" if (kind := accelerator_of(self.config)) else ""
         return f"{words} ({self.setup})" if self.setup else words
 
     def values(self, metric: str) -> list[float]:
@@ -279,7 +280,7 @@ def choice_record(group: Group) -> Row:
     row, ms, env = group.first(), group.cost_ms(), group.first()["env"]
     threads = number(env, "threads") if env.get("device") == env.get("cpu") else None
     how = [f"{threads:g} thread{'s' * (threads > 1)}"] if threads and group.kind == "train" else []
-    how += [str(env.get("device"))] if accelerator_of(group.config) else []
+    how += [str(env.get("device", kind))] if (kind := accelerator_of(group.config)) else []
     how += ["busy machine"] if any(map(busy_note, group.rows)) else []
     cost = "unknown time" if ms is None else format_time(ms / 1e3)
     cost += f" ({', '.join(how)})" if how else ""

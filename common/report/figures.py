@@ -151,7 +151,7 @@ def effect_panels(table: Table, words: Row) -> tuple[dict[str, list[Dot]], str]:
 
 def speedup_panels(table: Table, words: Row) -> tuple[dict[str, list[Dot]], str]:
     """Speed-ups by what varies of the columns of a panel; and what does not vary, as a title. Where
-    there are several baselines, what is alone over one is a panel of all works."""
+    there are several baselines, what is alone over one has a panel of all works, at the end."""
 
     def name(record: Row, columns: Iterable[str]) -> str:
         known = [(c, record[c]) for c in columns if record[c] is not None]
@@ -165,16 +165,22 @@ def speedup_panels(table: Table, words: Row) -> tuple[dict[str, list[Dot]], str]
     alike = log.grouped(measured, lambda record: name(record, fixed)).values()
     kept = [r for same in alike for r in same if size(r) == max(map(size, same))]
     varying = [c for c in words["panel"] if len({str(r[c]) for r in kept}) > 1]
-    panels, several = {}, len({r.get("baseline") for r in kept}) > 1
-    for same in log.grouped(kept, lambda r: (name(r, varying), r.get("baseline"))).values():
+    panels, bases, several = {}, {}, len({r.get("baseline") for r in kept}) > 1
+
+    def alone(same: Rows) -> bool:
         others = {name(r, words["bar"]) for r in same} - {same[0].get("baseline")}
-        alone = several and len(others) == 1
+        return several and len(others) == 1
+
+    alike = log.grouped(kept, lambda r: (name(r, varying), r.get("baseline"))).values()
+    for same in sorted(alike, key=alone):
         for r in same:
             panel, line, value = name(r, varying), name(r, words["bar"]), r["speedup"]
-            if value == 1 and (alone or panel in panels):
-                continue  # compared with itself it tells nothing
-            if alone:
+            if alone(same):
                 panel, line = f"{line}\nover {r['baseline']}", panel
+            elif bases.setdefault(panel, r.get("baseline")) != r.get("baseline"):
+                panel += f"\nover {r['baseline']}"
+            if value == 1 and (alone(same) or panel in panels):
+                continue  # compared with itself it tells nothing
             low, high = r["speedup_low"] or value, r["speedup_high"] or value
             text = f"{value:.2f}x" + (f", {100 * r['test_acc']:.2f} %" if r["test_acc"] else "")
             dot = line, value, low, high, text, not r.get("extrapolated")
@@ -409,8 +415,8 @@ def accuracy_cost(panels: Mapping[str, Rows]) -> Figure:
 def draw_costs(axes: Axes, panel: Rows, looks: Row) -> list[Name]:
     """Points with their intervals, and the Pareto front of the split that most are of, on the
     device of what is chosen there; others are half filled. Named: what was chosen, and of each
-    label the most accurate."""
-    panel = sorted(panel, key=lambda p: (not p["chosen"], -p["test_acc"]))
+    label the best on validation."""
+    panel = sorted(panel, key=lambda p: (not p["chosen"], -(p["val_acc"] or 0)))
     ends = [[p[f"test_acc{end}"] for end in ("", "_low", "_high")] for p in panel]
     errors, seconds = errors_of(np.array(ends)), np.array([p["train_ms"] / 1e3 for p in panel])
     best = {p["label"]: p for p in panel[::-1]}
