@@ -440,9 +440,7 @@ def test_a_claim_that_is_decided_by_some_parts_is_told_by_those_and_what_is_miss
         "fine: +1.00 points (+0.50 to +1.50), published +1.00. Met. Not measured: none.",
     ]
     *_, line = findings.sentences("readme", {}, claims)
-    told = (
-        "1 is contradicted: (3) It is so: measured +0.00 points (a: bad). 1 is not measured: (4)."
-    )
+    told = "1 is contradicted: (3) It is so (missed: a: bad +0.00 points). 1 is not measured: (4)."
     assert line == f"Of the study's 2 claims {told}"
     [record] = findings.missing_records(claims, [])
     assert record == {"claims": "3 in part, 4", "lacks": None, "command": "make q2", "time": None}
