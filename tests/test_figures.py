@@ -215,16 +215,16 @@ def test_speeds_of_one_label_are_dots_of_their_own_hollow_where_extrapolated():
 
 def test_what_is_alone_over_a_baseline_of_its_own_shares_a_panel_with_other_works():
     records, cpu = [], ("1 thread", ("2 threads", 2.0), ("4 threads", 3.0))
-    every = cpu, ("cpu", ("gpu", 9.0)), ("a", ("b", 4.0), ("c", 5.0))
+    every = cpu, ("cpu", ("gpu", 9.0)), ("a", ("b", 4.0), ("c", 5.0)), ("by itself",)
     for model, (first, *others) in itertools.product(("resnet18", "resnet50"), every):
         work = {"dataset": "fashion", "model": model, "opt": "sgd", "image_size": 224}
         work |= {"batch_size": 16, "baseline": first}
         records += [work | {"label": k, "speedup": x} for k, x in ((first, 1.0), *others)]
     panels = axes_of(tables=[make_table("q2", records)])
     assert {axes.get_title(): values(axes) for axes in panels} == {
-        "ResNet-18": [1.0, 2.0, 3.0],
+        "ResNet-18\nover 1 thread": [1.0, 2.0, 3.0],
         "ResNet-18\nover a": [1.0, 4.0, 5.0],
-        "ResNet-50": [1.0, 2.0, 3.0],
+        "ResNet-50\nover 1 thread": [1.0, 2.0, 3.0],
         "ResNet-50\nover a": [1.0, 4.0, 5.0],
         "gpu\nover cpu": [9.0, 9.0],
     }

@@ -180,3 +180,14 @@ def test_an_estimate_without_noise_is_certain():
     """As that of images is where what the seeds vary by holds all of it."""
     estimate = stats.Estimate(0.2, (0.2, 0.2))
     assert (estimate.power(0.1, math.inf), estimate.power(0.3, math.inf)) == (1, 0)
+
+
+def test_images_that_nobody_has_are_not_named_as_what_would_decide():
+    """At half the distance from the edge four times as many, and at most a hundred times."""
+    needed = []
+    for value in (0.002, 0.0015, 0.00101):
+        estimate = stats.Estimate(value, (value - 0.002, value + 0.002))
+        needed.append(stats.more_data((0.001, math.inf), estimate, 3, 14_000))
+    assert needed.pop() == "too near the criterion's edge to decide"
+    far, near = (float(text.split("about ")[1].split()[0].replace(",", "")) for text in needed)
+    assert 3.5 < near / far < 4.5

@@ -165,21 +165,19 @@ def speedup_panels(table: Table, words: Row) -> tuple[dict[str, list[Dot]], str]
     alike = log.grouped(measured, lambda record: name(record, fixed)).values()
     kept = [r for same in alike for r in same if size(r) == max(map(size, same))]
     varying = [c for c in words["panel"] if len({str(r[c]) for r in kept}) > 1]
-    panels, bases, several = {}, {}, len({r.get("baseline") for r in kept}) > 1
+    panels, several = {}, len({r.get("baseline") for r in kept}) > 1
 
-    def alone(same: Rows) -> bool:
-        others = {name(r, words["bar"]) for r in same} - {same[0].get("baseline")}
-        return several and len(others) == 1
+    def others(same: Rows) -> int:
+        return len({name(r, words["bar"]) for r in same} - {same[0].get("baseline")})
 
     alike = log.grouped(kept, lambda r: (name(r, varying), r.get("baseline"))).values()
-    for same in sorted(alike, key=alone):
-        for r in same:
+    for same in sorted(alike, key=lambda same: several and others(same) == 1):
+        for r in same if others(same) or not several else ():
             panel, line, value = name(r, varying), name(r, words["bar"]), r["speedup"]
-            if alone(same):
-                panel, line = f"{line}\nover {r['baseline']}", panel
-            elif bases.setdefault(panel, r.get("baseline")) != r.get("baseline"):
-                panel += f"\nover {r['baseline']}"
-            if value == 1 and (alone(same) or panel in panels):
+            if alone := several and others(same) == 1:
+                panel, line = line, panel
+            panel += f"\nover {r['baseline']}" if several else ""
+            if value == 1 and (alone or panel in panels):
                 continue  # compared with itself it tells nothing
             low, high = r["speedup_low"] or value, r["speedup_high"] or value
             text = f"{value:.2f}x" + (f", {100 * r['test_acc']:.2f} %" if r["test_acc"] else "")
