@@ -88,6 +88,26 @@ def test_a_checkpoint_interrupted_at_any_moment_says_so(tmp_path):
     finish(start("-c", INTERRUPTED, tmp_path / "run.pt"))
 
 
+TWICE = """
+import os, signal
+from common.base.cli import run_script
+
+def main():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("its row is written")
+
+run_script(main)
+"""
+
+
+def test_a_second_sigterm_does_not_cut_the_end_short():
+    """As a grid sends one to a worker, and a service manager another."""
+    assert finish(start("-c", TWICE), 143)[0] == "its row is written\n"
+
+
 AMP = [*VGG5, "2", "--opt", *OPTIMIZERS, "--amp", "true"]
 AMP += ["--translate", "1", "--erase", "0.3", "--limit", "512"]
 
@@ -123,8 +143,7 @@ def undisturbed(tmp_path_factory):
 def test_a_signal_ends_a_grid_with_a_line_and_it_continues(tmp_path, undisturbed, number, status):
     process = train(tmp_path, *GRID)
     wait_for(has_lines(tmp_path), process)
-    for _ in range(3 if number == signal.SIGTERM else 1):  # as a grid and its service manager do
-        process.send_signal(number)
+    process.send_signal(number)
     assert finish(process, status)[1] == "interrupted; everything finished so far is kept\n"
     assert log_of(tmp_path)[-1]["status"] == "interrupted"
     finish(train(tmp_path, *GRID))

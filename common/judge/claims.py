@@ -197,10 +197,11 @@ def times_part(
     """How many times as long one row's steps take as the other's; `why` that is not known."""
     basis, effect = "", {"why": why}
     if all(pair) and (ratio := study.time_ratio(*pair)):
-        names = [(rows.get(r, "metrics", "label"), rows.get(r, "env", "device")) for r in pair]
-        basis = f"step time of {' over '.join(label or device for label, device in names)}"
-        sides = dict.fromkeys(f"{label} ({device})" for label, device in names[::-1])
-        more = [" beside ".join(sides), "noise between processes is not in the interval"]
+        labels = [rows.get(r, "metrics", "label") or r["config"]["device"] for r in pair]
+        basis = f"step time of {' over '.join(labels)}"
+        sides = zip(labels, (rows.get(r, "env", "device") for r in pair), strict=True)
+        sides = dict.fromkeys(f"{label} ({device})" for label, device in sides)
+        more = [" against ".join(sides), "noise between processes is not in the interval"]
         if any(row["config"].get("precision") == "fp32" for row in study.sides(pair)[1]):
             more.append("fp32 here is without TF32, which --precision tf32 has")
         effect = {"estimate": stats.Estimate(*ratio), "runs": tuple(r["run_id"] for r in pair)}

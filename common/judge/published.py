@@ -168,9 +168,9 @@ def plainness(row: Row) -> tuple[object, ...]:
 
 
 def unsureness(row: Row) -> float:
-    """How far noise may move a median of steps, relative to it."""
-    steps = number(row, "metrics", "step_ms", "n") or 1
-    return (number(row, "metrics", "noise") or 0.0) / math.sqrt(steps)
+    """How far noise may move a median of steps, relative to it; most where that is not known."""
+    noise, steps = number(row, "metrics", "noise"), number(row, "metrics", "step_ms", "n")
+    return math.inf if noise is None or not steps else noise / math.sqrt(steps)
 
 
 def seeds_of(timed: Sequence[Row]) -> list[Row]:
